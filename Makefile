@@ -1,0 +1,51 @@
+# The two commands: `make demo` and `make test`. Each makes its own environment on a fresh machine.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow check lint types notebooks bench nano clean help
+
+help:            ## List the commands.
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	$(PIP) -e ".[dev,bench]"
+	@touch $@
+
+demo: $(VENV)/.runtime          ## The nano world end to end: select, fine-tune, evaluate, compare.
+	$(BIN)/raysift demo --run runs/demo --fresh
+
+test: $(VENV)/.dev              ## All tests but the slow ones.
+	$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev         ## Clusters, kills, several workers, notebooks.
+	$(BIN)/python -m pytest -m slow
+
+check: lint types               ## Lint, types and the tests that need no Ray.
+	$(BIN)/python -m pytest -m "not ray and not slow and not vllm and not gpu and not bench"
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy follows paths, not import hooks: it is shown the package as it is imported.
+types: $(VENV)/.dev
+	rm -rf build/types && mkdir -p build/types/raysift
+	ln -s $(CURDIR)/engine/* build/types/raysift/
+	ln -s $(CURDIR)/actors $(CURDIR)/jobs build/types/raysift/
+	cd build/types && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p raysift
+
+bench: $(VENV)/.dev             ## The benchmarks; see tests/benchmarks/README.md.
+	$(BIN)/python tests/benchmarks/bench_ingest.py
+
+nano: $(VENV)/.runtime          ## Train the shipped nano models anew, into runs/nano.
+	$(BIN)/raysift nano build --out runs/nano
+
+clean:           ## Remove the environment and what was built; runs/ stays.
+	rm -rf $(VENV) build *.egg-info

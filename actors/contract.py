@@ -1,0 +1,90 @@
+"""What every actor keeps: a row in is a row out, keyed by id; a row that fails carries its message.
+
+An actor is a class with a constructor that loads and a `__call__` that takes and gives an Arrow table, which is what
+Ray Data's `map_batches(batch_format="pyarrow")` asks for; it needs no Ray to be called. A subclass says which columns
+it reads (`inputs`) and which it adds (`outputs`) and writes `answer`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+from raysift.errors import StageError
+from raysift.records import ERROR, ID
+
+Row = dict[str, Any]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Stands in for an answer: why this row has none."""
+
+    message: str
+
+
+class RowActor:
+    """Turns `answer` (a list of rows in, a list of answers out) into a batch function that loses nothing.
+
+    A batch that raises is tried again row by row, so that one poisoned row does not take its batch mates along.
+    `max_failures_in_a_row` is the circuit breaker: past it the actor raises `StageError`, because a broken model must
+    end the run instead of marking a million rows as failed.
+    """
+
+    inputs: ClassVar[Sequence[str]] = ()
+    outputs: ClassVar[pa.Schema]
+
+    max_failures_in_a_row: int = 200
+    _failures_in_a_row: int = 0
+
+    def answer(self, rows: list[Row]) -> list[Row | Failed]:
+        """One answer per row, in the order of the rows; an answer holds the columns named in `outputs`."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it answers")
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        name = type(self).__name__
+        missing = [column for column in (ID, *self.inputs) if column not in batch.column_names]
+        if missing:
+            raise StageError(f"{name}: the batch lacks {missing} (found: {batch.column_names}).")
+        rows = batch.to_pylist()
+        answers = self._answer_all(rows)
+        if len(answers) != len(rows):
+            raise StageError(f"{name}: gave {len(answers)} answers for {len(rows)} rows; it must answer each row once.")
+        records = []
+        for row, answer in zip(rows, answers, strict=True):
+            if isinstance(answer, Failed):
+                records.append({ID: row[ID], ERROR: answer.message})
+            else:
+                records.append({ID: row[ID], ERROR: None, **answer})
+            self._count(isinstance(answer, Failed), records[-1][ERROR])
+        return pa.Table.from_pylist(records, schema=self.answer_schema())
+
+    @classmethod
+    def answer_schema(cls) -> pa.Schema:
+        """Columns of an answered batch: the id, the actor's own, and the error of rows that failed."""
+        return pa.schema([pa.field(ID, pa.int64()), *cls.outputs, pa.field(ERROR, pa.string())])
+
+    def _answer_all(self, rows: list[Row]) -> list[Row | Failed]:
+        try:
+            return self.answer(rows)
+        except (StageError, MemoryError):
+            raise
+        except Exception as error:
+            if len(rows) == 1:
+                return [Failed(f"{type(error).__name__}: {error}")]
+            log.warning("%s: a batch of %d rows failed (%s); going row by row", type(self).__name__, len(rows), error)
+            return [answer for row in rows for answer in self._answer_all([row])]
+
+    def _count(self, failed: bool, message: str | None) -> None:
+        self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
+        if self._failures_in_a_row > self.max_failures_in_a_row:
+            raise StageError(
+                f"{type(self).__name__}: {self._failures_in_a_row} rows failed one after the other, the last with "
+                f"'{message}'. This is no row's fault; mend the cause and start the run again, it will continue."
+            )

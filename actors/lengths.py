@@ -1,0 +1,34 @@
+"""How long a row is for the model that will be trained on it."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from raysift.actors.contract import Failed, Row, RowActor
+from raysift.actors.language_model import load_tokenizer
+from raysift.records import MESSAGES, RESPONSE_CHARS, RESPONSE_TOKENS, TOKENS
+from raysift.templates import encode_conversation
+
+NO_LIMIT = 2**31
+
+
+class TokenLengths(RowActor):
+    """Counts the tokens of the whole conversation as the trainer will see it, and those that count for the loss."""
+
+    inputs = (MESSAGES,)
+    outputs = pa.schema([(TOKENS, pa.int64()), (RESPONSE_TOKENS, pa.int64()), (RESPONSE_CHARS, pa.int64())])
+
+    def __init__(self, model: str, template: str = "auto", trust_remote_code: bool = False) -> None:
+        self.tokenizer = load_tokenizer(model, trust_remote_code=trust_remote_code)
+        self.template = template
+
+    def answer(self, rows: list[Row]) -> list[Row | Failed]:
+        return [self._measure(row[MESSAGES]) for row in rows]
+
+    def _measure(self, messages: list[dict[str, str]]) -> Row:
+        encoded = encode_conversation(self.tokenizer, messages, NO_LIMIT, self.template)
+        return {
+            TOKENS: len(encoded.input_ids),
+            RESPONSE_TOKENS: sum(label != -100 for label in encoded.labels),
+            RESPONSE_CHARS: sum(len(m["content"]) for m in messages if m["role"] == "assistant"),
+        }

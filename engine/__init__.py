@@ -1,0 +1,51 @@
+"""raysift: pick the rows of an instruction pool worth training on, and train on them.
+
+    import raysift
+
+    selection = raysift.longest("pool.jsonl", budget="5%", model="nano")
+    selection.table()      # id, rank, score, source
+    selection.dataset()    # a ray.data.Dataset of the selected rows
+
+Every name below is loaded when it is first used: importing raysift starts nothing and needs neither ray nor torch.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "select": "raysift.jobs.api",
+    "load_selection": "raysift.jobs.api",
+    "Selection": "raysift.jobs.api",
+    "Budget": "raysift.budget",
+    "parse_budget": "raysift.budget",
+    "RaysiftError": "raysift.errors",
+    "ConfigError": "raysift.errors",
+    "DataError": "raysift.errors",
+    "ModelError": "raysift.errors",
+    "StageError": "raysift.errors",
+    "StaleRunError": "raysift.errors",
+    "finetune": "raysift.jobs.api",
+    "evaluate": "raysift.jobs.api",
+}
+_METHODS = ("uniform", "longest")
+
+__all__ = ["__version__", *_HOMES, *_METHODS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _METHODS:
+        from raysift.jobs.api import select
+
+        return partial(select, name)
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'raysift' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

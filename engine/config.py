@@ -1,0 +1,159 @@
+"""All settings of a run, in one model: what decides the result, and apart from it (`resources`) where and how fast.
+
+Read from YAML, then from `section.key=value` on the command line. A wrong setting is named with its value and with what
+is allowed instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from raysift.budget import parse_budget
+from raysift.checks import IngestConfig
+from raysift.errors import ConfigError
+from raysift.methods import METHODS
+from raysift.metrics import EvalConfig
+from raysift.recipes import RECIPES, TrainConfig
+from raysift.resources import Resources
+from raysift.storage import open_location
+
+
+class CommonConfig(BaseModel):
+    """What every method has; `RunConfig` adds a section for each method."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str | None = None
+    """The selector; on the command line it is the command."""
+    pool: list[str] = Field(default_factory=list)
+    """Files, folders, globs or URIs to choose from."""
+    target: list[str] = Field(default_factory=list)
+    """What the selection is for: examples (validation set) or preference pairs, as the method asks."""
+    model: str = "nano"
+    """`nano`, a Hugging Face id or a local folder."""
+    adapter: str | None = None
+    """A PEFT adapter to start from or to evaluate."""
+    trust_remote_code: bool = False
+    """Run code that ships with a model. Off unless asked for; recorded in the manifests when on."""
+    budget: str = "5%"
+    """`5%` of the pool, `2000` rows, `1.5Mtok` tokens."""
+    seed: int = 0
+    """Every random choice follows from it and from row ids."""
+    run: str = "runs/run"
+    """Where results go: a folder or a URI."""
+    output_format: str = "messages"
+    """Shape of the selected rows on disk: messages, alpaca, sharegpt or original."""
+    train_on_selection: bool = False
+    """After selecting, fine-tune the model on the selected rows (settings: `train`)."""
+    test: list[str] = Field(default_factory=list)
+    """Example files on which the fine-tuned model is evaluated (settings: `evaluate`)."""
+    ingest: IngestConfig = Field(default_factory=IngestConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvalConfig = Field(default_factory=EvalConfig)
+    resources: Resources = Field(default_factory=Resources)
+
+
+RunConfig: Any = create_model(
+    "RunConfig",
+    __base__=CommonConfig,
+    **{name: (method.Config, Field(default_factory=method.Config)) for name, method in METHODS.items()},
+)
+
+
+def load_config(
+    file: str | None = None, given: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> CommonConfig:
+    """Settings from a YAML file, then from named options, then from `section.key=value`; the later one wins."""
+    values = _read_yaml(file) if file else {}
+    values |= {key: value for key, value in (given or {}).items() if value is not None}
+    for override in overrides:
+        _set_dotted(values, override)
+    return make_config(values)
+
+
+def make_config(values: Mapping[str, Any]) -> CommonConfig:
+    """A checked configuration; raises ConfigError with field, value and what is allowed."""
+    values = dict(values)
+    for name in ("pool", "target", "test"):
+        if isinstance(values.get(name), str):
+            values[name] = [values[name]]
+    if isinstance(values.get("train"), Mapping):
+        values["train"] = _with_recipe(values["train"])
+    if "budget" in values:
+        values["budget"] = str(values["budget"])
+    try:
+        config: CommonConfig = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+    parse_budget(config.budget)
+    return config
+
+
+def _with_recipe(train: Mapping[str, Any]) -> dict[str, Any]:
+    """`train.recipe: less` stands for all settings of that recipe; keys beside it are the user's own changes."""
+    own = dict(train)
+    recipe = own.get("recipe")
+    if recipe is None:
+        return own
+    if recipe not in RECIPES:
+        raise ConfigError(f"config: train.recipe is '{recipe}'. Known: {', '.join(sorted(RECIPES))}.")
+    return RECIPES[recipe].model_dump() | own
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    place = open_location(file)
+    if not place.exists():
+        raise ConfigError(f"config: there is no file '{file}'.")
+    try:
+        values = yaml.safe_load(place.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: '{file}' is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"config: '{file}' holds a {type(values).__name__}, expected `key: value` lines.")
+    return values
+
+
+def _set_dotted(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"config: '{override}' is not of the form section.key=value.")
+    *sections, last = key.strip().split(".")
+    place = values
+    for section in sections:
+        place = place.setdefault(section, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"config: '{key}': '{section}' is a value, not a section.")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        place[last] = text
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        return f"config: '{where}' is no setting.{hint} Known here: {', '.join(known)}."
+    if problem["type"] == "missing":
+        return f"config: '{where}' is missing."
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"config: '{where}' is {problem['input']!r}: {message}."
+
+
+def _fields_at(path: tuple[int | str, ...]) -> list[str]:
+    """Names of the settings in a section, for the message about an unknown one."""
+    model: Any = RunConfig
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        options = [annotation, *get_args(annotation)]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if model is None:
+            return []
+    return sorted(model.model_fields)

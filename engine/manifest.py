@@ -1,0 +1,82 @@
+"""What a finished stage was: written last, it is the mark that the stage is complete and names the files that count."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from raysift.errors import DataError, StaleRunError
+from raysift.fingerprint import differences
+from raysift.storage import Location
+
+MANIFEST = "manifest.json"
+PACKAGES = ("raysift", "ray", "torch", "transformers", "peft", "pyarrow", "numpy", "vllm")
+
+
+class Manifest(BaseModel):
+    """The account of one stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: str
+    fingerprint: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """What decides the result: settings of the stage and the seed."""
+    inputs: dict[str, Any] = Field(default_factory=dict)
+    """Fingerprints of the stages, files and models that the stage read."""
+    files: dict[str, list[str]] = Field(default_factory=dict)
+    """Paths relative to the stage's folder, by kind. A file that is not named here does not count."""
+    counts: dict[str, Any] = Field(default_factory=dict)
+    """Rows in, kept, rejected by reason, failed, and what else the stage counts."""
+    values: dict[str, Any] = Field(default_factory=dict)
+    """Numbers that later stages and the report read, such as thresholds or mean learning rates."""
+    versions: dict[str, str] = Field(default_factory=dict)
+    started: str = ""
+    seconds: float = 0.0
+    rows_per_second: float | None = None
+
+    def locations(self, folder: Location, kind: str) -> list[Location]:
+        """The stage's files of a kind, as places that can be opened."""
+        return [folder / name for name in self.files.get(kind, [])]
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that can change a number."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_manifest(folder: Location, manifest: Manifest) -> None:
+    """Commit a stage."""
+    (folder / MANIFEST).write(manifest.model_dump_json(indent=2) + "\n")
+
+
+def read_manifest(folder: Location) -> Manifest | None:
+    """The manifest of a stage's folder, or None where the stage is not complete."""
+    place = folder / MANIFEST
+    if not place.exists():
+        return None
+    try:
+        return Manifest.model_validate_json(place.read_bytes())
+    except ValidationError as error:
+        raise DataError(
+            f"manifest: {place} cannot be read ({error.error_count()} problems, first: {error.errors()[0]['msg']}). "
+            "It was written by another version or damaged; delete the stage's folder to compute it again."
+        ) from error
+
+
+def require_same(old: Manifest, settings: dict[str, Any], inputs: dict[str, Any], run: str) -> None:
+    """Refuse to pass an old result off as a new one: name every field that differs, and the ways out."""
+    changed = differences({"settings": old.settings, "inputs": old.inputs}, {"settings": settings, "inputs": inputs})
+    lines = "\n".join(f"  {line}" for line in changed) or "  (the version of the stage)"
+    raise StaleRunError(
+        f"{old.stage}: {run} holds results of other settings or inputs:\n{lines}\n"
+        "Give the run another name (--run), or say --fresh to write under the next free name."
+    )

@@ -1,0 +1,49 @@
+"""What a selector is: settings, a score per row, and a choice under a budget."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from raysift.budget import Budget
+from raysift.choose import choose_top
+from raysift.records import ID, SCORE
+from raysift.topk import Ids, Scores
+
+
+class MethodConfig(BaseModel):
+    """Settings of a method that decide its result; all of them are part of its fingerprint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Selector:
+    """Base of all methods; `summary` is the sentence that the command line shows."""
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    reads: ClassVar[tuple[str, ...]] = ()
+    """Columns of the length table, beside the id, that `score` reads; none: it needs no token counts."""
+    columns: ClassVar[pa.Schema] = pa.schema([])
+    """The method's own columns beside id and score."""
+
+    def __init__(self, config: MethodConfig, seed: int) -> None:
+        self.config = config
+        self.seed = seed
+
+    def score(self, rows: pa.Table) -> pa.Array:
+        """One number per row, higher is better; null where a row has none. Each row is judged by itself."""
+        raise NotImplementedError(f"{self.name} is scored by its recipe, not row by row")
+
+    def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
+        """The rows to take, in order of rank."""
+        return choose_top(scores, budget, pool_rows)
+
+    @classmethod
+    def score_schema(cls) -> pa.Schema:
+        """Columns of `scores.parquet`."""
+        return pa.schema([pa.field(ID, pa.int64()), pa.field(SCORE, pa.float64()), *cls.columns])

@@ -1,0 +1,35 @@
+"""Uniform: every row has the same chance. The yardstick that any method must beat."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from raysift.methods.base import Selector
+from raysift.records import ID
+
+
+class Uniform(Selector):
+    """The score is a number in [0, 1) drawn from seed and id: it depends on neither order nor shards."""
+
+    name = "uniform"
+    summary = "Rows drawn at random, every row with the same chance."
+
+    def score(self, rows: pa.Table) -> pa.Array:
+        return pa.array(uniform_of(rows[ID].to_numpy(), self.seed))
+
+
+def uniform_of(ids: np.ndarray, seed: int) -> np.ndarray:
+    """Numbers in [0, 1) that depend on id and seed only (splitmix64 of both)."""
+    with np.errstate(over="ignore"):
+        state = ids.astype(np.int64).view(np.uint64) + _mix(np.array([seed], dtype=np.int64).view(np.uint64))
+        bits = _mix(state)
+    return (bits >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+def _mix(state: np.ndarray) -> np.ndarray:
+    """One round of splitmix64 (Steele, Lea, Flood 2014)."""
+    z = state + np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))

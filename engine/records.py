@@ -1,0 +1,86 @@
+"""What a row, a pair and an example are. The one place that spells column names and Arrow schemas.
+
+A *row* is a conversation of the pool. A *pair* is a preference: one prompt, a better and a worse answer. An *example*
+is a question of an evaluation set. All three are keyed by text, never by position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+ID = "id"
+SOURCE = "source"
+MESSAGES = "messages"
+META = "meta"
+RAW = "raw"
+SCORE = "score"
+RANK = "rank"
+ERROR = "error"
+REASON = "reason"
+TOKENS = "n_tokens"
+RESPONSE_TOKENS = "n_response_tokens"
+RESPONSE_CHARS = "n_response_chars"
+
+ROLES = ("system", "user", "assistant", "tool")
+
+MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string())])
+
+ROWS = pa.schema(
+    [
+        pa.field(ID, pa.int64(), nullable=False),
+        pa.field(SOURCE, pa.string(), nullable=False),
+        pa.field(MESSAGES, pa.list_(MESSAGE), nullable=False),
+        pa.field(META, pa.string()),  # JSON text of every column that is not part of the conversation
+        pa.field(RAW, pa.string()),  # the record as it stood in a text file; null where messages + meta say it all
+    ]
+)
+
+REJECTED = pa.schema(
+    [
+        pa.field(ID, pa.int64()),  # null where a record never became a conversation
+        pa.field(SOURCE, pa.string()),
+        pa.field("file", pa.string(), nullable=False),
+        pa.field("position", pa.int64(), nullable=False),  # line in JSONL, else the record's number, both from 1
+        pa.field(REASON, pa.string(), nullable=False),  # one of raysift.checks.REASONS
+        pa.field("message", pa.string()),
+        pa.field(RAW, pa.string()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn; `role` is one of ROLES."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A preference: after `prompt`, `chosen` is better than `rejected`."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    subtask: str = "all"
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with a checkable answer; `metric` names how (see raysift.metrics.METRICS)."""
+
+    id: str
+    task: str
+    prompt: tuple[Message, ...]
+    metric: str
+    subset: str | None = None
+    split: str | None = None
+    reference: str | None = None
+    choices: tuple[str, ...] | None = None
+    answer_index: int | None = None
+    meta: dict[str, Any] = field(default_factory=dict)

@@ -1,0 +1,32 @@
+"""Settings that decide where and how fast, never what: they are in no fingerprint, and changing one changes no result."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Resources(BaseModel):
+    """How much of the machine or cluster a run may use."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workers: int | None = Field(None, ge=1)
+    """Most actors (or tasks) of one stage at a time; none: as many as the cluster has room for."""
+    cpus_per_worker: float = Field(1.0, gt=0)
+    """CPUs an actor or task asks for. Small values (0.25) leave room for readers when actors hold GPUs."""
+    gpus_per_worker: float = Field(0.0, ge=0)
+    """GPUs an actor asks for; a fraction lets several share one. 0 runs on the CPU."""
+    batch_rows: int = Field(64, ge=1)
+    """Rows handed to an actor at once; within it an actor makes its own batches by length."""
+    block_rows: int = Field(2000, ge=1)
+    """Rows in a block: the unit of retry, of checkpointing and of loss. Aim at one to five minutes of work."""
+    train_workers: int = Field(1, ge=0)
+    """Ray Train workers of a fine-tune; 0 trains inside the calling process."""
+    train_workers_min: int | None = Field(None, ge=1)
+    """With it, training is elastic between this many and `train_workers`; the effective batch stays the same."""
+    threads: int | None = Field(None, ge=1)
+    """Torch threads in a worker; none: the CPUs it asked for."""
+    device: str = "auto"
+    """`auto`, `cpu` or `cuda`."""
+    no_progress_timeout_s: int = Field(1800, ge=5)
+    """A stage in which nothing moves for so long is ended instead of hanging for ever."""

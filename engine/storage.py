@@ -1,0 +1,121 @@
+"""Files on a local disk or behind any pyarrow / fsspec URI, through one small class.
+
+Everything a run writes goes through `Location`, so that `runs/NAME` and `s3://bucket/runs/NAME` are the same to the
+rest of the code. There is no rename on an object store: a single PUT of a manifest is the commit there, and a write to
+a temporary name followed by a rename is the commit on a disk.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import pyarrow.fs as pafs
+
+from raysift.errors import DataError
+
+
+@dataclass(frozen=True)
+class Location:
+    """A path on a filesystem; picklable, so that it travels to workers."""
+
+    fs: pafs.FileSystem
+    path: str
+
+    def __truediv__(self, name: str) -> Location:
+        return Location(self.fs, f"{self.path.rstrip('/')}/{name}")
+
+    def __str__(self) -> str:
+        return self.path if self.is_local else f"{self.fs.type_name}:{self.path}"
+
+    @property
+    def name(self) -> str:
+        return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def is_local(self) -> bool:
+        return isinstance(self.fs, pafs.LocalFileSystem)
+
+    def exists(self) -> bool:
+        return self.fs.get_file_info(self.path).type != pafs.FileType.NotFound
+
+    def is_folder(self) -> bool:
+        return self.fs.get_file_info(self.path).type == pafs.FileType.Directory
+
+    def size(self) -> int:
+        return self.fs.get_file_info(self.path).size or 0
+
+    def files(self, suffix: str = "", recursive: bool = False) -> list[Location]:
+        """Files below this folder, sorted by path, so that no result depends on the order a store lists them in."""
+        infos = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive))
+        found = [i.path for i in infos if i.type == pafs.FileType.File and i.path.endswith(suffix)]
+        return [Location(self.fs, path) for path in sorted(found)]
+
+    def make_folder(self) -> Location:
+        self.fs.create_dir(self.path, recursive=True)
+        return self
+
+    def open_input(self) -> BinaryIO:
+        return self.fs.open_input_file(self.path)
+
+    def open_output(self) -> BinaryIO:
+        return self.fs.open_output_stream(self.path)
+
+    def read_bytes(self) -> bytes:
+        with self.fs.open_input_stream(self.path, compression=None) as stream:
+            return stream.read()
+
+    def read_text(self) -> str:
+        return self.read_bytes().decode("utf-8")
+
+    def write(self, content: bytes | str) -> None:
+        """Write whole or not at all: a reader never sees half a file, also after a crash or a full disk."""
+        data = content.encode("utf-8") if isinstance(content, str) else content
+        if not self.is_local:
+            with self.fs.open_output_stream(self.path) as stream:
+                stream.write(data)
+            return
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        temporary = f"{self.path}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self.path)
+        finally:
+            if os.path.exists(temporary):
+                os.remove(temporary)
+
+    def delete(self) -> None:
+        """Remove a file or a folder with all it holds; nothing happens where there is nothing."""
+        kind = self.fs.get_file_info(self.path).type
+        if kind == pafs.FileType.Directory:
+            self.fs.delete_dir(self.path)
+        elif kind == pafs.FileType.File:
+            self.fs.delete_file(self.path)
+
+
+def open_location(uri: str | os.PathLike[str] | Location) -> Location:
+    """A local path (relative ones are made absolute), or any URI that pyarrow or an installed fsspec driver knows."""
+    if isinstance(uri, Location):
+        return uri
+    text = os.fspath(uri)
+    if "://" not in text:
+        return Location(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(text)
+    except (ValueError, NotImplementedError, OSError) as arrow_error:
+        try:
+            import fsspec
+
+            driver, path = fsspec.core.url_to_fs(text)
+        except (ImportError, ValueError) as error:
+            raise DataError(
+                f"storage: cannot open '{text}': {arrow_error}; fsspec: {error}. Use a local path, or a URI whose "
+                "filesystem pyarrow or an installed fsspec driver knows (s3://, gs://, hdfs://, memory://)."
+            ) from error
+        filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(driver))
+    return Location(filesystem, path)

@@ -1,0 +1,103 @@
+"""The k best rows of any number of scored chunks, in bounded memory, with ties broken by the smaller row id.
+
+The order is total (score descending, id ascending), so the answer is that of one full sort, whatever the chunks, their
+order, or the order in which partial results are merged. NaN has no place in an order and is refused.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from raysift.errors import DataError
+
+Ids = NDArray[np.int64]
+Scores = NDArray[np.float64]
+
+_MIN_BUFFER = 65_536
+
+
+def top_k(ids: ArrayLike, scores: ArrayLike, k: int) -> tuple[Ids, Scores]:
+    """Ids and scores of the k best rows, best first; fewer where there are fewer."""
+    best = TopK(k)
+    best.add(ids, scores)
+    return best.result()
+
+
+class TopK:
+    """Collects (id, score) chunks and forgets all but the k best; `seen` counts what was offered."""
+
+    def __init__(self, k: int) -> None:
+        if k < 1:
+            raise ValueError(f"top-k: k is {k}, expected at least 1")
+        self.k = k
+        self.seen = 0
+        self._bar = -np.inf  # score of the k-th best after the last compaction: anything below cannot come back
+        self._ids: list[Ids] = []
+        self._scores: list[Scores] = []
+        self._held = 0
+
+    def add(self, ids: ArrayLike, scores: ArrayLike) -> None:
+        """Offers one chunk; raises DataError, naming the first ids, where a score is NaN, and then takes nothing of it."""
+        ids, scores = _checked(ids, scores)
+        self.seen += len(ids)
+        keep = scores >= self._bar
+        self._append(ids[keep], scores[keep])
+
+    def merge(self, other: TopK) -> None:
+        """Takes over what another collector (of another shard) found; both must want at least the same k."""
+        if other.k < self.k:
+            raise ValueError(f"top-k: cannot merge a collector of the best {other.k} into one of the best {self.k}")
+        self.seen += other.seen
+        for ids, scores in zip(other._ids, other._scores, strict=True):
+            self._append(ids, scores)
+
+    def result(self) -> tuple[Ids, Scores]:
+        """The best rows, best first; raises DataError where an id was offered twice and both offers are among them."""
+        self._compact()
+        if not self._ids:
+            return np.empty(0, np.int64), np.empty(0, np.float64)
+        ids, scores = self._ids[0], self._scores[0]
+        order = np.lexsort((ids, -scores))
+        ids, scores = ids[order], scores[order]
+        unique, counts = np.unique(ids, return_counts=True)
+        if len(unique) < len(ids):
+            twice = unique[counts > 1][:5].tolist()
+            raise DataError(f"top-k: rows scored more than once: ids {twice} ... Read each score shard once.")
+        return ids, scores
+
+    def _append(self, ids: Ids, scores: Scores) -> None:
+        if len(ids):
+            self._ids.append(ids)
+            self._scores.append(scores)
+            self._held += len(ids)
+        if self._held > max(4 * self.k, _MIN_BUFFER):
+            self._compact()
+
+    def _compact(self) -> None:
+        if not self._ids:
+            return
+        ids, scores = np.concatenate(self._ids), np.concatenate(self._scores)
+        if len(ids) > self.k:
+            self._bar = float(np.partition(scores, len(scores) - self.k)[len(scores) - self.k])
+            above, at = np.flatnonzero(scores > self._bar), np.flatnonzero(scores == self._bar)
+            at = at[np.argsort(ids[at], kind="stable")[: self.k - len(above)]]
+            keep = np.concatenate([above, at])
+            ids, scores = ids[keep], scores[keep]
+        self._ids, self._scores, self._held = [ids], [scores], len(ids)
+
+
+def _checked(ids: ArrayLike, scores: ArrayLike) -> tuple[Ids, Scores]:
+    id_array, score_array = np.asarray(ids), np.asarray(scores, dtype=np.float64)
+    if id_array.ndim != 1 or id_array.shape != score_array.shape:
+        raise DataError(f"top-k: {id_array.shape} ids and {score_array.shape} scores; expected one score per id")
+    if len(id_array) and id_array.dtype.kind not in "iu":
+        raise DataError(f"top-k: ids are {id_array.dtype}, expected whole numbers of 64 bits")
+    id_array = id_array.astype(np.int64)  # a copy: a view would keep the whole chunk of the caller alive
+    bad = np.isnan(score_array)
+    if bad.any():
+        raise DataError(
+            f"top-k: {int(bad.sum())} of {len(bad)} scores are NaN (ids {id_array[bad][:5].tolist()} ...). "
+            "A row without a score must be set aside with its reason before it is ranked."
+        )
+    return id_array, score_array

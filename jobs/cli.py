@@ -1,0 +1,324 @@
+"""The command line: parse, check, then import what is heavy. `raysift --help` loads no model library and no Ray.
+
+One grammar for every method:
+
+    raysift METHOD --pool PATH... [--target PATH...] [--model nano|ID|DIR] --budget 5%|2000|1.5Mtok --run runs/NAME
+                   [--config FILE] [section.key=value ...]
+
+Exit codes: 0 done, 1 unexpected, 2 settings, 3 data, 4 the run holds other results, 5 a stage failed, 6 model,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from raysift.errors import ConfigError, RaysiftError
+
+if TYPE_CHECKING:
+    from raysift.config import CommonConfig
+    from raysift.jobs.console import Console
+
+METHOD_HELP = {
+    "uniform": "Select rows at random.",
+    "longest": "Select the rows with the longest responses.",
+}
+MULTIPLE = ("--pool", "--target", "--test")
+OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_]+)*=")
+
+app = typer.Typer(
+    name="raysift",
+    help="Pick the few per cent of an instruction pool worth training on, and train on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+nano_app = typer.Typer(help="The nano world and its models.", no_args_is_help=True)
+app.add_typer(nano_app, name="nano")
+
+Pool = Annotated[list[str] | None, typer.Option("--pool", help="Files, folders, globs or URIs of the pool.")]
+Target = Annotated[list[str] | None, typer.Option("--target", help="Examples or preference pairs to select for.")]
+Model = Annotated[str | None, typer.Option("--model", help="nano, a Hugging Face id or a local folder.")]
+Adapter = Annotated[str | None, typer.Option("--adapter", help="A PEFT adapter folder to start from.")]
+BudgetOption = Annotated[str | None, typer.Option("--budget", help="5%, 2000 (rows), 1.5Mtok (tokens).")]
+RunName = Annotated[str | None, typer.Option("--run", help="Folder or URI for the results.")]
+ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file with any of the settings.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Every random choice follows from it.")]
+Test = Annotated[list[str] | None, typer.Option("--test", help="Example files to evaluate on.")]
+OnBadFile = Annotated[str | None, typer.Option("--on-bad-file", help="stop, or quarantine: set the file aside.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Write under the next free name instead of an existing run.")]
+Log = Annotated[str | None, typer.Option("--log", help="rich, plain, quiet or json; default: rich on a terminal.")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)]
+
+
+def add_method(name: str, summary: str) -> None:
+    """One command per method; they differ in name only."""
+
+    def command(
+        pool: Pool = None,
+        target: Target = None,
+        model: Model = None,
+        budget: BudgetOption = None,
+        run: RunName = None,
+        config: ConfigFile = None,
+        seed: Seed = None,
+        adapter: Adapter = None,
+        train: Annotated[bool, typer.Option("--train", help="Fine-tune the model on the selection.")] = False,
+        test: Test = None,
+        on_bad_file: OnBadFile = None,
+        fresh: Fresh = False,
+        log: Log = None,
+        overrides: Overrides = None,
+    ) -> None:
+        given = {"method": name, "pool": pool, "target": target, "model": model, "budget": budget, "run": run}
+        given |= {"seed": seed, "adapter": adapter, "test": test, "train_on_selection": train or None}
+        settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
+        if not settings.pool:
+            raise ConfigError("config: 'pool' is missing. Name what to choose from: --pool FILE...")
+        from raysift.jobs.commands import run_selection
+
+        run_selection(settings, console)
+
+    app.command(name, help=summary, rich_help_panel="Methods")(command)
+
+
+for _name, _summary in METHOD_HELP.items():
+    add_method(_name, _summary)
+
+
+@app.command(rich_help_panel="Steps")
+def ingest(
+    paths: Annotated[list[str] | None, typer.Argument(help="PATH ... and section.key=value ...")] = None,
+    pool: Pool = None,
+    run: RunName = None,
+    config: ConfigFile = None,
+    on_bad_file: OnBadFile = None,
+    fresh: Fresh = False,
+    log: Log = None,
+) -> None:
+    """Read a pool: recognise its format, give ids, check rows, collapse exact duplicates."""
+    overrides = [path for path in paths or [] if OVERRIDE.match(path)]
+    named = [path for path in paths or [] if not OVERRIDE.match(path)] + (pool or [])
+    settings, console = prepare(config, {"pool": named or None, "run": run}, overrides, on_bad_file, fresh, log)
+    from raysift.jobs.commands import run_ingest
+
+    run_ingest(settings, console)
+
+
+@app.command(rich_help_panel="Steps")
+def finetune(
+    pool: Pool = None,
+    model: Model = None,
+    adapter: Adapter = None,
+    run: RunName = None,
+    config: ConfigFile = None,
+    recipe: Annotated[str | None, typer.Option("--recipe", help="less, mods, raise, nano, ...: preset of `train`.")] = None,
+    seed: Seed = None,
+    test: Test = None,
+    on_bad_file: OnBadFile = None,
+    fresh: Fresh = False,
+    log: Log = None,
+    overrides: Overrides = None,
+) -> None:
+    """Fine-tune a model on all rows of a pool, or of a selection; evaluate it where --test names examples."""
+    given = {"pool": pool, "model": model, "adapter": adapter, "run": run, "seed": seed, "test": test}
+    if recipe:
+        overrides = [f"train.recipe={recipe}", *(overrides or [])]
+    settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
+    from raysift.jobs.commands import run_finetune
+
+    run_finetune(settings, console)
+
+
+@app.command(rich_help_panel="Steps")
+def evaluate(
+    test: Test = None,
+    model: Model = None,
+    adapter: Adapter = None,
+    run: RunName = None,
+    config: ConfigFile = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    log: Log = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score a model, with or without an adapter, on example files."""
+    given = {"test": test, "model": model, "adapter": adapter, "run": run, "seed": seed}
+    settings, console = prepare(config, given, overrides, None, fresh, log)
+    from raysift.jobs.commands import run_evaluate
+
+    run_evaluate(settings, console)
+
+
+@app.command(rich_help_panel="Look")
+def show(run: Annotated[str, typer.Argument(help="A run folder.")], log: Log = None) -> None:
+    """What a run did: its stages, what was kept and why not, what was selected."""
+    from raysift.jobs.show import show_run
+
+    show_run(run, make_console(log))
+
+
+@app.command(rich_help_panel="Look")
+def demo(
+    run: Annotated[str, typer.Option("--run", help="Folder for the results.")] = "runs/demo",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions.")] = 3,
+    fresh: Fresh = False,
+    log: Log = None,
+) -> None:
+    """The nano world end to end: select by yardsticks, fine-tune, evaluate, compare."""
+    from raysift.jobs.demo import run_demo
+    from raysift.jobs.run import free_name
+
+    run_demo(free_name(run) if fresh else run, seeds, make_console(log))
+
+
+@app.command(
+    rich_help_panel="Cluster",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def submit(
+    context: typer.Context,
+    address: Annotated[str | None, typer.Option("--address", help="The cluster's job server, http://HOST:8265.")] = None,
+    submission_id: Annotated[str | None, typer.Option("--submission-id", help="Name of the job.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stream the log and return the job's exit code.")] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be submitted.")] = False,
+) -> None:
+    """Run a command on a Ray cluster: raysift submit --address URL -- METHOD ..."""
+    from raysift.jobs.submit import submit_command
+
+    raise typer.Exit(submit_command(context.args, address, submission_id, wait, dry_run))
+
+
+@nano_app.command("build")
+def nano_build(
+    out: Annotated[str, typer.Option("--out", help="Folder for the models.")] = "runs/nano",
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    only: Annotated[list[str] | None, typer.Option("--only", help="foundation, reward or encoder.")] = None,
+) -> None:
+    """Train the three nano models anew."""
+    from pathlib import Path
+
+    from raysift.jobs.nano_build import build
+
+    build(Path(out), seed, only, print)
+
+
+@nano_app.command("pool")
+def nano_pool(
+    path: Annotated[str, typer.Argument(help="JSONL file to write.")],
+    rows: Annotated[int, typer.Option("--rows", min=1)] = 4000,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Write a pool of the nano world, of any size."""
+    from raysift.nano.world import WorldConfig, write_pool
+
+    write_pool(path, rows, seed, WorldConfig())
+
+
+def make_console(log: str | None) -> Console:
+    """A console in the voice asked for, and library logs to match."""
+    from raysift.jobs.console import Console, set_up_logging
+
+    voices = ("rich", "plain", "quiet", "json")
+    voice = log or ("rich" if sys.stderr.isatty() else "plain")
+    if voice not in voices:
+        raise ConfigError(f"--log: '{voice}' is unknown. Allowed: {', '.join(voices)}.")
+    set_up_logging(voice)  # type: ignore[arg-type]
+    return Console(voice)  # type: ignore[arg-type]
+
+
+def prepare(
+    file: str | None,
+    given: dict[str, Any],
+    overrides: Sequence[str] | None,
+    on_bad_file: str | None,
+    fresh: bool,
+    log: str | None,
+) -> tuple[CommonConfig, Console]:
+    """Checked settings and a console, before anything heavy is loaded."""
+    from raysift.config import load_config
+
+    console = make_console(log)
+    extra = [f"ingest.on_bad_file={on_bad_file}"] if on_bad_file else []
+    settings = load_config(file, given, [*(overrides or []), *extra])
+    if fresh:
+        from raysift.jobs.run import free_name
+
+        settings = settings.model_copy(update={"run": free_name(settings.run)})
+    return settings, console
+
+
+def spread_multiple(arguments: Sequence[str]) -> list[str]:
+    """`--pool a b c` as `--pool a --pool b --pool c`: up to the next option or `key=value`."""
+    spread: list[str] = []
+    option: str | None = None
+    for argument in arguments:
+        if argument == "--":
+            return [*spread, *arguments[arguments.index("--") :]]
+        if argument.startswith("-"):
+            option = argument if argument in MULTIPLE else None
+            if option is None:
+                spread.append(argument)
+        elif option and not (OVERRIDE.match(argument) and "://" not in argument):
+            spread += [option, argument]
+        else:
+            option = None
+            spread.append(argument)
+    return spread
+
+
+def run_guarded(body: Callable[[], None]) -> int:
+    """Run a command; what goes wrong becomes a message and an exit code. RAYSIFT_DEBUG=1 shows the traceback."""
+    try:
+        body()
+    except RaysiftError as error:
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command continues the run.")
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except Exception as error:
+        cause = raysift_cause(error)
+        if os.environ.get("RAYSIFT_DEBUG"):
+            raise
+        _complain(str(cause or f"{type(error).__name__}: {error}\nSet RAYSIFT_DEBUG=1 for the traceback."))
+        return cause.exit_code if cause else 1
+    return 0
+
+
+def raysift_cause(error: BaseException | None) -> RaysiftError | None:
+    """The raysift error inside an error that Ray wrapped around it, if there is one."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, RaysiftError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None
+
+
+def main() -> None:
+    """Entry point of the `raysift` command."""
+    arguments = spread_multiple(sys.argv[1:])
+    sys.exit(run_guarded(lambda: app(args=arguments, standalone_mode=True)))
+
+
+def _complain(text: str) -> None:
+    log = next((b for a, b in zip(sys.argv, sys.argv[1:], strict=False) if a == "--log"), None)
+    log = "json" if "--log=json" in sys.argv else log
+    from raysift.jobs.console import Console
+
+    Console("json" if log == "json" else "plain").error(text)
+
+
+if __name__ == "__main__":
+    main()

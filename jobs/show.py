@@ -1,0 +1,87 @@
+"""`raysift show RUN`: the essentials of a run as tables. Shows counts, scores and ids, never the text of a row."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+
+from raysift.jobs.console import Console
+from raysift.jobs.run import Run, open_run
+from raysift.manifest import Manifest, read_manifest
+
+TOP_ROWS = 5
+
+
+def show_run(folder: str, console: Console) -> None:
+    """All that a finished or unfinished run holds."""
+    run = open_run(folder, console)
+    manifests = run.manifests()
+    console.table(
+        f"Stages of {folder}",
+        ["stage", "rows in", "kept", "rejected", "failed", "seconds", "rows/s"],
+        [_stage_line(manifest) for manifest in manifests],
+    )
+    for manifest in manifests:
+        if manifest.stage == "ingest":
+            show_ingest(run, manifest, console)
+        if manifest.stage == "choose":
+            show_selection(run, manifest, console)
+    show_evaluation(run, console)
+
+
+def show_ingest(run: Run, manifest: Manifest, console: Console) -> None:
+    """Why rows were not kept."""
+    counts = manifest.counts
+    rows = [["kept", counts["kept"]], *[[f"rejected: {r}", n] for r, n in sorted(counts["rejected"].items())]]
+    rows += [["failed", counts["failed"]], ["rows in", counts["rows_in"]]]
+    console.table("Ingest", ["", "rows"], rows)
+    for file in counts["bad_files"]:
+        console.note(f"ingest: set aside {file}")
+
+
+def show_selection(run: Run, manifest: Manifest, console: Console) -> None:
+    """What was selected, by source, and the first ranks."""
+    by_source = manifest.values["by_source"]
+    console.table(
+        f"Selected {manifest.counts['kept']:,} of {manifest.counts['rows_in']:,} rows",
+        ["source", "pool", "selected", "lift"],
+        [[source, line["pool"], line["selected"], line["lift"]] for source, line in by_source.items()],
+    )
+    place = run.files(manifest, "selection")[0]
+    first = pq.read_table(place.path, filesystem=place.fs).slice(0, TOP_ROWS)
+    console.table("First ranks", first.column_names, [list(row.values()) for row in _as_text_ids(first.to_pylist())])
+    for file in run.files(manifest, "selected"):
+        console.note(f"written: {file}")
+
+
+def show_evaluation(run: Run, console: Console) -> None:
+    """Scores of every evaluate stage of the run."""
+    manifest = read_manifest(run.folder / "evaluate")
+    if manifest is None:
+        return
+    console.table(
+        "Evaluation (95 % intervals)",
+        ["task", "metric", "examples", "score", "from", "to"],
+        [
+            [task["task"], task["metric"], task["n"], task["mean"], task["low"], task["high"]]
+            for task in manifest.values["tasks"]
+        ],
+    )
+
+
+def _stage_line(manifest: Manifest) -> list[object]:
+    counts = manifest.counts
+    rejected = counts.get("rejected")
+    return [
+        manifest.stage,
+        counts.get("rows_in"),
+        counts.get("kept"),
+        sum(rejected.values()) if isinstance(rejected, dict) else rejected,
+        counts.get("failed"),
+        manifest.seconds,
+        manifest.rows_per_second,
+    ]
+
+
+def _as_text_ids(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Ids without thousands separators, so that they can be copied."""
+    return [{key: str(value) if key == "id" else value for key, value in row.items()} for row in rows]

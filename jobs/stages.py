@@ -1,0 +1,227 @@
+"""The stages that methods share, each one a call of `Run.stage`: what decides its result, what it reads, what it does.
+
+A recipe (see `recipes.py`) is a list of these. None of them computes: they hand rows to actors and to the engine.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysift.actors.language_model import resolve_model
+from raysift.budget import parse_budget
+from raysift.config import CommonConfig
+from raysift.errors import DataError, StageError
+from raysift.examples import read_examples
+from raysift.fingerprint import file_fingerprint
+from raysift.jobs.run import Run, StageResult
+from raysift.jobs.selection import write_selection
+from raysift.jobs.tables import count_answers, publish, read_chunks, relative, with_tokens
+from raysift.manifest import Manifest
+from raysift.methods import Selector
+from raysift.records import ID, SCORE
+from raysift.storage import Location, open_location
+
+
+def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str | None = None) -> Manifest:
+    """Read the pool, from its files or from a Ray dataset: kept rows with ids, rejected and failed rows with reasons."""
+    from raysift.jobs.ingest import ingest_dataset, ingest_pool, list_pool
+
+    inputs: dict[str, Any]
+    if dataset is None:
+        inputs = {"pool": [[place.name, file_fingerprint(place)] for place in list_pool(config.pool, config.ingest)]}
+    else:
+        inputs = {"dataset": pool_name}
+
+    def body(folder: Location) -> StageResult:
+        with run.console.progress("ingest", None) as bar:
+            if dataset is None:
+                report = ingest_pool(config.pool, folder, config.ingest, config.resources, progress=bar)
+            else:
+                report = ingest_dataset(dataset, folder, config.ingest, config.resources, progress=bar)
+        if report.kept == 0:
+            raise DataError(
+                f"ingest: none of the {report.rows_in} rows of the pool was kept (rejected {dict(report.rejected)}, "
+                f"failed {report.failed}). See {folder}/rejected for the reason of each."
+            )
+        return StageResult(
+            files={"rows": list(report.files), "rejected": list(report.rejected_files)},
+            counts={
+                "rows_in": report.rows_in,
+                "kept": report.kept,
+                "rejected": dict(report.rejected),
+                "failed": report.failed,
+                "bad_files": list(report.bad_files),
+            },
+            values={"by_source": dict(report.by_source)},
+            rows=report.rows_in,
+        )
+
+    return run.stage("ingest", {"ingest": config.ingest}, inputs, body)
+
+
+def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
+    """Count the tokens of every kept row as the model's trainer will see it."""
+    from raysift.actors.lengths import TokenLengths
+    from raysift.jobs.raydata import map_rows
+
+    def body(folder: Location) -> StageResult:
+        answers = map_rows(
+            run.files(rows, "rows"),
+            TokenLengths,
+            {
+                "model": config.model,
+                "template": config.train.template,
+                "trust_remote_code": config.trust_remote_code,
+            },
+            folder,
+            config.resources,
+            progress=run.console.shows_progress,
+        )
+        counts = count_answers("lengths", answers, rows.counts["kept"])
+        return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=rows.counts["kept"])
+
+    settings = {"template": config.train.template}
+    inputs = {"rows": rows.fingerprint, "tokenizer": model_fingerprint(config.model, "tokenizer*", "chat_template*")}
+    return run.stage("lengths", settings, inputs, body)
+
+
+def score(run: Run, config: CommonConfig, selector: Selector, rows: Manifest, table: Manifest | None) -> Manifest:
+    """Give every kept row the selector's score, from `table` (rows answered by an earlier stage) or from its id alone."""
+    columns = [ID, *selector.reads]
+
+    def body(folder: Location) -> StageResult:
+        place = folder / "scores.parquet"
+        files = run.files(table, "answers") if table else run.files(rows, "rows")
+        written = missing = 0
+        with pq.ParquetWriter(place.path, selector.score_schema(), filesystem=place.fs, compression="zstd") as writer:
+            for chunk in read_chunks(files, columns):
+                scores = selector.score(chunk)
+                own = [chunk[name] for name in selector.columns.names]
+                writer.write_table(pa.table([chunk[ID], scores, *own], schema=selector.score_schema()))
+                written, missing = written + len(chunk), missing + scores.null_count
+        if written != rows.counts["kept"]:
+            raise StageError(f"score: {written} rows have a line, ingest kept {rows.counts['kept']}.")
+        counts = {"rows_in": written, "kept": written - missing, "failed": missing}
+        return StageResult(files={"scores": ["scores.parquet"]}, counts=counts, rows=written)
+
+    inputs = {"rows": rows.fingerprint} | ({"table": table.fingerprint} if table else {})
+    settings = {"method": selector.name, selector.name: selector.config, "seed": config.seed}
+    manifest = run.stage("score", settings, inputs, body)
+    publish(run.files(manifest, "scores")[0], run.folder / "scores.parquet")
+    return manifest
+
+
+def choose(
+    run: Run, config: CommonConfig, selector: Selector, rows: Manifest, scores: Manifest, tokens: Manifest | None
+) -> Manifest:
+    """Take the best rows the budget allows, and write them out: ranks and scores, the rows, a summary by source."""
+    budget = parse_budget(config.budget)
+
+    def body(folder: Location) -> StageResult:
+        files = run.files(scores, "scores")
+        chunks: Iterator[pa.Table] = read_chunks(files, [ID, SCORE])
+        if budget.counts_tokens:
+            if tokens is None:
+                raise StageError("choose: a budget in tokens needs the lengths stage.")
+            chunks = with_tokens(chunks, run.files(tokens, "answers"))
+        ids, best = selector.choose(chunks, budget, rows.counts["kept"])
+        return write_selection(run, config, selector, rows, files, ids, best, folder)
+
+    settings = {"method": selector.name, "budget": config.budget, "output_format": config.output_format}
+    inputs = {"scores": scores.fingerprint} | ({"lengths": tokens.fingerprint} if budget.counts_tokens and tokens else {})
+    manifest = run.stage("choose", settings, inputs, body)
+    publish(run.files(manifest, "selection")[0], run.folder / "selection.parquet")
+    return manifest
+
+
+def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final") -> Manifest:
+    """Fine-tune the model on the rows of a stage."""
+    from raysift.jobs.finetune import finetune as train
+
+    def body(folder: Location) -> StageResult:
+        report = train(
+            run.files(rows, "rows"),
+            folder,
+            config.train,
+            config.model,
+            config.resources,
+            adapter=config.adapter,
+            trust_remote_code=config.trust_remote_code,
+            progress=run.console.shows_progress,
+        )
+        for note in report.notes:
+            run.console.note(note)
+        return StageResult(
+            files={"epochs": list(report.epochs)},
+            counts=dict(report.counts),
+            values=dict(report.values),
+            rows=report.counts["rows_in"],
+        )
+
+    inputs = {"rows": rows.fingerprint, "model": model_fingerprint(config.model)}
+    if config.adapter:
+        inputs["adapter"] = model_fingerprint(config.adapter)
+    return run.stage(name, {"train": config.train} | _remote_code(config), inputs, body)
+
+
+def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str = "evaluate") -> Manifest:
+    """Answer and score the examples of `config.test`, by the fine-tuned model of `trained` or by the model as it is."""
+    from raysift.jobs.evaluate import evaluate as test
+
+    model, adapter = config.model, config.adapter
+    if trained:
+        model, adapter = trained_model(run, trained, config.model)
+
+    def body(folder: Location) -> StageResult:
+        examples = [e for path in config.test for e in read_examples(path, split=config.evaluate.split)]
+        report = test(
+            examples,
+            model,
+            folder,
+            config.evaluate,
+            config.resources,
+            adapter=adapter,
+            trust_remote_code=config.trust_remote_code,
+            progress=run.console.shows_progress,
+        )
+        return StageResult(
+            files={"answers": list(report.files)}, counts=dict(report.counts), values=report.values, rows=len(examples)
+        )
+
+    inputs: dict[str, Any] = {
+        "test": [[place.name, file_fingerprint(place)] for place in (open_location(p) for p in config.test)],
+        "model": model_fingerprint(config.model),
+    }
+    if trained:
+        inputs["trained"] = trained.fingerprint
+    elif adapter:
+        inputs["adapter"] = model_fingerprint(adapter)
+    settings = {"evaluate": config.evaluate, "seed": config.seed} | _remote_code(config)
+    return run.stage(name, settings, inputs, body)
+
+
+def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, str | None]:
+    """Model and adapter of the last epoch of a fine-tune."""
+    last = run.files(trained, "epochs")[-1]
+    full = last / "model"
+    return (full.path, None) if full.exists() else (base, (last / "adapter").path)
+
+
+def model_fingerprint(name: str, *patterns: str) -> str:
+    """Identity of a model: of the files' content for a local folder (or those matching), of the name for a hub id."""
+    place = open_location(resolve_model(name))
+    if not place.is_folder():
+        return name
+    files = place.files(recursive=True)
+    if patterns:
+        files = [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
+    return "+".join(file_fingerprint(file) for file in files if not file.name.endswith(".md"))
+
+
+def _remote_code(config: CommonConfig) -> dict[str, bool]:
+    return {"trust_remote_code": True} if config.trust_remote_code else {}

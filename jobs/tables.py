@@ -1,0 +1,66 @@
+"""Reading and checking the tables that stages leave: always by id, never by position, a bounded number of rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from raysift.errors import StageError
+from raysift.records import ERROR, ID, SCORE, TOKENS
+from raysift.storage import Location
+
+CHUNK_ROWS = 100_000
+
+
+def read_chunks(files: Sequence[Location], columns: Sequence[str]) -> Iterator[pa.Table]:
+    """The columns of many Parquet files, a bounded number of rows at a time, file by file in the order given."""
+    for place in files:
+        with pq.ParquetFile(place.path, filesystem=place.fs) as file:
+            for batch in file.iter_batches(CHUNK_ROWS, columns=list(dict.fromkeys(columns))):
+                if len(batch):
+                    yield pa.Table.from_batches([batch])
+
+
+def with_tokens(chunks: Iterator[pa.Table], lengths_files: Sequence[Location]) -> Iterator[pa.Table]:
+    """Score chunks with the token count of each row beside it, joined by id."""
+    lengths = pa.concat_tables(read_chunks(lengths_files, [ID, TOKENS])).sort_by(ID)
+    ids = lengths[ID].to_numpy()
+    for chunk in chunks:
+        wanted = chunk[ID].to_numpy()
+        place = np.minimum(np.searchsorted(ids, wanted), len(ids) - 1)
+        if not (ids[place] == wanted).all():
+            raise StageError("choose: some scored rows have no length; the lengths stage is of another pool.")
+        tokens = lengths[TOKENS].take(pa.array(place))
+        # A row whose length is unknown cannot be paid for: without a score it is never chosen.
+        scores = pc.if_else(tokens.is_valid(), chunk[SCORE], None)
+        yield chunk.set_column(chunk.column_names.index(SCORE), SCORE, scores).append_column(TOKENS, tokens)
+
+
+def count_answers(stage: str, answers: Sequence[Location], expected: int) -> dict[str, int]:
+    """Rows answered and failed; raises unless each of the expected rows is there exactly once."""
+    ids, failed = [np.empty(0, np.int64)], 0
+    for chunk in read_chunks(answers, [ID, ERROR]):
+        ids.append(chunk[ID].to_numpy())
+        failed += len(chunk) - chunk[ERROR].null_count
+    all_ids = np.concatenate(ids)
+    if len(all_ids) != expected or len(np.unique(all_ids)) != expected:
+        raise StageError(
+            f"{stage}: {len(all_ids)} answers to {len(np.unique(all_ids))} different rows, expected {expected} of each. "
+            "Delete the stage's folder and run again."
+        )
+    return {"rows_in": expected, "kept": expected - failed, "failed": failed}
+
+
+def relative(files: Sequence[Location], folder: Location) -> list[str]:
+    """Paths of files below a folder, as a manifest names them."""
+    return [file.path.removeprefix(folder.path.rstrip("/") + "/") for file in files]
+
+
+def publish(source: Location, target: Location) -> None:
+    """Put a stage's table at the top of the run folder, where people look for it."""
+    with source.open_input() as stream:
+        target.write(stream.read())
