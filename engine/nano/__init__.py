@@ -1,0 +1,23 @@
+"""The embedded default: a synthetic instruction corpus whose truth is known, and three small models trained on it.
+
+`raysift.nano.world` generates pools, preference pairs and examples (stdlib only); `nano_path` says where a model lies.
+With them every command runs without a network or a GPU, and a selection can be measured against the truth.
+"""
+
+from pathlib import Path
+
+NANO_MODELS = ("encoder", "foundation", "reward")
+
+__all__ = ["NANO_MODELS", "nano_path"]
+
+
+def nano_path(name: str) -> Path:
+    """The folder of a shipped checkpoint, loadable by transformers' Auto classes."""
+    if name not in NANO_MODELS:
+        raise ValueError(f"nano: unknown model {name!r}; known: {', '.join(NANO_MODELS)}")
+    path = Path(__file__).parent / "weights" / name
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(
+            f"nano: {path} holds no config.json; build it with 'raysift nano build --out {path.parent}'"
+        )
+    return path
