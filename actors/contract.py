@@ -45,10 +45,15 @@ class RowActor:
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
         """One answer per row, in the order of the rows; an answer holds the columns named in `outputs`."""
-        raise NotImplementedError(f"{type(self).__name__} does not say how it answers")
+        raise NotImplementedError(f"{self.name} does not say how it answers")
+
+    @property
+    def name(self) -> str:
+        """The actor's own name; Ray wraps the class in private ones."""
+        return next(kind.__name__ for kind in type(self).__mro__ if not kind.__name__.startswith("_"))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        name = type(self).__name__
+        name = self.name
         missing = [column for column in (ID, *self.inputs) if column not in batch.column_names]
         if missing:
             raise StageError(f"{name}: the batch lacks {missing} (found: {batch.column_names}).")
@@ -78,13 +83,13 @@ class RowActor:
         except Exception as error:
             if len(rows) == 1:
                 return [Failed(f"{type(error).__name__}: {error}")]
-            log.warning("%s: a batch of %d rows failed (%s); going row by row", type(self).__name__, len(rows), error)
+            log.warning("%s: a batch of %d rows failed (%s); going row by row", self.name, len(rows), error)
             return [answer for row in rows for answer in self._answer_all([row])]
 
     def _count(self, failed: bool, message: str | None) -> None:
         self._failures_in_a_row = self._failures_in_a_row + 1 if failed else 0
         if self._failures_in_a_row > self.max_failures_in_a_row:
             raise StageError(
-                f"{type(self).__name__}: {self._failures_in_a_row} rows failed one after the other, the last with "
+                f"{self.name}: {self._failures_in_a_row} rows failed one after the other, the last with "
                 f"'{message}'. This is no row's fault; mend the cause and start the run again, it will continue."
             )

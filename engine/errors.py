@@ -38,3 +38,14 @@ class ModelError(RaysiftError):
     """A model, adapter or tokenizer that cannot be found or does not fit."""
 
     exit_code = 6
+
+
+def find_cause(error: BaseException | None) -> RaysiftError | None:
+    """The raysift error inside an error that a library wrapped around it, if there is one."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        if isinstance(error, RaysiftError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+    return None

@@ -14,15 +14,18 @@ What it works around, in Ray 2.60:
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, Dataset
 
+from raysift import errors
 from raysift.actors.contract import RowActor
-from raysift.errors import StageError
+from raysift.errors import StageError, find_cause
 from raysift.records import ID
 from raysift.resources import Resources
 from raysift.storage import Location
@@ -42,10 +45,14 @@ def start_ray(**options: Any) -> bool:
     # start listens on loopback only.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's own remarks about its actors are not for users
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if os.environ.get("RAY_ADDRESS"):
         settings = {"log_to_driver": False, "logging_level": "ERROR"}
     ray.init(**(settings | options))
+    level = max(logging.WARNING, logging.getLogger().level)
+    for library in ("ray.data", "ray.train", "ray.tune"):
+        logging.getLogger(library).setLevel(level)  # Ray Data sets its own at import
     return True
 
 
@@ -93,7 +100,9 @@ def read_rows(files: Sequence[Location], columns: Sequence[str] | None, resource
     if not files:
         raise StageError("read: no files to read; the stage before this one kept no rows.")
     dataset = ray.data.read_parquet(
-        [file.path for file in files], filesystem=files[0].fs, columns=list(columns) if columns else None,
+        [file.path for file in files],
+        filesystem=files[0].fs,
+        columns=list(columns) if columns else None,
         num_cpus=IO_CPUS,
     )
     return dataset.repartition(target_num_rows_per_block=resources.block_rows)
@@ -134,5 +143,15 @@ def map_rows(
             num_gpus=resources.gpus_per_worker or None,
             zero_copy_batch=True,
         )
-        dataset.write_parquet(answers.path, filesystem=answers.fs, ray_remote_args={"num_cpus": IO_CPUS})
+        try:
+            dataset.write_parquet(answers.path, filesystem=answers.fs, ray_remote_args={"num_cpus": IO_CPUS})
+        except Exception as error:
+            raise find_cause(error) or _named_in(error) or error from None
     return answers.files(".parquet")
+
+
+def _named_in(error: Exception) -> errors.RaysiftError | None:
+    """The raysift error that an actor's constructor raised: Ray keeps no more of it than its text."""
+    found = re.findall(r"raysift\.errors\.(\w+): (.+)", str(error))
+    kind = getattr(errors, found[-1][0], None) if found else None
+    return kind(found[-1][1]) if kind else None

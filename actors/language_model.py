@@ -1,0 +1,139 @@
+"""Finding and loading causal language models, their tokenizers and adapters; heavy libraries load inside functions.
+
+A model is named `nano` (also `nano:foundation`, `nano:reward`, `nano:encoder`: shipped with the package), by a local
+folder, or by its id on the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from raysift.errors import ModelError
+from raysift.storage import Location, open_location
+
+DTYPES = ("auto", "bf16", "fp16", "fp32")
+
+
+def resolve_model(name: str) -> str:
+    """Where a model is: a folder for `nano` and for local paths, the id itself for one on the hub."""
+    if name == "nano" or name.startswith("nano:"):
+        from raysift.nano import NANO_MODELS, nano_path
+
+        part = name.partition(":")[2] or "foundation"
+        if part not in NANO_MODELS:
+            raise ModelError(f"model: '{name}' is unknown; known: nano, {', '.join(f'nano:{m}' for m in NANO_MODELS)}.")
+        try:
+            return str(nano_path(part))
+        except FileNotFoundError as error:
+            raise ModelError(f"model: {error}") from error
+    path = os.path.expanduser(name)
+    if os.path.isdir(path):
+        return os.path.abspath(path)
+    if path.startswith(("/", ".")) or path.count("/") > 1:
+        raise ModelError(
+            f"model: there is no folder '{name}'. Give a folder that transformers can load, an id on the Hugging Face "
+            "hub (owner/name), or 'nano'."
+        )
+    return name
+
+
+def pick_device(device: str = "auto") -> str:
+    """`cuda` where there is one, unless another device is named."""
+    import torch
+
+    if device != "auto":
+        return device
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
+    """The model's tokenizer, with a padding token: the end of sequence where it has none of its own."""
+    from transformers import AutoTokenizer
+
+    with _explained(model, "tokenizer"):
+        tokenizer = AutoTokenizer.from_pretrained(resolve_model(model), trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token_id is None:
+        stand_in = tokenizer.eos_token or tokenizer.unk_token
+        if stand_in is None:
+            raise ModelError(f"model: the tokenizer of '{model}' has no pad, end or unknown token to pad batches with.")
+        tokenizer.pad_token = stand_in
+    return tokenizer
+
+
+def load_language_model(
+    model: str,
+    adapter: str | Location | None = None,
+    dtype: str = "auto",
+    device: str = "auto",
+    trust_remote_code: bool = False,
+) -> Any:
+    """A causal language model in eval mode, with a PEFT adapter from a folder (also a remote one) on top if named."""
+    from transformers import AutoModelForCausalLM
+
+    with _explained(model, "language model"):
+        loaded = AutoModelForCausalLM.from_pretrained(
+            resolve_model(model), dtype=torch_dtype(dtype), trust_remote_code=trust_remote_code
+        )
+    if adapter is not None:
+        loaded = load_adapter(loaded, adapter)
+    return loaded.to(pick_device(device)).eval()
+
+
+def load_adapter(model: Any, adapter: str | Location, trainable: bool = False) -> Any:
+    """The model wrapped by PEFT with the adapter of that folder."""
+    from peft import PeftModel
+
+    place = open_location(adapter)
+    if not (place / "adapter_config.json").exists():
+        raise ModelError(
+            f"model: '{place}' holds no adapter_config.json, so it is no PEFT adapter. A fine-tune writes "
+            "epoch-N/adapter after each epoch."
+        )
+    with local_copy(place) as folder, _explained(str(place), "adapter"):
+        return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+
+
+def torch_dtype(name: str) -> Any:
+    """`auto` stays as it is: transformers then follows the checkpoint."""
+    import torch
+
+    known = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+    if name not in known:
+        raise ModelError(f"model: unknown dtype '{name}'; known: {', '.join(DTYPES)}.")
+    return known[name]
+
+
+@contextlib.contextmanager
+def local_copy(place: Location) -> Iterator[str]:
+    """The folder itself where it is on this disk, else a copy that lasts as long as the block."""
+    if place.is_local:
+        yield place.path
+        return
+    import pyarrow.fs as pafs
+
+    with tempfile.TemporaryDirectory() as folder:
+        pafs.copy_files(place.path, folder, source_filesystem=place.fs, destination_filesystem=pafs.LocalFileSystem())
+        yield folder
+
+
+@contextlib.contextmanager
+def _explained(model: str, what: str) -> Iterator[None]:
+    """Turn the many ways in which loading fails into one error that says what was looked for, and where."""
+    try:
+        yield
+    except ModelError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+        tried = resolve_model(model) if not os.path.isdir(model) else model
+        offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+        hub = "the Hugging Face hub (offline)" if offline else "the Hugging Face hub"
+        where = f"the folder {tried}" if os.path.isdir(tried) else hub
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
+        raise ModelError(
+            f"model: cannot load the {what} of '{model}' from {where}: {type(error).__name__}: {reason} "
+            "Give a folder that transformers can load, download the model first, or use 'nano'."
+        ) from error

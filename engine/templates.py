@@ -1,0 +1,328 @@
+"""Chat messages to token ids, and which of those tokens count for the loss: the words of the assistant and their end.
+
+`auto` takes the tokenizer's own chat template. Where that marks what the assistant says (`{% generation %}`) the marks
+are used; elsewhere the spans are found by rendering prefixes of the conversation, since what follows a generation
+prompt is what a model has to say itself. `chatml`, `alpaca` (Stanford's prompt) and `tulu` (LESS, ROSE) are ours, for
+base models; `auto` falls back on `tulu` where a tokenizer has no template.
+
+Departures: the line break after an end token never counts (LESS counts it between turns); a repeated BOS or EOS, which
+comes of data or templates that add what the other adds too, is removed and reported in `doubled_special`.
+
+A tokenizer arrives as an object; it must be a fast one, because labels are placed by character offsets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from raysift.errors import ConfigError, DataError, ModelError
+
+IGNORED = -100
+FALLBACK = "tulu"
+ALPACA_PREAMBLE = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+)
+
+Message = dict[str, str]
+Span = tuple[int, int]
+Piece = tuple[str, bool]  # text, and whether it counts
+
+# Noncharacters: valid in a Python string, never in a text.
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"
+_TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as a model reads it; `labels` repeats the ids that count and is -100 elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+    truncated: bool
+    """Tokens that count were cut off at `max_length`."""
+    doubled_special: bool
+    """A BOS or EOS stood twice in a row; one of them was removed."""
+    template: str
+    """The template that was used; `auto` is resolved."""
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether any token is left to learn; the first has nothing before it to be predicted from."""
+        return any(label != IGNORED for label in self.labels[1:])
+
+
+def encode_conversation(
+    tokenizer: Any, messages: Sequence[Message], max_length: int, template: str = "auto"
+) -> Encoded:
+    """Token ids and labels of a whole conversation, cut at `max_length` tokens from the right."""
+    name = resolve_template(tokenizer, template)
+    text, spans = _render_own(tokenizer, messages) if name == "chat" else _render_named(tokenizer, messages, name)
+    ids, offsets = _tokenize(tokenizer, text)
+    counted = _counted_tokens(offsets, spans)
+    keep = _without_doubles(tokenizer, ids)
+    ids, counted = [ids[i] for i in keep], [counted[i] for i in keep]
+    return Encoded(
+        input_ids=ids[:max_length],
+        labels=[token if counts else IGNORED for token, counts in zip(ids, counted, strict=True)][:max_length],
+        truncated=any(counted[max_length:]),
+        doubled_special=len(keep) < len(offsets),
+        template=name,
+    )
+
+
+def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "auto") -> list[int]:
+    """Token ids up to where the assistant begins to speak, for generating an answer."""
+    name = resolve_template(tokenizer, template)
+    if name == "chat":
+        text = _apply(tokenizer, messages, add_generation_prompt=True)
+    else:
+        text = "".join(piece for piece, _ in _TEMPLATES[name](tokenizer, messages, True))
+        text = _opening(tokenizer) + text
+    ids, _ = _tokenize(tokenizer, text)
+    return [ids[i] for i in _without_doubles(tokenizer, ids)]
+
+
+def resolve_template(tokenizer: Any, template: str) -> str:
+    """`chat` for the tokenizer's own template, or the name of one of ours."""
+    if template == "auto":
+        return "chat" if getattr(tokenizer, "chat_template", None) else FALLBACK
+    if template not in _TEMPLATES:
+        raise ConfigError(f"template: unknown name '{template}'; known: auto, {', '.join(sorted(_TEMPLATES))}.")
+    return template
+
+
+# --- the tokenizer's own template ------------------------------------------------------------------------------------
+
+
+def _render_own(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+    template = tokenizer.get_chat_template() if hasattr(tokenizer, "get_chat_template") else tokenizer.chat_template
+    if _TAG.search(template):
+        text, spans = _strip_marks(_apply(tokenizer, messages, chat_template=_marked_template(template)))
+    else:
+        text = _apply(tokenizer, messages)
+        spans = _spans_by_prefix(tokenizer, messages, text)
+    specials = _special_pattern(tokenizer)
+    return text, [(start, _through_end_token(text, start, end, specials)) for start, end in spans]
+
+
+def _apply(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+    """Render; a template that refuses a conversation (`raise_exception`) refuses this row only."""
+    try:
+        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+    except Exception as error:
+        # jinja2's exceptions cannot be named here without importing it for the sake of a message.
+        roles = [message["role"] for message in messages]
+        raise DataError(
+            f"template: the tokenizer's chat template refuses roles {roles}: {type(error).__name__}: {error}. "
+            "Name another template (chatml, alpaca, tulu) or drop such rows."
+        ) from error
+
+
+@lru_cache(maxsize=16)
+def _marked_template(template: str) -> str:
+    """The template with a mark printed where `{% generation %}` opens and closes.
+
+    transformers' own mask loses a span that begins with a space, because offsets skip it. A mark stands in a block of
+    its own, so that white space around the tag is trimmed as before.
+    """
+
+    def mark(tag: re.Match[str]) -> str:
+        left, closing, right = tag.groups()
+        return f"{{%{left} if true %}}{{{{ '{_CLOSE if closing else _OPEN}' }}}}{{% endif {right}%}}"
+
+    return _TAG.sub(mark, template)
+
+
+def _strip_marks(marked: str) -> tuple[str, list[Span]]:
+    parts = re.split(f"([{_OPEN}{_CLOSE}])", marked)
+    text, spans, start = "", [], 0
+    for part in parts:
+        if part == _OPEN:
+            start = len(text)
+        elif part == _CLOSE:
+            spans.append((start, len(text)))
+        else:
+            text += part
+    return text, spans
+
+
+def _spans_by_prefix(tokenizer: Any, messages: Sequence[Message], text: str) -> list[Span]:
+    """Where each assistant turn begins and ends in `text`, for a template without marks.
+
+    A turn begins where the rendering of what precedes it, generation prompt included, ends; where a template writes old
+    turns unlike new ones (Qwen3 drops thoughts) that prefix does not fit, and the turn begins with its content.
+    """
+    spans: list[Span] = []
+    for number, (content_start, end) in _content_spans(tokenizer, messages, text):
+        prefix = _apply(tokenizer, messages[:number], add_generation_prompt=True) if number else ""
+        fits = prefix and text.startswith(prefix) and (spans[-1][1] if spans else 0) <= len(prefix) <= content_start
+        spans.append((len(prefix) if fits else content_start, end))
+    return spans
+
+
+def _content_spans(tokenizer: Any, messages: Sequence[Message], text: str) -> list[tuple[int, Span]]:
+    """Number of each assistant message and where its content stands in `text`.
+
+    Rendering once more with marks around the contents tells exactly, unless the template looks into contents; then
+    they are searched for one after the other.
+    """
+    spoken = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    wrapped = [dict(m, content=_wrap(m["content"])) if m["role"] == "assistant" else m for m in messages]
+    plain, spans = _strip_marks(_apply(tokenizer, wrapped))
+    if plain != text or len(spans) != len(spoken):
+        spans, done = [], 0
+        for number in spoken:
+            content = messages[number]["content"].strip()
+            found = text.find(content, done)
+            if found < 0:
+                raise DataError(
+                    f"template: the tokenizer's chat template changes what the assistant says in message {number + 1} "
+                    f"of {len(messages)}, so its tokens cannot be told from the others. Name another template "
+                    "(chatml, alpaca, tulu)."
+                )
+            done = found + len(content)
+            spans.append((found, done))
+    return list(zip(spoken, spans, strict=True))
+
+
+def _wrap(content: str) -> str:
+    """The content with marks inside its outer white space, which a template may trim."""
+    core = content.strip()
+    left = len(content) - len(content.lstrip()) if core else len(content)
+    return f"{content[:left]}{_OPEN}{core}{_CLOSE}{content[left + len(core) :]}"
+
+
+def _special_pattern(tokenizer: Any) -> re.Pattern[str]:
+    names = {str(token) for token in tokenizer.all_special_tokens}
+    names |= {str(t.content) for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special}
+    return _any_of(tuple(sorted(names - {""}, key=lambda name: (-len(name), name))))
+
+
+@lru_cache(maxsize=16)
+def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+
+def _through_end_token(text: str, start: int, end: int, specials: re.Pattern[str]) -> int:
+    """Where the turn ends if the special token that follows it, its end token, is part of it.
+
+    A span that holds its end token already stays as it is, or the next turn's opening would be taken for one.
+    """
+    held = [found.end() for found in specials.finditer(text, start, end)]
+    if held and not text[held[-1] : end].strip():
+        return held[-1]
+    after = end
+    while after < len(text) and text[after].isspace():
+        after += 1
+    found = specials.match(text, after)
+    return found.end() if found else end
+
+
+# --- templates of ours -----------------------------------------------------------------------------------------------
+
+
+def _render_named(tokenizer: Any, messages: Sequence[Message], name: str) -> tuple[str, list[Span]]:
+    text, spans = _opening(tokenizer), []
+    for piece, counts in _TEMPLATES[name](tokenizer, messages, False):
+        if counts:
+            spans.append((len(text), len(text) + len(piece)))
+        text += piece
+    return text.rstrip("\n"), spans
+
+
+def _opening(tokenizer: Any) -> str:
+    """The BOS, for tokenizers that write one by themselves."""
+    bos = tokenizer.bos_token
+    ids = tokenizer("a")["input_ids"]
+    return str(bos) if bos is not None and ids and ids[0] == tokenizer.bos_token_id else ""
+
+
+def _end_token(tokenizer: Any) -> str:
+    if tokenizer.eos_token is None:
+        raise ModelError("template: the tokenizer has no end-of-sequence token, so an answer could never end.")
+    return str(tokenizer.eos_token)
+
+
+def _chatml(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piece]:
+    """`<|im_end|>` ends a turn where the vocabulary has it, the EOS elsewhere: generation must know the end."""
+    end = "<|im_end|>" if "<|im_end|>" in tokenizer.get_vocab() else _end_token(tokenizer)
+    pieces: list[Piece] = []
+    for message in messages:
+        pieces += [
+            (f"<|im_start|>{message['role']}\n", False),
+            (message["content"] + end, message["role"] == "assistant"),
+            ("\n", False),
+        ]
+    return [*pieces, ("<|im_start|>assistant\n", False)] if ask else pieces
+
+
+def _tulu(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piece]:
+    end = _end_token(tokenizer)
+    pieces: list[Piece] = []
+    for message in messages:
+        content, spoken = message["content"].strip(), message["role"] == "assistant"
+        pieces += [
+            (f"<|{message['role']}|>\n", False),
+            (content + end if spoken else content, spoken),
+            ("\n", False),
+        ]
+    return [*pieces, ("<|assistant|>\n", False)] if ask else pieces
+
+
+def _alpaca(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piece]:
+    """A system message takes the place of the preamble; further turns repeat the two headings."""
+    end = _end_token(tokenizer)
+    system = [message["content"] for message in messages if message["role"] == "system"]
+    pieces: list[Piece] = [("\n\n".join(system) or ALPACA_PREAMBLE, False)]
+    headings = {"user": "Instruction", "tool": "Input"}
+    for message in messages:
+        if message["role"] == "assistant":
+            pieces += [("\n\n### Response:", False), (message["content"] + end, True)]
+        elif message["role"] != "system":
+            pieces.append((f"\n\n### {headings[message['role']]}:\n{message['content']}", False))
+    return [*pieces, ("\n\n### Response:", False)] if ask else pieces
+
+
+_TEMPLATES: dict[str, Callable[[Any, Sequence[Message], bool], list[Piece]]] = {
+    "alpaca": _alpaca,
+    "chatml": _chatml,
+    "tulu": _tulu,
+}
+
+
+# --- text to tokens --------------------------------------------------------------------------------------------------
+
+
+def _tokenize(tokenizer: Any, text: str) -> tuple[list[int], list[Span]]:
+    if not getattr(tokenizer, "is_fast", False):
+        raise ModelError(
+            f"template: {type(tokenizer).__name__} gives no character offsets, without which the words of the "
+            "assistant cannot be found. Use a model whose tokenizer has a tokenizer.json (a 'fast' tokenizer)."
+        )
+    encoding = tokenizer(
+        text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+    )
+    return list(encoding["input_ids"]), [tuple(offset) for offset in encoding["offset_mapping"]]
+
+
+def _counted_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
+    """Whether each token begins inside a span; one that straddles its start was partly given, and does not count."""
+    counted = [False] * len(offsets)
+    token = 0
+    for start, end in spans:
+        while token < len(offsets) and offsets[token][0] < start:
+            token += 1
+        while token < len(offsets) and offsets[token][0] < end:
+            counted[token] = True
+            token += 1
+    return counted
+
+
+def _without_doubles(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """Positions that stay once a BOS or EOS directly after the same token is removed."""
+    single = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
+    return [i for i, token in enumerate(ids) if not (i and token in single and ids[i - 1] == token)]
