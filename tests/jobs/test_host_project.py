@@ -1,0 +1,87 @@
+"""Inside a larger pipeline: a project with `jobs` and `engine` packages of its own, and a Ray that it started."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from raysift.nano.world import WorldConfig, generate_pool
+
+PIPELINE = """
+import json, sys
+
+import engine
+import jobs.clean
+import ray
+import raysift
+
+host = ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+context = ray.data.DataContext.get_current()
+context.enable_progress_bars = False
+context.max_errored_blocks = 7
+before = context.copy()
+
+rows = [json.loads(line) for line in open("pool.jsonl")]
+dataset = ray.data.from_items(rows).filter(jobs.clean.keep)
+selection = raysift.uniform(dataset, budget="50%", seed=1)
+chosen = selection.dataset()
+after = ray.data.DataContext.get_current()
+answer = {
+    "ours": [engine.NAME, jobs.clean.NAME],
+    "raysift": raysift.load_selection.__module__,
+    "pool": dataset.count(),
+    "selected": len(selection),
+    "dataset": chosen.count(),
+    "ids_agree": sorted(selection.ids) == sorted(row["id"] for row in chosen.iter_rows()),
+    "still_running": ray.is_initialized(),
+    "same_session": ray.get_runtime_context().gcs_address == host.address_info["gcs_address"],
+    "same_context": after is context,
+    "changed": [name for name, value in vars(before).items() if vars(after).get(name) != value],
+}
+print("ANSWER", json.dumps(answer))
+ray.shutdown()
+"""
+
+
+@pytest.fixture
+def host_project(tmp_path):
+    """Folders named as ours are, on the path before everything else, as in any project run from its top."""
+    for folder, files in {
+        "engine": {"__init__.py": "NAME = 'the host engine'\n"},
+        "jobs": {"__init__.py": "", "clean.py": "NAME = 'the host job'\n\n\ndef keep(row):\n    return bool(row)\n"},
+    }.items():
+        (tmp_path / folder).mkdir()
+        for name, text in files.items():
+            (tmp_path / folder / name).write_text(text)
+    (tmp_path / "pipeline.py").write_text(PIPELINE)
+    with (tmp_path / "pool.jsonl").open("w") as file:
+        file.writelines(json.dumps(row) + "\n" for row in generate_pool(60, 0, WorldConfig()))
+    return tmp_path
+
+
+@pytest.mark.ray
+def test_a_host_with_its_own_jobs_and_engine_and_ray_keeps_all_three(host_project):
+    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    done = subprocess.run(
+        [sys.executable, "pipeline.py"], cwd=host_project, env=environment, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
+    answer = json.loads(line.removeprefix("ANSWER "))
+    assert answer["ours"] == ["the host engine", "the host job"]
+    assert answer["raysift"] == "raysift.jobs.api"
+    assert answer["pool"] == 60
+    assert 20 <= answer["selected"] <= 30  # half of what is left when duplicates and empty rows are out
+    assert answer["dataset"] == answer["selected"]
+    assert answer["ids_agree"]
+    assert answer["still_running"] and answer["same_session"]
+    assert answer["same_context"] and answer["changed"] == []
+
+
+def test_relative_names_of_the_host_are_found_first(host_project):
+    """Both packages can be imported side by side, in either order."""
+    for order in ("import raysift.jobs.cli, jobs.clean", "import jobs.clean, raysift.jobs.cli"):
+        code = f"{order}; assert jobs.clean.__file__.startswith({str(host_project)!r})"
+        subprocess.run([sys.executable, "-c", code], check=True, cwd=host_project, timeout=60)

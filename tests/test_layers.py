@@ -1,0 +1,157 @@
+"""The one import rule, `jobs -> actors -> engine`, read in the sources and seen in clean interpreters."""
+
+import ast
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+HEAVY = {"ray", "torch", "transformers", "peft", "vllm", "accelerate", "faiss"}
+# Maths on tensors: these engine files, and no others, load torch when they are imported.
+TENSOR_MATHS = ("raysift.adam", "raysift.gradients", "raysift.preference", "raysift.projection")
+# What runs before a command's settings are checked: no heavy library may be loaded by then.
+LIGHT_JOBS = ["raysift.jobs.api", "raysift.jobs.cli", "raysift.jobs.console", "raysift.jobs.run", "raysift.jobs.submit"]
+MAY_NOT_IMPORT = {
+    "engine": {"ray", "transformers", "peft", "vllm", "accelerate", "raysift.actors", "raysift.jobs"},
+    "actors": {"ray", "raysift.jobs"},
+    "jobs": set(),
+}
+# `raysift/__init__.py` offers the whole API by name; what it names is imported when it is first used.
+LAZY_API = ROOT / "engine" / "__init__.py"
+
+LOADED_BY = """
+import importlib, json, sys
+seen, loaded_by = set(), {}
+for name in sys.argv[2:]:
+    importlib.import_module(name)
+    new = {root for root in json.loads(sys.argv[1]) if root in sys.modules} - seen
+    seen |= new
+    if new:
+        loaded_by[name] = sorted(new)
+print(json.dumps(loaded_by))
+"""
+
+
+def sources(folder: str) -> list[Path]:
+    return sorted((ROOT / folder).rglob("*.py"))
+
+
+def module_name(file: Path) -> str:
+    parts = list(file.relative_to(ROOT).with_suffix("").parts)
+    parts = ["raysift", *parts[1:]] if parts[0] == "engine" else ["raysift", *parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules(folder: str) -> list[str]:
+    return [name for name in map(module_name, sources(folder)) if not name.endswith("__main__")]
+
+
+def is_tensor_maths(name: str) -> bool:
+    return name.startswith(TENSOR_MATHS) and not name.startswith("raysift.gradient_settings")
+
+
+def heavy_loaded_by(names: list[str]) -> dict[str, list[str]]:
+    """Heavy libraries by the module that loaded them, when `names` are imported in order in a clean interpreter."""
+    command = [sys.executable, "-c", LOADED_BY, json.dumps(sorted(HEAVY)), *names]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT.parent, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def imported_names(file: Path) -> set[str]:
+    """Every module a file imports when it runs, inside functions too; not those for type checkers only."""
+    names: set[str] = set()
+
+    def visit(node: ast.AST) -> None:
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            return
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        if isinstance(node, ast.ImportFrom):
+            names.add(str(node.module))
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+        for child in ast.iter_child_nodes(node):
+            visit(child)
+
+    visit(ast.parse(file.read_text(encoding="utf-8")))
+    return names
+
+
+def within(name: str, packages: set[str]) -> bool:
+    return any(name == package or name.startswith(package + ".") for package in packages)
+
+
+@pytest.mark.parametrize("folder", ["engine", "actors", "jobs"])
+def test_no_layer_imports_to_the_left(folder):
+    offences = {
+        str(file.relative_to(ROOT)): sorted(found)
+        for file in sources(folder)
+        if file != LAZY_API and (found := {n for n in imported_names(file) if within(n, MAY_NOT_IMPORT[folder])})
+    }
+    assert offences == {}
+
+
+@pytest.mark.parametrize("folder", ["engine", "actors", "jobs", "tests"])
+def test_folders_are_not_import_names(folder):
+    wrong = [str(f.relative_to(ROOT)) for f in sources(folder) if within_folders(imported_names(f))]
+    assert wrong == []
+
+
+def within_folders(names: set[str]) -> bool:
+    return any(within(name, {"engine", "actors", "jobs"}) for name in names)
+
+
+@pytest.mark.parametrize("folder", ["engine", "actors", "jobs"])
+def test_no_module_is_named_like_one_of_the_standard_library(folder):
+    assert [file.name for file in sources(folder) if file.stem in sys.stdlib_module_names] == []
+
+
+def test_engine_modules_load_nothing_heavy_but_torch_in_the_tensor_maths():
+    light = [name for name in modules("engine") if not is_tensor_maths(name)]
+    maths = [name for name in modules("engine") if is_tensor_maths(name)]
+    loaded_by = heavy_loaded_by(light + maths)
+    assert {name: heavy for name, heavy in loaded_by.items() if name in light} == {}
+    assert {library for heavy in loaded_by.values() for library in heavy} <= {"torch"}
+
+
+def test_actor_modules_load_no_model_library_and_never_ray():
+    assert heavy_loaded_by(modules("actors")) == {}
+
+
+def test_job_modules_that_check_a_command_load_nothing_heavy():
+    assert heavy_loaded_by(["raysift", "raysift.config", *LIGHT_JOBS]) == {}
+
+
+def test_a_module_that_loads_ray_is_seen_to_do_so():
+    """The tests above would also pass if the interpreter saw nothing."""
+    assert "ray" in heavy_loaded_by(["raysift.jobs.raydata"])["raysift.jobs.raydata"]
+
+
+def test_job_modules_load_no_model_library():
+    """Models belong to actors; a driver need not pay for them. Ray brings what it brings."""
+    loaded = {library for heavy in heavy_loaded_by(modules("jobs")).values() for library in heavy}
+    assert loaded <= {"ray", "faiss"}
+
+
+def test_every_public_name_is_there():
+    code = "import raysift\nfor name in raysift.__all__: assert getattr(raysift, name) is not None, name"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "limit_s"), [(["-c", "import raysift"], 0.3), (["-m", "raysift.jobs", "--help"], 1.0)]
+)
+def test_start_is_quick(arguments, limit_s):
+    """The best of several whole processes, since other work on the machine only ever adds."""
+    assert min(seconds_to_run(arguments) for _ in range(5)) < limit_s
+
+
+def seconds_to_run(arguments: list[str]) -> float:
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, cwd=ROOT.parent, timeout=60)
+    return time.perf_counter() - started
