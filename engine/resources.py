@@ -20,6 +20,8 @@ class Resources(BaseModel):
     """Rows handed to an actor at once; within it an actor makes its own batches by length."""
     block_rows: int = Field(2000, ge=1)
     """Rows in a block: the unit of retry, of checkpointing and of loss. Aim at one to five minutes of work."""
+    tokens_per_pass: int = Field(4096, ge=1)
+    """Most tokens of a batch in one forward and backward pass; halved by itself where memory does not suffice."""
     train_workers: int = Field(1, ge=0)
     """Ray Train workers of a fine-tune; 0 trains inside the calling process."""
     train_workers_min: int | None = Field(None, ge=1)

@@ -1,0 +1,161 @@
+"""Rows as tokens, and tokens as the effective batches of a training.
+
+The order of rows is a permutation of the rows sorted by id, drawn by (seed, epoch): no shard, worker or earlier attempt
+has a say in it. An effective batch is the same rows for 1 or 7 ranks; ranks and passes only share it out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysift.actors.contract import Failed, Row, RowActor
+from raysift.actors.language_model import load_tokenizer
+from raysift.errors import DataError
+from raysift.recipes import TrainConfig, count_steps
+from raysift.records import ERROR, ID, MESSAGES, REASON
+from raysift.templates import IGNORED, encode_conversation
+
+INPUT_IDS, COUNTED, TRUNCATED, DOUBLED = "input_ids", "counted", "truncated", "doubled_special"
+NO_LABELS, FAILED = "no-label-tokens", "failed"
+UNTRAINED = pa.schema([pa.field(ID, pa.int64()), pa.field(REASON, pa.string()), pa.field("message", pa.string())])
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how fast a training runs; none of it changes the result beyond rounding and the dropout of a rank."""
+
+    rank: int = 0
+    world_size: int = 1
+    device: str = "auto"
+    threads: int | None = None
+    rows_per_pass: int = 64
+    """Most rows in one forward and backward; an effective batch takes as many passes as it needs."""
+    tokens_per_pass: int = 4096
+    """Most tokens, padding included, in one forward and backward."""
+    gradient_checkpointing: bool = False
+    """Recompute activations instead of keeping them: about a third slower, with much less memory."""
+    steps_per_checkpoint: int = 1000
+    """A long epoch also leaves a checkpoint after so many steps, replaced by the next one."""
+    trust_remote_code: bool = False
+
+
+class EncodeRows(RowActor):
+    """Conversations as token ids with a mark on those that count."""
+
+    inputs = (MESSAGES,)
+    outputs = pa.schema(
+        [
+            pa.field(INPUT_IDS, pa.list_(pa.int32())),
+            pa.field(COUNTED, pa.list_(pa.bool_())),
+            pa.field(TRUNCATED, pa.bool_()),
+            pa.field(DOUBLED, pa.bool_()),
+            pa.field("template", pa.string()),
+        ]
+    )
+    max_failures_in_a_row = 10_000  # a pool may hold a long stretch of rows that the chat template refuses
+
+    def __init__(self, model: str, template: str, max_length: int, trust_remote_code: bool = False) -> None:
+        self.tokenizer = load_tokenizer(model, trust_remote_code)
+        self.template, self.max_length = template, max_length
+
+    def answer(self, rows: list[Row]) -> list[Row | Failed]:
+        return [self._encode(row) for row in rows]
+
+    def _encode(self, row: Row) -> Row | Failed:
+        try:
+            encoded = encode_conversation(self.tokenizer, row[MESSAGES], self.max_length, self.template)
+        except DataError as error:
+            return Failed(str(error))
+        # The first token has nothing before it to be predicted from, so it never counts.
+        counted = [label != IGNORED for label in encoded.labels]
+        return {
+            INPUT_IDS: encoded.input_ids,
+            COUNTED: [False, *counted[1:]],
+            TRUNCATED: encoded.truncated,
+            DOUBLED: encoded.doubled_special,
+            "template": encoded.template,
+        }
+
+
+def split_trainable(encoded: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Rows with something to learn, and the others with the reason why they are left out."""
+    labels = [0 if marks is None else int(np.sum(marks)) for marks in encoded[COUNTED].to_numpy()]
+    trainable = pa.array([count > 0 for count in labels], pa.bool_())
+    rest = encoded.filter(pc.invert(trainable))
+    message = "no token of an answer is left within the length limit, or the conversation has no answer"
+    errors = rest[ERROR].to_pylist()
+    untrained = pa.table(
+        {
+            ID: rest[ID],
+            REASON: pa.array([FAILED if error else NO_LABELS for error in errors], pa.string()),
+            "message": pa.array([error or message for error in errors], pa.string()),
+        },
+        schema=UNTRAINED,
+    )
+    return encoded.filter(trainable), untrained
+
+
+class EffectiveBatches:
+    """The batches of one rank, from optimizer step `first_step` to the last, `passes` of them for each step.
+
+    All ranks know all rows, so that each knows how many tokens count in the whole effective batch. Within it rows are
+    sorted by length, and neighbours share a pass, which keeps padding rare.
+    """
+
+    def __init__(self, rows: pa.Table, config: TrainConfig, place: Place, pad_id: int, first_step: int = 0) -> None:
+        rows = rows.sort_by(ID)
+        ids, counted = rows[INPUT_IDS].combine_chunks(), rows[COUNTED].combine_chunks()
+        self.tokens = ids.flatten().to_numpy()
+        self.counted = counted.flatten().to_numpy(zero_copy_only=False)
+        self.starts = np.concatenate([[0], np.cumsum(ids.value_lengths().to_numpy())]).astype(np.int64)
+        self.lengths = np.diff(self.starts)
+        self.labels_per_row = np.add.reduceat(self.counted, self.starts[:-1], dtype=np.int64)
+        self.config, self.place, self.pad_id, self.first_step = config, place, pad_id, first_step
+        self.steps_per_epoch, self.steps = count_steps(config, len(rows))
+        rows_per_step = min(config.batch_size, len(rows))
+        rows_per_pass = max(1, min(place.rows_per_pass, place.tokens_per_pass // int(self.lengths.max())))
+        self.passes = math.ceil(rows_per_step / (rows_per_pass * place.world_size))
+
+    def __len__(self) -> int:
+        return int((self.steps - self.first_step) * self.passes)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for step in range(self.first_step, self.steps):
+            rows = self.rows_of_step(step)
+            rows = rows[np.argsort(self.lengths[rows], kind="stable")]
+            tokens = int(self.labels_per_row[rows].sum())
+            parts = np.array_split(rows, self.passes * self.place.world_size)
+            for part in parts[self.place.rank :: self.place.world_size]:
+                yield {**self._padded(part), "tokens_of_step": tokens}
+
+    def rows_of_step(self, step: int) -> np.ndarray:
+        """Positions, in order of id, of the rows of an effective batch."""
+        epoch, number = divmod(step, self.steps_per_epoch)
+        start = number * self.config.batch_size
+        return self._order(epoch)[start : start + self.config.batch_size]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._permutation = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.lengths))
+        return self._permutation
+
+    def _padded(self, part: np.ndarray) -> dict[str, Any]:
+        """A part without rows, at the end of an epoch, still needs a forward: ranks must keep step."""
+        import torch
+
+        width = int(self.lengths[part].max()) if len(part) else 2
+        ids = np.full((max(1, len(part)), width), self.pad_id, np.int64)
+        labels = np.full(ids.shape, IGNORED, np.int64)
+        for place, row in enumerate(part):
+            start, stop = self.starts[row], self.starts[row + 1]
+            ids[place, : stop - start] = self.tokens[start:stop]
+            labels[place, : stop - start] = np.where(self.counted[start:stop], self.tokens[start:stop], IGNORED)
+        return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}

@@ -1,0 +1,133 @@
+"""What a fine-tune leaves on disk: `epoch-N/` with weights, Adam's moments by name and `epoch.json`.
+
+A folder counts once its record stands in it; the record is written last. `step-N/` is the same for a place within a
+long epoch, replaced by the next one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from raysift.errors import StageError
+from raysift.moments import Moments, save_moments
+from raysift.storage import Location
+
+EPOCH_RECORD, STEP_RECORD, MOMENTS = "epoch.json", "step.json", "moments.safetensors"
+
+
+class EpochRecord(BaseModel):
+    """What `epoch.json` says of an epoch; `step.json` of an unfinished one says the same of its part so far."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: str
+    """Of config, data and model: a checkpoint of another training is never continued."""
+    epoch: int
+    step: int
+    """Optimizer steps since the training began."""
+    mean_learning_rate: float
+    """Mean of the rates after the epoch's steps: the weight of this checkpoint in LESS and ROSE."""
+    first_learning_rate: float
+    last_learning_rate: float
+    mean_loss: float
+    """Per counted token, in nats, over the epoch's steps as they were made."""
+    loss_sum: float
+    label_tokens: int
+    seconds: float
+
+
+def epoch_records(out: Location) -> list[EpochRecord]:
+    """Records of the finished epochs, in order."""
+    return sorted((record for _, record in _checkpoints(out, EPOCH_RECORD)), key=lambda record: record.epoch)
+
+
+def last_checkpoint(out: Location) -> tuple[Location, EpochRecord, bool] | None:
+    """The folder with the most steps that was written whole, its record, and whether it ends an epoch."""
+    found = [(folder, record, True) for folder, record in _checkpoints(out, EPOCH_RECORD)]
+    found += [(folder, record, False) for folder, record in _checkpoints(out, STEP_RECORD)]
+    return max(found, key=lambda item: (item[1].step, item[2]), default=None)
+
+
+def _checkpoints(out: Location, name: str) -> list[tuple[Location, EpochRecord]]:
+    found = []
+    for file in out.files(f"/{name}", recursive=True):
+        folder = Location(file.fs, file.path.rpartition("/")[0])
+        if folder.path.rpartition("/")[0] == out.path.rstrip("/"):
+            found.append((folder, EpochRecord.model_validate_json(file.read_bytes())))
+    return found
+
+
+def write_checkpoint(
+    folder: Location, record: EpochRecord, name: str, model: Any, tokenizer: Any, optimizer: Any
+) -> None:
+    """Weights and moments first, then the record that makes them count."""
+    folder.delete()
+    with _filled_folder(folder / ("adapter" if hasattr(model, "peft_config") else "model")) as path:
+        if hasattr(model, "peft_config"):
+            # Left to itself PEFT asks the hub whether the embedding was resized.
+            model.save_pretrained(path, save_embedding_layers=False)
+        else:
+            model.save_pretrained(path)
+            tokenizer.save_pretrained(path)
+    save_moments(folder / MOMENTS, read_moments(model, optimizer, record.step))
+    (folder / name).write(record.model_dump_json(indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _filled_folder(place: Location) -> Iterator[str]:
+    """A local folder to write into, which is `place` itself or is copied there at the end."""
+    place.make_folder()
+    if place.is_local:
+        yield place.path
+        return
+    import pyarrow.fs as pafs
+
+    with tempfile.TemporaryDirectory() as folder:
+        yield folder
+        pafs.copy_files(folder, place.path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=place.fs)
+
+
+def read_moments(model: Any, optimizer: Any, step: int) -> Moments:
+    """Adam's state under the names of the model's trainable parameters; one that was never stepped has zeros."""
+    group = optimizer.param_groups[0]
+    first, second = {}, {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            state = optimizer.state.get(parameter, {})
+            zeros = np.zeros(tuple(parameter.shape), np.float32)
+            first[name] = state["exp_avg"].float().cpu().numpy() if "exp_avg" in state else zeros
+            second[name] = state["exp_avg_sq"].float().cpu().numpy() if "exp_avg_sq" in state else zeros
+    beta1, beta2 = group["betas"]
+    return Moments(first, second, step, float(beta1), float(beta2), float(group["eps"]))
+
+
+def restore_moments(model: Any, optimizer: Any, moments: Moments) -> None:
+    """Put the moments back where `read_moments` found them."""
+    import torch
+
+    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if list(trainable) != moments.names:
+        raise StageError(
+            f"finetune: the checkpoint has moments of {len(moments.names)} parameters, the model trains "
+            f"{len(trainable)}, or other ones. The model or the adapter's settings changed; start under another name."
+        )
+    for name, parameter in trainable.items():
+        optimizer.state[parameter] = {
+            "step": torch.tensor(float(moments.step), device=parameter.device),
+            "exp_avg": torch.from_numpy(moments.exp_avg[name].copy()).to(parameter),
+            "exp_avg_sq": torch.from_numpy(moments.exp_avg_sq[name].copy()).to(parameter),
+        }
+
+
+def delete_steps(out: Location, keep: str = "") -> None:
+    """Remove the checkpoints within epochs, but the one named."""
+    for folder, _ in _checkpoints(out, STEP_RECORD):
+        if folder.name != keep:
+            (folder / STEP_RECORD).delete()  # first, so that half a folder never counts
+            folder.delete()
