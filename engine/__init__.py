@@ -32,7 +32,7 @@ _HOMES = {
     "finetune": "raysift.jobs.api",
     "evaluate": "raysift.jobs.api",
 }
-_METHODS = ("uniform", "longest")
+_METHODS = ("uniform", "longest", "less", "rose")
 
 __all__ = ["__version__", *_HOMES, *_METHODS]
 

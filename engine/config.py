@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from raysift.budget import parse_budget
 from raysift.checks import IngestConfig
 from raysift.errors import ConfigError
-from raysift.methods import METHODS
+from raysift.methods import METHODS, Selector
 from raysift.metrics import EvalConfig
-from raysift.recipes import RECIPES, TrainConfig
+from raysift.recipes import TrainConfig, recipe
 from raysift.resources import Resources
 from raysift.storage import open_location
 
@@ -58,11 +58,10 @@ class CommonConfig(BaseModel):
     resources: Resources = Field(default_factory=Resources)
 
 
-RunConfig: Any = create_model(
-    "RunConfig",
-    __base__=CommonConfig,
-    **{name: (method.Config, Field(default_factory=method.Config)) for name, method in METHODS.items()},
-)
+_SECTIONS: dict[str, Any] = {
+    name: (method.Config, Field(default_factory=method.Config)) for name, method in METHODS.items()
+}
+RunConfig: Any = create_model("RunConfig", __base__=CommonConfig, **_SECTIONS)
 
 
 def load_config(
@@ -82,8 +81,14 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
     for name in ("pool", "target", "test"):
         if isinstance(values.get(name), str):
             values[name] = [values[name]]
-    if isinstance(values.get("train"), Mapping):
-        values["train"] = _with_recipe(values["train"])
+    train = values.get("train") or {}
+    if isinstance(train, Mapping):
+        # The nano models are a thousand times smaller than those of the papers: their rates teach them nothing.
+        usual = {"recipe": "nano"} if str(values.get("model", "nano")).startswith("nano") else {}
+        values["train"] = _with_recipe(usual | dict(train))
+    for name, method in METHODS.items():
+        if isinstance(values.get(name), Mapping):
+            values[name] = _with_preset(method, values[name])
     if "budget" in values:
         values["budget"] = str(values["budget"])
     try:
@@ -97,12 +102,24 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
 def _with_recipe(train: Mapping[str, Any]) -> dict[str, Any]:
     """`train.recipe: less` stands for all settings of that recipe; keys beside it are the user's own changes."""
     own = dict(train)
-    recipe = own.get("recipe")
-    if recipe is None:
-        return own
-    if recipe not in RECIPES:
-        raise ConfigError(f"config: train.recipe is '{recipe}'. Known: {', '.join(sorted(RECIPES))}.")
-    return RECIPES[recipe].model_dump() | own
+    name = own.pop("recipe", None)
+    return own if name is None else recipe(str(name)).model_dump() | own
+
+
+def _with_preset(method: type[Selector], section: Mapping[str, Any]) -> dict[str, Any]:
+    """`rose.preset: paper` stands for the settings in which the paper differs; keys beside it are the user's own."""
+    own = dict(section)
+    preset = own.pop("preset", None)
+    if isinstance(own.get("warmup"), Mapping):
+        own["warmup"] = _with_recipe(own["warmup"])
+    if preset is not None and preset not in method.presets:
+        known = ", ".join(sorted(method.presets)) or "none"
+        raise ConfigError(f"config: {method.name}.preset is '{preset}'. Known: {known}.")
+    merged: dict[str, Any] = dict(method.presets[preset]) if preset else {}
+    for key, value in own.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = {**merged[key], **value} if both else value
+    return merged
 
 
 def _read_yaml(file: str) -> dict[str, Any]:

@@ -39,10 +39,10 @@ class Location:
         return isinstance(self.fs, pafs.LocalFileSystem)
 
     def exists(self) -> bool:
-        return self.fs.get_file_info(self.path).type != pafs.FileType.NotFound
+        return bool(self.fs.get_file_info(self.path).type != pafs.FileType.NotFound)
 
     def is_folder(self) -> bool:
-        return self.fs.get_file_info(self.path).type == pafs.FileType.Directory
+        return bool(self.fs.get_file_info(self.path).type == pafs.FileType.Directory)
 
     def size(self) -> int:
         return self.fs.get_file_info(self.path).size or 0
@@ -58,14 +58,18 @@ class Location:
         return self
 
     def open_input(self) -> BinaryIO:
-        return self.fs.open_input_file(self.path)
+        """A file that can be read and sought in."""
+        stream: BinaryIO = self.fs.open_input_file(self.path)
+        return stream
 
     def open_output(self) -> BinaryIO:
-        return self.fs.open_output_stream(self.path)
+        """A file to write from its beginning; what a crash leaves of it counts only once a manifest names it."""
+        stream: BinaryIO = self.fs.open_output_stream(self.path)
+        return stream
 
     def read_bytes(self) -> bytes:
         with self.fs.open_input_stream(self.path, compression=None) as stream:
-            return stream.read()
+            return bytes(stream.read())
 
     def read_text(self) -> str:
         return self.read_bytes().decode("utf-8")

@@ -95,9 +95,44 @@ def select(
             f"ingest: {folder} was made from some dataset, and nothing tells whether it was this one. Name the data "
             "with pool_name='...' in both calls, or use another run."
         )
-    start_session(config)
+    start_session()
     this_run = Run(folder, console)
     return Selection(this_run, run_method(this_run, config, data))
+
+
+def finetune(
+    rows: str | Sequence[str] | Selection, *, run: str | None = None, fresh: bool = False, **settings: Any
+) -> Manifest:
+    """Fine-tune a model on files or on a selection; the manifest's `epochs` are the checkpoints.
+
+    `settings` are those of the YAML file: `model="nano"`, `train={"recipe": "less"}`, `test=[...]` to evaluate after it.
+    """
+    from raysift.jobs import stages
+
+    chosen = rows if isinstance(rows, Selection) else None
+    paths = [] if isinstance(rows, Selection) else [rows] if isinstance(rows, str) else list(rows)
+    config, this_run = _open(run, fresh, settings | {"pool": paths})
+    source = chosen.manifest if chosen else stages.ingest(this_run, config)
+    trained = stages.finetune(this_run, config, source, files=chosen.files() if chosen else None)
+    if config.test:
+        stages.evaluate(this_run, config, trained)
+    return trained
+
+
+def evaluate(test: str | Sequence[str], *, run: str | None = None, fresh: bool = False, **settings: Any) -> Manifest:
+    """Score a model (`model=...`, `adapter=...`) on example files; the manifest's values hold the table."""
+    from raysift.jobs import stages
+
+    config, this_run = _open(run, fresh, settings | {"test": [test] if isinstance(test, str) else list(test)})
+    return stages.evaluate(this_run, config, None)
+
+
+def _open(run: str | None, fresh: bool, settings: dict[str, Any]) -> tuple[CommonConfig, Run]:
+    """Checked settings, a run folder and a Ray session."""
+    folder = run or tempfile.mkdtemp(prefix="raysift-")
+    config = make_config(settings | {"run": free_name(folder) if fresh else folder})
+    start_session()
+    return config, Run(config.run)
 
 
 def load_selection(run: str) -> Selection:
@@ -109,7 +144,7 @@ def load_selection(run: str) -> Selection:
     return Selection(opened, manifest)
 
 
-def start_session(config: CommonConfig | None = None) -> None:
+def start_session() -> None:
     """Join the running Ray, or start a local one that ends with the process; a host's session is left alone."""
     from raysift.jobs.raydata import start_ray
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from raysift.errors import ConfigError, RaysiftError
+from raysift.errors import ConfigError, RaysiftError, find_cause
 
 if TYPE_CHECKING:
     from raysift.config import CommonConfig
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 METHOD_HELP = {
     "uniform": "Select rows at random.",
     "longest": "Select the rows with the longest responses.",
+    "less": "Select rows whose gradient lowers the loss on target examples (LESS).",
+    "rose": "Select rows whose gradient lowers a preference loss on target pairs (ROSE).",
 }
 MULTIPLE = ("--pool", "--target", "--test")
 OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_]+)*=")
@@ -77,7 +79,14 @@ def add_method(name: str, summary: str) -> None:
         log: Log = None,
         overrides: Overrides = None,
     ) -> None:
-        given = {"method": name, "pool": pool, "target": target, "model": model, "budget": budget, "run": run}
+        given: dict[str, Any] = {
+            "method": name,
+            "pool": pool,
+            "target": target,
+            "model": model,
+            "budget": budget,
+            "run": run,
+        }
         given |= {"seed": seed, "adapter": adapter, "test": test, "train_on_selection": train or None}
         settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
         if not settings.pool:
@@ -119,7 +128,9 @@ def finetune(
     adapter: Adapter = None,
     run: RunName = None,
     config: ConfigFile = None,
-    recipe: Annotated[str | None, typer.Option("--recipe", help="less, mods, raise, nano, ...: preset of `train`.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="less, mods, raise, nano, ...: preset of `train`.")
+    ] = None,
     seed: Seed = None,
     test: Test = None,
     on_bad_file: OnBadFile = None,
@@ -185,9 +196,13 @@ def demo(
 )
 def submit(
     context: typer.Context,
-    address: Annotated[str | None, typer.Option("--address", help="The cluster's job server, http://HOST:8265.")] = None,
+    address: Annotated[
+        str | None, typer.Option("--address", help="The cluster's job server, http://HOST:8265.")
+    ] = None,
     submission_id: Annotated[str | None, typer.Option("--submission-id", help="Name of the job.")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stream the log and return the job's exit code.")] = True,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Stream the log and return the job's exit code.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be submitted.")] = False,
 ) -> None:
     """Run a command on a Ray cluster: raysift submit --address URL -- METHOD ..."""
@@ -287,23 +302,12 @@ def run_guarded(body: Callable[[], None]) -> int:
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
-        cause = raysift_cause(error)
+        cause = find_cause(error)
         if os.environ.get("RAYSIFT_DEBUG"):
             raise
         _complain(str(cause or f"{type(error).__name__}: {error}\nSet RAYSIFT_DEBUG=1 for the traceback."))
         return cause.exit_code if cause else 1
     return 0
-
-
-def raysift_cause(error: BaseException | None) -> RaysiftError | None:
-    """The raysift error inside an error that Ray wrapped around it, if there is one."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        if isinstance(error, RaysiftError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
-    return None
 
 
 def main() -> None:

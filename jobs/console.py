@@ -64,7 +64,7 @@ class Console:
             return
         table = Table(title=title, title_justify="left", title_style="bold")
         for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=column == "id")
         for row in rows:
             table.add_row(*(_cell(value) for value in row))
         self.out.print(table, soft_wrap=False)

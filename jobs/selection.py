@@ -48,7 +48,11 @@ def write_selection(
     pq.write_table(selection, place.path, filesystem=place.fs, compression="zstd")
     exported = write_export(files, (folder / "selected").make_folder(), config.output_format)
     return StageResult(
-        files={"selection": ["selection.parquet"], "rows": relative(files, folder), "selected": relative(exported, folder)},
+        files={
+            "selection": ["selection.parquet"],
+            "rows": relative(files, folder),
+            "selected": relative(exported, folder),
+        },
         counts={"rows_in": rows.counts["kept"], "kept": len(ids)},
         values={"by_source": summary_by_source(rows.values["by_source"], source)},
         rows=rows.counts["kept"],

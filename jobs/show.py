@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.jobs.console import Console
@@ -48,9 +49,10 @@ def show_selection(run: Run, manifest: Manifest, console: Console) -> None:
     )
     place = run.files(manifest, "selection")[0]
     first = pq.read_table(place.path, filesystem=place.fs).slice(0, TOP_ROWS)
+    first = first.select([name for name in first.column_names if not pa.types.is_nested(first.schema.field(name).type)])
     console.table("First ranks", first.column_names, [list(row.values()) for row in _as_text_ids(first.to_pylist())])
-    for file in run.files(manifest, "selected"):
-        console.note(f"written: {file}")
+    written = run.files(manifest, "selected")[0]
+    console.note(f"selected rows: {written}")
 
 
 def show_evaluation(run: Run, console: Console) -> None:
@@ -58,14 +60,13 @@ def show_evaluation(run: Run, console: Console) -> None:
     manifest = read_manifest(run.folder / "evaluate")
     if manifest is None:
         return
-    console.table(
-        "Evaluation (95 % intervals)",
-        ["task", "metric", "examples", "score", "from", "to"],
-        [
-            [task["task"], task["metric"], task["n"], task["mean"], task["low"], task["high"]]
-            for task in manifest.values["tasks"]
-        ],
-    )
+    values = manifest.values
+    lines = [*values["tasks"], *([values["overall"]] if len(values["tasks"]) > 1 else []), *values["losses"]]
+    names = ("task", "metric", "n", "mean", "low", "high", "failed", "cut_off")
+    rows = [[line[name] for name in names] for line in lines]
+    rows += [[name, "not scored", count, None, None, None, None, None] for name, count in values["not_scored"].items()]
+    heads = ["task", "metric", "examples", "score", "from", "to", "failed", "cut off"]
+    console.table(f"Evaluation ({manifest.settings['evaluate']['confidence']:.0%} intervals)", heads, rows)
 
 
 def _stage_line(manifest: Manifest) -> list[object]:

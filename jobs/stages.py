@@ -6,7 +6,7 @@ A recipe (see `recipes.py`) is a list of these. None of them computes: they hand
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -124,7 +124,7 @@ def choose(
 
     def body(folder: Location) -> StageResult:
         files = run.files(scores, "scores")
-        chunks: Iterator[pa.Table] = read_chunks(files, [ID, SCORE])
+        chunks: Iterator[pa.Table] = read_chunks(files, [ID, SCORE, *selector.columns.names])
         if budget.counts_tokens:
             if tokens is None:
                 raise StageError("choose: a budget in tokens needs the lengths stage.")
@@ -133,33 +133,41 @@ def choose(
         return write_selection(run, config, selector, rows, files, ids, best, folder)
 
     settings = {"method": selector.name, "budget": config.budget, "output_format": config.output_format}
-    inputs = {"scores": scores.fingerprint} | ({"lengths": tokens.fingerprint} if budget.counts_tokens and tokens else {})
+    inputs = {"scores": scores.fingerprint} | (
+        {"lengths": tokens.fingerprint} if budget.counts_tokens and tokens else {}
+    )
     manifest = run.stage("choose", settings, inputs, body)
     publish(run.files(manifest, "selection")[0], run.folder / "selection.parquet")
     return manifest
 
 
-def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final") -> Manifest:
-    """Fine-tune the model on the rows of a stage."""
+def finetune(
+    run: Run, config: CommonConfig, rows: Manifest, name: str = "final", files: Sequence[Location] | None = None
+) -> Manifest:
+    """Fine-tune the model on the rows of a stage; `files` where that stage belongs to another run."""
     from raysift.jobs.finetune import finetune as train
 
     def body(folder: Location) -> StageResult:
         report = train(
-            run.files(rows, "rows"),
+            files or run.files(rows, "rows"),
             folder,
             config.train,
             config.model,
             config.resources,
             adapter=config.adapter,
+            gradient_checkpointing=config.resources.gradient_checkpointing,
             trust_remote_code=config.trust_remote_code,
             progress=run.console.shows_progress,
         )
-        for note in report.notes:
-            run.console.note(note)
         return StageResult(
-            files={"epochs": list(report.epochs)},
-            counts=dict(report.counts),
-            values=dict(report.values),
+            files={"epochs": [f"epoch-{record.epoch}" for record in report.epochs]},
+            counts=report.counts,
+            values={
+                "mean_learning_rates": [record.mean_learning_rate for record in report.epochs],
+                "mean_losses": [record.mean_loss for record in report.epochs],
+                "steps": report.steps,
+                "tokens_per_second": report.tokens_per_second,
+            },
             rows=report.counts["rows_in"],
         )
 

@@ -9,13 +9,15 @@ To add a skill: write `draw` (and `wrong`, if none of those here suits), then on
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import TypeVar
 
 from raysift.nano.words import ENDINGS, NOUNS, SYLLABLES, WEEKDAYS
 
 Payload = tuple[str, ...]
+T = TypeVar("T")
 
 STYLES = ("plain", "sentence")
 SENTENCE_START, SENTENCE_END = "The answer is ", "."
@@ -55,7 +57,8 @@ def is_exact_match(response: str, reference: str) -> bool:
 # Draws use int(random() * n) rather than randrange: three times as fast, and a pool may have ten million rows.
 
 
-def pick(rng: Random, items):
+def pick(rng: Random, items: Sequence[T]) -> T:
+    """One of the items, each with the same chance."""
     return items[int(rng.random() * len(items))]
 
 

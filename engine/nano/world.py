@@ -17,7 +17,7 @@ from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from zlib import crc32
 
 from raysift.nano.noise import NOISE_KINDS, SPOILERS, edit_prompt
@@ -180,7 +180,7 @@ def _spoil(rng: Random, tables: _Tables, skill: Skill, payload: Payload, answer:
             return style_answer(other_answer, style)
 
 
-def _make_row(rng: Random, index: int, seed: int, config: WorldConfig, tables: _Tables) -> dict:
+def _make_row(rng: Random, index: int, seed: int, config: WorldConfig, tables: _Tables) -> dict[str, Any]:
     """One row; follows a duplicate back to its original, which is a few hops at the usual rates."""
     exact_below = config.exact_duplicate_rate
     near_below = exact_below + config.near_duplicate_rate
@@ -218,7 +218,7 @@ def _make_row(rng: Random, index: int, seed: int, config: WorldConfig, tables: _
     }
 
 
-def pool_row(index: int, seed: int, config: WorldConfig = WorldConfig()) -> dict:
+def pool_row(index: int, seed: int, config: WorldConfig = WorldConfig()) -> dict[str, Any]:
     """Row `index` of a pool, without making the rows before it.
 
     `noise` tells what spoilt the response (None for a right one); `duplicate` is "exact" or "near" where the row
@@ -227,7 +227,9 @@ def pool_row(index: int, seed: int, config: WorldConfig = WorldConfig()) -> dict
     return _make_row(Random(), index, seed, config, _tables(config))
 
 
-def generate_pool(rows: int, seed: int, config: WorldConfig = WorldConfig(), start: int = 0) -> Iterator[dict]:
+def generate_pool(
+    rows: int, seed: int, config: WorldConfig = WorldConfig(), start: int = 0
+) -> Iterator[dict[str, Any]]:
     """Rows start .. start+rows-1 of the pool, so that workers can each make a stretch of it."""
     rng, tables = Random(), _tables(config)
     for index in range(start, start + rows):
@@ -235,7 +237,7 @@ def generate_pool(rows: int, seed: int, config: WorldConfig = WorldConfig(), sta
 
 
 def write_pool(
-    path: str | os.PathLike, rows: int, seed: int, config: WorldConfig = WorldConfig(), start: int = 0
+    path: str | os.PathLike[str], rows: int, seed: int, config: WorldConfig = WorldConfig(), start: int = 0
 ) -> Path:
     """Write JSON lines, one row at a time."""
     import orjson
@@ -251,7 +253,9 @@ def _user(prompt: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": prompt}]
 
 
-def preference_pairs(rows: int, seed: int, skills: Sequence[str], kind: str = "correctness") -> Iterator[dict]:
+def preference_pairs(
+    rows: int, seed: int, skills: Sequence[str], kind: str = "correctness"
+) -> Iterator[dict[str, Any]]:
     """Pairs on problems that no pool asks, the skills in turn.
 
     "correctness": right against wrong, in one style. "style": the sentence against the bare answer, both right.
@@ -275,7 +279,7 @@ def preference_pairs(rows: int, seed: int, skills: Sequence[str], kind: str = "c
 
 def examples(
     rows: int, seed: int, skills: Sequence[str], split: str = "validation", metric: str = "exact_match"
-) -> Iterator[dict]:
+) -> Iterator[dict[str, Any]]:
     """Questions with references for evaluation, the skills in turn, no prompt twice.
 
     `metric="mc_accuracy"` adds three wrong choices at most; the reference is then one of `choices`.
@@ -285,7 +289,8 @@ def examples(
     if metric not in ("exact_match", "mc_accuracy"):
         raise ValueError(f"nano world: unknown metric {metric!r}; known: exact_match, mc_accuracy")
     chosen_skills = [find_skill(name) for name in skills]
-    rng, seen = Random(), set()
+    rng = Random()
+    seen: set[str] = set()
     for index in range(rows):
         _reseed(rng, seed + 3, index)
         skill = chosen_skills[index % len(chosen_skills)]
@@ -323,11 +328,11 @@ def _choices(rng: Random, skill: Skill, payload: Payload, answer: str) -> list[s
     return choices
 
 
-def is_relevant(row: dict, skill: str | Sequence[str]) -> bool:
+def is_relevant(row: dict[str, Any], skill: str | Sequence[str]) -> bool:
     """Whether the row practises the skill (or one of them), right or wrong."""
     return row["skill"] == skill if isinstance(skill, str) else row["skill"] in skill
 
 
-def is_clean(row: dict) -> bool:
+def is_clean(row: dict[str, Any]) -> bool:
     """Whether the response is right; a duplicate of a right row counts as right (see `duplicate_of`)."""
     return row["noise"] is None

@@ -1,0 +1,75 @@
+"""Settings: where they come from, which wins, and how a wrong one is explained."""
+
+import pytest
+
+from raysift.config import load_config, make_config
+from raysift.errors import ConfigError
+from raysift.fingerprint import fingerprint
+from raysift.recipes import RECIPES
+
+
+def test_options_win_over_the_file_and_dotted_keys_over_both(tmp_path):
+    file = tmp_path / "my.yaml"
+    file.write_text("budget: 1%\nseed: 3\nlongest: {unit: chars}\nresources: {workers: 4}\n")
+    config = load_config(str(file), {"budget": "2%", "seed": None}, ["longest.unit=tokens", "resources.batch_rows=8"])
+    assert (config.budget, config.seed) == ("2%", 3)
+    assert config.longest.unit == "tokens"
+    assert (config.resources.workers, config.resources.batch_rows) == (4, 8)
+
+
+def test_a_saved_config_replays_to_the_same_settings(tmp_path):
+    import yaml
+
+    config = make_config({"method": "longest", "pool": ["a.jsonl"], "train": {"recipe": "less", "epochs": 2}})
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    assert load_config(str(file)) == config
+
+
+def test_a_recipe_stands_for_its_settings_and_own_keys_win():
+    config = make_config({"train": {"recipe": "less", "epochs": 2}})
+    assert config.train.epochs == 2
+    assert config.train.lora_rank == RECIPES["less"].lora_rank
+    with pytest.raises(ConfigError, match="unknown recipe 'lesss'; known: less"):
+        make_config({"train": {"recipe": "lesss"}})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"bugdet": "5%"}, r"'bugdet' is no setting\. Did you mean 'budget'\?"),
+        ({"longest": {"unit": "words"}}, r"'longest\.unit' is 'words': input should be 'tokens' or 'chars'"),
+        ({"resources": {"wrokers": 2}}, r"'resources\.wrokers' is no setting\. Did you mean 'workers'\?"),
+        ({"resources": {"workers": 0}}, r"'resources\.workers' is 0: input should be greater than or equal to 1"),
+        ({"seed": "abc"}, r"'seed' is 'abc': input should be a valid integer"),
+        ({"budget": "lots"}, "budget: 'lots' is none of"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(values, message):
+    with pytest.raises(ConfigError, match=message):
+        make_config(values)
+
+
+def test_files_that_are_no_config_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="there is no file"):
+        load_config(str(tmp_path / "none.yaml"))
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    with pytest.raises(ConfigError, match="holds a list"):
+        load_config(str(tmp_path / "list.yaml"))
+    (tmp_path / "broken.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match="is not YAML"):
+        load_config(str(tmp_path / "broken.yaml"))
+
+
+@pytest.mark.parametrize("override", ["budget", "=3", ""])
+def test_an_override_without_key_or_value_is_refused(override):
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        load_config(None, {}, [override])
+
+
+def test_where_and_how_fast_is_in_no_fingerprint_of_a_stage():
+    """Stages hash `ingest`, `train`, `evaluate` and the method's section; none of them holds a resource."""
+    a = make_config({"resources": {"workers": 1, "batch_rows": 1}})
+    b = make_config({"resources": {"workers": 7, "batch_rows": 99}})
+    for section in ("ingest", "train", "evaluate", "longest", "uniform"):
+        assert fingerprint(getattr(a, section)) == fingerprint(getattr(b, section))

@@ -1,0 +1,62 @@
+"""Local disk and object stores behave alike; a write is whole or not at all."""
+
+import pickle
+
+import pytest
+
+from raysift.errors import DataError
+from raysift.storage import open_location
+
+
+@pytest.fixture(params=["local", "s3"])
+def folder(request, tmp_path):
+    uri = request.getfixturevalue("s3_uri") if request.param == "s3" else tmp_path / "runs"
+    place = open_location(uri) / request.node.name.replace("[", "-").rstrip("]")
+    return place.make_folder()
+
+
+def test_what_is_written_is_read_back(folder):
+    (folder / "deep/er.json").write("grüße")
+    assert (folder / "deep/er.json").exists()
+    assert (folder / "deep/er.json").read_text() == "grüße"
+    assert (folder / "deep/er.json").size() == len("grüße".encode())
+    assert not (folder / "missing").exists()
+
+
+def test_files_are_listed_in_order_of_their_paths(folder):
+    for name in ("b.parquet", "a.parquet", "c.json", "sub/d.parquet"):
+        (folder / name).write("x")
+    assert [f.name for f in folder.files(".parquet")] == ["a.parquet", "b.parquet"]
+    assert [f.name for f in folder.files(".parquet", recursive=True)] == ["a.parquet", "b.parquet", "d.parquet"]
+    assert (folder / "nowhere").files() == []
+
+
+def test_deleting_takes_the_whole_folder_and_nothing_twice(folder):
+    (folder / "sub/one").write("x")
+    (folder / "sub").delete()
+    (folder / "sub").delete()
+    assert (folder / "sub").files() == []
+
+
+def test_a_place_travels_to_another_process(folder):
+    (folder / "x").write("1")
+    assert pickle.loads(pickle.dumps(folder / "x")).read_text() == "1"
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
+    place = open_location(tmp_path / "manifest.json")
+    place.write("old")
+
+    def full_disk(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("raysift.storage.os.fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        place.write("new")
+    assert place.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_an_unknown_filesystem_is_named():
+    with pytest.raises(DataError, match="carrier-pigeon"):
+        open_location("carrier-pigeon://roof/pool.jsonl")

@@ -1,0 +1,104 @@
+"""The command line: one grammar, clear refusals, exit codes that mean something, real runs on a local Ray."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from raysift.errors import DataError, find_cause
+from raysift.jobs.cli import spread_multiple
+from raysift.nano.world import WorldConfig, write_pool
+
+
+def raysift(*arguments, cwd=None, timeout=240):
+    command = [sys.executable, "-m", "raysift.jobs", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=dict(os.environ))
+
+
+def test_several_values_after_one_option():
+    given = ["uniform", "--pool", "a", "b", "c", "--budget", "5%", "--test", "t", "longest.unit=chars"]
+    assert spread_multiple(given) == (
+        ["uniform", "--pool", "a", "--pool", "b", "--pool", "c", "--budget", "5%", "--test", "t", "longest.unit=chars"]
+    )
+    assert spread_multiple(["--pool", "s3://b/x?a=b", "y"]) == ["--pool", "s3://b/x?a=b", "--pool", "y"]
+    assert spread_multiple(["submit", "--", "uniform", "--pool", "a", "b"]) == [
+        "submit",
+        "--",
+        "uniform",
+        "--pool",
+        "a",
+        "b",
+    ]
+
+
+def test_our_error_is_found_inside_what_ray_wraps_around_it():
+    inner = DataError("ingest: no rows")
+    outer = RuntimeError("worker failed")
+    outer.__cause__ = inner
+    assert find_cause(outer) is inner
+    assert find_cause(RuntimeError("other")) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["uniform"], 2, "'pool' is missing"),
+        (["uniform", "--pool", "x.jsonl", "--budget", "lots"], 2, "budget: 'lots'"),
+        (["uniform", "--pool", "x.jsonl", "longest.unit=words"], 2, "'tokens' or 'chars'"),
+        (["evaluate"], 2, "'test' is missing"),
+        (["show", "nowhere"], 2, "is no run folder"),
+        (["uniform", "--pool", "x.jsonl", "--log", "loud"], 2, "Allowed: rich, plain, quiet, json"),
+    ],
+)
+def test_wrong_use_is_refused_before_anything_heavy_starts(tmp_path, arguments, code, message):
+    done = raysift(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.ray
+def test_a_missing_pool_is_a_data_error(tmp_path):
+    done = raysift("uniform", "--pool", "missing.jsonl", "--run", "r", cwd=tmp_path)
+    assert done.returncode == 3, done.stderr
+    assert "missing.jsonl" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.ray
+def test_a_selection_from_files_to_files(tmp_path):
+    write_pool(tmp_path / "pool.jsonl", 600, 0, WorldConfig())
+    first = raysift("longest", "--pool", "pool.jsonl", "--budget", "10%", "--run", "r", "--log", "json", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    run = tmp_path / "r"
+    selection = pq.read_table(run / "selection.parquet")
+    scores = pq.read_table(run / "scores.parquet")
+    kept = json.loads((run / "ingest/manifest.json").read_text())["counts"]["kept"]
+    assert len(scores) == kept
+    assert len(selection) == kept // 10
+    assert selection.column_names[:4] == ["id", "rank", "score", "source"]
+    assert selection["rank"].to_pylist() == list(range(1, len(selection) + 1))
+    events = [json.loads(line) for line in first.stderr.splitlines() if line.startswith("{")]
+    assert {"ingest", "lengths", "score", "choose"} <= {event["stage"] for event in events}
+
+    again = raysift("longest", "--pool", "pool.jsonl", "--budget", "10%", "--run", "r", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert again.stderr.count("skipped") == 4
+
+    other = raysift("longest", "--pool", "pool.jsonl", "--budget", "20%", "--run", "r", cwd=tmp_path)
+    assert other.returncode == 4
+    assert "settings.budget: '10%' -> '20%'" in other.stderr
+
+    replay = raysift("longest", "--config", "r/run.yaml", "--run", "replayed", cwd=tmp_path)
+    assert replay.returncode == 0, replay.stderr
+    assert pq.read_table(tmp_path / "replayed/selection.parquet").equals(selection)
+    assert yaml.safe_load((run / "run.yaml").read_text())["method"] == "longest"
+
+    shown = raysift("show", "r", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "choose" in shown.stdout

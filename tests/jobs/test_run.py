@@ -1,0 +1,121 @@
+"""A run folder: skip what is done, continue what was cut off, refuse what does not fit."""
+
+import json
+
+import pytest
+import yaml
+
+from raysift.errors import ConfigError, DataError, StaleRunError
+from raysift.jobs.run import Run, StageResult, free_name, open_run
+from raysift.manifest import read_manifest
+
+
+def stage(run, settings=None, inputs=None, log=None, version=1):
+    def body(folder):
+        (log if log is not None else []).append(folder.path)
+        (folder / "out.txt").write("done")
+        return StageResult(files={"out": ["out.txt"]}, counts={"rows_in": 3, "kept": 3}, values={"x": 1}, rows=3)
+
+    return run.stage("count", settings or {"alpha": 1}, inputs or {"pool": "aa"}, body, version=version)
+
+
+def test_a_finished_stage_is_skipped_and_gives_the_same_manifest(tmp_path):
+    log: list[str] = []
+    first = stage(Run(tmp_path / "r"), log=log)
+    second = stage(Run(tmp_path / "r"), log=log)
+    assert len(log) == 1
+    assert first == second
+    assert first.counts == {"rows_in": 3, "kept": 3}
+    assert first.rows_per_second > 0
+    assert first.versions["raysift"]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"settings": {"alpha": 2}}, "settings.alpha: 1 -> 2"),
+        ({"inputs": {"pool": "bb"}}, "inputs.pool: 'aa' -> 'bb'"),
+        ({"settings": {"alpha": 1, "beta": 0}}, r"settings.beta: \(absent\) -> 0"),
+        ({"version": 2}, "the version of the stage"),
+    ],
+)
+def test_other_settings_or_inputs_are_refused_field_by_field(tmp_path, change, line):
+    stage(Run(tmp_path / "r"))
+    with pytest.raises(StaleRunError, match=line):
+        stage(Run(tmp_path / "r"), **change)
+
+
+def test_a_killed_stage_continues_in_its_own_folder_and_only_with_the_same_settings(tmp_path):
+    run = Run(tmp_path / "r")
+
+    def dies(folder):
+        (folder / "half.txt").write("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.stage("count", {"alpha": 1}, {}, dies)
+    assert read_manifest(run.folder / "count") is None
+
+    seen = {}
+
+    def continues(folder):
+        seen["half"] = (folder / "half.txt").exists()
+        return StageResult()
+
+    again = Run(tmp_path / "r")
+    again.stage("count", {"alpha": 2}, {}, continues)
+    assert seen == {"half": False}  # other settings start in a folder of their own
+    (again.folder / "count" / "manifest.json").delete()
+    again.stage("count", {"alpha": 1}, {}, continues)
+    assert seen == {"half": True}
+
+
+def test_files_that_the_manifest_does_not_name_do_not_count(tmp_path):
+    run = Run(tmp_path / "r")
+    manifest = stage(run)
+    (run.folder / "count" / manifest.fingerprint / "stray.txt").write("x")
+    assert [place.name for place in run.files(manifest, "out")] == ["out.txt"]
+    assert run.files(manifest, "other") == []
+
+
+def test_events_tell_what_happened_and_survive_a_restart(tmp_path):
+    stage(Run(tmp_path / "r"))
+    stage(Run(tmp_path / "r"))
+    lines = [json.loads(line) for line in (tmp_path / "r/events.jsonl").read_text().splitlines()]
+    assert [line["event"] for line in lines] == ["started", "finished", "skipped"]
+    assert [m.stage for m in open_run(str(tmp_path / "r")).manifests()] == ["count"]
+
+
+def test_a_failure_is_an_event_too(tmp_path):
+    run = Run(tmp_path / "r")
+
+    def fails(_):
+        raise DataError("count: no rows")
+
+    with pytest.raises(DataError):
+        run.stage("count", {}, {}, fails)
+    assert json.loads((tmp_path / "r/events.jsonl").read_text().splitlines()[-1])["error"] == "count: no rows"
+
+
+def test_a_damaged_manifest_is_named(tmp_path):
+    stage(Run(tmp_path / "r"))
+    (tmp_path / "r/count/manifest.json").write_text("{")
+    with pytest.raises(DataError, match=r"count/manifest\.json cannot be read"):
+        stage(Run(tmp_path / "r"))
+
+
+def test_the_config_is_saved_as_yaml(tmp_path):
+    Run(tmp_path / "r").save_config({"method": "uniform", "pool": ["ä.jsonl"]})
+    assert yaml.safe_load((tmp_path / "r/run.yaml").read_text()) == {"method": "uniform", "pool": ["ä.jsonl"]}
+
+
+def test_a_folder_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="is no run folder"):
+        open_run(str(tmp_path))
+
+
+def test_free_names_count_up(tmp_path):
+    assert free_name(str(tmp_path / "r")) == str(tmp_path / "r")
+    (tmp_path / "r").mkdir()
+    (tmp_path / "r-2").mkdir()
+    assert free_name(str(tmp_path / "r")) == str(tmp_path / "r-3")
