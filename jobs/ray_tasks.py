@@ -1,0 +1,43 @@
+"""Plain Ray tasks, a bounded number of them at a time: for work on files, where blocks of rows would be in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import ray
+
+from raysift.errors import StageError
+from raysift.jobs.raydata import cluster_cpus
+from raysift.resources import Resources
+
+
+def run_tasks(
+    work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], resources: Resources, what: str
+) -> Iterator[tuple[int, Any]]:
+    """Call `work` with the arguments of each task; gives (number of the task, its answer) as they end.
+
+    A task whose process dies is tried again three times. `what` names the things worked on, in messages.
+    """
+    remote = ray.remote(work).options(num_cpus=resources.cpus_per_worker, max_retries=3)
+    window = resources.workers or 2 * max(1, int(cluster_cpus() / resources.cpus_per_worker))
+    waiting = iter(enumerate(tasks))
+    running: dict[Any, int] = {}
+    while True:
+        while len(running) < window and (task := next(waiting, None)):
+            running[remote.remote(*task[1])] = task[0]
+        if not running:
+            return
+        ready, _ = ray.wait(list(running), num_returns=1, timeout=resources.no_progress_timeout_s)
+        if not ready:
+            raise StageError(
+                f"{what}: nothing moved for {resources.no_progress_timeout_s} s with {len(running)} of {len(tasks)} "
+                f"tasks in work. Is there room for a task of {resources.cpus_per_worker:g} CPUs in the cluster?"
+            )
+        number = running.pop(ready[0])
+        try:
+            answer = ray.get(ready[0])
+        except ray.exceptions.RayError as error:
+            cause = str(error).strip().splitlines()[-1]
+            raise StageError(f"{what}: task {number} of {len(tasks)} did not finish: {cause}") from error
+        yield number, answer
