@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -156,7 +158,10 @@ def own_session() -> Iterator[None]:
     """A Ray session for a command: one that this call started is shut down at the end, a host's is not."""
     from raysift.jobs.raydata import start_ray
 
-    started = start_ray()
+    # Ray's core remarks on its own actors in the middle of our lines, and on being told not to as well.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    with _silent_stderr():
+        started = start_ray()
     try:
         yield
     finally:
@@ -164,3 +169,17 @@ def own_session() -> Iterator[None]:
             import ray
 
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """What is written to standard error inside, also by C++ code, is dropped; exceptions pass."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)

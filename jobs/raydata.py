@@ -45,7 +45,6 @@ def start_ray(**options: Any) -> bool:
     # start listens on loopback only.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray's own remarks about its actors are not for users
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     if os.environ.get("RAY_ADDRESS"):
         settings = {"log_to_driver": False, "logging_level": "ERROR"}
