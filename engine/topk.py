@@ -38,7 +38,8 @@ class TopK:
         self._held = 0
 
     def add(self, ids: ArrayLike, scores: ArrayLike) -> None:
-        """Offers one chunk; raises DataError, naming the first ids, where a score is NaN, and then takes nothing of it."""
+        """Offers one chunk; raises DataError, naming the first ids, where a score is NaN, and then takes nothing of
+        it."""
         ids, scores = _checked(ids, scores)
         self.seen += len(ids)
         keep = scores >= self._bar

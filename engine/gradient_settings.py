@@ -1,0 +1,71 @@
+"""Settings of gradient selection that decide the result. Light: reading them imports neither torch nor ray."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ProjectionSettings(_Settings):
+    """How a gradient of millions of numbers becomes a vector that can be stored."""
+
+    kind: Literal["sketch", "rademacher", "none"] = "sketch"
+    """`sketch`: random signs, one rotation per block, sum of blocks. `rademacher`: the dense sign matrix of LESS,
+    hundreds of times the arithmetic for the same accuracy. `none`: the gradient itself, for small adapters."""
+    dimension: int = Field(default=8192, ge=1)
+    """Numbers per row. A cosine is off by about 1 / sqrt(dimension); bytes grow in proportion. Without effect for
+    `none`."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Draws another random map of the same kind; vectors of different seeds must not be compared."""
+
+
+class AdamSettings(_Settings):
+    """What a training step on one row would be, given the moments of a checkpoint."""
+
+    form: Literal["official", "textbook", "none"] = "official"
+    """`official`: epsilon inside the root, no bias correction, as the code of LESS and ROSE has it. `textbook`:
+    epsilon outside, moments corrected for bias, as the papers write it. `none`: the plain gradient, no moments
+    needed."""
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """Share of the old first moment; at 0 the direction is the row's alone."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """Share of the old second moment."""
+    epsilon: float = Field(default=1e-8, gt=0)
+    """Floor of the denominator: 1e-8 is a floor of 1e-4 in the official form, and of 1e-8 in the textbook one."""
+
+
+class PreferenceSettings(_Settings):
+    """The pairwise preference loss (DPO) whose gradient is the target of ROSE."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """Sharpness of the preference. Without effect on `mean_of_units`, where each pair's gradient is normalised."""
+    log_probability: Literal["sum", "mean"] = "sum"
+    """`sum` over the answer's tokens as in the official code: the longer answer weighs more. `mean`: per token, an
+    extra of ours."""
+    reference: Literal["base", "none"] = "base"
+    """`base`: the same model with the adapter off. `none`: skip it; margins and losses are then those of the policy
+    alone."""
+
+
+class TargetSettings(_Settings):
+    """How the gradients of a subtask's pairs or examples become one target vector."""
+
+    aggregation: Literal["mean_of_units", "unit_of_mean"] = "mean_of_units"
+    """`mean_of_units`: mean of the normalised gradients, as the official code has it. `unit_of_mean`: the normalised
+    mean of raw gradients, as the papers' formulas have it; pairs that the model gets wrong then weigh more."""
+
+
+class MatchSettings(_Settings):
+    """How cosines per checkpoint and subtask become one score per row."""
+
+    subtasks: Literal["max", "mean", "round_robin"] = "max"
+    """`max`: a row is as good as its best subtask. `mean`: good on all. `round_robin`: each subtask picks its best in
+    turn."""
+    renormalise_weights: bool = True
+    """Divide the checkpoint weights by their sum, so that scores are comparable between runs of different learning
+    rates."""

@@ -1,0 +1,308 @@
+"""From tokenised rows to one vector each: batches by token budget, direction, projection or match, and an account of
+all rows.
+
+A row's vector does not depend on its batch mates, the batch size, the padding or the order, beyond the rounding of
+matrix products: the tests hold it to 1e-5 of its length in float32.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from raysift.adam import AdamDirection
+from raysift.errors import DataError, ModelError
+from raysift.gradient_settings import ProjectionSettings
+from raysift.gradients.adapter import Adapter, find_adapter
+from raysift.gradients.capture import Capture, RowsMixed
+from raysift.gradients.loss import find_head, label_logits, row_losses
+from raysift.gradients.rows import (
+    NO_MEMORY,
+    NOT_FINITE,
+    ZERO,
+    Batch,
+    SetAside,
+    TokenRow,
+    check_row,
+    pad_rows,
+    plan_batches,
+)
+from raysift.projection import Projection
+
+log = logging.getLogger(__name__)
+
+Reduction = Literal["mean", "sum"]
+
+
+class Sink(Protocol):
+    """Where gradients go, tensor by tensor: a Projection or an ExactMatch."""
+
+    width: int
+
+    def add(self, accumulator: Tensor, index: int, gradients: Tensor) -> None:
+        """Adds one tensor's gradients, (rows, size), which it may overwrite, to the (rows, width) accumulator."""
+
+    def finish(self, accumulator: Tensor) -> Tensor:
+        """Turns the sum over all tensors into the rows' results."""
+
+
+@dataclass(frozen=True)
+class RowVectors:
+    """Results of the rows that have one, in the order they were given, and the others with their reasons."""
+
+    ids: NDArray[np.int64]
+    vectors: NDArray[np.floating]
+    losses: NDArray[np.floating]
+    gradient_norms: NDArray[np.floating]
+    """Length of the plain gradient, before Adam and projection."""
+    set_aside: list[SetAside] = field(default_factory=list)
+
+
+class RowGradients:
+    """Computes row vectors with one model and adapter; `direction` and `sink` belong to a checkpoint and may be
+    exchanged.
+
+    `token_budget` bounds rows x longest row of a batch. A batch that does not fit in memory is halved, and the budget
+    with it. The model is put in eval mode: dropout would make a row's gradient random.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sink: Sink | None = None,
+        direction: AdamDirection | None = None,
+        *,
+        adapter: str | None = None,
+        token_budget: int = 4096,
+        max_rows: int = 256,
+        max_tokens: int | None = None,
+    ) -> None:
+        if token_budget < 1 or max_rows < 1:
+            raise ValueError(f"gradients: token_budget {token_budget} and max_rows {max_rows} must be at least 1")
+        self.model = model.eval()
+        self.adapter: Adapter = find_adapter(model, adapter)
+        self.sink = sink
+        self.direction = direction
+        self.token_budget = token_budget
+        self.max_rows = max_rows
+        self.max_tokens = max_tokens
+        self._head = find_head(model)
+        self._one_by_one = False
+
+    def run(self, rows: Sequence[TokenRow], reduction: Reduction = "mean") -> RowVectors:
+        """One vector per row of its mean (or summed) token loss; rows without one are in `set_aside`, never missing."""
+        by_id = {row.id: i for i, row in enumerate(rows)}
+        if len(by_id) < len(rows):
+            raise DataError(f"gradients: {len(rows) - len(by_id)} row ids occur twice in one call")
+        set_aside = [why for row in rows if (why := check_row(row, self.max_tokens))]
+        refused = {why.id for why in set_aside}
+        found: list[tuple[int, NDArray[np.floating], float, float]] = []
+        for part in self._batches([row for row in rows if row.id not in refused]):
+            for row, result in zip(part, self._results(part, reduction), strict=True):
+                if isinstance(result, SetAside):
+                    set_aside.append(result)
+                else:
+                    found.append((row.id, *result))
+        found.sort(key=lambda entry: by_id[entry[0]])
+        set_aside.sort(key=lambda why: by_id[why.id])
+        width = self._finished_width()
+        return RowVectors(
+            ids=np.array([entry[0] for entry in found], np.int64),
+            vectors=np.stack([entry[1] for entry in found]) if found else np.empty((0, width), np.float32),
+            losses=np.array([entry[2] for entry in found], np.float32),
+            gradient_norms=np.array([entry[3] for entry in found], np.float32),
+            set_aside=set_aside,
+        )
+
+    def losses(self, rows: Sequence[TokenRow], reduction: Reduction = "mean") -> NDArray[np.float64]:
+        """Each row's loss without any gradient; raises DataError where a row has no label tokens."""
+        refused = [why for row in rows if (why := check_row(row, self.max_tokens))]
+        if refused:
+            raise DataError(f"gradients: row {refused[0].id} has no loss: {refused[0].message}")
+        out = np.empty(len(rows))
+        places = {row.id: i for i, row in enumerate(rows)}
+        with torch.no_grad():
+            for part in self._batches(list(rows)):
+                batch = pad_rows(part, self._device())
+                logits = label_logits(self.model, batch, self._head)
+                total, _ = row_losses(logits, batch, _position_weights(batch, reduction), with_gradient=False)
+                out[[places[row.id] for row in part]] = total.double().cpu().numpy()
+        return out
+
+    def check(self, rows: Sequence[TokenRow]) -> float:
+        """Largest relative deviation of plain gradients, computed together, from autograd's, one row at a time.
+
+        Meant for a few short rows before a long run: it finds models whose layers the hooks misread.
+        """
+        whole = Projection(ProjectionSettings(kind="none"), self.adapter.layout)
+        sink, direction = self.sink, self.direction
+        try:
+            self.sink, self.direction = whole, None
+            result = self.run(rows)
+        finally:
+            self.sink, self.direction = sink, direction
+        if result.set_aside:
+            raise ModelError(f"gradients: row {result.set_aside[0].id} of the check: {result.set_aside[0].message}")
+        truth = np.stack([self._autograd_gradient(row) for row in rows])
+        return float((np.linalg.norm(result.vectors - truth, axis=1) / np.linalg.norm(truth, axis=1)).max())
+
+    def _autograd_gradient(self, row: TokenRow) -> NDArray[np.floating]:
+        """The plain gradient of one row by autograd, in the layout's order."""
+        weights = [modules[0].weight for modules in self.adapter.modules]
+        wanted = [weight.requires_grad for weight in weights]
+        batch = pad_rows([row], self._device())
+        try:
+            for weight in weights:
+                weight.requires_grad_(True)
+            logits = label_logits(self.model, batch, None)
+            logits = logits if logits.dtype == torch.float64 else logits.float()
+            loss = nn.functional.cross_entropy(logits, batch.targets.to(logits.device))
+            parts = torch.autograd.grad(loss, weights, allow_unused=True)
+        finally:
+            for weight, flag in zip(weights, wanted, strict=True):
+                weight.requires_grad_(flag)
+        filled = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, parts, strict=True)]
+        return np.concatenate([(g if g.dtype == torch.float64 else g.float()).flatten().cpu().numpy() for g in filled])
+
+    def _batches(self, rows: list[TokenRow]) -> Iterator[list[TokenRow]]:
+        for plan in plan_batches([len(row) for row in rows], self.token_budget, self.max_rows):
+            yield [rows[i] for i in plan]
+
+    def _results(
+        self, part: list[TokenRow], reduction: Reduction
+    ) -> list[SetAside | tuple[NDArray[np.floating], float, float]]:
+        """Results of one planned batch, in pieces where it does not fit in memory or mixes its rows."""
+        pieces = [part]
+        results: list[SetAside | tuple[NDArray[np.floating], float, float]] = []
+        while pieces:
+            piece = pieces.pop(0)
+            tokens = len(piece) * max(len(row) for row in piece)
+            if len(piece) > 1 and (self._one_by_one or tokens > self.token_budget):
+                pieces[:0] = [[row] for row in piece] if self._one_by_one else _halves(piece)
+                continue
+            try:
+                results += self._one_batch(piece, reduction)
+            except RowsMixed as mixed:
+                log.warning("gradients: rows go one at a time through this model: %s", mixed)
+                self._one_by_one = True
+                pieces.insert(0, piece)
+            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if len(piece) == 1:
+                    results.append(SetAside(piece[0].id, NO_MEMORY, f"its {len(piece[0])} tokens alone do not fit"))
+                else:
+                    self.token_budget = max(1, min(self.token_budget, tokens) // 2)
+                    log.warning(
+                        "gradients: %d tokens did not fit in memory; token budget now %d", tokens, self.token_budget
+                    )
+                    pieces[:0] = _halves(piece)
+            else:
+                continue
+            # Outside the except block, where the traceback no longer holds the failed batch's tensors.
+            _release_memory()
+        return results
+
+    def _one_batch(
+        self, part: list[TokenRow], reduction: Reduction
+    ) -> list[SetAside | tuple[NDArray[np.floating], float, float]]:
+        if self.sink is None:
+            raise ModelError("gradients: no projection or match was set to take the gradients")
+        batch = pad_rows(part, self._device())
+        sums = _Sums(self.sink, self.direction, len(part))
+        capture = Capture(self.adapter, (len(part), batch.input_ids.shape[1]), sums.receive)
+        with capture.hooked(self.model), torch.enable_grad():
+            logits = label_logits(self.model, batch, self._head)
+            capture.check_called()
+            losses, gradient = row_losses(logits, batch, _position_weights(batch, reduction), with_gradient=True)
+            torch.autograd.backward(logits, gradient)
+        with torch.no_grad():
+            capture.flush()
+            vectors, norms = sums.finish()
+        return _sorted_out(part, vectors, norms, losses.detach().cpu().numpy())
+
+    def _device(self) -> torch.device:
+        """Where the token ids have to be: with the input embedding, also where a model is spread over several
+        devices."""
+        get = getattr(self.model, "get_input_embeddings", None)
+        embedding = get() if callable(get) else None
+        weight = getattr(embedding, "weight", None)
+        return weight.device if isinstance(weight, Tensor) else next(self.model.parameters()).device
+
+    def _finished_width(self) -> int:
+        assert self.sink is not None
+        return int(self.sink.finish(torch.zeros(1, self.sink.width)).shape[1])
+
+
+class _Sums:
+    """The sink's accumulator and the squared norms of the plain gradients, one pair for each device of the model."""
+
+    def __init__(self, sink: Sink, direction: AdamDirection | None, rows: int) -> None:
+        self._sink = sink
+        self._direction = direction
+        self._rows = rows
+        self._sums: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def receive(self, index: int, gradients: Tensor) -> None:
+        device = gradients.device
+        if device not in self._sums:
+            zeros = gradients.new_zeros(self._rows, self._sink.width)
+            self._sums[device] = (zeros, gradients.new_zeros(self._rows))
+        vectors, squares = self._sums[device]
+        squares.add_(torch.linalg.vector_norm(gradients, dim=1).square_())
+        if self._direction is not None:
+            self._direction.apply(index, gradients)
+        self._sink.add(vectors, index, gradients)
+
+    def finish(self) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+        parts = [self._sums[device] for device in sorted(self._sums, key=str)]
+        vectors, squares = (torch.stack([pair[i].to(parts[0][0].device) for pair in parts]).sum(0) for i in (0, 1))
+        return self._sink.finish(vectors).cpu().numpy(), squares.sqrt().cpu().numpy()
+
+
+def _sorted_out(
+    part: list[TokenRow],
+    vectors: NDArray[np.floating],
+    norms: NDArray[np.floating],
+    losses: NDArray[np.floating],
+) -> list[SetAside | tuple[NDArray[np.floating], float, float]]:
+    results: list[SetAside | tuple[NDArray[np.floating], float, float]] = []
+    for row, vector, norm, loss in zip(part, vectors, norms, losses, strict=True):
+        if not (np.isfinite(loss) and np.isfinite(norm)):
+            results.append(SetAside(row.id, NOT_FINITE, f"loss {loss}, gradient norm {norm}"))
+        elif norm == 0:
+            results.append(SetAside(row.id, ZERO, f"loss {loss}: no factor has a gradient"))
+        elif not np.isfinite(vector).all():
+            results.append(SetAside(row.id, NOT_FINITE, f"gradient norm {norm}, but its vector is not finite"))
+        else:
+            results.append((vector, float(loss), float(norm)))
+    return results
+
+
+def _position_weights(batch: Batch, reduction: Reduction) -> Tensor:
+    if reduction == "sum":
+        return torch.ones(len(batch.row_of), dtype=torch.float64)
+    return (1.0 / batch.n_labels.double())[batch.row_of]
+
+
+def _halves(piece: list[TokenRow]) -> list[list[TokenRow]]:
+    middle = len(piece) // 2
+    return [piece[:middle], piece[middle:]]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
+
+
+def _release_memory() -> None:
+    if torch.cuda.is_available():
+        gc.collect()
+        torch.cuda.empty_cache()

@@ -1,0 +1,235 @@
+"""Target gradients of ROSE and LESS: laws of the preference loss, and autograd on the loss itself as reference."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import peft
+import pytest
+import torch
+import transformers
+
+from raysift.adam import AdamDirection, Moments
+from raysift.errors import DataError
+from raysift.gradient_settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
+from raysift.gradients import IGNORED, RowGradients, TokenRow
+from raysift.preference import (
+    TokenExample,
+    TokenPair,
+    cross_entropy_targets,
+    preference_loss,
+    preference_pull,
+    preference_targets,
+)
+from raysift.projection import Projection
+
+UNITS, MEAN = TargetSettings(), TargetSettings(aggregation="unit_of_mean")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        initializer_range=0.2,
+    )
+    base = transformers.LlamaForCausalLM(config)
+    lora = peft.LoraConfig(r=2, target_modules="all-linear", init_lora_weights=False)
+    return peft.get_peft_model(base, lora).eval()
+
+
+def make_gradients(model: Any) -> RowGradients:
+    gradients = RowGradients(model, token_budget=64)
+    gradients.sink = Projection(ProjectionSettings(kind="none"), gradients.adapter.layout)
+    return gradients
+
+
+def answer(prompt: np.ndarray, tokens: np.ndarray) -> TokenRow:
+    return TokenRow(0, np.concatenate([prompt, tokens]), np.concatenate([np.full(len(prompt), IGNORED), tokens]))
+
+
+def make_pairs(count: int = 6, subtasks: tuple[str, ...] = ("b", "a"), seed: int = 0) -> list[TokenPair]:
+    rng = np.random.default_rng(seed)
+    pairs = []
+    for i in range(count):
+        prompt = rng.integers(1, 40, rng.integers(2, 6))
+        sides = (answer(prompt, rng.integers(1, 40, rng.integers(2, 9))) for _ in range(2))
+        pairs.append(TokenPair(10 + i, *sides, subtask=subtasks[i % len(subtasks)]))
+    return pairs
+
+
+def with_equal_answers(pair: TokenPair, id_: int) -> TokenPair:
+    return TokenPair(id_, pair.chosen, pair.chosen, pair.subtask)
+
+
+def log_probability(model: Any, row: TokenRow, how: str) -> torch.Tensor:
+    logits = model(input_ids=torch.from_numpy(row.input_ids)[None]).logits[0, :-1]
+    labels = torch.from_numpy(row.labels)[1:]
+    kept = labels != IGNORED
+    tokens = logits.log_softmax(-1)[kept].gather(1, labels[kept, None])
+    return tokens.sum() if how == "sum" else tokens.mean()
+
+
+def slow_pair_gradient(model: Any, pair: TokenPair, beta: float, how: str, reference: bool) -> tuple[np.ndarray, float]:
+    """Autograd on -log sigmoid(beta margin), with the adapter switched off by PEFT for the reference."""
+    base = torch.zeros(2)
+    if reference:
+        with torch.no_grad(), model.disable_adapter():
+            base = torch.stack([log_probability(model, side, how) for side in (pair.chosen, pair.rejected)])
+    margin = (log_probability(model, pair.chosen, how) - base[0]) - (
+        log_probability(model, pair.rejected, how) - base[1]
+    )
+    loss = -torch.nn.functional.logsigmoid(beta * margin)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).numpy(), float(loss.detach())
+
+
+@pytest.mark.parametrize("how", ["sum", "mean"])
+@pytest.mark.parametrize("reference", ["base", "none"])
+@pytest.mark.parametrize("aggregation", ["mean_of_units", "unit_of_mean"])
+def test_targets_are_autograds_gradients_of_the_preference_loss(
+    model: Any, how: str, reference: str, aggregation: str
+) -> None:
+    pairs = make_pairs()
+    settings = PreferenceSettings(beta=0.3, log_probability=how, reference=reference)  # type: ignore[arg-type]
+    targets = TargetSettings(aggregation=aggregation)  # type: ignore[arg-type]
+    found = preference_targets(make_gradients(model), pairs, settings, targets)
+    slow = {pair.id: slow_pair_gradient(model, pair, 0.3, how, reference == "base") for pair in pairs}
+    assert found.subtasks == ("a", "b") and not found.set_aside
+    for member in found.members:
+        gradient, loss = slow[member.id]
+        assert member.loss == pytest.approx(loss, rel=1e-4)
+        assert member.norm == pytest.approx(np.linalg.norm(gradient), rel=1e-4)
+    for name, vector in zip(found.subtasks, found.vectors, strict=True):
+        own = [slow[pair.id][0] for pair in pairs if pair.subtask == name]
+        expected = np.mean([g / np.linalg.norm(g) for g in own], axis=0)
+        if aggregation == "unit_of_mean":
+            expected = np.mean(own, axis=0) / np.linalg.norm(np.mean(own, axis=0))
+        assert np.linalg.norm(vector - expected) < 1e-4 * np.linalg.norm(expected)
+
+
+def test_beta_and_reference_cancel_in_mean_of_units_and_only_there(model: Any) -> None:
+    gradients, pairs = make_gradients(model), make_pairs()
+    official = [
+        preference_targets(gradients, pairs, settings, UNITS).vectors
+        for settings in (
+            PreferenceSettings(),
+            PreferenceSettings(beta=3.0),
+            PreferenceSettings(reference="none"),
+            PreferenceSettings(beta=500.0),  # the pull of a pair that is already right underflows here
+        )
+    ]
+    for other in official[1:]:
+        assert np.allclose(other, official[0], atol=1e-6)
+    paper = [
+        preference_targets(gradients, pairs, settings, MEAN).vectors
+        for settings in (
+            PreferenceSettings(beta=1.0),
+            PreferenceSettings(beta=3.0),
+            PreferenceSettings(reference="none"),
+        )
+    ]
+    assert not np.allclose(paper[0], paper[1], atol=1e-3) and not np.allclose(paper[0], paper[2], atol=1e-3)
+
+
+def test_swapping_chosen_and_rejected_negates_a_pairs_contribution(model: Any) -> None:
+    gradients, pairs = make_gradients(model), make_pairs(3, subtasks=("one",))
+    swapped = [TokenPair(pair.id, pair.rejected, pair.chosen, pair.subtask) for pair in pairs]
+    forward, backward = (preference_targets(gradients, p, PreferenceSettings(), UNITS) for p in (pairs, swapped))
+    assert np.allclose(forward.vectors, -backward.vectors, atol=1e-6)
+    margins = zip(forward.members, backward.members, strict=True)
+    assert all(a.margin == pytest.approx(-b.margin, abs=1e-5) for a, b in margins if b.margin is not None)
+
+
+@pytest.mark.parametrize("targets", [UNITS, MEAN])
+def test_equal_answers_count_as_zero_and_are_reported(model: Any, targets: TargetSettings) -> None:
+    gradients, pairs = make_gradients(model), make_pairs(4, subtasks=("one",))
+    clean = preference_targets(gradients, pairs, PreferenceSettings(), targets)
+    found = preference_targets(gradients, [*pairs, with_equal_answers(pairs[0], 99)], PreferenceSettings(), targets)
+    assert [(why.id, why.reason) for why in found.set_aside] == [(99, "chosen_equals_rejected")]
+    share = 4 / 5 if targets is UNITS else 1.0
+    assert np.allclose(found.vectors, share * clean.vectors, atol=1e-7)
+
+
+def test_a_subtask_of_equal_answers_only_is_refused(model: Any) -> None:
+    pairs = [with_equal_answers(pair, i) for i, pair in enumerate(make_pairs(2, subtasks=("one",)))]
+    with pytest.raises(DataError, match=r"subtask 'one' .*chosen_equals_rejected"):
+        preference_targets(make_gradients(model), pairs, PreferenceSettings(), UNITS)
+
+
+def test_one_sided_pairs_are_set_aside_and_left_out_of_the_mean(model: Any) -> None:
+    gradients, pairs = make_gradients(model), make_pairs(3, subtasks=("one",))
+    prompt = np.array([3, 4, 5])
+    one_sided = TokenPair(99, pairs[0].chosen, answer(prompt, np.empty(0, np.int64)), "one")
+    clean = preference_targets(gradients, pairs, PreferenceSettings(), UNITS)
+    found = preference_targets(gradients, [one_sided, *pairs], PreferenceSettings(), UNITS)
+    assert [(why.id, why.reason) for why in found.set_aside] == [(99, "no_label_tokens")]
+    assert np.allclose(found.vectors, clean.vectors, atol=1e-6)
+
+
+def test_order_of_pairs_does_not_matter(model: Any) -> None:
+    gradients, pairs = make_gradients(model), make_pairs(7)
+    one, other = (preference_targets(gradients, p, PreferenceSettings(), UNITS) for p in (pairs, pairs[::-1]))
+    assert np.allclose(one.vectors, other.vectors, atol=1e-6)
+
+
+def test_projected_target_is_the_projection_of_the_target(model: Any) -> None:
+    gradients, pairs = make_gradients(model), make_pairs(2, subtasks=("one",))
+    whole = preference_targets(gradients, pairs, PreferenceSettings(), MEAN).vectors
+    sketch = Projection(ProjectionSettings(dimension=128), gradients.adapter.layout)
+    gradients.sink = sketch
+    found = preference_targets(gradients, pairs, PreferenceSettings(), MEAN).vectors
+    expected = sketch.project(torch.from_numpy(whole).clone()).numpy()
+    assert np.allclose(found, expected / np.linalg.norm(expected), atol=1e-5)
+
+
+def test_targets_are_plain_gradients_whatever_direction_the_rows_get(model: Any) -> None:
+    gradients, pairs = make_gradients(model), make_pairs(2, subtasks=("one",))
+    plain = preference_targets(gradients, pairs, PreferenceSettings(), UNITS).vectors
+    ones = tuple(torch.ones(size) for size in gradients.adapter.layout.sizes)
+    gradients.direction = direction = AdamDirection(AdamSettings(), Moments(ones, ones, 1))
+    found = preference_targets(gradients, pairs, PreferenceSettings(), UNITS)
+    assert np.allclose(found.vectors, plain, atol=1e-6)
+    assert gradients.direction is direction
+
+
+def test_cross_entropy_targets_are_means_of_unit_gradients(model: Any) -> None:
+    gradients = make_gradients(model)
+    rows = [TokenRow(i, pair.chosen.input_ids, pair.chosen.labels) for i, pair in enumerate(make_pairs(5))]
+    examples = [TokenExample(row, "even" if i % 2 == 0 else "odd") for i, row in enumerate(rows)]
+    silent = TokenRow(50, np.array([1, 2]), np.array([IGNORED, IGNORED]))
+    found = cross_entropy_targets(gradients, [*examples, TokenExample(silent, "odd")], UNITS, keep_units=True)
+    vectors = gradients.run(rows).vectors
+    units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert found.subtasks == ("even", "odd")
+    assert np.allclose(found.vectors, [units[::2].mean(0), units[1::2].mean(0)], atol=1e-6)
+    assert [why.reason for why in found.set_aside] == ["no_label_tokens"]
+    assert found.units is not None and np.allclose(found.units @ units[0], units @ units[0], atol=1e-5)
+
+
+def test_loss_and_pull_are_stable_at_large_margins() -> None:
+    margins = np.array([-1e4, -1.0, 0.0, 1.0, 1e4])
+    assert preference_loss(margins, 1.0) == pytest.approx([1e4, 1.3132617, 0.6931472, 0.3132617, 0.0])
+    assert preference_pull(margins, 1.0) == pytest.approx([1.0, 0.7310586, 0.5, 0.2689414, 0.0])
+
+
+def test_repeated_ids_and_empty_targets_are_refused(model: Any) -> None:
+    gradients, pairs = make_gradients(model), make_pairs(1)
+    with pytest.raises(DataError, match="twice"):
+        preference_targets(gradients, pairs * 2, PreferenceSettings(), UNITS)
+    with pytest.raises(DataError, match="no pairs"):
+        preference_targets(gradients, [], PreferenceSettings(), UNITS)
