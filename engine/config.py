@@ -81,14 +81,16 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
     for name in ("pool", "target", "test"):
         if isinstance(values.get(name), str):
             values[name] = [values[name]]
+    # The nano models are a thousand times smaller than those of the papers, whose learning rates teach them nothing.
+    is_nano = str(values.get("model", "nano")).startswith("nano")
     train = values.get("train") or {}
     if isinstance(train, Mapping):
-        # The nano models are a thousand times smaller than those of the papers: their rates teach them nothing.
-        usual = {"recipe": "nano"} if str(values.get("model", "nano")).startswith("nano") else {}
-        values["train"] = _with_recipe(usual | dict(train))
+        values["train"] = _with_recipe(({"recipe": "nano"} if is_nano else {}) | dict(train))
     for name, method in METHODS.items():
-        if isinstance(values.get(name), Mapping):
-            values[name] = _with_preset(method, values[name])
+        section = values.get(name) or {}
+        if isinstance(section, Mapping):
+            usual = {"warmup": {"recipe": "nano-warmup"}} if is_nano and "warmup" in method.Config.model_fields else {}
+            values[name] = _with_preset(method, usual | dict(section))
     if "budget" in values:
         values["budget"] = str(values["budget"])
     try:

@@ -138,6 +138,8 @@ RECIPES: Mapping[str, TrainConfig] = {
         dtype="fp32",
     ),
 }
+# Four epochs, as LESS and ROSE warm up: each is a checkpoint at which every row costs a backward pass.
+RECIPES["nano-warmup"] = RECIPES["nano"].model_copy(update={"epochs": 4})
 
 
 def recipe(name: str, **changes: Any) -> TrainConfig:

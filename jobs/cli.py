@@ -168,12 +168,45 @@ def evaluate(
     run_evaluate(settings, console)
 
 
+@app.command(rich_help_panel="Steps")
+def rescore(
+    source: Annotated[str, typer.Argument(help="A finished run with matching=store.", metavar="RUN")],
+    target: Target = None,
+    run: RunName = None,
+    budget: BudgetOption = None,
+    log: Log = None,
+    overrides: Overrides = None,
+) -> None:
+    """Select for other targets from the gradients that a run has stored; rows need no new pass."""
+    if not target:
+        raise ConfigError("config: 'target' is missing. Name what to select for now: --target FILE...")
+    from raysift.jobs.rescore import rescore_command
+
+    rescore_command(source, target, run, budget, overrides or [], make_console(log))
+
+
 @app.command(rich_help_panel="Look")
 def show(run: Annotated[str, typer.Argument(help="A run folder.")], log: Log = None) -> None:
     """What a run did: its stages, what was kept and why not, what was selected."""
     from raysift.jobs.show import show_run
 
     show_run(run, make_console(log))
+
+
+@app.command(rich_help_panel="Look", context_settings={"ignore_unknown_options": True})
+def explain(
+    run: Annotated[str, typer.Argument(help="A run folder.")],
+    row: Annotated[str, typer.Argument(help="A row's id, as in scores.parquet.", metavar="ID")],
+    pairs: Annotated[
+        bool, typer.Option("--pairs/--no-pairs", help="Load the model and tell which target pairs pull most.")
+    ] = True,
+    text: Annotated[bool, typer.Option("--text", help="Print the row's text.")] = False,
+    log: Log = None,
+) -> None:
+    """Why a row was selected or not: its score, rank, cosines, and the pairs that pull most."""
+    from raysift.jobs.explain import explain_command
+
+    explain_command(run, row, pairs, text, make_console(log))
 
 
 @app.command(rich_help_panel="Look")

@@ -52,6 +52,7 @@ def start_ray(**options: Any) -> bool:
     level = max(logging.WARNING, logging.getLogger().level)
     for library in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(library).setLevel(level)  # Ray Data sets its own at import
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # tells that we switched its bars off
     return True
 
 
@@ -64,6 +65,7 @@ def data_context(resources: Resources, progress: bool = False) -> Iterator[DataC
     context.max_errored_blocks = 0  # a lost block would be lost rows; failures of rows are data instead
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
     context.use_datasource_v2 = False
+    context.issue_detectors_config.detectors = []  # they advise on the code of a pipeline, which is ours
     with DataContext.current(context):
         yield context
 

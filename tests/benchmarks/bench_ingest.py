@@ -17,6 +17,8 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -136,11 +138,12 @@ def compare(path: str, repeats: int) -> dict[str, Any]:
 
 def generated(rows: int, folder: str) -> dict[str, float]:
     """Ingest of generated rows; the file stays in `folder` for another run."""
-    from raysift.nano.world import WorldConfig, write_pool
-
     path = Path(folder) / f"world-{rows}.jsonl"
     if not path.exists():
-        write_pool(path, rows, seed=0, config=WorldConfig(number_prompts=True))
+        # In a process of its own, whose memory is not taken for that of the driver.
+        script = "import sys; from raysift.nano.world import WorldConfig, write_pool; "
+        script += "write_pool(sys.argv[1], int(sys.argv[2]), 0, WorldConfig(number_prompts=True))"
+        subprocess.run([sys.executable, "-c", script, str(path), str(rows)], check=True)
     return {"bytes": path.stat().st_size, **measure(ingest, str(path))}
 
 

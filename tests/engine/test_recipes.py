@@ -64,7 +64,7 @@ def test_presets_hold_what_the_papers_say():
 
 def test_a_recipe_takes_changes_and_refuses_unknown_ones():
     assert recipe("less", epochs=1).epochs == 1
-    with pytest.raises(ConfigError, match="known: less, mods, mods-official, nano, raise, rose-official"):
+    with pytest.raises(ConfigError, match="known: less, mods, mods-official, nano, nano-warmup, raise, rose-official"):
         recipe("lima")
     with pytest.raises(ConfigError, match="'learning_rat'"):
         recipe("less", learning_rat=1.0)
