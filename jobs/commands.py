@@ -26,16 +26,14 @@ def run_selection(config: CommonConfig, console: Console) -> None:
 def run_ingest(config: CommonConfig, console: Console) -> None:
     """Only read the pool."""
     _require(config.pool, "pool", "Name what to read: raysift ingest FILE...")
-    with _session(config, console) as run:
-        run.save_config(config.model_dump(mode="json", exclude={"run"}))
+    with _session(config, console) as run, run.replayable(config.model_dump(mode="json", exclude={"run"})):
         show_ingest(run, stages.ingest(run, config), console)
 
 
 def run_finetune(config: CommonConfig, console: Console) -> None:
     """Train on a whole pool."""
     _require(config.pool, "pool", "Name the rows to train on: --pool FILE...")
-    with _session(config, console) as run:
-        run.save_config(config.model_dump(mode="json", exclude={"run"}))
+    with _session(config, console) as run, run.replayable(config.model_dump(mode="json", exclude={"run"})):
         rows = stages.ingest(run, config)
         trained = stages.finetune(run, config, rows)
         model, adapter = stages.trained_model(run, trained, config.model)
@@ -48,8 +46,7 @@ def run_finetune(config: CommonConfig, console: Console) -> None:
 def run_evaluate(config: CommonConfig, console: Console) -> None:
     """Score a model as it is."""
     _require(config.test, "test", "Name the examples: --test FILE...")
-    with _session(config, console) as run:
-        run.save_config(config.model_dump(mode="json", exclude={"run"}))
+    with _session(config, console) as run, run.replayable(config.model_dump(mode="json", exclude={"run"})):
         stages.evaluate(run, config, None)
         show_evaluation(run, console)
 

@@ -7,9 +7,10 @@ fingerprint a stage is skipped; with another one the run stops and prints the fi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -106,9 +107,18 @@ class Run:
         # An object store cannot append; the log is short, so it is written whole each time.
         (self.folder / EVENTS).write("\n".join(self._events) + "\n")
 
-    def save_config(self, config: Mapping[str, Any]) -> None:
-        """Write `run.yaml`, which replays the run: `raysift METHOD --config run.yaml --run NEW`."""
-        (self.folder / CONFIG).write(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+    @contextlib.contextmanager
+    def replayable(self, config: Mapping[str, Any]) -> Iterator[None]:
+        """Keep `run.yaml`, which replays the run: `raysift METHOD --config run.yaml --run NEW`.
+
+        Written before the first stage, so that a killed run has it, and again after the last one; settings that the run
+        refuses never take the place of those it was made with.
+        """
+        place, text = self.folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        if not place.exists():
+            place.write(text)
+        yield
+        place.write(text)
 
     def manifests(self) -> list[Manifest]:
         """Manifests of the finished stages, in the order in which they were first started."""

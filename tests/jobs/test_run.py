@@ -104,9 +104,14 @@ def test_a_damaged_manifest_is_named(tmp_path):
         stage(Run(tmp_path / "r"))
 
 
-def test_the_config_is_saved_as_yaml(tmp_path):
-    Run(tmp_path / "r").save_config({"method": "uniform", "pool": ["ä.jsonl"]})
-    assert yaml.safe_load((tmp_path / "r/run.yaml").read_text()) == {"method": "uniform", "pool": ["ä.jsonl"]}
+def test_the_config_is_kept_as_yaml_and_not_lost_to_settings_that_the_run_refuses(tmp_path):
+    run, saved = Run(tmp_path / "r"), tmp_path / "r/run.yaml"
+    with run.replayable({"method": "uniform", "pool": ["ä.jsonl"]}):
+        assert yaml.safe_load(saved.read_text()) == {"method": "uniform", "pool": ["ä.jsonl"]}
+        stage(run)
+    with pytest.raises(StaleRunError), run.replayable({"method": "longest"}):
+        stage(run, settings={"alpha": 2})
+    assert yaml.safe_load(saved.read_text())["method"] == "uniform"
 
 
 def test_a_folder_that_is_no_run_is_named(tmp_path):
