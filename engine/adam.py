@@ -28,7 +28,7 @@ _ADAPTER_NAME = re.compile(r"\.(lora_[AB])\.[^.]+\.weight$")
 
 
 @dataclass(frozen=True)
-class Moments:
+class FlatMoments:
     """Adam's first and second moments, one flat tensor per entry of the layout, after `step` optimizer steps."""
 
     first: tuple[Tensor, ...]
@@ -39,7 +39,7 @@ class Moments:
 class AdamDirection:
     """Applies the direction in place, tensor by tensor; what does not depend on the row is computed once."""
 
-    def __init__(self, settings: AdamSettings, moments: Moments) -> None:
+    def __init__(self, settings: AdamSettings, moments: FlatMoments) -> None:
         b1, b2 = settings.beta1, settings.beta2
         self.settings = settings
         self._bias1, self._bias2 = 1.0, 1.0
@@ -70,7 +70,7 @@ class AdamDirection:
         return parts[index]
 
 
-def make_direction(settings: AdamSettings, moments: Moments | None) -> AdamDirection | None:
+def make_direction(settings: AdamSettings, moments: FlatMoments | None) -> AdamDirection | None:
     """The direction asked for; None for the plain gradient. Refuses Adam without moments instead of falling back."""
     if settings.form == "none":
         return None
@@ -93,12 +93,12 @@ def canonical_name(parameter: str) -> str:
 
 def named_moments(
     first: Mapping[str, Tensor], second: Mapping[str, Tensor], step: int, layout: ParameterLayout
-) -> Moments:
+) -> FlatMoments:
     """Orders moments saved by parameter name as the layout has them, and checks names, shapes and values."""
-    return Moments(_ordered(first, layout, "first"), _ordered(second, layout, "second"), step)
+    return FlatMoments(_ordered(first, layout, "first"), _ordered(second, layout, "second"), step)
 
 
-def optimizer_moments(state: Mapping[str, Any], layout: ParameterLayout) -> tuple[Moments, str]:
+def optimizer_moments(state: Mapping[str, Any], layout: ParameterLayout) -> tuple[FlatMoments, str]:
     """Moments out of a torch optimizer's state dict, keyed by name (FSDP) or number; also says in words which it was.
 
     Numbers follow the order in which the trainable parameters were registered, which is the layout's; shapes are

@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysift.adam import AdamDirection, Moments
+from raysift.adam import AdamDirection, FlatMoments
 from raysift.gradient_settings import AdamSettings, ProjectionSettings
 from raysift.gradients import ExactMatch, RowGradients, TokenRow, plan_batches
 from raysift.gradients.rows import IGNORED
@@ -73,13 +73,13 @@ def make_rows(args: argparse.Namespace) -> list[TokenRow]:
     return rows
 
 
-def make_moments(model: Any) -> Moments:
+def make_moments(model: Any) -> FlatMoments:
     """Moments of the size that training leaves: those of random gradients like the rows' own."""
     generator = torch.Generator().manual_seed(1)
     weights = [p for p in model.parameters() if p.requires_grad]
     first = tuple(torch.randn(w.numel(), generator=generator) * 1e-3 for w in weights)
     second = tuple(torch.rand(w.numel(), generator=generator) * 1e-5 for w in weights)
-    return Moments(first, second, step=100)
+    return FlatMoments(first, second, step=100)
 
 
 def bare(model: Any, args: argparse.Namespace) -> Contestant:

@@ -22,8 +22,16 @@ from raysift.config import CommonConfig, make_config
 from raysift.jobs import stages
 from raysift.jobs.api import own_session
 from raysift.jobs.console import Console
-from raysift.jobs.demo import PASSES_OVER_ALL, POOL_ROWS, TARGET, TEST_ROWS, Cell, compare_cells, oracle_rows
-from raysift.jobs.demo import show_comparison
+from raysift.jobs.demo import (
+    PASSES_OVER_ALL,
+    POOL_ROWS,
+    TARGET,
+    TEST_ROWS,
+    Cell,
+    compare_cells,
+    oracle_rows,
+    show_comparison,
+)
 from raysift.jobs.run import Run
 from raysift.manifest import Manifest
 from raysift.nano.world import examples, is_clean, is_relevant, preference_pairs, write_pool

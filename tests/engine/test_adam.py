@@ -7,7 +7,7 @@ import torch
 
 from raysift.adam import (
     AdamDirection,
-    Moments,
+    FlatMoments,
     canonical_name,
     make_direction,
     named_moments,
@@ -26,11 +26,11 @@ def random_parts(seed: int, positive: bool = False) -> tuple[torch.Tensor, ...]:
     return tuple(part.square() if positive else part for part in parts)
 
 
-def make_moments(step: int = 3) -> Moments:
-    return Moments(random_parts(0), random_parts(1, positive=True), step)
+def make_moments(step: int = 3) -> FlatMoments:
+    return FlatMoments(random_parts(0), random_parts(1, positive=True), step)
 
 
-def directions(settings: AdamSettings, moments: Moments, gradients: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+def directions(settings: AdamSettings, moments: FlatMoments, gradients: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
     direction = AdamDirection(settings, moments)
     out = [g.clone() for g in gradients]
     for index, part in enumerate(out):
@@ -61,7 +61,7 @@ def test_textbook_form_is_the_step_that_torchs_adam_takes(steps: int) -> None:
         parameter.grad = torch.randn(6, generator=generator, dtype=torch.float64)
         optimizer.step()
     state = optimizer.state[parameter]
-    moments = Moments((state["exp_avg"].clone(),), (state["exp_avg_sq"].clone(),), int(state["step"]))
+    moments = FlatMoments((state["exp_avg"].clone(),), (state["exp_avg_sq"].clone(),), int(state["step"]))
     gradient = torch.randn(6, generator=generator, dtype=torch.float64)
     before, parameter.grad = parameter.detach().clone(), gradient.clone()
     optimizer.step()
@@ -72,7 +72,7 @@ def test_textbook_form_is_the_step_that_torchs_adam_takes(steps: int) -> None:
 
 
 def test_the_two_forms_differ_where_gradients_are_small() -> None:
-    moments = Moments(random_parts(0), tuple(v * 1e-12 for v in random_parts(1, positive=True)), 3)
+    moments = FlatMoments(random_parts(0), tuple(v * 1e-12 for v in random_parts(1, positive=True)), 3)
     gradients = random_gradients(2, 1e-6)
     official, textbook = (directions(AdamSettings(form=form), moments, gradients) for form in ("official", "textbook"))
     assert not torch.allclose(official[0], textbook[0], rtol=0.5)

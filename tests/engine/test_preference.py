@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from raysift.adam import AdamDirection, Moments
+from raysift.adam import AdamDirection, FlatMoments
 from raysift.errors import DataError
 from raysift.gradient_settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.gradients import IGNORED, RowGradients, TokenRow
@@ -201,7 +201,7 @@ def test_targets_are_plain_gradients_whatever_direction_the_rows_get(model: Any)
     gradients, pairs = make_gradients(model), make_pairs(2, subtasks=("one",))
     plain = preference_targets(gradients, pairs, PreferenceSettings(), UNITS).vectors
     ones = tuple(torch.ones(size) for size in gradients.adapter.layout.sizes)
-    gradients.direction = direction = AdamDirection(AdamSettings(), Moments(ones, ones, 1))
+    gradients.direction = direction = AdamDirection(AdamSettings(), FlatMoments(ones, ones, 1))
     found = preference_targets(gradients, pairs, PreferenceSettings(), UNITS)
     assert np.allclose(found.vectors, plain, atol=1e-6)
     assert gradients.direction is direction
