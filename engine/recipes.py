@@ -94,6 +94,18 @@ _MODS = TrainConfig(
     dtype="bf16",
     template="alpaca",
 )
+_NANO = TrainConfig(
+    method="lora",
+    lora_rank=16,
+    lora_alpha=32,
+    learning_rate=3e-3,
+    schedule="linear",
+    warmup_ratio=0.05,
+    epochs=12,
+    batch_size=16,
+    max_length=512,
+    dtype="fp32",
+)
 
 
 def _changed(config: TrainConfig, **changes: Any) -> TrainConfig:
@@ -125,21 +137,10 @@ RECIPES: Mapping[str, TrainConfig] = {
         dtype="bf16",
     ),
     # For the shipped 1.3M-parameter model and a few hundred rows: fewer steps show nothing.
-    "nano": TrainConfig(
-        method="lora",
-        lora_rank=16,
-        lora_alpha=32,
-        learning_rate=3e-3,
-        schedule="linear",
-        warmup_ratio=0.05,
-        epochs=12,
-        batch_size=16,
-        max_length=512,
-        dtype="fp32",
-    ),
+    "nano": _NANO,
+    # Four epochs, as LESS and ROSE warm up: each is a checkpoint at which every row costs a backward pass.
+    "nano-warmup": _changed(_NANO, epochs=4),
 }
-# Four epochs, as LESS and ROSE warm up: each is a checkpoint at which every row costs a backward pass.
-RECIPES["nano-warmup"] = RECIPES["nano"].model_copy(update={"epochs": 4})
 
 
 def recipe(name: str, **changes: Any) -> TrainConfig:

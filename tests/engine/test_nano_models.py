@@ -58,7 +58,7 @@ def test_assistant_mask_covers_exactly_the_answers_and_their_ends(tokenizer):
 
 
 def test_fast_encoding_agrees_with_the_chat_template(tokenizer):
-    from raysift.jobs.nano_build import Conversation, encode_conversations
+    from raysift.jobs.nano_build.training import Conversation, encode_conversations
 
     rows = [[message["content"] for message in row["messages"]] for row in generate_pool(50, 0)]
     for (prompt, response), (ids, _) in zip(
@@ -72,7 +72,7 @@ def test_foundation_earns_its_recorded_scores(tokenizer):
     """40 rows a skill: the standard error is at most 0.08, and half precision was stored."""
     from transformers import AutoModelForCausalLM
 
-    from raysift.jobs.nano_build import score_foundation
+    from raysift.jobs.nano_build.foundation import score_foundation
 
     model = AutoModelForCausalLM.from_pretrained(nano_path("foundation"))
     assert model.dtype.itemsize == 4
@@ -88,7 +88,7 @@ def test_reward_earns_its_recorded_accuracy(tokenizer):
     """300 pairs: the standard error is about 0.02."""
     from transformers import AutoModelForSequenceClassification
 
-    from raysift.jobs.nano_build import score_reward
+    from raysift.jobs.nano_build.reward import score_reward
 
     model = AutoModelForSequenceClassification.from_pretrained(nano_path("reward"))
     recorded = recorded_scores("reward")
@@ -101,7 +101,8 @@ def test_reward_earns_its_recorded_accuracy(tokenizer):
 def test_reward_does_not_depend_on_padding(tokenizer):
     from transformers import AutoModelForSequenceClassification
 
-    from raysift.jobs.nano_build import Conversation, score_conversations
+    from raysift.jobs.nano_build.reward import score_conversations
+    from raysift.jobs.nano_build.training import Conversation
 
     model = AutoModelForSequenceClassification.from_pretrained(nano_path("reward"))
     rows = [Conversation(*(message["content"] for message in row["messages"])) for row in generate_pool(16, 1)]
@@ -114,7 +115,7 @@ def test_reward_does_not_depend_on_padding(tokenizer):
 def test_encoder_earns_its_recorded_accuracy(tokenizer):
     from transformers import AutoModel
 
-    from raysift.jobs.nano_build import score_encoder
+    from raysift.jobs.nano_build.encoder import score_encoder
 
     model = AutoModel.from_pretrained(nano_path("encoder")).eval()
     recorded = recorded_scores("encoder")
