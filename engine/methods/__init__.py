@@ -9,10 +9,14 @@ from __future__ import annotations
 
 from raysift.errors import ConfigError
 from raysift.methods.base import Selector
+from raysift.methods.less import Less
 from raysift.methods.longest import Longest
+from raysift.methods.rose import Rose
 from raysift.methods.uniform import Uniform
 
-METHODS: dict[str, type[Selector]] = {method.name: method for method in (Uniform, Longest)}
+__all__ = ["METHODS", "Selector", "find_method"]
+
+METHODS: dict[str, type[Selector]] = {method.name: method for method in (Uniform, Longest, Less, Rose)}
 
 
 def find_method(name: str) -> type[Selector]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
@@ -29,7 +29,10 @@ class Selector:
     reads: ClassVar[tuple[str, ...]] = ()
     """Columns of the length table, beside the id, that `score` reads; none: it needs no token counts."""
     columns: ClassVar[pa.Schema] = pa.schema([])
-    """The method's own columns beside id and score."""
+    """The method's own columns beside id and score; `choose` sees them too."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Named settings, for `METHOD.preset`: what official code and paper do where they differ."""
 
     def __init__(self, config: MethodConfig, seed: int) -> None:
         self.config = config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pyarrow as pa
 
@@ -25,6 +27,11 @@ def uniform_of(ids: np.ndarray, seed: int) -> np.ndarray:
         state = ids.astype(np.int64).view(np.uint64) + _mix(np.array([seed], dtype=np.int64).view(np.uint64))
         bits = _mix(state)
     return (bits >> np.uint64(11)).astype(np.float64) / float(1 << 53)
+
+
+def seed_for(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose, so that two draws of one run are unrelated."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=7).digest(), "big")
 
 
 def _mix(state: np.ndarray) -> np.ndarray:

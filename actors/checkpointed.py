@@ -1,0 +1,204 @@
+"""One base model in memory, several checkpoints of a LoRA training swapped in: adapter weights, and Adam's moments."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from raysift.actors.language_model import local_copy
+from raysift.actors.loaded import LoadedModel, load, longest_input
+from raysift.errors import ModelError
+from raysift.gradient_settings import AdamSettings
+from raysift.moments import load_moments
+from raysift.records import Pair
+from raysift.storage import Location
+from raysift.templates import IGNORED, encode_conversation
+
+if TYPE_CHECKING:
+    from raysift.adam import AdamDirection
+    from raysift.gradients import RowGradients, Sink, TokenRow
+    from raysift.preference import TokenPair
+
+OPTIMIZER_FILES = ("moments.safetensors", "optimizer.pt")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One point of a training; its learning rate weighs it among the others."""
+
+    name: str
+    adapter: Location
+    moments: Location | None
+    learning_rate: float
+
+
+class CheckpointedModel:
+    """Gives the row gradients of each checkpoint; the base is loaded once.
+
+    `token_budget` bounds the tokens of a batch and is no part of the result. Rows are encoded here, as in training.
+    """
+
+    def __init__(
+        self,
+        model: str | LoadedModel,
+        checkpoints: Sequence[Checkpoint],
+        adam: AdamSettings,
+        *,
+        template: str = "auto",
+        max_length: int | None = None,
+        dtype: str = "auto",
+        token_budget: int = 4096,
+        device: str = "auto",
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        from raysift.gradients import RowGradients
+
+        self.checkpoints = tuple(checkpoints)
+        loaded = load(model, self.checkpoints[0].adapter, dtype, device, threads, trust_remote_code)
+        self.tokenizer = loaded.tokenizer
+        self.template = template
+        self.max_length = longest_input(loaded.model, max_length)
+        self.gradients: RowGradients = RowGradients(loaded.model, token_budget=token_budget, max_tokens=self.max_length)
+        self._weights = [self._read_weights(checkpoint) for checkpoint in self.checkpoints]
+        self._directions = [self._read_direction(checkpoint, adam) for checkpoint in self.checkpoints]
+        self._now: int | None = None
+
+    @property
+    def layout(self) -> Any:
+        """Names and shapes of the adapter's tensors, in the order of a gradient."""
+        return self.gradients.adapter.layout
+
+    def at(self, index: int, sink: Sink) -> RowGradients:
+        """The row gradients of one checkpoint, flowing into `sink`."""
+        if self._now != index:
+            import torch
+
+            with torch.no_grad():
+                for (module, *_), weight in zip(self.gradients.adapter.modules, self._weights[index], strict=True):
+                    module.weight.copy_(weight)
+            self._now = index
+        self.gradients.sink = sink
+        self.gradients.direction = self._directions[index]
+        return self.gradients
+
+    def encode(self, row_id: int, messages: Sequence[dict[str, str]]) -> TokenRow:
+        """A conversation as tokens; every assistant turn counts."""
+        return self.encode_and_tell(row_id, messages)[0]
+
+    def encode_and_tell(self, row_id: int, messages: Sequence[dict[str, str]]) -> tuple[TokenRow, bool]:
+        """The same, and whether tokens that count were cut off, as the training cuts them."""
+        import numpy as np
+
+        from raysift.gradients import TokenRow
+
+        encoded = encode_conversation(self.tokenizer, list(messages), self.max_length, self.template)
+        return TokenRow(row_id, np.asarray(encoded.input_ids), np.asarray(encoded.labels)), encoded.truncated
+
+    def encode_pair(self, number: int, pair: Pair, end_prompt: bool) -> TokenPair:
+        """A preference as tokens; only the answers count, not the assistant's turns inside the prompt.
+
+        `end_prompt` puts the end-of-sequence token between prompt and answer, as the official code of ROSE does.
+        """
+        from raysift.preference import TokenPair
+
+        chosen, rejected = (self._encode_answer(pair, answer, end_prompt) for answer in (pair.chosen, pair.rejected))
+        return TokenPair(number, chosen, rejected, pair.subtask)
+
+    def _encode_answer(self, pair: Pair, answer: str, end_prompt: bool) -> TokenRow:
+        import numpy as np
+
+        from raysift.gradients import TokenRow
+
+        turns = [{"role": m.role, "content": m.content} for m in pair.prompt]
+        row = self.encode(0, [*turns, {"role": "assistant", "content": answer}])
+        labels = np.asarray(row.labels)
+        counted = np.flatnonzero(labels != IGNORED)
+        if not len(counted):
+            return row
+        breaks = np.flatnonzero(np.diff(counted) > 1)
+        start = int(counted[breaks[-1] + 1] if len(breaks) else counted[0])
+        ids, labels = np.asarray(row.input_ids), np.where(np.arange(len(labels)) < start, IGNORED, labels)
+        if end_prompt and self.tokenizer.eos_token_id is not None:
+            ids, labels = np.insert(ids, start, self.tokenizer.eos_token_id), np.insert(labels, start, IGNORED)
+        return TokenRow(0, ids[: self.max_length], labels[: self.max_length])
+
+    def _read_weights(self, checkpoint: Checkpoint) -> list[Any]:
+        """The adapter's factors in the layout's order, as float32 on the host."""
+        import torch
+        from safetensors.torch import load_file
+
+        from raysift.adam import canonical_name
+
+        with local_copy(checkpoint.adapter) as folder:
+            found = {
+                canonical_name(name): tensor
+                for name, tensor in load_file(f"{folder}/adapter_model.safetensors").items()
+            }
+        missing = sorted(set(self.layout.names) - set(found))
+        unknown = sorted(set(found) - set(self.layout.names))
+        if missing or unknown:
+            first = (
+                f"lacks {len(missing)}, first {missing[0]}"
+                if missing
+                else f"has {len(unknown)} others, first {unknown[0]}"
+            )
+            raise ModelError(
+                f"gradients: checkpoint {checkpoint.name} does not fit the model: of {len(self.layout.names)} adapter tensors it "
+                f"{first}. It is of another base model or another training; all checkpoints must come from one."
+            )
+        weights = [found[name] for name in self.layout.names]
+        for name, shape, weight in zip(self.layout.names, self.layout.shapes, weights, strict=True):
+            if tuple(weight.shape) != tuple(shape):
+                raise ModelError(
+                    f"gradients: {name} is {tuple(weight.shape)} in checkpoint {checkpoint.name}, {tuple(shape)} in the model."
+                )
+            if not bool(torch.isfinite(weight).all()):
+                raise ModelError(
+                    f"gradients: {name} holds NaN or infinite values in checkpoint {checkpoint.name} ({checkpoint.adapter}). "
+                    "The training diverged; lower its learning rate, or leave this checkpoint out."
+                )
+        return weights
+
+    def _read_direction(self, checkpoint: Checkpoint, adam: AdamSettings) -> AdamDirection | None:
+        from raysift.adam import make_direction
+
+        if adam.form == "none":
+            return None
+        if checkpoint.moments is None:
+            raise ModelError(
+                f"gradients: checkpoint {checkpoint.name} has no optimizer moments ({' or '.join(OPTIMIZER_FILES)} beside its "
+                f"adapter), which adam.form={adam.form} needs. Keep them when training, or set adam.form=none in the "
+                "method's section for plain gradients."
+            )
+        return make_direction(adam, read_moments(checkpoint.moments, self.layout))
+
+
+def read_moments(place: Location, layout: Any) -> Any:
+    """Adam's moments in the layout's order, from our own file or from an optimizer's state dict (`optimizer.pt`)."""
+    from raysift.adam import named_moments, optimizer_moments
+
+    if place.name.endswith(".safetensors"):
+        import torch
+
+        own = load_moments(place)
+        first, second = ({n: torch.from_numpy(v) for n, v in m.items()} for m in (own.exp_avg, own.exp_avg_sq))
+        return named_moments(first, second, own.step, layout)
+    import io
+    import pickle
+
+    import torch
+
+    try:
+        # Never a pickle of foreign origin: only tensors and plain containers are unpacked.
+        state = torch.load(io.BytesIO(place.read_bytes()), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelError(f"gradients: {place} is no optimizer state that torch can read: {reason}") from error
+    return optimizer_moments(state, layout)[0]
+
+
+def find_moments(checkpoint: Location) -> Location | None:
+    """The optimizer state beside an adapter: ours, or the one transformers' Trainer leaves."""
+    return next((place for name in OPTIMIZER_FILES if (place := checkpoint / name).exists()), None)

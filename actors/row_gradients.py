@@ -1,0 +1,104 @@
+"""Row gradients as answers: cosines against targets known beforehand, or projected vectors for a store."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
+from raysift.actors.contract import Failed, Row, RowActor
+from raysift.gradient_settings import AdamSettings, ProjectionSettings
+from raysift.records import ID, MESSAGES
+from raysift.storage import Location
+from raysift.store import CUT
+
+MATCHES = "matches"
+VECTORS = "vectors"
+LOSSES = "losses"
+NORMS = "gradient_norms"
+_COMMON = [
+    (LOSSES, pa.list_(pa.float32())),  # one per checkpoint
+    (NORMS, pa.list_(pa.float32())),  # of the plain gradient, before Adam and projection
+    (CUT, pa.bool_()),  # tokens that count were cut off at the longest input
+]
+
+
+class _RowGradients(RowActor):
+    """Answers each row with one vector per checkpoint; a subclass says into what the gradients flow."""
+
+    inputs = (MESSAGES,)
+
+    def __init__(self, model: Any, checkpoints: Sequence[Checkpoint], adam: AdamSettings, **loading: Any) -> None:
+        self.model = CheckpointedModel(model, checkpoints, adam, **loading)
+        self.sinks: list[Any] = []
+
+    def answer(self, rows: list[Row]) -> list[Row | Failed]:
+        encoded = [self.model.encode_and_tell(row[ID], row[MESSAGES]) for row in rows]
+        tokens = [row for row, _ in encoded]
+        failed: dict[int, Failed] = {}
+        found: dict[int, list[tuple[Any, float, float]]] = {row.id: [] for row in tokens}
+        for index, sink in enumerate(self.sinks):
+            result = self.model.at(index, sink).run([row for row in tokens if row.id not in failed])
+            for why in result.set_aside:
+                failed[why.id] = Failed(f"{why.reason}: {why.message}")
+            for entry in zip(result.ids, result.vectors, result.losses, result.gradient_norms, strict=True):
+                found[int(entry[0])].append(entry[1:])
+        return [
+            failed.get(row.id) or {**self._pack(found[row.id]), **_common(found[row.id]), CUT: cut}
+            for row, cut in encoded
+        ]
+
+    def _pack(self, entries: list[tuple[Any, float, float]]) -> Row:
+        raise NotImplementedError(f"{type(self).__name__} does not say what it keeps of a gradient")
+
+
+def _common(entries: list[tuple[Any, float, float]]) -> Row:
+    _, losses, norms = zip(*entries, strict=True)
+    return {LOSSES: list(map(float, losses)), NORMS: list(map(float, norms))}
+
+
+class GradientMatch(_RowGradients):
+    """Exact scores without a store: (checkpoints x subtasks) cosines of each row with the targets."""
+
+    outputs = pa.schema([(MATCHES, pa.list_(pa.list_(pa.float32()))), *_COMMON])
+
+    def __init__(
+        self, model: Any, checkpoints: Sequence[Checkpoint], adam: AdamSettings, targets: Location, **loading: Any
+    ) -> None:
+        from raysift.actors.target_gradients import load_targets
+        from raysift.gradients import ExactMatch
+
+        super().__init__(model, checkpoints, adam, **loading)
+        self.sinks = [ExactMatch(vectors, self.model.layout) for vectors in load_targets(targets, checkpoints)]
+
+    def _pack(self, entries: list[tuple[Any, float, float]]) -> Row:
+        return {MATCHES: [vector.tolist() for vector, *_ in entries]}
+
+
+class GradientVectors(_RowGradients):
+    """Projected gradients at unit length, half precision, all checkpoints of a row one after the other."""
+
+    outputs = pa.schema([(VECTORS, pa.binary()), *_COMMON])  # checkpoints x dimension numbers, float16, little endian
+
+    def __init__(
+        self,
+        model: Any,
+        checkpoints: Sequence[Checkpoint],
+        adam: AdamSettings,
+        projection: ProjectionSettings,
+        **loading: Any,
+    ) -> None:
+        from raysift.projection import Projection
+
+        super().__init__(model, checkpoints, adam, **loading)
+        self.sinks = [Projection(projection, self.model.layout)] * len(checkpoints)
+
+    def _pack(self, entries: list[tuple[Any, float, float]]) -> Row:
+        import numpy as np
+
+        from raysift.influence import unit_rows
+
+        units, _ = unit_rows(np.stack([vector for vector, *_ in entries]))
+        return {VECTORS: units.astype("<f2").tobytes()}

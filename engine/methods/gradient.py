@@ -1,0 +1,70 @@
+"""What ROSE and LESS share: a warm-up on a random share, gradients of rows at its checkpoints, matched with a target.
+
+    score(z) = max over subtasks of sum over checkpoints i of  w_i cos(target_i, Gamma(z, theta_i))
+
+w_i is the mean learning rate of epoch i over the sum of all, Gamma the direction of Adam's step on the row alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from raysift.budget import Budget
+from raysift.errors import ConfigError
+from raysift.gradient_settings import AdamSettings, MatchSettings, ProjectionSettings, TargetSettings
+from raysift.methods.base import MethodConfig, Selector
+from raysift.recipes import TrainConfig
+from raysift.records import ID, SCORE
+from raysift.topk import Ids, Scores
+
+
+class GradientConfig(MethodConfig):
+    warmup_share: float = Field(0.05, gt=0, le=1)
+    """Share of the pool, drawn at random, on which the adapter is warmed up. Too small, and gradients say little."""
+    warmup: TrainConfig | None = None
+    """Recipe of the warm-up; none: that of the final training (`train`), as in the papers."""
+    checkpoints: int | None = Field(None, ge=1)
+    """Only the last so many epochs of the warm-up are matched; none: all. One checkpoint costs a quarter of four."""
+    matching: Literal["exact", "store"] = "exact"
+    """`exact`: targets are known, nothing is projected, only scores are written. `store`: projected gradients are kept, so that
+    later targets (`raysift rescore`) and new rows cost no new pass."""
+    adam: AdamSettings = Field(default_factory=AdamSettings)
+    projection: ProjectionSettings = Field(default_factory=ProjectionSettings)
+    """Used by the store."""
+    targets: TargetSettings = Field(default_factory=TargetSettings)
+    match: MatchSettings = Field(default_factory=MatchSettings)
+
+
+class GradientSelector(Selector):
+    """Scored by its recipe: a row's score needs the model at several points of its training."""
+
+    columns: ClassVar[pa.Schema] = pa.schema([("subtask", pa.string()), ("by_subtask", pa.list_(pa.float64()))])
+    """The subtask that a row helps most, and its score for each."""
+    config: GradientConfig
+
+    def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
+        """By score; under `round_robin` the subtasks pick in turn."""
+        if self.config.match.subtasks != "round_robin":
+            return super().choose(scores, budget, pool_rows)
+        from raysift.influence import InfluenceReduce, TargetColumns
+
+        if budget.counts_tokens:
+            raise ConfigError("budget: match.subtasks=round_robin takes a number of rows or a share, not tokens.")
+        reduce = None
+        for chunk in scores:
+            scored = chunk.filter(chunk[SCORE].is_valid()).combine_chunks()
+            table = np.stack([np.asarray(row) for row in scored["by_subtask"].to_numpy()]) if len(scored) else None
+            if table is None:
+                continue
+            if reduce is None:
+                columns = TargetColumns.single([str(i) for i in range(table.shape[1])])
+                reduce = InfluenceReduce(budget.rows_of(pool_rows), columns, self.config.match)
+            reduce.add(scored[ID].to_numpy(), table)
+        if reduce is None:
+            raise ConfigError("choose: no row has a score.")
+        return reduce.result()

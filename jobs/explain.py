@@ -1,0 +1,280 @@
+"""`raysift explain RUN ID`: a row's score and rank, at which checkpoints and for which subtasks, and why it is in or out.
+
+Works on any run; runs by gradient tell more. A row's text is shown only where it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysift.actors.row_gradients import MATCHES
+from raysift.config import CommonConfig
+from raysift.errors import ConfigError, DataError
+from raysift.jobs.console import Console
+from raysift.jobs.rescore import config_of, find_manifest, open_any_run
+from raysift.jobs.run import Run
+from raysift.jobs.tables import read_chunks
+from raysift.manifest import Manifest
+from raysift.methods.gradient import GradientConfig
+from raysift.records import ERROR, ID, MESSAGES, RANK, REASON, SCORE, SOURCE
+from raysift.storage import Location
+
+SHOWN_PAIRS = 5
+HELD_NUMBERS = 2**27  # of the pairs' gradients at once; more are compared by their projections
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a row's score stands among all; `better` counts rows with a higher one, or an equal one and a smaller id."""
+
+    score: float
+    better: int
+    worse: int
+    scored: int
+
+    @property
+    def percentile(self) -> float:
+        """Per cent of the other scored rows that score lower."""
+        return 100.0 * self.worse / max(1, self.scored - 1)
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What one pair or example of the target adds: its cosine with the row per checkpoint, and their weighted sum."""
+
+    number: int
+    subtask: str
+    pull: float
+    cosines: list[float | None]
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All that is known about one row of a run; None where it has no such thing."""
+
+    id: int
+    verdict: str
+    source: str | None = None
+    rejections: list[str] = field(default_factory=list)
+    standing: Standing | None = None
+    rank: int | None = None
+    own: dict[str, Any] = field(default_factory=dict)
+    checkpoints: list[str] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    subtasks: list[str] = field(default_factory=list)
+    matches: list[list[float]] | None = None
+    pulls: list[Pull] | None = None
+    messages: list[dict[str, str]] | None = None
+
+
+def explain(
+    folder: str, row_id: int, *, pairs: bool = True, text: bool = False, console: Console | None = None
+) -> Explanation:
+    """Look a row up in everything that the run left; `pairs` loads the model where the run was one by gradient."""
+    run = open_any_run(folder, console)
+    config = config_of(run)
+    rows = find_manifest(run, "ingest")
+    if rows is None:
+        raise ConfigError(f"explain: {folder} has not finished ingest. Finish it with the command that began it.")
+    kept = find_row(run.files(rows, "rows"), row_id, [SOURCE, *([MESSAGES] if text or pairs else [])])
+    rejections = _rejections(run, rows, row_id)
+    if kept is None:
+        if not rejections:
+            raise DataError(
+                f"explain: no row of {folder} has the id {row_id}, kept or rejected. Ids are in its scores.parquet."
+            )
+        return Explanation(row_id, f"not in the pool: {rejections[0]}", rejections=rejections)
+    scores, chosen = find_manifest(run, "influence", "score"), find_manifest(run, "choose")
+    standing, own = _standing(run, scores, row_id) if scores else (None, {})
+    rank, verdict = _verdict(run, config, row_id, standing, chosen, scored=scores is not None)
+    found: dict[str, Any] = {"own": own, "standing": standing, "rank": rank, "rejections": rejections}
+    if scores and scores.stage == "influence" and standing:
+        found |= _matches(run, scores, row_id)
+        if pairs:
+            found["pulls"] = compute_pulls(run, config, kept[MESSAGES], scores)
+    return Explanation(row_id, verdict, kept[SOURCE], messages=kept[MESSAGES] if text else None, **found)
+
+
+def find_row(files: Sequence[Location], row_id: int, columns: Sequence[str]) -> dict[str, Any] | None:
+    """The line of that id in a stage's tables, or None."""
+    for chunk in read_chunks(files, [ID, *columns]):
+        where = np.flatnonzero(chunk[ID].to_numpy(zero_copy_only=False) == row_id)
+        if len(where):
+            line: dict[str, Any] = chunk.slice(int(where[0]), 1).to_pylist()[0]
+            return line
+    return None
+
+
+def _rejections(run: Run, rows: Manifest, row_id: int) -> list[str]:
+    """Reasons for which records of this id were rejected; a kept row may have rejected twins."""
+    found = []
+    for chunk in read_chunks(run.files(rows, "rejected"), [ID, "file", "position", REASON, "message"]):
+        for line in chunk.filter(pa.array([value == row_id for value in chunk[ID].to_pylist()])).to_pylist():
+            more = f" ({line['message']})" if line["message"] else ""
+            found.append(f"{line[REASON]}: {line['file']}, record {line['position']}{more}")
+    return found
+
+
+def _standing(run: Run, scores: Manifest, row_id: int) -> tuple[Standing | None, dict[str, Any]]:
+    """The row's place among all scored rows, and the method's own columns for it."""
+    files = run.files(scores, "scores")
+    line = find_row(files, row_id, _columns(files))
+    if line is None or line[SCORE] is None:
+        return None, {}
+    better = worse = scored = 0
+    for chunk in read_chunks(files, [ID, SCORE]):
+        good = chunk.filter(chunk[SCORE].is_valid())
+        ids, values = good[ID].to_numpy(), good[SCORE].to_numpy()
+        ahead = (values > line[SCORE]) | ((values == line[SCORE]) & (ids < row_id))
+        better, scored = better + int(ahead.sum()), scored + len(good)
+        worse += int((values < line[SCORE]).sum())
+    own = {name: value for name, value in line.items() if name not in (ID, SCORE)}
+    return Standing(line[SCORE], better, worse, scored), own
+
+
+def _columns(files: Sequence[Location]) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return [name for name in pq.read_schema(files[0].path, filesystem=files[0].fs).names if name != ID]
+
+
+def _verdict(
+    run: Run, config: CommonConfig, row_id: int, standing: Standing | None, chosen: Manifest | None, scored: bool
+) -> tuple[int | None, str]:
+    """The rank if the row was selected, and one sentence why it was or was not."""
+    if standing is None:
+        return None, f"not selected: no score: {_failure(run, row_id)}" if scored else "kept; the run has no scores yet"
+    place = f"rank {standing.better + 1:,} of {standing.scored:,} by score"
+    if chosen is None:
+        return None, f"{place}; the run has not chosen yet"
+    files = run.files(chosen, "selection")
+    line = find_row(files, row_id, [RANK])
+    if line:
+        return line[RANK], f"selected as number {line[RANK]:,} of {chosen.counts['kept']:,}; {place}"
+    last = min(float(np.min(chunk[SCORE].to_numpy())) for chunk in read_chunks(files, [SCORE]))
+    behind = (
+        f"a budget of {config.budget} took {chosen.counts['kept']:,} rows, the lowest of them with score {last:.6g}"
+    )
+    return None, f"not selected: {place}; {behind}, this row has {standing.score:.6g}"
+
+
+def _failure(run: Run, row_id: int) -> str:
+    """What a stage said about a row that it could not answer."""
+    for name in ("match", "gradients", "lengths"):
+        manifest = find_manifest(run, name)
+        line = find_row(run.files(manifest, "answers"), row_id, [ERROR]) if manifest else None
+        if line and line[ERROR]:
+            return f"{name}: {line[ERROR]}"
+    return "no stage tells why"
+
+
+def _matches(run: Run, scores: Manifest, row_id: int) -> dict[str, Any]:
+    """Cosines per checkpoint and subtask, with what the checkpoints weigh."""
+    matched, target = find_manifest(run, "match", "gradients"), find_manifest(run, "targets")
+    if matched is None or target is None:
+        return {}
+    line = find_row(run.files(matched, "answers"), row_id, [MATCHES])
+    return {
+        "matches": line[MATCHES] if line else None,
+        "checkpoints": scores.values["checkpoints"],
+        "weights": scores.values["checkpoint_weights"],
+        "subtasks": target.values["subtasks"],
+    }
+
+
+def compute_pulls(
+    run: Run, config: CommonConfig, messages: Sequence[dict[str, str]], scores: Manifest
+) -> list[Pull] | None:
+    """The cosine of the row's direction with every pair's gradient, strongest first; loads the model for this one row."""
+    import ray
+
+    from raysift.jobs.gradients import checkpoints_of, read_targets
+    from raysift.jobs.recipes import make_selector
+
+    selector = make_selector(config)
+    warm = find_manifest(run, "warmup")
+    if warm is None or not isinstance(selector.config, GradientConfig):
+        return None
+    points = checkpoints_of(run, warm, selector.config.checkpoints)
+    members, _ = read_targets(run, config, selector)
+    task = ray.remote(num_cpus=min(1.0, config.resources.cpus_per_worker), num_gpus=config.resources.gpus_per_worker)
+    by_checkpoint = ray.get(task(_pulls_in_task).remote(list(messages), members, points, config, selector.config))
+    weights = scores.values["checkpoint_weights"]
+    numbers = sorted({number for found in by_checkpoint for number in found})
+    pulls = []
+    for number in numbers:
+        cosines = [found.get(number) for found in by_checkpoint]
+        total = sum(w * c for w, c in zip(weights, cosines, strict=True) if c is not None)
+        subtask = getattr(members[number], "subtask", None) or members[number].subset or members[number].task
+        pulls.append(Pull(number + 1, subtask, total, cosines))
+    return sorted(pulls, key=lambda pull: (-abs(pull.pull), pull.number))
+
+
+def _pulls_in_task(
+    messages: Sequence[dict[str, str]],
+    members: Sequence[Any],
+    points: Sequence[Any],
+    config: CommonConfig,
+    settings: GradientConfig,
+) -> list[dict[int, float]]:
+    from raysift.actors.target_gradients import TargetGradients
+    from raysift.jobs.gradients import WHOLE, loading, targets_by
+
+    actor = TargetGradients(config.model, points, settings.projection, settings.adam, **loading(config, settings))
+    if len(members) * actor.model.layout.total <= HELD_NUMBERS:
+        actor.project(WHOLE)
+    return actor.pulls(messages, targets_by(actor, members, config, settings, keep_units=True))
+
+
+def explain_command(folder: str, row_id: str, pairs: bool, text: bool, console: Console) -> None:
+    """Explain a row on screen."""
+    from raysift.jobs.api import own_session
+
+    try:
+        number = int(row_id)
+    except ValueError:
+        raise ConfigError(f"explain: '{row_id}' is no row id; ids are whole numbers, see scores.parquet.") from None
+    with_model = pairs and find_manifest(open_any_run(folder, console), "influence") is not None
+    if with_model:
+        with own_session():
+            found = explain(folder, number, pairs=True, text=text, console=console)
+    else:
+        found = explain(folder, number, pairs=False, text=text, console=console)
+    show(found, console)
+
+
+def show(found: Explanation, console: Console) -> None:
+    """Print an explanation."""
+    lines: list[list[Any]] = [["id", str(found.id)], ["verdict", found.verdict], ["source", found.source]]
+    if found.standing:
+        lines += [["score", found.standing.score], ["percentile", round(found.standing.percentile, 2)]]
+    lines += [[name, value] for name, value in found.own.items() if not isinstance(value, list)]
+    lines += [["rejected twin" if found.source else "rejected", reason] for reason in found.rejections]
+    console.table("Row", ["", "value"], lines)
+    if found.matches:
+        table: list[list[Any]] = [
+            [name, weight, *cosines]
+            for name, weight, cosines in zip(found.checkpoints, found.weights, found.matches, strict=True)
+        ]
+        totals = np.array(found.weights) @ np.array(found.matches)
+        heads = ["checkpoint", "weight", *found.subtasks]
+        console.table("Cosine with the target", heads, [*table, ["weighted", None, *totals.tolist()]])
+    if found.pulls:
+        strongest = [[f"{p.number}", p.subtask, p.pull, *p.cosines] for p in found.pulls[:SHOWN_PAIRS]]
+        console.table(
+            f"Pairs or examples of the target that pull most, of {len(found.pulls):,}",
+            ["number", "subtask", "weighted", *found.checkpoints],
+            strongest,
+        )
+    if found.messages:
+        console.table("Text", ["role", "text"], [[m["role"], printable(m["content"])] for m in found.messages])
+
+
+def printable(text: str) -> str:
+    """Text in which nothing can move a terminal's cursor or turn its direction."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

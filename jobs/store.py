@@ -1,0 +1,259 @@
+"""Filling the gradient store: passes are planned over what it lacks, answered by actors, and sealed into segments.
+
+What a store is, on disk and by identity, says `raysift.store`; `store_match.py` scores what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysift.actors.checkpointed import Checkpoint
+from raysift.actors.row_gradients import LOSSES, NORMS, VECTORS, GradientVectors
+from raysift.config import CommonConfig
+from raysift.errors import StageError
+from raysift.jobs.gradients import checkpoints_of, loading, warmup_recipe
+from raysift.jobs.run import Run, StageResult
+from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.tables import count_answers, read_chunks, relative
+from raysift.manifest import Manifest
+from raysift.methods.gradient import GradientConfig
+from raysift.records import ERROR, ID, MESSAGES
+from raysift.resources import Resources
+from raysift.storage import Location, open_location
+from raysift.store import (
+    CUT,
+    INDEX,
+    INDEX_COLUMNS,
+    SEGMENT,
+    Segment,
+    Share,
+    StoreIdentity,
+    checkpoint_hash,
+    is_among,
+    open_store,
+    read_index,
+    segment_name,
+    segments_of,
+    shard_table,
+    share_missing,
+    share_reading,
+    write_shard,
+)
+from raysift.topk import Ids
+
+SHARD_BYTES = 256 * 2**20
+PIECE_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store that was opened for a run, with the checkpoints that the run wants of it."""
+
+    place: Location
+    identity: StoreIdentity
+    points: dict[str, Checkpoint]
+    """By hash, in the order of the training."""
+    dimension: int
+
+    def held(self) -> list[tuple[Segment, pa.Table]]:
+        """Finished segments with their indexes."""
+        return [(segment, read_index(self.place, segment)) for segment in segments_of(self.place, self.identity)]
+
+    def folder(self, segment: str) -> Location:
+        return self.place / "segments" / segment
+
+
+def store_place(run: Run, config: CommonConfig) -> Location:
+    """Where the store is: in the run's folder unless `resources.store` names another."""
+    return open_location(config.resources.store) if config.resources.store else run.folder / "store"
+
+
+def store_of(
+    run: Run, config: CommonConfig, settings: GradientConfig, trained: Manifest, target: Manifest, place: Location
+) -> Store:
+    """What the run wants of a store; nothing is opened yet."""
+    points = checkpoints_of(run, trained, settings.checkpoints)
+    train = warmup_recipe(config, settings)
+    with_moments = settings.adam.form != "none"
+    identity = StoreIdentity(
+        model=model_fingerprint(config.model),
+        layout=target.values["layout"],
+        projection=target.values["projection"],
+        projection_settings=settings.projection,
+        adam=settings.adam,
+        template=train.template,
+        max_length=train.max_length,
+        dtype=train.dtype,
+    )
+    named = {checkpoint_hash(p.adapter, p.moments if with_moments else None): p for p in points}
+    whole = settings.projection.kind == "none"
+    dimension = target.values["parameters"] if whole else settings.projection.dimension
+    return Store(place, identity, named, dimension)
+
+
+def fill(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest, store: Store) -> Manifest:
+    """Compute the vectors of this run's rows and checkpoints that the store does not hold; gives the account of all."""
+
+    def body(folder: Location) -> StageResult:
+        open_store(store.place, store.identity)
+        wanted, names = row_ids(run.files(rows, "rows")), list(store.points)
+        missing = share_missing(wanted, names, ids_of(store.held()))
+        computed = sum(len(share.ids) * len(share.checkpoints) for share in missing)
+        if computed < len(wanted) * len(names):
+            run.console.note(f"gradients: {len(wanted) * len(names) - computed:,} vectors are in {store.place} already")
+        for share in missing:
+            compute_segment(run, config, settings, rows, store, share)
+        held = store.held()
+        if share_missing(wanted, names, ids_of(held)):
+            raise StageError(f"gradients: rows are still missing in {store.place} after all passes; run again.")
+        plan = share_reading(wanted, names, ids_of(held))
+        indexes = {segment.name: index for segment, index in held}
+        failed = _ids_where(plan, indexes, lambda index: index[ERROR].is_valid())
+        cut = _ids_where(plan, indexes, lambda index: index[CUT])
+        counts = {
+            "rows_in": len(wanted),
+            "kept": len(wanted) - len(failed),
+            "failed": len(failed),
+            "truncated": len(cut),
+        }
+        values = {"identity": store.identity.hash, "checkpoints": names, "segments": [s.name for s, _ in plan]}
+        return StageResult(counts=counts, values=values | {"vectors_computed": computed}, rows=len(wanted))
+
+    inputs = {"rows": rows.fingerprint, "checkpoints": list(store.points)}
+    return run.stage("gradients", {"store": store.identity}, inputs, body)
+
+
+def compute_segment(
+    run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest, store: Store, share: Share
+) -> None:
+    """One pass over rows at some checkpoints, sealed into a segment; a killed one continues in the same folder."""
+    from raysift.jobs.raydata import map_rows
+
+    name = segment_name(store.identity, share)
+    folder = store.folder(name).make_folder()
+    files = run.files(rows, "rows")
+    if len(share.ids) < rows.counts["kept"]:
+        files = [_write_subset(files, share.ids, folder / "rows.parquet")]
+    arguments = {
+        "model": config.model,
+        "checkpoints": [store.points[name] for name in share.checkpoints],
+        "adam": settings.adam,
+        "projection": settings.projection,
+    }
+    answers = map_rows(
+        files,
+        GradientVectors,
+        arguments | loading(config, settings),
+        folder,
+        config.resources,
+        progress=run.console.shows_progress,
+    )
+    counts = count_answers("gradients", answers, len(share.ids))
+    shards = seal(answers, share.checkpoints, store.dimension, folder, config.resources)
+    _write_index(answers, folder / INDEX)
+    segment = Segment(
+        name=name,
+        store=store.identity.hash,
+        checkpoints=share.checkpoints,
+        dimension=store.dimension,
+        rows=counts["rows_in"],
+        failed=counts["failed"],
+        shards=tuple(relative(shards, folder)),
+    )
+    (folder / SEGMENT).write(segment.model_dump_json(indent=2) + "\n")
+    for leftover in ("answers", "done", "rows.parquet"):
+        (folder / leftover).delete()
+
+
+def seal(
+    answers: Sequence[Location], checkpoints: Sequence[str], dimension: int, folder: Location, resources: Resources
+) -> list[Location]:
+    """Turn the answers of a pass into shards of like size, as the store keeps them."""
+    from raysift.jobs.ray_tasks import run_tasks
+
+    (folder / "shards").make_folder()
+    groups = _groups(answers, SHARD_BYTES)
+    places = [folder / "shards" / f"part-{number:05d}.parquet" for number in range(len(groups))]
+    tasks = [(group, tuple(checkpoints), dimension, place) for group, place in zip(groups, places, strict=True)]
+    for _ in run_tasks(seal_shard, tasks, resources, "gradients: sealing the store's shards"):
+        pass
+    return places
+
+
+def seal_shard(answers: Sequence[Location], checkpoints: Sequence[str], dimension: int, place: Location) -> int:
+    """One shard of the rows that have a vector; gives their number."""
+
+    def pieces() -> Iterator[pa.Table]:
+        for file in answers:
+            with pq.ParquetFile(file.path, filesystem=file.fs) as source:
+                for batch in source.iter_batches(PIECE_ROWS, columns=[ID, VECTORS, LOSSES, NORMS, ERROR]):
+                    good = pa.Table.from_batches([batch.filter(batch[ERROR].is_null())])
+                    if len(good):
+                        yield _piece(good.combine_chunks(), checkpoints, dimension)
+
+    return write_shard(place, checkpoints, dimension, pieces())
+
+
+def row_ids(files: Sequence[Location]) -> Ids:
+    """All row ids, sorted."""
+    return np.sort(np.concatenate([chunk[ID].to_numpy() for chunk in read_chunks(files, [ID])]))
+
+
+def ids_of(held: Sequence[tuple[Segment, pa.Table]]) -> list[tuple[Segment, Ids]]:
+    return [(segment, index[ID].to_numpy()) for segment, index in held]
+
+
+def _ids_where(plan: Sequence[tuple[Segment, Share]], indexes: dict[str, pa.Table], test: Any) -> set[int]:
+    """Ids of the plan's rows for which the test holds in a segment that they are read from."""
+    found: set[int] = set()
+    for segment, share in plan:
+        index = indexes[segment.name]
+        chosen = index.filter(test(index))[ID].to_numpy()
+        found.update(chosen[is_among(chosen, share.ids)].tolist())
+    return found
+
+
+def _write_index(answers: Sequence[Location], place: Location) -> None:
+    found = [chunk.select(INDEX_COLUMNS.names) for chunk in read_chunks(answers, INDEX_COLUMNS.names)]
+    pq.write_table(pa.concat_tables(found).cast(INDEX_COLUMNS).sort_by(ID), place.path, filesystem=place.fs)
+
+
+def _write_subset(files: Sequence[Location], ids: Ids, place: Location) -> Location:
+    """The rows of a pass that does not go over all of them."""
+    writer = None
+    for chunk in read_chunks(files, [ID, MESSAGES]):
+        writer = writer or pq.ParquetWriter(place.path, chunk.schema, filesystem=place.fs, compression="zstd")
+        writer.write_table(chunk.filter(pa.array(is_among(chunk[ID].to_numpy(), ids))))
+    if writer:
+        writer.close()
+    return place
+
+
+def _groups(files: Sequence[Location], size: int) -> list[list[Location]]:
+    """Neighbouring files together, until a group reaches the size."""
+    groups: list[list[Location]] = []
+    room = 0
+    for file in files:
+        if room <= 0:
+            groups.append([])
+            room = size
+        groups[-1].append(file)
+        room -= file.size()
+    return groups
+
+
+def _piece(good: pa.Table, checkpoints: Sequence[str], dimension: int) -> pa.Table:
+    """Answers of the actor as a piece of a shard."""
+    rows, count = len(good), len(checkpoints)
+    cells = good[VECTORS].combine_chunks().cast(pa.binary(2 * dimension * count))
+    cells = cells.chunk(0) if isinstance(cells, pa.ChunkedArray) else cells
+    numbers = np.frombuffer(cells.buffers()[1], "<f2").reshape(-1, count, dimension)
+    vectors = numbers[cells.offset : cells.offset + rows]
+    losses, norms = (good[name].combine_chunks().flatten().to_numpy().reshape(rows, count) for name in (LOSSES, NORMS))
+    return shard_table(good[ID].to_numpy(), vectors, losses, norms, checkpoints)

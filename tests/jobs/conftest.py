@@ -1,0 +1,85 @@
+"""One small ROSE run that several test files look at, and ways to repeat its second half with other settings."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PAIRS = 8
+POOL_ROWS = 80
+LONG = "three one two " * 150
+
+
+def nano_pairs(rows: int, seed: int, kind: str = "correctness") -> list[dict[str, Any]]:
+    from raysift.nano.world import preference_pairs
+
+    return list(preference_pairs(rows, seed, ["add", "subtract"], kind))
+
+
+def write_lines(path: Path, records: list[dict[str, Any]]) -> str:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def rose_run(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An exact run over nano rows, one prompt too long for its answer to be seen, and one answer that is cut.
+
+    Of its target records one has no prompt, one only one side, and one two equal answers.
+    """
+    import raysift
+    from raysift.nano.world import generate_pool
+
+    folder = tmp_path_factory.mktemp("rose")
+    rows = [
+        *generate_pool(POOL_ROWS, 0),
+        {"messages": [{"role": "user", "content": LONG}, {"role": "assistant", "content": "unseen"}]},
+        {"messages": [{"role": "user", "content": "count"}, {"role": "assistant", "content": LONG}]},
+    ]
+    pairs = nano_pairs(PAIRS, 0)
+    bad = [pairs[0] | {"prompt": []}, pairs[1] | {"rejected": None}, pairs[2] | {"rejected": pairs[2]["chosen"]}]
+    recipe = {"recipe": "nano", "epochs": 2, "schedule": "constant", "max_length": 128}
+    raysift.select(
+        "rose",
+        write_lines(folder / "pool.jsonl", rows),
+        run=str(folder / "run"),
+        target=[write_lines(folder / "pairs.jsonl", [*pairs, *bad])],
+        budget="12",
+        rose={"warmup_share": 0.3, "warmup": recipe},
+        resources={"train_workers": 0, "workers": 1},
+    )
+    return str(folder / "run")
+
+
+@pytest.fixture(scope="session")
+def repeat(rose_run: str) -> Callable[..., Any]:
+    """Match and choose again in a run of its own, with other settings; the warm-up is that of `rose_run`."""
+    from raysift.jobs.recipes import match_and_choose
+    from raysift.jobs.rescore import BorrowingRun, config_of, find_manifest
+    from raysift.jobs.run import open_run
+    from raysift.jobs.store import store_place
+
+    def again(folder: Path, **changes: Any) -> Any:
+        source = open_run(rose_run)
+        changes = {"resources__store": str(folder / "store")} | changes
+        overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
+        config = config_of(source, {"run": str(folder)}, overrides)
+        run = BorrowingRun(folder, source)
+        (run.folder / "rescored_from.json").write(json.dumps({"run": rose_run}))
+        rows, warm = find_manifest(source, "ingest"), find_manifest(source, "warmup")
+        with run.replayable(config.model_dump(mode="json", exclude={"run"})):
+            match_and_choose(run, config, rows, warm, None, store_place(run, config))
+        return run
+
+    return again
+
+
+@pytest.fixture(scope="session")
+def stored_run(repeat: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The same through a store of unprojected gradients."""
+    folder = tmp_path_factory.mktemp("stored")
+    return repeat(folder / "run", rose__matching="store", rose__projection__kind="none")

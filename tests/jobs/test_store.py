@@ -1,0 +1,315 @@
+"""The gradient store: it grows, it continues, it refuses what does not fit, and its reduce does not depend on shards."""
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from raysift.errors import ConfigError, DataError, StageError, StaleRunError
+from raysift.gradient_settings import AdamSettings, ProjectionSettings
+from raysift.influence import unit_rows
+from raysift.jobs import store as jobs_store
+from raysift.jobs.recipes import make_selector
+from raysift.jobs.rescore import BorrowingRun, config_of, find_manifest, rescore
+from raysift.jobs.run import open_run
+from raysift.jobs.store import Store, fill, seal, store_of
+from raysift.jobs.store_match import MATCHES, match_segments, merge
+from raysift.manifest import read_manifest
+from raysift.records import ID
+from raysift.resources import Resources
+from raysift.storage import Location, open_location
+from raysift.store import (
+    Segment,
+    StoreIdentity,
+    checkpoint_hash,
+    open_store,
+    read_shard,
+    segments_of,
+    shard_table,
+    share_missing,
+    share_reading,
+    write_shard,
+)
+
+from .conftest import nano_pairs, write_lines
+
+IDENTITY = StoreIdentity(
+    model="m",
+    layout="l",
+    projection="p8192",
+    projection_settings=ProjectionSettings(),
+    adam=AdamSettings(),
+    template="auto",
+    max_length=512,
+    dtype="fp32",
+)
+
+
+def segment(name, checkpoints, shards=()):
+    return Segment(
+        name=name, store=IDENTITY.hash, checkpoints=checkpoints, dimension=4, rows=0, failed=0, shards=tuple(shards)
+    )
+
+
+def shares(found):
+    return [(share.checkpoints, share.ids.tolist()) for share in found]
+
+
+# --- what is missing, what is read -------------------------------------------------------------------------------------
+
+
+def test_only_missing_rows_and_checkpoints_are_computed():
+    ids = np.arange(6)
+    assert shares(share_missing(ids, ["a", "b"], [])) == [(("a", "b"), [0, 1, 2, 3, 4, 5])]
+    held = [(segment("s1", ("a", "b")), np.array([0, 1, 2, 3]))]
+    assert shares(share_missing(ids, ["a", "b"], held)) == [(("a", "b"), [4, 5])]
+    assert shares(share_missing(ids[:4], ["a", "b", "c"], held)) == [(("c",), [0, 1, 2, 3])]
+    assert shares(share_missing(ids, ["a", "c"], held)) == [(("a",), [4, 5]), (("c",), [0, 1, 2, 3, 4, 5])]
+    assert share_missing(ids[:3], ["b"], held) == []
+
+
+def test_every_row_is_read_once_at_every_checkpoint_though_segments_overlap():
+    held = [
+        (segment("s1", ("a", "b")), np.array([0, 1, 2, 9])),
+        (segment("s2", ("b", "c")), np.array([1, 2, 3])),
+        (segment("s3", ("a", "b", "c")), np.array([0, 1, 2, 3])),
+    ]
+    seen = {}
+    for part, share in share_reading(np.arange(4), ["a", "b", "c"], held):
+        for name in share.checkpoints:
+            for row in share.ids.tolist():
+                assert (name, row) not in seen
+                seen[name, row] = part.name
+    assert len(seen) == 12
+    assert seen["b", 1] == "s1"
+    assert seen["c", 1] == "s2"
+    assert seen["a", 3] == "s3"
+
+
+def test_a_store_of_another_projection_is_refused_with_both_hashes_and_the_fields(tmp_path):
+    place = open_location(tmp_path / "store")
+    open_store(place, IDENTITY)
+    open_store(place, IDENTITY)
+    other = IDENTITY.model_copy(update={"projection": "p512", "projection_settings": ProjectionSettings(dimension=512)})
+    with pytest.raises(StaleRunError) as refused:
+        open_store(place, other)
+    for word in (
+        IDENTITY.hash,
+        other.hash,
+        "projection: 'p8192' -> 'p512'",
+        "projection_settings.dimension: 8192 -> 512",
+    ):
+        assert word in str(refused.value)
+
+
+# --- shards ------------------------------------------------------------------------------------------------------------
+
+
+def vectors(rows, checkpoints=2, dimension=64, seed=0):
+    rng = np.random.default_rng(seed)
+    units, _ = unit_rows(rng.standard_normal((rows * checkpoints, dimension)))
+    return units.reshape(rows, checkpoints, dimension)
+
+
+def piece(ids, units, names=("a", "b")):
+    zeros = np.zeros(units.shape[:2], np.float32)
+    return shard_table(np.asarray(ids), units, zeros, zeros, names)
+
+
+def folder_of(tmp_path, remote):
+    return (
+        Location(pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem()), "")
+        if remote
+        else open_location(tmp_path)
+    )
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_shard_gives_back_the_same_bits_and_only_the_checkpoints_asked_for(tmp_path, remote):
+    units = vectors(3000)
+    place = Location(folder_of(tmp_path, remote).fs, "s.parquet" if remote else str(tmp_path / "s.parquet"))
+    pieces = (piece(np.arange(i, min(i + 700, 3000)), units[i : i + 700]) for i in range(0, 3000, 700))
+    assert write_shard(place, ("a", "b"), 64, pieces) == 3000
+    ids, found = zip(*read_shard(place, ["b", "a"]), strict=True)
+    assert np.concatenate(ids).tolist() == list(range(3000))
+    assert np.concatenate([part[0] for part in found]).tobytes() == units[:, 1].tobytes()
+    assert np.concatenate([part[1] for part in found]).tobytes() == units[:, 0].tobytes()
+
+
+def test_a_row_costs_two_bytes_a_number(tmp_path):
+    place = open_location(tmp_path / "s.parquet")
+    write_shard(place, ("a", "b"), 1024, [piece(np.arange(2000), vectors(2000, dimension=1024))])
+    assert 1.0 <= place.size() / (2000 * 1024 * 2 * 2) < 1.01
+
+
+# --- the reduce --------------------------------------------------------------------------------------------------------
+
+
+def write_store(place, rows, shards, names=("a", "b"), name="s1"):
+    """A segment of random vectors, its rows dealt out to the shards."""
+    units, files = vectors(rows), []
+    folder = (place / "segments" / name / "shards").make_folder()
+    for number in range(shards):
+        own = np.arange(number, rows, shards)
+        picked = units[own][:, [("a", "b").index(n) for n in names]]
+        write_shard(folder / f"{number}.parquet", names, 64, [piece(own, picked, names)])
+        files.append(f"shards/{number}.parquet")
+    return segment(name, names, files)
+
+
+def read_matches(files):
+    return pa.concat_tables([pq.read_table(file.path) for file in files]).sort_by(ID)
+
+
+def targets(subtasks=3):
+    rng = np.random.default_rng(9)
+    return {name: rng.standard_normal((subtasks, 64)).astype(np.float32) for name in ("a", "b")}
+
+
+@pytest.mark.ray
+def test_matches_are_the_same_bits_for_any_workers_and_shards_and_equal_the_product(ray_local, tmp_path):
+    expected, wanted = None, np.arange(0, 2500, 2)
+    for workers, shards in ((1, 1), (2, 2), (7, 5)):
+        store = Store(open_location(tmp_path / f"{workers}"), IDENTITY, {}, 64)
+        part = write_store(store.place, 2500, shards)
+        plan = share_reading(wanted, ["a", "b"], [(part, np.arange(2500))])
+        out = open_location(tmp_path / f"out-{workers}").make_folder()
+        resources = Resources(workers=workers, cpus_per_worker=0.5)
+        found = read_matches([file for file, _ in match_segments(store, plan[::-1], targets(), out, resources)])
+        expected = expected or found
+        assert found.equals(expected)
+    units, numbers = vectors(2500)[wanted].astype(np.float64), np.array(expected[MATCHES].to_pylist())
+    truth = np.stack([units[:, i] @ targets()[name].T for i, name in enumerate("ab")], axis=1)
+    np.testing.assert_allclose(numbers, truth, atol=1e-5)
+
+
+@pytest.mark.ray
+def test_checkpoints_that_lie_in_several_segments_are_brought_together_by_id(ray_local, tmp_path, monkeypatch):
+    monkeypatch.setattr("raysift.jobs.store_match.MERGED_ROWS", 300)
+    store = Store(open_location(tmp_path / "store"), IDENTITY, {}, 64)
+    together = write_store(store.place, 1000, 2)
+    apart = [write_store(store.place, 1000, 3, ("b",), "s2"), write_store(store.place, 1000, 2, ("a",), "s3")]
+    wanted, resources, found = np.arange(1000), Resources(cpus_per_worker=0.5), []
+    for number, parts in enumerate(([together], apart)):
+        plan = share_reading(wanted, ["a", "b"], [(part, wanted) for part in parts])
+        out = open_location(tmp_path / f"out-{number}").make_folder()
+        files = match_segments(store, plan, targets(), out, resources)
+        failed = {7: "no"}
+        merged = merge(files, ["a", "b"], 3, wanted, failed, out, resources)
+        assert len(merged) == 4
+        found.append(read_matches(merged))
+    assert found[0].equals(found[1])
+    assert found[0][ID].to_pylist() == [i for i in range(1000) if i != 7]
+
+
+# --- a run with a store ------------------------------------------------------------------------------------------------
+
+
+def open_of(run, place=None, **changes):
+    """The parts of a stage call for a run that has targets already."""
+    config = config_of(
+        run, overrides=[f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
+    )
+    settings = make_selector(config).config
+    target, warm = find_manifest(run, "targets"), find_manifest(run, "warmup")
+    return config, settings, store_of(run, config, settings, warm, target, place or run.folder / "store")
+
+
+@pytest.mark.ray
+def test_a_store_grows_by_rows_and_checkpoints_without_computing_any_again(stored_run, tmp_path):
+    few, rows = find_manifest(stored_run, "warmup_rows"), find_manifest(stored_run, "ingest")
+    place = open_location(tmp_path / "store")
+    computed = []
+    for number, (part, last) in enumerate(((few, 1), (few, None), (rows, None), (rows, None))):
+        config, settings, store = open_of(stored_run, place, rose__checkpoints=last)
+        run = BorrowingRun(tmp_path / f"fill-{number}", stored_run)
+        computed.append(fill(run, config, settings, part, store).values["vectors_computed"])
+    n_few, n = few.counts["kept"], rows.counts["kept"]
+    assert computed == [n_few, n_few, 2 * (n - n_few), 0]
+    whole = open_of(stored_run)[2]
+    grown, at_once = stored_numbers(store), stored_numbers(whole)
+    assert grown.keys() == at_once.keys()
+    assert max(np.abs(grown[key] - at_once[key]).max() for key in at_once) < 2e-3  # half precision, other batches
+
+
+def stored_numbers(store):
+    found = {}
+    for part in segments_of(store.place, store.identity):
+        for shard in part.shards:
+            for ids, units in read_shard(store.folder(part.name) / shard, part.checkpoints):
+                for name, matrix in zip(part.checkpoints, units, strict=True):
+                    found |= {(name, i): v.astype(np.float32) for i, v in zip(ids.tolist(), matrix, strict=True)}
+    return found
+
+
+class Broken(jobs_store.GradientVectors):
+    def answer(self, rows):
+        raise StageError("a row was computed again")
+
+
+@pytest.mark.ray
+@pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors")  # nothing is left for them to do
+def test_a_pass_that_was_cut_off_continues_where_it_stopped(stored_run, tmp_path, monkeypatch):
+    few, place = find_manifest(stored_run, "warmup_rows"), open_location(tmp_path / "store")
+    config, settings, store = open_of(stored_run, place, rose__checkpoints=1)
+    run = BorrowingRun(tmp_path / "run", stored_run)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(jobs_store, "seal", killed)
+    with pytest.raises(KeyboardInterrupt):
+        fill(run, config, settings, few, store)
+    assert segments_of(place, store.identity) == []
+    monkeypatch.setattr(jobs_store, "seal", seal)
+    monkeypatch.setattr(jobs_store, "GradientVectors", Broken)
+    assert fill(run, config, settings, few, store).counts["kept"] >= few.counts["kept"] - 1
+    (part,) = segments_of(place, store.identity)
+    left = {
+        file.path.removeprefix(store.folder(part.name).path + "/") for file in store.folder(part.name).files("", True)
+    }
+    assert left == {"index.parquet", "segment.json", *part.shards}
+
+
+@pytest.mark.ray
+def test_rescoring_for_other_targets_leaves_the_rows_gradients_alone(stored_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(jobs_store, "GradientVectors", Broken)
+    pairs = write_lines(tmp_path / "style.jsonl", nano_pairs(6, 1, "style"))
+    old = stored_run.folder.path
+    chosen = rescore(old, pairs, new_run=str(tmp_path / "new"), budget="5")
+    assert len(chosen) == 5
+    manifest = read_manifest(chosen.run.folder / "gradients")
+    assert manifest.values["vectors_computed"] == 0
+    assert len(pq.read_table(chosen.run.folder.path + "/scores.parquet")) == manifest.counts["rows_in"]
+    same = rescore(old, config_of(stored_run).target, new_run=str(tmp_path / "same"))
+    assert same.ids == pq.read_table(f"{old}/selection.parquet")["id"].to_pylist()
+    with pytest.raises(StaleRunError, match=r"adam\.form: 'official' -> 'textbook'"):
+        rescore(old, pairs, new_run=str(tmp_path / "other"), overrides=["rose.adam.form=textbook"])
+
+
+@pytest.mark.ray
+def test_rescoring_needs_a_store(rose_run, stored_run, tmp_path):
+    with pytest.raises(ConfigError, match=r"matching=exact\) and kept no gradients.*matching=store"):
+        rescore(rose_run, "x.jsonl")
+    with pytest.raises(ConfigError, match="is a run already"):
+        rescore(stored_run.folder.path, "x.jsonl", new_run=rose_run)
+    lost = ["resources.store=" + str(tmp_path / "nowhere")]
+    with pytest.raises(DataError, match=r"store .*nowhere is gone"):
+        rescore(stored_run.folder.path, "x.jsonl", overrides=lost)
+
+
+@pytest.mark.ray
+def test_a_checkpoint_is_known_by_its_content_not_by_its_name(rose_run, tmp_path):
+    run = open_run(rose_run)
+    first, second = run.files(find_manifest(run, "warmup"), "epochs")[:2]
+    moved = open_location(tmp_path / "moved")
+    shutil.copytree(first.path, moved.path)
+    settings = json.loads((moved / "adapter" / "adapter_config.json").read_text())
+    (moved / "adapter" / "adapter_config.json").write(json.dumps(settings | {"base_model_name_or_path": "elsewhere"}))
+    hashes = [checkpoint_hash(p / "adapter", p / "moments.safetensors") for p in (first, moved, second)]
+    assert hashes[0] == hashes[1] != hashes[2]
+    assert checkpoint_hash(first / "adapter", None) != hashes[0]
