@@ -129,16 +129,20 @@ DRIVER = """
     module.{actor} = Watched
     import raysift
 
-    start_ray(num_cpus=4, object_store_memory=200 * 2**20)
+    start_ray()
     raysift.select("rose", "{pool}", run="{run}", target=["{pairs}"], budget="20",
-                   rose={{"warmup_share": 0.1, "warmup": {{"recipe": "nano", "epochs": 1, "max_length": 128}}, "matching": "{matching}", "projection": {{"dimension": 512}}}},
+                   rose={{"warmup_share": 0.1, "warmup": {{"recipe": "nano", "epochs": 1, "max_length": 128}},
+                         "matching": "{matching}", "projection": {{"dimension": 512}}}},
                    resources={{"train_workers": 0, "workers": 2, "cpus_per_worker": 0.5, "batch_rows": 10, "block_rows": 20}})
 """
 
 
 @pytest.fixture
-def driver(tmp_path):
-    """Starts the same small run as a process of its own, with a Ray of its own; gives it and its log of work."""
+def driver(ray_local, tmp_path):
+    """Starts the same small run as a process of its own, which joins the tests' Ray; gives it and its log of work."""
+    import ray
+
+    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     write_pool(tmp_path / "pool.jsonl", 240, 0)
     write_lines(tmp_path / "pairs.jsonl", nano_pairs(4, 0))
 
@@ -149,8 +153,9 @@ def driver(tmp_path):
             module="store" if matching == "store" else "gradients",
             actor="GradientVectors" if matching == "store" else "GradientMatch",
         )  # fmt: skip
-        environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], env=environment, cwd="/", stderr=subprocess.PIPE, text=True
+        )
         return process, log
 
     return start
@@ -200,7 +205,6 @@ def test_a_killed_driver_continues_without_computing_finished_rows_again(driver,
         assert wait_for(process, log, batches)
         process.kill()
         process.communicate()
-        time.sleep(2)  # Ray's own processes end with their driver
     process, log = driver("killed", matching)
     finish(process)
     assert selection_of(tmp_path / "killed") == selection_of(tmp_path / "calm")

@@ -1,0 +1,191 @@
+"""The gradient actors on a tiny model: two ways to the same score, and checkpoints that cannot be used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_models import tiny_llama
+
+from raysift.actors.checkpointed import Checkpoint, CheckpointedModel, find_moments
+from raysift.actors.row_gradients import CUT, MATCHES, VECTORS, GradientMatch, GradientVectors
+from raysift.actors.target_gradients import TargetGradients, save_targets
+from raysift.errors import ModelError
+from raysift.gradient_settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
+from raysift.moments import Moments, save_moments
+from raysift.records import ERROR, ID, MESSAGES, Message, Pair
+from raysift.storage import open_location
+
+ADAM, WHOLE = AdamSettings(), ProjectionSettings(kind="none")
+LOADING = {"device": "cpu", "threads": 1, "dtype": "fp32", "max_length": 48}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny Llama with two checkpoints of an adapter, our moments beside the first, a Trainer's beside the second."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    folder = tmp_path_factory.mktemp("world")
+    base = tiny_llama(folder)
+    adapter = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    torch.manual_seed(0)
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(base), adapter)
+    for number in (1, 2):
+        place = folder / f"epoch-{number}"
+        weights = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=1e-3)
+        for _ in range(3):
+            for weight in weights:
+                weight.grad = torch.randn_like(weight) * 1e-3
+            optimizer.step()
+        model.save_pretrained(place / "adapter", save_embedding_layers=False)
+        state = {n: optimizer.state[p] for n, p in model.named_parameters() if p.requires_grad}
+        first, second = ({n: s[k].numpy() for n, s in state.items()} for k in ("exp_avg", "exp_avg_sq"))
+        save_moments(open_location(place / "moments.safetensors"), Moments(first, second, 3))
+        torch.save(optimizer.state_dict(), place / "optimizer.pt")
+    return folder
+
+
+def checkpoint(folder, number=1, moments="moments.safetensors"):
+    place = open_location(folder) / f"epoch-{number}"
+    return Checkpoint(place.name, place / "adapter", place / moments if moments else None, 1e-3)
+
+
+def base(folder):
+    return str(folder / "tiny-llama")
+
+
+def conversation(row_id, answer, question="what"):
+    return {ID: row_id, MESSAGES: [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
+
+
+ROWS = pa.Table.from_pylist(
+    [conversation(1, "yes"), conversation(2, "no, " * 20), conversation(3, "seen?", "what " * 20)]
+)
+
+
+def targets_of(world, folder, points):
+    actor = TargetGradients(base(world), points, WHOLE, **LOADING)
+    prompt = (Message("user", "which"),)
+    pairs = [Pair(prompt, "this one", "that", "a"), Pair(prompt, "one", "two", "a"), Pair(prompt, "b", "cc", "b")]
+    found = actor.from_pairs(pairs, PreferenceSettings(), TargetSettings(), end_prompt=True)
+    save_targets(open_location(folder).make_folder(), points, found, actor.sink.hash)
+    return [target.vectors for target in found]
+
+
+def test_matching_as_rows_arise_equals_matching_their_stored_vectors(world, tmp_path):
+    points = [checkpoint(world), checkpoint(world, 2)]
+    targets = targets_of(world, tmp_path / "targets", points)
+    matched = GradientMatch(base(world), points, ADAM, open_location(tmp_path / "targets"), **LOADING)(ROWS).to_pylist()
+    stored = GradientVectors(base(world), points, ADAM, WHOLE, **LOADING)(ROWS).to_pylist()
+    for one, other in zip(matched[:2], stored[:2], strict=True):
+        vectors = np.frombuffer(other[VECTORS], "<f2").reshape(2, -1).astype(np.float64)
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-3)
+        for index in range(2):
+            np.testing.assert_allclose(one[MATCHES][index], targets[index] @ vectors[index], atol=1e-3)
+        assert one["losses"] == pytest.approx(other["losses"])
+    assert np.abs(np.array(matched[0][MATCHES][0]) - matched[0][MATCHES][1]).max() > 1e-3  # the checkpoints differ
+
+
+def test_long_rows_are_cut_as_in_training_and_told_and_those_without_labels_fail(world):
+    answers = GradientVectors(base(world), [checkpoint(world)], ADAM, WHOLE, **LOADING)(ROWS).to_pylist()
+    assert [row[CUT] for row in answers] == [False, True, None]
+    assert answers[2][ERROR].startswith("no_label_tokens")
+    assert answers[2][VECTORS] is None
+
+
+def test_moments_by_number_of_a_trainer_give_the_same_direction_as_ours_by_name(world):
+    found = [
+        GradientVectors(base(world), [checkpoint(world, 1, name)], ADAM, WHOLE, **LOADING)(ROWS).column(VECTORS)
+        for name in ("moments.safetensors", "optimizer.pt")
+    ]
+    assert found[0].equals(found[1])
+    plain = GradientVectors(base(world), [checkpoint(world, 1, None)], AdamSettings(form="none"), WHOLE, **LOADING)(
+        ROWS
+    )
+    assert not plain.column(VECTORS).equals(found[0])
+    assert find_moments(open_location(world) / "epoch-1").name == "moments.safetensors"
+    assert find_moments(open_location(world)) is None
+
+
+def damaged(world, tmp_path, change):
+    """A copy of the first checkpoint with its weights changed."""
+    shutil.copytree(world / "epoch-1", tmp_path / "epoch-1")
+    file = tmp_path / "epoch-1/adapter/adapter_model.safetensors"
+    weights = load_file(file)
+    change(weights)
+    save_file(weights, file)
+    return checkpoint(tmp_path)
+
+
+def load(world, *points, model=None):
+    return CheckpointedModel(model or base(world), points, ADAM, **LOADING)
+
+
+def test_nan_in_a_checkpoint_is_named(world, tmp_path):
+    bad = damaged(world, tmp_path, lambda weights: next(iter(weights.values())).fill_(float("nan")))
+    with pytest.raises(ModelError, match=r"lora_A.weight holds NaN .* in checkpoint epoch-1 .*training diverged"):
+        load(world, bad)
+
+
+def test_a_checkpoint_of_another_training_is_refused(world, tmp_path):
+    def drop(weights):
+        del weights[sorted(weights)[0]]
+
+    with pytest.raises(
+        ModelError, match=r"of 8 adapter tensors it lacks 1, first .*another base model or another training"
+    ):
+        load(world, checkpoint(world, 2), damaged(world, tmp_path, drop))
+
+
+def add_a_layer(weights):
+    for name in [name for name in weights if ".layers.1." in name]:
+        weights[name.replace(".layers.1.", ".layers.2.")] = weights[name].clone()
+
+
+def test_an_adapter_of_a_deeper_base_is_refused_and_not_cut_off_silently(world, tmp_path):
+    with pytest.raises(ModelError, match=r"it has 4 others, first .*layers\.2"):
+        load(world, checkpoint(world, 2), damaged(world, tmp_path, add_a_layer))
+
+
+def test_an_adapter_of_a_wider_base_is_refused(world, tmp_path):
+    wide = tiny_llama(tmp_path, hidden=64)
+    with pytest.raises(ModelError, match="cannot load the adapter"):
+        load(world, checkpoint(world), model=wide)
+
+
+def test_moments_of_another_adapter_are_refused(world, tmp_path):
+    shutil.copytree(world / "epoch-1", tmp_path / "epoch-1")
+    state = torch.load(tmp_path / "epoch-1/optimizer.pt", weights_only=True)
+    del state["state"][0]
+    torch.save(state, tmp_path / "epoch-1/optimizer.pt")
+    with pytest.raises(ModelError, match="belongs to another adapter"):
+        load(world, checkpoint(tmp_path, 1, "optimizer.pt"))
+    state["state"][0] = {name: torch.zeros(3, 3) for name in ("exp_avg", "exp_avg_sq")} | {"step": torch.tensor(3.0)}
+    torch.save(state, tmp_path / "epoch-1/optimizer.pt")
+    with pytest.raises(ModelError, match=r"the first moment of .* is \(3, 3\), the adapter's is"):
+        load(world, checkpoint(tmp_path, 1, "optimizer.pt"))
+    (tmp_path / "epoch-1/optimizer.pt").write_bytes(b"no state")
+    with pytest.raises(ModelError, match=r"optimizer\.pt is no optimizer state that torch can read"):
+        load(world, checkpoint(tmp_path, 1, "optimizer.pt"))
+
+
+def test_adam_without_moments_says_what_to_set(world):
+    with pytest.raises(ModelError, match=r"epoch-1 has no optimizer moments .*set adam\.form=none"):
+        load(world, checkpoint(world, 1, None))
+    settings = json.loads((world / "epoch-1/adapter/adapter_config.json").read_text())
+    assert settings["peft_type"] == "LORA"
+
+
+def test_an_end_token_between_prompt_and_answer_never_makes_a_pair_too_long(world):
+    model = load(world, checkpoint(world))
+    pair = Pair((Message("user", "which"),), "long " * 20, "longer " * 20)
+    with_end, without = (model.encode_pair(0, pair, end) for end in (True, False))
+    assert len(with_end.chosen) == len(without.chosen) == 48
+    assert not np.array_equal(with_end.chosen.input_ids, without.chosen.input_ids)

@@ -1,0 +1,202 @@
+"""Rows per second of the reduce over stored shards against a bare matrix product over the same numbers in memory.
+
+    nice python tests/benchmarks/bench_reduce.py --rows 1000000 --dimension 1024 --workers 1
+
+Both sides start from the same float16 numbers and use the same number of threads (`--workers`, one BLAS thread each), turn
+them into float32 in pieces of 1,024 rows and multiply by the same targets; they take turns, medians of the rounds.
+
+- bare: the numbers lie in one array in memory; nothing is read, nothing is written.
+- shards: `store_match.match_shard`, what each Ray task of the reduce does: open the Parquet shard (in the disk cache, for it
+  was just read), find the wanted ids, multiply, write the cosines of every row to a Parquet file.
+- ray: the same through `match_segments` on a local Ray (`--ray`).
+
+Peak memory is that of a process of its own that scores all shards: resident, mapped file pages included, and anonymous.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+
+import argparse
+import itertools
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from raysift.gradient_settings import AdamSettings, ProjectionSettings
+from raysift.jobs.store import SHARD_BYTES, Store
+from raysift.jobs.store_match import match_segments, match_shard
+from raysift.resources import Resources
+from raysift.storage import open_location
+from raysift.store import Segment, Share, StoreIdentity, read_shard, shard_table, write_shard
+
+NAME = "bench"
+PIECE = 1024
+IDENTITY = StoreIdentity(
+    model="", layout="", projection="", projection_settings=ProjectionSettings(), adam=AdamSettings(),
+    template="auto", max_length=1, dtype="fp32",
+)  # fmt: skip
+
+
+def make_shards(folder: Path, rows: int, dimension: int) -> list[str]:
+    """Unit rows of random numbers in shards of the usual size."""
+    rng = np.random.default_rng(0)
+    home = folder / "segments" / NAME / "shards"
+    home.mkdir(parents=True)
+    per_shard = max(PIECE, SHARD_BYTES // (2 * dimension) // PIECE * PIECE)
+    names = []
+    for start in range(0, rows, per_shard):
+        count = min(per_shard, rows - start)
+
+        def pieces(start: int = start, count: int = count):  # type: ignore[no-untyped-def]
+            for first in range(0, count, 16 * PIECE):
+                size = min(16 * PIECE, count - first)
+                numbers = rng.standard_normal((size, 1, dimension), dtype=np.float32) / np.sqrt(dimension)
+                zeros = np.zeros((size, 1), np.float32)
+                ids = np.arange(start + first, start + first + size)
+                yield shard_table(ids, numbers.astype(np.float16), zeros, zeros, [NAME])
+
+        names.append(f"shards/part-{len(names):05d}.parquet")
+        write_shard(open_location(folder / "segments" / NAME / names[-1]), [NAME], dimension, pieces())
+    return names
+
+
+def score_shards(folder: Path, shards: list[str], targets: np.ndarray, wanted: np.ndarray, workers: int) -> None:
+    """The reduce's own function over all shards, in threads."""
+    with ThreadPoolExecutor(workers) as pool:
+        home = open_location(folder / "segments" / NAME)
+        out = open_location(folder / "out").make_folder()
+        jobs = [
+            pool.submit(match_shard, home / shard, [NAME], [targets], wanted, out / f"{i}.parquet")
+            for i, shard in enumerate(shards)
+        ]
+        assert sum(job.result() for job in jobs) == len(wanted)
+
+
+def score_by_ray(folder: Path, shards: list[str], targets: np.ndarray, wanted: np.ndarray, workers: int) -> None:
+    """The whole reduce over the store, as a run does it."""
+    segment = Segment(
+        name=NAME, store=IDENTITY.hash, checkpoints=(NAME,), dimension=targets.shape[1], rows=len(wanted), failed=0,
+        shards=tuple(shards),
+    )  # fmt: skip
+    store = Store(open_location(folder), IDENTITY, {}, targets.shape[1])
+    out = open_location(folder / "out").make_folder()
+    match_segments(store, [(segment, Share((NAME,), wanted))], {NAME: targets}, out, Resources(workers=workers))
+
+
+def multiply(numbers: np.ndarray, targets: np.ndarray, workers: int) -> None:
+    """The bare product, its rows dealt out to threads in equal parts."""
+    wide, bounds = np.ascontiguousarray(targets.T), np.linspace(0, len(numbers), workers + 1).astype(int)
+    scores = np.empty((len(numbers), len(targets)), np.float32)
+
+    def part(start: int, stop: int) -> None:
+        piece = np.zeros((PIECE, numbers.shape[1]), np.float32)
+        for first in range(start, stop, PIECE):
+            size = min(PIECE, stop - first)
+            piece[:size] = numbers[first : first + size]
+            scores[first : first + size] = (piece @ wide)[:size]
+
+    with ThreadPoolExecutor(workers) as pool:
+        for job in [pool.submit(part, *pair) for pair in itertools.pairwise(bounds)]:
+            job.result()
+
+
+def timed(body: Callable[[], None]) -> float:
+    clock = time.perf_counter()
+    body()
+    return time.perf_counter() - clock
+
+
+def measure_memory(folder: Path, shards: list[str], targets: np.ndarray, wanted: np.ndarray, workers: int) -> None:
+    """Print what this process needed at most, in MiB: resident, and anonymous memory above what it began with."""
+    anonymous, stop = [_anonymous_mib()], threading.Event()
+
+    def watch() -> None:
+        while not stop.wait(0.02):
+            anonymous.append(_anonymous_mib())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    score_shards(folder, shards, targets, wanted, workers)
+    stop.set()
+    watcher.join()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"peak_resident": round(peak), "anonymous_above_start": round(max(anonymous) - anonymous[0])}))
+
+
+def _anonymous_mib() -> float:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dimension", type=int, default=1024)
+    parser.add_argument("--subtasks", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--ray", action="store_true", help="also through Ray tasks")
+    parser.add_argument("--folder", help="where the shards go; default: a temporary folder")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    targets = np.random.default_rng(1).standard_normal((args.subtasks, args.dimension)).astype(np.float32)
+    wanted = np.arange(args.rows)
+    if args.memory_of:
+        shards = sorted(
+            str(p.relative_to(p.parents[1])) for p in Path(args.memory_of).glob(f"segments/{NAME}/shards/*")
+        )
+        measure_memory(Path(args.memory_of), shards, targets, wanted, args.workers)
+        return
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        compare(args, Path(name), targets, wanted)
+
+
+def compare(args: argparse.Namespace, folder: Path, targets: np.ndarray, wanted: np.ndarray) -> None:
+    """Alternate the sides and print medians, ratios and the memory of the reduce."""
+    shards = make_shards(folder, args.rows, args.dimension)
+    numbers = np.empty((args.rows, args.dimension), np.float16)
+    for shard in shards:
+        for ids, (units,) in read_shard(open_location(folder / "segments" / NAME / shard), [NAME]):
+            numbers[ids] = units
+    sides: dict[str, Callable[[], None]] = {
+        "bare": lambda: multiply(numbers, targets, args.workers),
+        "shards": lambda: score_shards(folder, shards, targets, wanted, args.workers),
+    }
+    if args.ray:
+        from raysift.jobs.raydata import start_ray
+
+        start_ray(num_cpus=args.workers, object_store_memory=200 * 2**20)
+        sides["ray"] = lambda: score_by_ray(folder, shards, targets, wanted, args.workers)
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for body in sides.values():
+        body()  # once for the disk cache, threads and worker processes
+    for _ in range(args.rounds):
+        for side, body in sides.items():
+            seconds[side].append(timed(body))
+    size = args.rows * args.dimension * 2 / 2**30
+    print(f"{args.rows:,} x {args.dimension} ({size:.2f} GiB), {len(shards)} shards, {args.workers} threads a side")
+    for side, values in seconds.items():
+        median = statistics.median(values)
+        ratio = statistics.median(seconds["bare"]) / median
+        spread = f"{min(values):.2f} to {max(values):.2f} s"
+        print(f"{side:>7}: {median:6.2f} s ({spread}), {args.rows / median:12,.0f} rows/s, {ratio:.2f} of bare")
+    command = [sys.executable, __file__, "--memory-of", str(folder), "--rows", str(args.rows)]
+    command += ["--dimension", str(args.dimension), "--subtasks", str(args.subtasks), "--workers", str(args.workers)]
+    print("memory, MiB:", subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
+
+
+if __name__ == "__main__":
+    main()

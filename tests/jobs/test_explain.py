@@ -1,0 +1,100 @@
+"""`raysift explain`: a row's place and the reasons for it, on runs by gradient and on yardsticks; no text unasked."""
+
+import json
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+import raysift
+from raysift.errors import ConfigError, DataError
+from raysift.jobs.console import Console
+from raysift.jobs.explain import explain, explain_command, printable
+from raysift.jobs.rescore import find_manifest, open_any_run
+from raysift.jobs.run import open_run
+from raysift.records import ERROR
+from raysift.storage import open_location
+
+from .conftest import PAIRS, write_lines
+
+pytestmark = pytest.mark.ray
+
+
+def scores(folder):
+    """Scored rows, best first, ties by id."""
+    table = pq.read_table(f"{folder}/scores.parquet")
+    return table.filter(pc.is_valid(table["score"])).sort_by([("score", "descending"), ("id", "ascending")])
+
+
+@pytest.mark.parametrize("kind", ["exact", "store"])
+def test_the_pulls_of_a_subtasks_pairs_average_to_the_rows_score_for_it(rose_run, stored_run, kind):
+    folder = rose_run if kind == "exact" else stored_run.folder.path
+    row = scores(folder).slice(4, 1).to_pylist()[0]
+    found = explain(folder, row["id"])
+    assert (found.rank, found.standing.better, found.standing.score) == (5, 4, row["score"])
+    assert found.verdict.startswith("selected as number 5 of 12; rank 5 of ")
+    weighted = np.array(found.weights) @ np.array(found.matches)
+    np.testing.assert_allclose(weighted, row["by_subtask"], atol=1e-6)
+    assert len(found.pulls) == PAIRS  # the pair of equal answers has no gradient
+    for number, subtask in enumerate(found.subtasks):
+        pulls = [pull.pull for pull in found.pulls if pull.subtask == subtask]
+        zeros = 1 if subtask == "add" else 0  # it counts in the mean of its subtask all the same
+        assert sum(pulls) / (len(pulls) + zeros) == pytest.approx(row["by_subtask"][number], abs=1e-4)
+
+
+def test_a_row_below_the_cut_is_told_the_last_score_that_was_taken(rose_run):
+    table = scores(rose_run)
+    row, last = table.slice(20, 1).to_pylist()[0], table.slice(11, 1).to_pylist()[0]
+    found = explain(rose_run, row["id"], pairs=False)
+    assert found.rank is None
+    assert found.pulls is None
+    assert f"rank 21 of {len(table)}" in found.verdict
+    assert f"a budget of 12 took 12 rows, the lowest of them with score {last['score']:.6g}" in found.verdict
+    assert found.standing.percentile == pytest.approx(100 * (len(table) - 21) / (len(table) - 1))
+
+
+def test_failed_rejected_and_unknown_rows_are_told_apart(rose_run, stored_run):
+    for folder in (rose_run, stored_run.folder.path):
+        table = pq.read_table(f"{folder}/scores.parquet")
+        failed = table.filter(pc.is_null(table["score"]))["id"][0].as_py()
+        assert "no score: " in explain(folder, failed, pairs=False).verdict
+        assert "no_label_tokens" in explain(folder, failed, pairs=False).verdict
+    with pytest.raises(DataError, match=r"no row of .* has the id 5, kept or rejected"):
+        explain(rose_run, 5)
+    with pytest.raises(ConfigError, match="'abc' is no row id"):
+        explain_command(rose_run, "abc", False, False, Console("quiet"))
+
+
+def test_yardsticks_are_explained_without_a_model_and_rejected_rows_with_their_reason(ray_local, tmp_path):
+    rows = [{"instruction": f"say {i}", "output": "x" * (i + 1)} for i in range(20)]
+    pool = write_lines(tmp_path / "pool.jsonl", [*rows, rows[3], {"instruction": "a", "output": ""}])
+    chosen = raysift.longest(pool, run=str(tmp_path / "run"), budget="3", longest={"unit": "chars"})
+    best = explain(str(tmp_path / "run"), chosen.ids[0])
+    assert (best.rank, best.standing.score, best.matches, best.pulls) == (1, 20.0, None, None)
+    run = open_run(str(tmp_path / "run"))
+    rejected = pq.read_table(run.files(find_manifest(run, "ingest"), "rejected")[0].path).to_pylist()
+    for line in rejected:
+        if line["id"] is not None:
+            found = explain(str(tmp_path / "run"), line["id"])
+            assert line["reason"] in (found.rejections or [found.verdict])[0]
+            assert found.verdict.startswith("not in the pool" if line["reason"] != "duplicate" else "not selected")
+
+
+def test_text_is_printed_only_where_asked_for_and_then_escaped(rose_run, capsys):
+    row = scores(rose_run)["id"][0].as_py()
+    words = explain(rose_run, row, pairs=False, text=True).messages[0]["content"]
+    explain_command(rose_run, str(row), False, False, Console("plain"))
+    assert words not in capsys.readouterr().out
+    explain_command(rose_run, str(row), False, True, Console("plain"))
+    assert words.split()[0] in capsys.readouterr().out
+    assert printable("a\x1b[31m\u202eb\n") == "a\\x1b[31m\\u202eb\\n"
+
+
+def test_a_rescored_run_is_read_through_the_run_it_came_from(stored_run):
+    run = open_any_run(stored_run.folder.path)
+    assert not (run.folder / "ingest").exists()
+    assert json.loads((run.folder / "rescored_from.json").read_text())["run"] == run.source.folder.path
+    assert find_manifest(run, "ingest") == find_manifest(run.source, "ingest")
+    assert pq.read_schema(run.files(find_manifest(run, "match"), "answers")[0].path).names[-1] == ERROR
+    assert open_location(run.folder.path).exists()
