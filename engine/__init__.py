@@ -31,6 +31,8 @@ _HOMES = {
     "StaleRunError": "raysift.errors",
     "finetune": "raysift.jobs.api",
     "evaluate": "raysift.jobs.api",
+    "explain": "raysift.jobs.explain",
+    "rescore": "raysift.jobs.rescore",
 }
 _METHODS = ("uniform", "longest", "less", "rose")
 

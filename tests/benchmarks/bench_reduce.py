@@ -22,7 +22,6 @@ os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THR
 import argparse
 import itertools
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -121,24 +120,24 @@ def timed(body: Callable[[], None]) -> float:
 
 def measure_memory(folder: Path, shards: list[str], targets: np.ndarray, wanted: np.ndarray, workers: int) -> None:
     """Print what this process needed at most, in MiB: resident, and anonymous memory above what it began with."""
-    anonymous, stop = [_anonymous_mib()], threading.Event()
+    anonymous, stop = [_status_mib("RssAnon")], threading.Event()
 
     def watch() -> None:
         while not stop.wait(0.02):
-            anonymous.append(_anonymous_mib())
+            anonymous.append(_status_mib("RssAnon"))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
     score_shards(folder, shards, targets, wanted, workers)
     stop.set()
     watcher.join()
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = _status_mib("VmHWM")  # getrusage's peak would be that of the parent, which holds all the numbers
     print(json.dumps({"peak_resident": round(peak), "anonymous_above_start": round(max(anonymous) - anonymous[0])}))
 
 
-def _anonymous_mib() -> float:
+def _status_mib(field: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 def main() -> None:
