@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow check lint types notebooks bench nano clean help
+.PHONY: demo test test-slow chaos check lint types notebooks bench nano clean help
 
 help:            ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,8 +27,11 @@ test: $(VENV)/.dev              ## All tests but the slow ones.
 test-slow: $(VENV)/.dev         ## Clusters, kills, several workers, notebooks.
 	$(BIN)/python -m pytest -m slow
 
+chaos: $(VENV)/.dev             ## Gradient passes whose actors and drivers are killed again and again.
+	$(BIN)/python -m pytest -m chaos
+
 check: lint types               ## Lint, types and the tests that need no Ray.
-	$(BIN)/python -m pytest -m "not ray and not slow and not vllm and not gpu and not bench"
+	$(BIN)/python -m pytest -m "not ray and not slow and not chaos and not vllm and not gpu and not bench"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

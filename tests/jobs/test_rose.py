@@ -177,7 +177,7 @@ def finish(process):
     assert process.returncode == 0, text[-3000:]
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("matching", ["exact", "store"])
 def test_killed_gradient_actors_change_nothing(driver, tmp_path, matching):
@@ -194,7 +194,7 @@ def test_killed_gradient_actors_change_nothing(driver, tmp_path, matching):
         assert len(asked) - len(set(asked)) <= 80
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("matching", ["exact", "store"])
 def test_a_killed_driver_continues_without_computing_finished_rows_again(driver, tmp_path, matching):
