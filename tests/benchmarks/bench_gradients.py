@@ -37,6 +37,7 @@ from raysift.gradients import ExactMatch, RowGradients, TokenRow, plan_batches
 from raysift.gradients.rows import IGNORED
 from raysift.projection import Projection, estimate_distortion
 
+RIVALS = ["bergson_global", "bergson_two_sided", "dattri_logra"]
 Contestant = Callable[[list[TokenRow]], None]
 
 
@@ -187,7 +188,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--only", nargs="*", help="contestants to run; all of ours by default")
-    parser.add_argument("--rivals", nargs="*", default=[], choices=["bergson_global", "bergson_two_sided"])
+    parser.add_argument("--rivals", nargs="*", default=[], choices=RIVALS)
     parser.add_argument("--rival-python", default=sys.executable)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
