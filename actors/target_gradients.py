@@ -36,7 +36,8 @@ class TargetGradients:
         """Let gradients flow through another projection."""
         from raysift.projection import Projection
 
-        self.sink = Projection(projection, self.model.layout)
+        self.sinks = self.model.projections(projection)
+        self.hash = Projection(projection, self.model.layout).hash
 
     def from_pairs(
         self,
@@ -51,7 +52,7 @@ class TargetGradients:
 
         tokens = [self.model.encode_pair(number, pair, end_prompt) for number, pair in enumerate(pairs)]
         return [
-            preference_targets(self.model.at(index, self.sink), tokens, preference, targets, keep_units)
+            preference_targets(self.model.at(index, self.sinks[index]), tokens, preference, targets, keep_units)
             for index in range(len(self.model.checkpoints))
         ]
 
@@ -63,7 +64,7 @@ class TargetGradients:
 
         tokens = [TokenExample(self._row(number, e), e.subset or e.task) for number, e in enumerate(examples)]
         return [
-            cross_entropy_targets(self.model.at(index, self.sink), tokens, targets, keep_units)
+            cross_entropy_targets(self.model.at(index, self.sinks[index]), tokens, targets, keep_units)
             for index in range(len(self.model.checkpoints))
         ]
 
@@ -73,7 +74,7 @@ class TargetGradients:
 
         row, found = self.model.encode(0, messages), []
         for index, target in enumerate(targets):
-            result = self.model.at(index, self.sink).run([row])
+            result = self.model.at(index, self.sinks[index]).run([row])
             if result.set_aside:
                 raise DataError(f"explain: the row has no gradient: {result.set_aside[0].message}.")
             direction = result.vectors[0] / np.linalg.norm(result.vectors[0])

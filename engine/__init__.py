@@ -33,8 +33,10 @@ _HOMES = {
     "evaluate": "raysift.jobs.api",
     "explain": "raysift.jobs.explain",
     "rescore": "raysift.jobs.rescore",
+    "win_rate": "raysift.jobs.win_rate",
+    "k_center": "raysift.kcenter",
 }
-_METHODS = ("uniform", "longest", "less", "rose")
+_METHODS = ("uniform", "longest", "quality", "coverage", "less", "rose", "mods")
 
 __all__ = ["__version__", *_HOMES, *_METHODS]
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from raysift.budget import Budget
 from raysift.errors import DataError
-from raysift.records import ID, SCORE, TOKENS
+from raysift.records import ID, ORDER, SCORE, TOKENS
 from raysift.topk import Ids, Scores, TopK
 
 
@@ -35,6 +35,15 @@ def choose_top(chunks: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tu
     if len(ids) == 0:
         raise DataError("choose: nothing was selected: no row has a score, or the first row exceeds the token budget.")
     return ids, scores
+
+
+def choose_in_order(chunks: Iterable[pa.Table]) -> tuple[Ids, Scores]:
+    """Ids and scores of the rows that a recipe has put in an order, in that order; a row without a place is not chosen."""
+    placed = [chunk.filter(chunk[ORDER].is_valid()).select([ID, SCORE, ORDER]) for chunk in chunks]
+    table = pa.concat_tables(placed).sort_by(ORDER) if placed else None
+    if table is None or len(table) == 0:
+        raise DataError("choose: nothing was selected: no row has a place in the order.")
+    return table[ID].to_numpy(), table[SCORE].to_numpy()
 
 
 class _BestTokens:

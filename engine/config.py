@@ -21,6 +21,7 @@ from raysift.metrics import EvalConfig
 from raysift.recipes import TrainConfig, recipe
 from raysift.resources import Resources
 from raysift.storage import open_location
+from raysift.win_rate_settings import WinRateSettings
 
 
 class CommonConfig(BaseModel):
@@ -55,6 +56,8 @@ class CommonConfig(BaseModel):
     ingest: IngestConfig = Field(default_factory=IngestConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
     evaluate: EvalConfig = Field(default_factory=EvalConfig)
+    win_rate: WinRateSettings | None = None
+    """Settings of `raysift win-rate`."""
     resources: Resources = Field(default_factory=Resources)
 
 
@@ -112,8 +115,6 @@ def _with_preset(method: type[Selector], section: Mapping[str, Any]) -> dict[str
     """`rose.preset: paper` stands for the settings in which the paper differs; keys beside it are the user's own."""
     own = dict(section)
     preset = own.pop("preset", None)
-    if isinstance(own.get("warmup"), Mapping):
-        own["warmup"] = _with_recipe(own["warmup"])
     if preset is not None and preset not in method.presets:
         known = ", ".join(sorted(method.presets)) or "none"
         raise ConfigError(f"config: {method.name}.preset is '{preset}'. Known: {known}.")
@@ -121,7 +122,7 @@ def _with_preset(method: type[Selector], section: Mapping[str, Any]) -> dict[str
     for key, value in own.items():
         both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
         merged[key] = {**merged[key], **value} if both else value
-    return merged
+    return {key: _with_recipe(v) if isinstance(v, Mapping) and "recipe" in v else v for key, v in merged.items()}
 
 
 def _read_yaml(file: str) -> dict[str, Any]:

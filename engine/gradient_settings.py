@@ -22,6 +22,9 @@ class ProjectionSettings(_Settings):
     `none`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Draws another random map of the same kind; vectors of different seeds must not be compared."""
+    own_map: bool = True
+    """Each checkpoint draws a map of its own, from the seed and its weights, so that errors average out over checkpoints; off,
+    all share one, as in LESS, and the errors of checkpoints that are alike add up."""
 
 
 class AdamSettings(_Settings):

@@ -11,6 +11,7 @@ Exit codes: 0 done, 1 unexpected, 2 settings, 3 data, 4 the run holds other resu
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
 METHOD_HELP = {
     "uniform": "Select rows at random.",
     "longest": "Select the rows with the longest responses.",
+    "quality": "Select the rows that a reward model, a judge or IFD scores highest.",
+    "coverage": "Select rows that leave no row of the pool far away (k-center).",
     "less": "Select rows whose gradient lowers the loss on target examples (LESS).",
     "rose": "Select rows whose gradient lowers a preference loss on target pairs (ROSE).",
+    "mods": "Select rows that are good, diverse and still unknown to the model (MoDS).",
 }
 MULTIPLE = ("--pool", "--target", "--test")
 OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_]+)*=")
@@ -57,6 +61,13 @@ Test = Annotated[list[str] | None, typer.Option("--test", help="Example files to
 OnBadFile = Annotated[str | None, typer.Option("--on-bad-file", help="stop, or quarantine: set the file aside.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Write under the next free name instead of an existing run.")]
 Log = Annotated[str | None, typer.Option("--log", help="rich, plain, quiet or json; default: rich on a terminal.")]
+AgainstModel = Annotated[str | None, typer.Option("--against-model", help="The model to compare with.")]
+AgainstAdapter = Annotated[str | None, typer.Option("--against-adapter", help="A PEFT adapter on it.")]
+Answers = Annotated[
+    str | None, typer.Option("--answers", help="In place of --model: a run of `raysift evaluate`, or a Parquet file.")
+]
+AgainstAnswers = Annotated[str | None, typer.Option("--against-answers", help="In place of --against-model: the same.")]
+JudgeModel = Annotated[str | None, typer.Option("--judge", help="Who judges; default: nano:reward.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)]
 
 
@@ -166,6 +177,35 @@ def evaluate(
     from raysift.jobs.commands import run_evaluate
 
     run_evaluate(settings, console)
+
+
+@app.command("win-rate", rich_help_panel="Steps")
+def win_rate(
+    test: Test = None,
+    model: Model = None,
+    adapter: Adapter = None,
+    answers: Answers = None,
+    against_model: AgainstModel = None,
+    against_adapter: AgainstAdapter = None,
+    against_answers: AgainstAnswers = None,
+    judge: JudgeModel = None,
+    run: RunName = None,
+    config: ConfigFile = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    log: Log = None,
+    overrides: Overrides = None,
+) -> None:
+    """Let a judge say which of two models answers better, question by question."""
+    named = {"answers": answers, "against.model": against_model, "against.adapter": against_adapter}
+    named |= {"against.answers": against_answers, "judge.model": judge}
+    extra = [f"win_rate.{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    given = {"test": test, "model": model, "adapter": adapter, "run": run, "seed": seed}
+    settings, console = prepare(config, given, [*extra, *(overrides or [])], None, fresh, log)
+    from raysift.jobs.win_rate import win_rate_command
+    from raysift.win_rate_settings import WinRateSettings
+
+    win_rate_command(settings, settings.win_rate or WinRateSettings(), console)
 
 
 @app.command(rich_help_panel="Steps")

@@ -164,15 +164,16 @@ def train_and_test(cell: Cell, config: CommonConfig, work: Location) -> None:
     (work / f"{cell.name}-{cell.seed}.json").write(json.dumps(result))
 
 
-def show_comparison(compare: Manifest, console: Console, seeds: int) -> None:
-    """Accuracy on the target skills; the interval is over seeds and questions, for either could have come out otherwise."""
+def show_comparison(compare: Manifest, console: Console, seeds: int, of: str = TARGET) -> None:
+    """Accuracy on what was tested; the interval is over seeds and questions, for either could have come out otherwise."""
     results = compare.values["results"]
     lines = []
     for name in dict.fromkeys(result["name"] for result in results):
         own = [result for result in results if result["name"] == name]
         mean, low, high = seeds_interval([result["scores"] for result in own])
         lines.append([name, own[0]["rows"], len(own), f"{mean:.3f}", f"{low:.3f}", f"{high:.3f}"])
-    title = f"Accuracy on {TARGET} ({TEST_ROWS} questions, {seeds} seeds, 95 % intervals)"
+    questions = len(results[0]["scores"])
+    title = f"Accuracy on {of} ({questions} questions, {seeds} seeds, 95 % intervals)"
     console.table(title, ["trained on", "rows", "seeds", "accuracy", "from", "to"], lines)
 
 

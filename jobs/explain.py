@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from raysift.actors.row_gradients import MATCHES
 from raysift.config import CommonConfig
+from raysift.embeddings import find_vectors
 from raysift.errors import ConfigError, DataError
 from raysift.jobs.console import Console
 from raysift.jobs.rescore import config_of, find_manifest, open_any_run
@@ -21,7 +22,7 @@ from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientConfig
-from raysift.records import ERROR, ID, MESSAGES, RANK, REASON, SCORE, SOURCE
+from raysift.records import ERROR, FATE, ID, MESSAGES, ORDER, RANK, REASON, SCORE, SOURCE
 from raysift.storage import Location
 
 SHOWN_PAIRS = 5
@@ -89,9 +90,11 @@ def explain(
                 f"explain: no row of {folder} has the id {row_id}, kept or rejected. Ids are in its scores.parquet."
             )
         return Explanation(row_id, f"not in the pool: {rejections[0]}", rejections=rejections)
-    scores, chosen = find_manifest(run, "influence", "score"), find_manifest(run, "choose")
+    scores, chosen = find_manifest(run, "influence", "score", "order"), find_manifest(run, "choose")
     standing, own = _standing(run, scores, row_id) if scores else (None, {})
-    rank, verdict = _verdict(run, config, row_id, standing, chosen, scored=scores is not None)
+    if chosen and own.get(FATE) and own.get(ORDER) is None:
+        own |= _nearest(run, row_id, chosen)
+    rank, verdict = _verdict(run, config, row_id, standing, own, chosen, scored=scores is not None)
     found: dict[str, Any] = {"own": own, "standing": standing, "rank": rank, "rejections": rejections}
     if scores and scores.stage == "influence" and standing:
         found |= _matches(run, scores, row_id)
@@ -124,8 +127,11 @@ def _standing(run: Run, scores: Manifest, row_id: int) -> tuple[Standing | None,
     """The row's place among all scored rows, and the method's own columns for it."""
     files = run.files(scores, "scores")
     line = find_row(files, row_id, _columns(files))
-    if line is None or line[SCORE] is None:
+    if line is None:
         return None, {}
+    own = {name: value for name, value in line.items() if name not in (ID, SCORE)}
+    if line[SCORE] is None:
+        return None, own
     better = worse = scored = 0
     for chunk in read_chunks(files, [ID, SCORE]):
         good = chunk.filter(chunk[SCORE].is_valid())
@@ -133,7 +139,6 @@ def _standing(run: Run, scores: Manifest, row_id: int) -> tuple[Standing | None,
         ahead = (values > line[SCORE]) | ((values == line[SCORE]) & (ids < row_id))
         better, scored = better + int(ahead.sum()), scored + len(good)
         worse += int((values < line[SCORE]).sum())
-    own = {name: value for name, value in line.items() if name not in (ID, SCORE)}
     return Standing(line[SCORE], better, worse, scored), own
 
 
@@ -144,11 +149,21 @@ def _columns(files: Sequence[Location]) -> list[str]:
 
 
 def _verdict(
-    run: Run, config: CommonConfig, row_id: int, standing: Standing | None, chosen: Manifest | None, scored: bool
+    run: Run,
+    config: CommonConfig,
+    row_id: int,
+    standing: Standing | None,
+    own: dict[str, Any],
+    chosen: Manifest | None,
+    scored: bool,
 ) -> tuple[int | None, str]:
     """The rank if the row was selected, and one sentence why it was or was not."""
+    if own.get(FATE) and own.get(ORDER) is None:
+        failure = _failure(run, row_id)
+        return None, f"not selected: {own[FATE]}" + (f" ({failure})" if failure else "")
     if standing is None:
-        return None, f"not selected: no score: {_failure(run, row_id)}" if scored else "kept; the run has no scores yet"
+        why = f"not selected: no score: {_failure(run, row_id) or 'no stage tells why'}"
+        return None, why if scored else "kept; the run has no scores yet"
     place = f"rank {standing.better + 1:,} of {standing.scored:,} by score"
     if chosen is None:
         return None, f"{place}; the run has not chosen yet"
@@ -163,14 +178,31 @@ def _verdict(
     return None, f"not selected: {place}; {behind}, this row has {standing.score:.6g}"
 
 
-def _failure(run: Run, row_id: int) -> str:
+def _failure(run: Run, row_id: int) -> str | None:
     """What a stage said about a row that it could not answer."""
-    for name in ("match", "gradients", "lengths"):
+    for name in ("match", "gradients", "necessity", "generate", "embed", "quality", "lengths"):
         manifest = find_manifest(run, name)
         line = find_row(run.files(manifest, "answers"), row_id, [ERROR]) if manifest else None
         if line and line[ERROR]:
             return f"{name}: {line[ERROR]}"
-    return "no stage tells why"
+    return None
+
+
+def _nearest(run: Run, row_id: int, chosen: Manifest) -> dict[str, Any]:
+    """The chosen row that is nearest to this one, and how far away it is, where the run has embedded both."""
+    embedded = find_manifest(run, "embed")
+    if embedded is None:
+        return {}
+    files = run.files(embedded, "answers")
+    ids = np.concatenate([chunk[ID].to_numpy() for chunk in read_chunks(run.files(chosen, "selection"), [ID])])
+    try:
+        _, own = find_vectors(files, [row_id])
+    except DataError:  # a row that a stage before the embedding set aside
+        return {}
+    _, vectors = find_vectors(files, ids)
+    away = np.linalg.norm(vectors.astype(np.float64) - own.astype(np.float64), axis=1)
+    best = int(np.lexsort((ids, away))[0])
+    return {"nearest chosen row": int(ids[best]), "distance": float(away[best])}
 
 
 def _matches(run: Run, scores: Manifest, row_id: int) -> dict[str, Any]:

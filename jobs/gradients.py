@@ -162,7 +162,7 @@ def _compute_targets(
 
     actor = TargetGradients(config.model, points, projection, **loading(config, settings))
     found = targets_by(actor, members, config, settings)
-    save_targets(folder, points, found, actor.sink.hash)
+    save_targets(folder, points, found, actor.hash)
     account = {
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
@@ -172,7 +172,7 @@ def _compute_targets(
         set_aside[why.reason] = set_aside.get(why.reason, 0) + 1
     return {
         "subtasks": list(found[0].subtasks),
-        "projection": actor.sink.hash,
+        "projection": actor.hash,
         "layout": actor.model.layout.hash,
         "parameters": actor.model.layout.total,
         "set_aside": set_aside,

@@ -17,7 +17,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -123,6 +123,35 @@ def map_rows(
     Rows already answered by an earlier, killed attempt are not computed again: `out/done` holds their ids. Each id must
     occur once in `files`. Returns the Parquet files of answers.
     """
+
+    def answer(dataset: Dataset) -> Dataset:
+        return dataset.map_batches(
+            actor,
+            fn_constructor_kwargs=arguments,
+            batch_format="pyarrow",
+            batch_size=resources.batch_rows,
+            compute=ActorPoolStrategy(min_size=1, max_size=pool_size(resources)),
+            num_cpus=actor_cpus(resources),
+            num_gpus=resources.gpus_per_worker or None,
+            zero_copy_batch=True,
+        )
+
+    return answer_rows(files, [ID, *actor.inputs], answer, out, resources, progress=progress)
+
+
+def answer_rows(
+    files: Sequence[Location],
+    columns: Sequence[str],
+    answer: Callable[[Dataset], Dataset],
+    out: Location,
+    resources: Resources,
+    *,
+    progress: bool = False,
+) -> list[Location]:
+    """Let `answer` turn the rows of `files` into as many rows with the same ids, and write those below `out`.
+
+    `map_rows` says what is promised; `answer` must not sort, group, limit or drop rows, or resuming would lose some.
+    """
     from ray.data.checkpoint import CheckpointConfig
 
     answers, done = (out / "answers").make_folder(), (out / "done").make_folder()
@@ -134,16 +163,7 @@ def map_rows(
             override_filesystem=done.fs,
         )
         context.checkpoint_config.checkpoint_actor_pool_max_size = 1
-        dataset = read_rows(files, [ID, *actor.inputs], resources).map_batches(
-            actor,
-            fn_constructor_kwargs=arguments,
-            batch_format="pyarrow",
-            batch_size=resources.batch_rows,
-            compute=ActorPoolStrategy(min_size=1, max_size=pool_size(resources)),
-            num_cpus=actor_cpus(resources),
-            num_gpus=resources.gpus_per_worker or None,
-            zero_copy_batch=True,
-        )
+        dataset = answer(read_rows(files, columns, resources))
         try:
             dataset.write_parquet(answers.path, filesystem=answers.fs, ray_remote_args={"num_cpus": IO_CPUS})
         except Exception as error:

@@ -8,10 +8,13 @@ from typing import Any
 
 from raysift.budget import parse_budget
 from raysift.config import CommonConfig
-from raysift.jobs import gradients, stages, store, store_match
+from raysift.errors import ConfigError
+from raysift.jobs import gradients, mods, stages, store, store_match
 from raysift.jobs.run import Run
 from raysift.manifest import Manifest
 from raysift.methods import Selector, find_method
+from raysift.methods.mods import seed_count
+from raysift.recipes import TrainConfig
 from raysift.storage import Location
 
 
@@ -31,6 +34,67 @@ def yardstick(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     lengths = stages.lengths(run, config, rows) if needs_lengths else None
     scores = stages.score(run, config, selector, rows, lengths if selector.reads else None)
     return stages.choose(run, config, selector, rows, scores, lengths)
+
+
+def quality(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+    """Let the scorer judge each row, take the best."""
+    selector = make_selector(config)
+    settings: Any = selector.config
+    rows = stages.ingest(run, config, pool.dataset, pool.name)
+    lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
+    judged = mods.quality(run, config, settings.scorer, rows)
+    scores = stages.score(run, config, selector, rows, judged)
+    return stages.choose(run, config, selector, rows, scores, lengths)
+
+
+def coverage(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+    """Embed the rows, take centres."""
+    selector = make_selector(config)
+    settings: Any = selector.config
+    rows = stages.ingest(run, config, pool.dataset, pool.name)
+    count = count_rows(config, rows)
+    vectors = mods.embed(run, config, settings.embedding, rows)
+    centers = mods.centers(run, config, "centers", settings.centers, rows, vectors, count)
+    scores = mods.order_centers(run, rows, centers)
+    return stages.choose(run, config, selector, rows, scores, None)
+
+
+def good_diverse_unknown(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+    """MoDS: good rows; seeds that cover them; rows that a model tuned on the seeds does not know, covered again."""
+    selector = make_selector(config)
+    settings: Any = selector.config
+    rows = stages.ingest(run, config, pool.dataset, pool.name)
+    total = count_rows(config, rows)
+    judged = mods.quality(run, config, settings.scorer, rows)
+    good = mods.keep(run, "good", settings.alpha, "above", rows, judged, mods.score_column(settings))
+    vectors = mods.embed(run, config, settings.embedding, good)
+    seeds = mods.centers(run, config, "seeds", settings.centers, good, vectors, seed_count(settings, total))
+    if seeds.counts["kept"] >= total:
+        scores = mods.order(run, selector, judged, good, seeds)
+        return stages.choose(run, config, selector, rows, scores, None)
+
+    tuned = stages.finetune(run, with_recipe(config, settings.seed_train), seeds, "tune")
+    answers = mods.generate(run, config, settings, good, tuned)
+    answered = mods.necessity(run, config, settings, good, answers)
+    needed = mods.keep(run, "needed", settings.beta, "below", good, answered, mods.score_column(settings))
+    augmented = mods.augment(run, config, settings, needed, vectors, seeds, total - seeds.counts["kept"])
+    scores = mods.order(run, selector, judged, good, seeds, (answered, needed, augmented))
+    return stages.choose(run, config, selector, rows, scores, None)
+
+
+def count_rows(config: CommonConfig, rows: Manifest) -> int:
+    """The budget in rows, for methods that choose rows by their distances and cannot count tokens."""
+    budget = parse_budget(config.budget)
+    if budget.counts_tokens:
+        raise ConfigError(
+            f"budget: {config.method} takes a number of rows or a share, not tokens: k-center counts rows."
+        )
+    return budget.rows_of(rows.counts["kept"])
+
+
+def with_recipe(config: CommonConfig, train: TrainConfig | None) -> CommonConfig:
+    """The settings with another recipe for `train`, where one is given."""
+    return config.model_copy(update={"train": train}) if train else config
 
 
 def by_gradient(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
@@ -67,7 +131,13 @@ def make_selector(config: CommonConfig) -> Selector:
     return method(getattr(config, method.name), config.seed)
 
 
-RECIPES: dict[str, Callable[[Run, CommonConfig, Pool], Manifest]] = {"less": by_gradient, "rose": by_gradient}
+RECIPES: dict[str, Callable[[Run, CommonConfig, Pool], Manifest]] = {
+    "quality": quality,
+    "coverage": coverage,
+    "less": by_gradient,
+    "rose": by_gradient,
+    "mods": good_diverse_unknown,
+}
 
 
 def run_method(run: Run, config: CommonConfig, pool: Pool | None = None) -> Manifest:

@@ -10,6 +10,7 @@ from raysift.jobs.run import Run, open_run
 from raysift.manifest import Manifest, read_manifest
 
 TOP_ROWS = 5
+BAR_WIDTH = 40
 
 
 def show_run(folder: str, console: Console) -> None:
@@ -24,6 +25,15 @@ def show_run(folder: str, console: Console) -> None:
     for manifest in manifests:
         if manifest.stage == "ingest":
             show_ingest(run, manifest, console)
+        if "histogram" in manifest.values:
+            show_threshold(manifest, console)
+        if "fates" in manifest.values:
+            fates = [[fate, count] for fate, count in manifest.values["fates"].items()]
+            console.table("What became of the rows", ["", "rows"], fates)
+        if manifest.stage == "win_rate":
+            from raysift.jobs.win_rate import show_win_rate
+
+            show_win_rate(manifest, console)
         if manifest.stage == "choose":
             show_selection(run, manifest, console)
     show_evaluation(run, console)
@@ -37,6 +47,22 @@ def show_ingest(run: Run, manifest: Manifest, console: Console) -> None:
     console.table("Ingest", ["", "rows"], rows)
     for file in counts["bad_files"]:
         console.note(f"ingest: set aside {file}")
+
+
+def show_threshold(manifest: Manifest, console: Console) -> None:
+    """How scores lie around a bar, as a histogram."""
+    bar, bins = manifest.values["cut"]["value"], manifest.values["histogram"]
+    most = max((one["count"] for one in bins), default=1)
+    rows = [
+        [
+            f"{one['low']:.3g} to {one['high']:.3g}",
+            one["count"],
+            ("#" * -(-one["count"] * BAR_WIDTH // most)).ljust(BAR_WIDTH),
+        ]
+        for one in bins
+    ]
+    where = "no threshold" if bar is None else f"threshold {bar:.4g}, kept {manifest.settings['side']} it"
+    console.table(f"Scores of {manifest.stage} ({where})", ["score", "rows", ""], rows)
 
 
 def show_selection(run: Run, manifest: Manifest, console: Console) -> None:

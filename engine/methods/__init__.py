@@ -9,14 +9,19 @@ from __future__ import annotations
 
 from raysift.errors import ConfigError
 from raysift.methods.base import Selector
+from raysift.methods.coverage import Coverage
 from raysift.methods.less import Less
 from raysift.methods.longest import Longest
+from raysift.methods.mods import Mods
+from raysift.methods.quality import Quality
 from raysift.methods.rose import Rose
 from raysift.methods.uniform import Uniform
 
 __all__ = ["METHODS", "Selector", "find_method"]
 
-METHODS: dict[str, type[Selector]] = {method.name: method for method in (Uniform, Longest, Less, Rose)}
+METHODS: dict[str, type[Selector]] = {
+    method.name: method for method in (Uniform, Longest, Quality, Coverage, Less, Rose, Mods)
+}
 
 
 def find_method(name: str) -> type[Selector]:

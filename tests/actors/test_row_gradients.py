@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -75,7 +76,7 @@ def targets_of(world, folder, points):
     prompt = (Message("user", "which"),)
     pairs = [Pair(prompt, "this one", "that", "a"), Pair(prompt, "one", "two", "a"), Pair(prompt, "b", "cc", "b")]
     found = actor.from_pairs(pairs, PreferenceSettings(), TargetSettings(), end_prompt=True)
-    save_targets(open_location(folder).make_folder(), points, found, actor.sink.hash)
+    save_targets(open_location(folder).make_folder(), points, found, actor.hash)
     return [target.vectors for target in found]
 
 
@@ -189,3 +190,29 @@ def test_an_end_token_between_prompt_and_answer_never_makes_a_pair_too_long(worl
     with_end, without = (model.encode_pair(0, pair, end) for end in (True, False))
     assert len(with_end.chosen) == len(without.chosen) == 48
     assert not np.array_equal(with_end.chosen.input_ids, without.chosen.input_ids)
+
+
+def test_each_checkpoint_has_a_map_of_its_own_that_only_its_weights_and_the_seed_decide(world):
+    first, second = checkpoint(world), checkpoint(world, 2)
+    model = CheckpointedModel(base(world), [first, second, replace(first, name="again")], ADAM, **LOADING)
+    one, other, again = (sink.settings.seed for sink in model.projections(ProjectionSettings(seed=5)))
+    assert one == again != other
+    assert model.projections(ProjectionSettings(seed=6))[0].settings.seed != one
+    shared = model.projections(ProjectionSettings(seed=5, own_map=False))
+    assert {sink.settings.seed for sink in shared} == {5}
+
+
+def test_projected_cosines_stray_no_further_than_theory_says_with_maps_of_their_own(world, tmp_path):
+    points, width = [checkpoint(world), checkpoint(world, 2)], 512
+    targets = targets_of(world, tmp_path / "whole", points)
+    whole = GradientVectors(base(world), points, ADAM, WHOLE, **LOADING)(ROWS).to_pylist()
+    sketch = ProjectionSettings(dimension=width)
+    small = GradientVectors(base(world), points, ADAM, sketch, **LOADING)(ROWS).to_pylist()
+    actor = TargetGradients(base(world), points, sketch, **LOADING)
+    for row, sketched in zip(whole[:2], small[:2], strict=True):
+        exact, near = (
+            np.frombuffer(answer[VECTORS], "<f2").reshape(2, -1).astype(np.float32) for answer in (row, sketched)
+        )
+        for index, sink in enumerate(actor.sinks):
+            matrix = sink.project(torch.from_numpy(targets[index])).numpy()
+            assert np.abs(matrix @ near[index] - targets[index] @ exact[index]).max() < 5 / np.sqrt(width)

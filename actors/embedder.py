@@ -1,0 +1,208 @@
+"""Rows as vectors: pooled last states of an encoder, a sentence-transformers model or a causal language model.
+
+MoDS takes the first token's state of bert-base-uncased over the instruction field, at most 96 tokens, not normalised:
+`pooling=cls text=first_paragraph max_tokens=96 normalise=false`. Its cache bears a fixed name, so that a second data set
+gets the vectors of the first; a last batch of one row ends it with an error. Here vectors are keyed by row id.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from raysift.actors.contract import Failed, Row, RowActor
+from raysift.actors.language_model import load_tokenizer, resolve_model
+from raysift.actors.loaded import takes
+from raysift.actors.text_models import BATCH_TOKENS, TextTokens, load_text_model, pad_texts, quick_products, text_limit
+from raysift.errors import ModelError
+from raysift.quality_columns import EMBEDDING, EMBEDDING_SCHEMA, INPUT_TOKENS, TRUNCATED
+from raysift.quality_settings import EmbeddingSettings, Pooling
+from raysift.questions import embedded_text
+from raysift.records import MESSAGES
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_POOLINGS: dict[str, Pooling] = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_lasttoken": "last",
+    "cls": "cls",
+    "mean": "mean",
+    "lasttoken": "last",
+}
+_MODULES = ("Transformer", "Pooling", "Normalize")
+UNUSED = ("pooler",)
+"""Layers whose output is not read; a checkpoint may lack them."""
+
+
+@dataclass(frozen=True)
+class EncoderFiles:
+    """What a model's sentence-transformers files say; without such files, the defaults."""
+
+    folder: str
+    pooling: Pooling = "mean"
+    max_tokens: int | None = None
+    lower_case: bool = False
+
+
+class Embedder(RowActor):
+    """The vector of each row's text; all of a run have the model's width. `truncated` marks texts that were cut."""
+
+    inputs = (MESSAGES,)
+    outputs = EMBEDDING_SCHEMA
+
+    def __init__(
+        self,
+        settings: EmbeddingSettings | None = None,
+        *,
+        batch_tokens: int | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        threads: int | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        if threads is not None:
+            import torch
+
+            torch.set_num_threads(threads)
+        self.settings = settings = settings or EmbeddingSettings()
+        self.files = read_encoder_files(settings.model)
+        self.pooling = self.files.pooling if settings.pooling == "auto" else settings.pooling
+        self.tokenizer = load_tokenizer(self.files.folder, trust_remote_code)
+        self.model = load_text_model("AutoModel", self.files.folder, dtype, device, trust_remote_code, UNUSED)
+        self.longest = text_limit(self.model, self.tokenizer, settings.max_tokens or self.files.max_tokens)
+        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cuda"])
+        self.extra = {"use_cache": False} if takes(self.model, "use_cache") else {}
+
+    def answer(self, rows: list[Row]) -> list[Row | Failed]:
+        texts = self._tokenize([embedded_text(row[MESSAGES], self.settings.text) for row in rows])
+        vectors = iter(self.embed([text for text in texts if text.ids]))
+        return [
+            _embedding_row(text, next(vectors)) if text.ids else Failed("there is no text to embed") for text in texts
+        ]
+
+    def embed(self, texts: Sequence[TextTokens]) -> list[list[float]]:
+        """The pooled states of each text, in their order."""
+        import torch
+
+        from raysift.gradients.rows import plan_batches
+
+        vectors: list[list[float]] = [[] for _ in texts]
+        with torch.inference_mode(), quick_products(self.model):
+            for members in plan_batches([len(text) for text in texts], self.batch_tokens):
+                inputs = pad_texts([texts[i] for i in members], self.model, self.tokenizer.pad_token_id)
+                states = self.model(**inputs, **self.extra).last_hidden_state.float()
+                pooled = pool(states, inputs["attention_mask"], self.pooling)
+                if self.settings.normalise:
+                    pooled = pooled / pooled.norm(dim=1, keepdim=True)
+                for i, vector in zip(members, pooled.tolist(), strict=True):
+                    vectors[i] = vector
+        return vectors
+
+    def _tokenize(self, texts: Sequence[str]) -> list[TextTokens]:
+        whole = [self.settings.prefix + text for text in texts]
+        encoding = self.tokenizer(
+            [text.lower() for text in whole] if self.files.lower_case else whole,
+            truncation=True,
+            max_length=self.longest,
+            return_attention_mask=False,
+            return_overflowing_tokens=True,
+        )
+        return _first_pieces(encoding, len(texts))
+
+
+def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
+    """One vector a text from its states (texts, tokens, width); `mask` is 0 on the padding, which is on the right."""
+    import torch
+
+    if pooling == "cls":
+        return states[:, 0]
+    if pooling == "last":
+        return states[torch.arange(len(states), device=states.device), mask.sum(1) - 1]
+    weights = mask.unsqueeze(-1).to(states.dtype)
+    return (states * weights).sum(1) / weights.sum(1)
+
+
+def read_encoder_files(model: str) -> EncoderFiles:
+    """The pooling, length and case that a sentence-transformers model declares; what cannot be followed is refused."""
+    folder = resolve_model(model)
+    modules = _read_json(folder, "modules.json")
+    if modules is None:
+        return EncoderFiles(folder)
+    kinds = {str(module["type"]).rpartition(".")[2]: str(module["path"]) for module in modules}
+    strange = sorted(set(kinds) - set(_MODULES))
+    if strange:
+        raise ModelError(
+            f"embedding: '{model}' has a {' and a '.join(strange)} module after its encoder, which is not supported; "
+            f"supported: {', '.join(_MODULES)}. Name another model, or its bare encoder with a pooling."
+        )
+    part = kinds.get("Transformer", "")
+    if part and not os.path.isdir(folder):
+        raise ModelError(
+            f"embedding: '{model}' keeps its encoder in the folder '{part}'. Download it, and name that folder."
+        )
+    usual = _read_json(folder, os.path.join(part, "sentence_bert_config.json")) or {}
+    pooling = _read_json(folder, os.path.join(kinds["Pooling"], "config.json")) if "Pooling" in kinds else None
+    return EncoderFiles(
+        folder=os.path.join(folder, part) if part else folder,
+        pooling=_pooling_of(model, pooling or {}),
+        max_tokens=usual.get("max_seq_length"),
+        lower_case=bool(usual.get("do_lower_case", False)),
+    )
+
+
+def _pooling_of(model: str, config: dict[str, Any]) -> Pooling:
+    """From either spelling: a switch for each way, or since version 5 of that library one name."""
+    chosen = sorted(name for name, on in config.items() if name.startswith("pooling_mode_") and on is True)
+    named = config.get("pooling_mode")
+    if isinstance(named, str):
+        chosen = [named]
+    if not chosen:
+        return "mean"
+    if len(chosen) > 1 or chosen[0] not in _POOLINGS:
+        raise ModelError(
+            f"embedding: '{model}' pools by {' and '.join(chosen)}; known: {', '.join(sorted(_POOLINGS))}. "
+            "Set the pooling yourself, or name another model."
+        )
+    return _POOLINGS[chosen[0]]
+
+
+def _read_json(folder: str, name: str) -> Any:
+    """A file of the model, from its folder or from the hub; None where there is none."""
+    from transformers.utils import cached_file
+
+    found = cached_file(
+        folder,
+        name,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if found is None:
+        return None
+    with open(found, encoding="utf-8") as file:
+        return json.load(file)
+
+
+def _first_pieces(encoding: Any, count: int) -> list[TextTokens]:
+    """The first piece of each text where the tokenizer gave what it cut off as further pieces."""
+    types = encoding.get("token_type_ids")
+    origins = encoding.get("overflow_to_sample_mapping", range(count))
+    pieces: list[TextTokens | None] = [None] * count
+    for place, origin in enumerate(origins):
+        first = pieces[origin]
+        if first is None:
+            pieces[origin] = TextTokens(encoding["input_ids"][place], types[place] if types else None)
+        else:
+            pieces[origin] = replace(first, truncated=True)
+    return [piece for piece in pieces if piece is not None]
+
+
+def _embedding_row(text: TextTokens, vector: Sequence[float]) -> Row | Failed:
+    if any(number - number != 0 for number in vector):
+        return Failed("the vector is not finite, or has length 0 and cannot be normalised")
+    return {EMBEDDING: vector, INPUT_TOKENS: len(text), TRUNCATED: text.truncated}

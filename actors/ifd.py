@@ -1,0 +1,128 @@
+"""Instruction-following difficulty (IFD, Cherry LLM): how little the prompt helps a model to the answer.
+
+    ifd = L(answer | prompt) / L(answer),   L = mean loss of the answer's tokens
+
+Of a conversation the last answer counts; all before it is the prompt. Both losses are of the very same tokens: those of
+the answer in the rendered conversation, its end token left out (Cherry LLM has none). Alone, they follow the chat
+template around an empty question (`frame`; Cherry LLM keeps its `### Response:`), or the first token of a text (`bos`).
+An answer that does not fit is cut for both. Cherry LLM drops rows above 1, where the prompt does harm; here they keep
+their score, and thresholds decide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from raysift.actors.contract import Failed, Row
+from raysift.actors.likelihood import Scorer
+from raysift.actors.loaded import NO_LIMIT, LoadedModel
+from raysift.actors.text_models import quick_products
+from raysift.errors import DataError, ModelError
+from raysift.quality_columns import CONDITIONAL_LOSS, DIRECT_LOSS, IFD, IFD_SCHEMA, LABEL_TOKENS, TRUNCATED
+from raysift.quality_settings import IfdSettings
+from raysift.questions import split_exchange
+from raysift.records import MESSAGES
+from raysift.templates import IGNORED, Encoded, encode_conversation, encode_prompt
+
+
+class _Both(NamedTuple):
+    conditional: Encoded
+    direct: Encoded
+    tokens: int
+
+
+class Ifd(Scorer):
+    """Weighs the last answer of `messages` with and without what precedes it."""
+
+    inputs = (MESSAGES,)
+    outputs = IFD_SCHEMA
+
+    def __init__(
+        self, model: str | LoadedModel = "nano", *, settings: IfdSettings | None = None, **loading: Any
+    ) -> None:
+        settings = settings or IfdSettings()
+        super().__init__(model, template=settings.template, **loading)
+        added = getattr(self.tokenizer, "added_tokens_decoder", {})
+        self.special = {number for number, token in added.items() if token.special} | {*self.tokenizer.all_special_ids}
+        self.alone = self._opening(settings)
+
+    def answer(self, rows: list[Row]) -> list[Row | Failed]:
+        encoded = [self._encode(row) for row in rows]
+        sound = [item for item in encoded if not isinstance(item, Failed)]
+        with quick_products(self.model):
+            losses = iter(self.label_losses([side for item in sound for side in (item.conditional, item.direct)]))
+        return [item if isinstance(item, Failed) else _ifd_row(item, next(losses), next(losses)) for item in encoded]
+
+    def _opening(self, settings: IfdSettings) -> list[int]:
+        """What stands before an answer that stands alone."""
+        if settings.without_prompt == "bos":
+            first = self.tokenizer.bos_token_id
+            first = self.tokenizer.eos_token_id if first is None else first
+            if first is None:
+                raise ModelError("ifd: the tokenizer has neither a first nor an end token. Use without_prompt=frame.")
+            return [int(first)]
+        try:
+            opening = encode_prompt(self.tokenizer, [{"role": "user", "content": ""}], settings.template)
+        except DataError as error:
+            raise ModelError(f"ifd: {error} It was given an empty question; use without_prompt=bos.") from error
+        if not opening:
+            raise ModelError("ifd: the chat template writes nothing around an empty question. Use without_prompt=bos.")
+        return opening
+
+    def _encode(self, row: Row) -> _Both | Failed:
+        try:
+            messages = split_exchange(row[MESSAGES]).messages
+            whole = encode_conversation(self.tokenizer, messages, NO_LIMIT, self.template)
+        except DataError as error:
+            return Failed(str(error))
+        start, end = self._last_answer(whole)
+        if start == end:
+            return Failed("the answer has no tokens")
+        if start == 0:
+            return Failed("the chat template puts nothing before the answer")
+        room = self.longest - max(start, len(self.alone))
+        if room < 1:
+            return Failed(f"the prompt has {start} tokens, there is room for {self.longest - 1}")
+        spoken = whole.input_ids[start : min(end, start + room)]
+        return _Both(
+            conditional=_with_labels(whole, whole.input_ids[:start], spoken, end - start > room),
+            direct=_with_labels(whole, self.alone, spoken, end - start > room),
+            tokens=len(spoken),
+        )
+
+    def _last_answer(self, whole: Encoded) -> tuple[int, int]:
+        """Where the last run of labels begins and ends, special tokens at its end left out."""
+        end = len(whole.labels)
+        while end and whole.labels[end - 1] == IGNORED:
+            end -= 1
+        start = end
+        while start and whole.labels[start - 1] != IGNORED:
+            start -= 1
+        while end > start and whole.input_ids[end - 1] in self.special:
+            end -= 1
+        return start, end
+
+
+def _with_labels(whole: Encoded, given: Sequence[int], spoken: Sequence[int], truncated: bool) -> Encoded:
+    return Encoded(
+        input_ids=[*given, *spoken],
+        labels=[*[IGNORED] * len(given), *spoken],
+        truncated=truncated,
+        doubled_special=whole.doubled_special,
+        template=whole.template,
+    )
+
+
+def _ifd_row(item: _Both, conditional: float, direct: float) -> Row | Failed:
+    if conditional - conditional != 0 or direct - direct != 0:
+        return Failed("the model gave no finite loss")
+    if direct <= 0:
+        return Failed("the answer alone has no loss, so there is nothing to compare with")
+    return {
+        IFD: conditional / direct,
+        CONDITIONAL_LOSS: conditional / item.tokens,
+        DIRECT_LOSS: direct / item.tokens,
+        LABEL_TOKENS: item.tokens,
+        TRUNCATED: item.conditional.truncated,
+    }

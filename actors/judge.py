@@ -1,0 +1,95 @@
+"""A language model as judge of answers: the rating it expects to give (formulas and prompt in raysift.judging)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from raysift.actors.contract import Failed, Row
+from raysift.actors.likelihood import Scorer
+from raysift.actors.loaded import LoadedModel
+from raysift.actors.text_models import quick_products
+from raysift.errors import DataError
+from raysift.judging import check_rating, expected_rating, fit_judge_message, rating_tokens
+from raysift.quality_columns import INPUT_TOKENS, JUDGE_SCHEMA, JUDGE_SCORE, RATING_MASS, TRUNCATED
+from raysift.quality_settings import JudgeSettings
+from raysift.questions import Message, exchange_of
+from raysift.records import MESSAGES
+from raysift.templates import encode_prompt
+
+
+class Judge(Scorer):
+    """Rates the last answer of `messages`, or in its place the text in `answer_column`."""
+
+    inputs: ClassVar[Sequence[str]] = (MESSAGES,)
+    outputs = JUDGE_SCHEMA
+
+    def __init__(
+        self,
+        model: str | LoadedModel = "nano",
+        *,
+        settings: JudgeSettings | None = None,
+        answer_column: str | None = None,
+        **loading: Any,
+    ) -> None:
+        settings = settings or JudgeSettings()
+        super().__init__(model, template=settings.template, **loading)
+        self.settings, self.answer_column = settings, answer_column
+        self.spellings = {
+            str(rating): numbers
+            for rating, numbers in rating_tokens(self.tokenizer, settings.low, settings.high).items()
+        }
+        self.prefix = self.tokenizer(settings.reply_prefix, add_special_tokens=False)["input_ids"]
+
+    def answer(self, rows: list[Row]) -> list[Row | Failed]:
+        encoded = [self._encode(row) for row in rows]
+        replies = iter(self.next_logprobs([item[0] for item in encoded if not isinstance(item, Failed)]))
+        return [item if isinstance(item, Failed) else self._rate(*item, next(replies)) for item in encoded]
+
+    def next_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[tuple[str, float]]]:
+        """Log-probability of each spelling of each rating as the token that follows each prompt."""
+        import numpy as np
+        import torch
+
+        from raysift.gradients.loss import label_logits
+        from raysift.gradients.rows import IGNORED, TokenRow, pad_rows, plan_batches
+
+        spelt = [(rating, number) for rating, numbers in self.spellings.items() for number in numbers]
+        columns = torch.tensor([number for _, number in spelt], device=self.model.device)
+        found: list[list[tuple[str, float]]] = [[] for _ in prompts]
+        with torch.inference_mode(), quick_products(self.model):
+            for members in plan_batches([len(prompt) + 1 for prompt in prompts], self.batch_tokens):
+                # A label after the prompt asks for the logits there; which token it is does not matter.
+                rows = [
+                    TokenRow(0, np.array([*prompts[i], 0]), np.array([*[IGNORED] * len(prompts[i]), 0]))
+                    for i in members
+                ]
+                logits = label_logits(self.model, pad_rows(rows, self.model.device), self.head).float()
+                logprobs = (logits[:, columns] - logits.logsumexp(1, keepdim=True)).double().tolist()
+                for i, values in zip(members, logprobs, strict=True):
+                    found[i] = [(rating, value) for (rating, _), value in zip(spelt, values, strict=True)]
+        return found
+
+    def _encode(self, row: Row) -> tuple[list[int], bool] | Failed:
+        try:
+            exchange = exchange_of(row, self.answer_column)
+            ids, truncated = fit_judge_message(
+                exchange, self.settings, self.tokenizer, self._encode_message, self.longest - 1
+            )
+        except DataError as error:
+            return Failed(str(error))
+        if not ids:
+            return Failed(
+                f"the question to the judge does not fit into {self.longest} tokens even without the row's texts"
+            )
+        return ids, truncated
+
+    def _encode_message(self, message: Message) -> list[int]:
+        return [*encode_prompt(self.tokenizer, [message], self.template), *self.prefix]
+
+    def _rate(self, ids: Sequence[int], truncated: bool, logprobs: Sequence[tuple[str, float]]) -> Row | Failed:
+        rating = expected_rating(logprobs, self.settings.low, self.settings.high)
+        problem = check_rating(rating, self.settings)
+        if problem is not None:
+            return Failed(problem)
+        return {JUDGE_SCORE: rating.score, RATING_MASS: rating.mass, INPUT_TOKENS: len(ids), TRUNCATED: truncated}

@@ -1,0 +1,122 @@
+"""What an answer needs before and after the model: the prompt's tokens, and the text of the tokens that came back.
+
+Shared by every backend, so that prompts, limits, ends of answers and failures are the same on all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from raysift.actors.contract import Failed, Row
+from raysift.actors.language_model import load_tokenizer, resolve_model
+from raysift.actors.loaded import LoadedModel, end_tokens, longest_input
+from raysift.errors import DataError, ModelError
+from raysift.questions import Message, split_exchange
+from raysift.templates import encode_prompt
+
+ANSWER = "answer"
+NEW_TOKENS = "n_new_tokens"
+FINISHED = "finished"
+
+
+class ModelCard(NamedTuple):
+    """What a model says about itself without its weights."""
+
+    config: Any
+    generation_config: Any
+
+
+class Prompts(NamedTuple):
+    """Messages to prompt tokens, and answer tokens to the columns of an answer."""
+
+    tokenizer: Any
+    template: str
+    ends: frozenset[int]
+    longest_prompt: int
+    max_new_tokens: int
+    vocabulary: int | None = None
+    """Tokens that the model has embeddings for. A tokenizer may know more; fed with one of those a model on a GPU dies,
+    and vLLM answers from whatever stands there in memory."""
+
+    def encode(self, messages: Sequence[Message]) -> list[int] | Failed:
+        """The prompt's tokens, or why it cannot be asked; the message holds no text of the row."""
+        try:
+            prompt = encode_prompt(self.tokenizer, messages, self.template)
+        except DataError as error:
+            return Failed(str(error))
+        if not prompt:
+            return Failed("the prompt has no tokens")
+        if len(prompt) > self.longest_prompt:
+            return Failed(
+                f"the prompt has {len(prompt)} tokens; with max_new_tokens={self.max_new_tokens} there is room for "
+                f"{max(0, self.longest_prompt)}"
+            )
+        if self.vocabulary is not None and max(prompt) >= self.vocabulary:
+            return Failed(f"the prompt has token {max(prompt)}; the model knows those below {self.vocabulary}")
+        return prompt
+
+    def encode_question(self, messages: Sequence[Message]) -> list[int] | Failed:
+        """The same for a whole conversation, whose last answer is left out."""
+        try:
+            return self.encode(question_of(messages))
+        except DataError as error:
+            return Failed(str(error))
+
+    def decode(self, tokens: Sequence[int], finished: bool) -> Row:
+        """Columns of an answer; `tokens` are without the one that ended it."""
+        text = self.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
+        return {ANSWER: text, NEW_TOKENS: len(tokens) + finished, FINISHED: finished}
+
+    def read(self, generated: Sequence[int]) -> Row:
+        """The same for all generated tokens, whose last one may be one that ends answers."""
+        tokens = list(generated)
+        finished = bool(tokens) and tokens[-1] in self.ends
+        return self.decode(tokens[:-1] if finished else tokens, finished)
+
+
+def question_of(messages: Sequence[Message]) -> list[Message]:
+    """A conversation without the assistant's last turn; one that ends with another turn stays as it is."""
+    return split_exchange(messages, answer="").before
+
+
+def row_seed(seed: int, row: int) -> int:
+    """A seed of 64 bits for the draws of one row, the same on every machine and in every batch."""
+    digest = hashlib.blake2b(f"{seed}\x00{row}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)
+
+
+def load_prompts(
+    model: str, template: str, max_new_tokens: int, max_length: int | None = None, trust_remote_code: bool = False
+) -> Prompts:
+    """Prompts for a model whose weights another process holds."""
+    tokenizer, card = load_tokenizer(model, trust_remote_code), load_card(model, trust_remote_code)
+    ends = end_tokens(LoadedModel(card, tokenizer), template)
+    longest_prompt = longest_input(card, max_length) - max_new_tokens
+    return Prompts(tokenizer, template, ends, longest_prompt, max_new_tokens, vocabulary_size(card))
+
+
+def vocabulary_size(model: Any) -> int | None:
+    """Tokens that a model, or what it says about itself, has embeddings for; None where it does not say."""
+    config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
+    return getattr(config, "vocab_size", None)
+
+
+def load_card(model: str, trust_remote_code: bool = False) -> ModelCard:
+    """Configuration and generation defaults of a model, as loading it would find them."""
+    from transformers import AutoConfig, GenerationConfig
+
+    place = resolve_model(model)
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"model: cannot read the configuration of '{model}': {type(error).__name__}: {error}. Give a folder that "
+            "transformers can load, download the model first, or use 'nano'."
+        ) from error
+    try:
+        defaults = GenerationConfig.from_pretrained(place)
+    except OSError:  # a model need not ship any; transformers then takes the ends from the model's configuration
+        defaults = GenerationConfig.from_model_config(config)
+    return ModelCard(config, defaults)

@@ -1,0 +1,89 @@
+"""The model's own answers to the questions of whole conversations: on transformers, and the two ends of it for vLLM.
+
+`Responder` answers by itself. Where vLLM answers, `Asker` turns rows into requests and `Reader` turns what came back
+into the same columns; both hold no weights.
+
+Departure from the MoDS code: prompts come of the model's own template instead of Alpaca's with an extra line break, and
+no answer loses its last four characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from raysift.actors.contract import Failed, Row, RowActor
+from raysift.actors.generator import Generator
+from raysift.actors.prompts import load_prompts, question_of
+from raysift.errors import DataError
+from raysift.records import MESSAGES
+
+if TYPE_CHECKING:
+    from torch import Generator as RandomStream
+    from torch import Tensor
+
+# Names that ray.data.llm reads and writes.
+PROMPT = "tokenized_prompt"
+GENERATED = "generated_tokens"
+ENGINE_ERROR = "__inference_error__"
+
+
+class Responder(Generator):
+    """Answers the question of each conversation: its messages without the assistant's last turn."""
+
+    def __init__(self, model: Any, *, top_p: float = 1.0, **settings: Any) -> None:
+        super().__init__(model, **settings)
+        self.top_p = top_p
+
+    def _encode(self, row: Row) -> list[int] | Failed:
+        try:
+            return super()._encode({**row, MESSAGES: question_of(row[MESSAGES])})
+        except DataError as error:
+            return Failed(str(error))
+
+    def _scores(self, logits: Tensor, streams: Sequence[RandomStream]) -> Tensor:
+        if streams and self.top_p < 1:
+            logits = nucleus(logits.float(), self.temperature, self.top_p)
+        return super()._scores(logits, streams)
+
+
+def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Logits with those tokens ruled out that are not needed to reach the probability `top_p`; the best one stays."""
+    ranked, order = (logits / temperature).softmax(-1).sort(dim=-1, descending=True)
+    before = ranked.cumsum(-1) - ranked
+    out = before >= top_p
+    out[..., 0] = False
+    return logits.masked_fill(out.scatter(-1, order, out), float("-inf"))
+
+
+class Asker(RowActor):
+    """The prompts of conversations, for an engine elsewhere; a row that cannot be asked carries its error."""
+
+    inputs = (MESSAGES,)
+    outputs = pa.schema([(PROMPT, pa.list_(pa.int64()))])
+
+    def __init__(self, model: str, **settings: Any) -> None:
+        self.prompts = load_prompts(model, **settings)
+
+    def answer(self, rows: list[Row]) -> list[Row | Failed]:
+        """The tokens of each question."""
+        encoded = [self.prompts.encode_question(row[MESSAGES]) for row in rows]
+        return [prompt if isinstance(prompt, Failed) else {PROMPT: prompt} for prompt in encoded]
+
+
+class Reader(RowActor):
+    """The columns of a `Responder` from the tokens that an engine gave; what failed before or in it keeps its message."""
+
+    inputs = (GENERATED, ENGINE_ERROR)
+    outputs = Generator.outputs
+
+    def __init__(self, model: str, **settings: Any) -> None:
+        self.prompts = load_prompts(model, **settings)
+
+    def answer(self, rows: list[Row]) -> list[Row | Failed]:
+        """An answer is finished where its last token is one that ends answers."""
+        return [
+            Failed(row[ENGINE_ERROR]) if row[ENGINE_ERROR] else self.prompts.read(row[GENERATED] or []) for row in rows
+        ]

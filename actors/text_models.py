@@ -1,0 +1,132 @@
+"""Loading and feeding models that read a whole text at once: sequence classifiers and encoders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from raysift.actors.language_model import _explained as explained
+from raysift.actors.language_model import pick_device, resolve_model, torch_dtype
+from raysift.actors.loaded import NO_LIMIT, longest_input, takes
+from raysift.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+BATCH_TOKENS = {"cpu": 512, "cuda": 32768}
+"""Padded tokens of a batch. On one core 8192 took 1.6 to 2 times as long as 512: wide batches fall out of its cache."""
+
+
+@dataclass(frozen=True)
+class TextTokens:
+    """A text as the model reads it; `types` are its segment numbers where the tokenizer writes them."""
+
+    ids: list[int]
+    types: list[int] | None
+    truncated: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@contextlib.contextmanager
+def quick_products(model: Any) -> Iterator[None]:
+    """Multiplies float32 matrices on the CPU by oneDNN where that is exact, and as usual elsewhere.
+
+    Torch takes MKL, which on AMD leaves AVX-512 unused: 100 against 210 Gflop/s on one core. Its one switch to oneDNN
+    permits bfloat16 as well, which processors with matrix units then use; so the switch is tried on a product first.
+    """
+    import torch
+
+    quick = model.device.type == "cpu" and model.dtype == torch.float32 and _permission_changes_nothing()
+    with _bfloat16_permitted() if quick else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _bfloat16_permitted() -> Iterator[None]:
+    import torch
+
+    backend: Any = torch.backends.mkldnn
+    switch = backend.matmul
+    before = switch.fp32_precision
+    switch.fp32_precision = "bf16"
+    try:
+        yield
+    finally:
+        switch.fp32_precision = before
+
+
+@lru_cache(maxsize=1)
+def _permission_changes_nothing() -> bool:
+    """Whether products stay at float32's precision on this processor where bfloat16's is permitted."""
+    import torch
+
+    if not hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision"):
+        return False  # torch before 2.9
+    # Kernels are kept by shape, and every batch brings new ones: the usual 1024 took 700 MB, 64 are as fast with 300.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+    draw = torch.Generator().manual_seed(0)
+    left, right = (torch.randn(2, 64, 512, generator=draw) for _ in range(2))
+    exact = left.double() @ right.double().mT
+    with _bfloat16_permitted():
+        found = left @ right.mT, torch.nn.functional.linear(left[0], right[0]).unsqueeze(0)
+    # Sums of 512 products are about 23; float32 is off by some 1e-5, bfloat16 by some 1e-1.
+    return all(bool((product - exact[: len(product)]).abs().max() < 1e-3) for product in found)
+
+
+def load_text_model(
+    kind: str, model: str, dtype: str, device: str, trust_remote_code: bool, unused: Sequence[str] = ()
+) -> Any:
+    """A model by the name of its Auto class, in eval mode.
+
+    Weights that the checkpoint lacks are drawn at random by transformers, with no more than a warning; here they are an
+    error, but for layers in `unused`, whose output nobody reads.
+    """
+    import transformers
+
+    with explained(model, "model"):
+        loaded, report = getattr(transformers, kind).from_pretrained(
+            resolve_model(model),
+            dtype=torch_dtype(dtype),
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+    lacking = sorted(key for key in report["missing_keys"] if not set(key.split(".")) & set(unused))
+    if lacking:
+        raise ModelError(
+            f"model: the checkpoint of '{model}' has no weights for {', '.join(lacking[:4])}"
+            f"{' ...' if len(lacking) > 4 else ''}, so what {kind} reads there would be random. "
+            "Name a model that was trained for this."
+        )
+    return loaded.to(pick_device(device)).eval()
+
+
+def text_limit(model: Any, tokenizer: Any, max_length: int | None) -> int:
+    """Tokens that fit, special ones included.
+
+    A model that knows distances only (DeBERTa) takes any length that is asked for; unasked, its training length holds.
+    """
+    usual = longest_input(model, None)
+    if getattr(tokenizer, "model_max_length", NO_LIMIT) < NO_LIMIT:
+        usual = min(usual, tokenizer.model_max_length)  # RoBERTa has two positions more than it can use
+    if max_length is not None and not getattr(model.config, "position_biased_input", True):
+        return max_length
+    return min(usual, max_length or NO_LIMIT)
+
+
+def pad_texts(texts: Sequence[TextTokens], model: Any, pad: int) -> dict[str, Tensor]:
+    """Inputs of a forward pass: padded on the right, the padding masked."""
+    import torch
+
+    width = max(len(text) for text in texts)
+    ids = [[*text.ids, *[pad] * (width - len(text))] for text in texts]
+    mask = [[*[1] * len(text), *[0] * (width - len(text))] for text in texts]
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    if all(text.types is not None for text in texts) and takes(model, "token_type_ids"):
+        inputs["token_type_ids"] = [[*(text.types or []), *[0] * (width - len(text))] for text in texts]
+    return {name: torch.tensor(values, device=model.device) for name, values in inputs.items()}

@@ -1,0 +1,196 @@
+"""vLLM: what an engine is started with, and one to be held by an actor, for what `ray.data.llm` cannot do.
+
+Text goes through `ray.data.llm` (raysift.jobs.generation). That hands log-probabilities on as dicts of dicts for each
+token of each row; an actor with an `Engine` of its own keeps the few numbers it wants.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from raysift.actors.language_model import local_copy, resolve_model
+from raysift.actors.loaded import NO_LIMIT, longest_input
+from raysift.actors.prompts import load_card
+from raysift.errors import ModelError, StageError
+from raysift.storage import Location, open_location
+
+MAX_RESTARTS = 3
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for
+MEMORY_SHARE = 0.9  # of a GPU; the rest is for what libraries allocate beside vLLM
+GUARD_S = 1.0  # how often a waiting call looks whether its engine lives
+CPU_CACHE_BYTES = 2**30  # without a word vLLM takes nine tenths of the machine's memory
+ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1"}  # nothing is reported to anyone
+
+log = logging.getLogger(__name__)
+
+
+def engine_arguments(
+    model: str,
+    *,
+    max_length: int | None = None,
+    adapter: Location | None = None,
+    gpus: float = 0.0,
+    trust_remote_code: bool = False,
+) -> dict[str, Any]:
+    """Arguments of an engine that computes what transformers would: the checkpoint's numbers, no defaults of its own.
+
+    A share of a GPU is that share of its memory; two GPUs or more are one engine by tensor parallelism.
+    """
+    card = load_card(model, trust_remote_code)
+    dtype = str(getattr(card.config, "dtype", None) or "auto").removeprefix("torch.")
+    arguments: dict[str, Any] = {
+        "dtype": dtype,
+        "generation_config": "vllm",
+        "enable_prefix_caching": True,
+        "disable_log_stats": True,
+        "trust_remote_code": trust_remote_code,
+    }
+    longest = longest_input(card, max_length)
+    if longest < NO_LIMIT:
+        arguments["max_model_len"] = longest
+    if adapter is not None:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(adapter)}
+    if gpus:
+        arguments["gpu_memory_utilization"] = MEMORY_SHARE * min(1.0, gpus)
+        arguments["tensor_parallel_size"] = max(1, int(gpus))
+    else:
+        arguments |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
+    return arguments
+
+
+def offline_batching(workers: int) -> dict[str, int]:
+    """Rows and tokens of a step as `LLM` takes them on this device; an engine of Ray's takes a fraction, as for a server."""
+    from vllm import EngineArgs
+    from vllm.usage.usage_lib import UsageContext
+
+    tokens, rows = EngineArgs.get_batch_defaults(workers)
+    return {"max_num_batched_tokens": tokens[UsageContext.LLM_CLASS], "max_num_seqs": rows[UsageContext.LLM_CLASS]}
+
+
+def lora_rank(adapter: Location) -> int:
+    """The smallest rank vLLM can reserve that holds the adapter's."""
+    place = adapter / "adapter_config.json"
+    if not place.exists():
+        raise ModelError(
+            f"model: '{adapter}' holds no adapter_config.json, so it is no PEFT adapter. A fine-tune writes "
+            "epoch-N/adapter after each epoch."
+        )
+    config = json.loads(place.read_text())
+    rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
+    if rank > LORA_RANKS[-1]:
+        raise ModelError(
+            f"model: the adapter '{adapter}' has rank {rank}; vLLM serves up to {LORA_RANKS[-1]}. Set "
+            "backend=transformers, or train an adapter of a lower rank."
+        )
+    return next(known for known in LORA_RANKS if known >= rank)
+
+
+def engine_environment() -> dict[str, str]:
+    """The caller's own settings of vLLM, for processes on other machines, and ours where there are none."""
+    return ENVIRONMENT | {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
+
+
+class Engine:
+    """An engine in a child of this process; `generate` outlives a few deaths of it, then it ends the run."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        adapter: str | Location | None = None,
+        max_length: int | None = None,
+        gpus: float = 0.0,
+        trust_remote_code: bool = False,
+        restarts: int = MAX_RESTARTS,
+        **arguments: Any,
+    ) -> None:
+        place = None if adapter is None else open_location(adapter)
+        placed = engine_arguments(
+            model, max_length=max_length, adapter=place, gpus=gpus, trust_remote_code=trust_remote_code
+        )
+        self.arguments = {"model": resolve_model(model), **placed, **arguments}
+        # The adapter is read with the first request, so a copy of a remote one has to stay.
+        self._copies = contextlib.ExitStack()
+        self._adapter = None if place is None else self._copies.enter_context(local_copy(place))
+        self.restarts = restarts
+        self.start()
+
+    def start(self) -> None:
+        """Load the model into a new engine."""
+        os.environ |= engine_environment()
+        from vllm import LLM
+        from vllm.lora.request import LoRARequest
+
+        self.llm = LLM(**self.arguments)
+        self.lora = None if self._adapter is None else LoRARequest("adapter", 1, self._adapter)
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Any) -> list[Any]:
+        """vLLM's outputs for tokenised prompts, in their order; `sampling` is one `SamplingParams`, or one a prompt."""
+        return self._ask(
+            lambda: self.llm.generate(_requests(prompts), sampling, lora_request=self.lora, use_tqdm=False)
+        )
+
+    def classify(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Logits of a classifier, for tokenised texts in their order; the engine must run as one (`runner="pooling"`)."""
+        from vllm import PoolingParams
+
+        logits = PoolingParams(use_activation=False)
+        outputs = self._ask(lambda: self.llm.classify(_requests(prompts), pooling_params=logits, use_tqdm=False))
+        return [output.outputs.probs for output in outputs]
+
+    def _ask(self, call: Callable[[], Iterable[Any]]) -> list[Any]:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        while True:
+            try:
+                with self._guard():
+                    return list(call())
+            except EngineDeadError as error:
+                self._restart(error)
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Wakes a call that waits for an engine that was killed: vLLM 0.32 notices, tells nobody, and waits for ever."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        core, over = self.llm.llm_engine.engine_core, threading.Event()
+
+        def watch() -> None:
+            while not over.wait(GUARD_S):
+                if core.resources.engine_dead:
+                    core.outputs_queue.put_nowait(EngineDeadError())
+                    return
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def close(self) -> None:
+        """End the engine's process and remove a copied adapter."""
+        self.llm.llm_engine.engine_core.shutdown()
+        self._copies.close()
+
+    def _restart(self, error: Exception) -> None:
+        if not self.restarts:
+            raise StageError(
+                "vllm: the engine died again and again. Its last words are in Ray's session folder (logs/worker-*.err). "
+                "Mend the cause and start the run again, it will continue; or do without vLLM."
+            ) from error
+        self.restarts -= 1
+        log.warning("vllm: the engine died; starting another, which may be done %d more times", self.restarts)
+        self.llm.llm_engine.engine_core.shutdown()
+        self.start()
+
+
+def _requests(prompts: Sequence[Sequence[int]]) -> list[dict[str, list[int]]]:
+    return [{"prompt_token_ids": list(prompt)} for prompt in prompts]

@@ -1,0 +1,73 @@
+"""The judge between two answers without the model: how it names the better one, and how probable each verdict is.
+
+With p(v) the probability that the reply begins with verdict v, one of A, B and C:
+
+    mass = sum_v p(v),   weight of v = p(v) / mass
+
+Several tokens may spell one verdict (`A` and a space before it); their probabilities add up. Where the mass is small the
+model was about to say something else: such a reply is unparsable. The verdict itself falls in raysift.win_rate.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from raysift.errors import ModelError
+from raysift.judging import _WORD_STARTS
+from raysift.win_rate_settings import ComparisonSettings
+
+LETTERS = {"A": "first", "B": "second", "C": "tie"}
+"""How a judge that reads two answers names the better one."""
+
+
+class Weights(NamedTuple):
+    """Probabilities of the verdicts given that the reply is one, and that of all verdicts together."""
+
+    first: float
+    second: float
+    tie: float
+    mass: float
+
+
+def verdict_tokens(tokenizer: Any) -> dict[str, list[int]]:
+    """The tokens that spell each verdict, with and without white space around."""
+    found: dict[str, list[int]] = {letter: [] for letter in LETTERS}
+    for token, number in tokenizer.get_vocab().items():
+        if (letter := token.strip(_WORD_STARTS)) in found:
+            found[letter].append(number)
+    lacking = [letter for letter, numbers in found.items() if not numbers]
+    if lacking:
+        raise ModelError(
+            f"compare: the tokenizer has no single token for {', '.join(lacking)}, so verdicts cannot be weighed by the "
+            "first token of a reply. Take another judge, or win_rate.by=scores."
+        )
+    return {letter: sorted(numbers) for letter, numbers in found.items()}
+
+
+def weigh_verdicts(logprobs: Iterable[tuple[str, float]], settings: ComparisonSettings) -> Weights | str:
+    """The verdicts' probabilities from log-probabilities of their spellings, or why the reply is no verdict."""
+    sums = dict.fromkeys(LETTERS, 0.0)
+    for letter, logprob in logprobs:
+        sums[letter] += math.exp(logprob)
+    mass = sum(sums.values())
+    if not math.isfinite(mass):
+        return "the judge gave no finite probabilities"
+    if mass == 0 or mass < settings.min_mass:
+        return (
+            f"unparsable: the verdicts A, B and C together have probability {mass:.3g}, expected at least "
+            f"{settings.min_mass:g}"
+        )
+    return Weights(sums["A"] / mass, sums["B"] / mass, sums["C"] / mass, mass)
+
+
+def share_among(room: int, lengths: Sequence[int]) -> list[int]:
+    """Tokens that each text keeps of `room`: the longest are cut, all to one length, whatever their order."""
+    left = room
+    for rank, length in enumerate(sorted(lengths)):
+        level = left // (len(lengths) - rank)
+        if length > level:
+            return [min(each, level) for each in lengths]
+        left -= length
+    return list(lengths)

@@ -1,0 +1,238 @@
+"""Tables of embeddings keyed by row id: written sorted by id, read into one float32 matrix a shard.
+
+    id int64 | embedding fixed_size_list<float32>[d] (lists of any float type are read too) | error string, may be absent
+
+A row with an error has no vector: it is skipped and counted. Anything else that is wrong with a vector (missing, another
+length than the others, NaN) is refused with the ids it concerns. Reading needs the memory of the matrix and of one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import ArrayLike, NDArray
+
+from raysift.distances import Vectors
+from raysift.errors import DataError
+from raysift.quality_columns import EMBEDDING
+from raysift.records import ERROR, ID
+from raysift.storage import Location
+from raysift.topk import Ids
+
+BATCH_ROWS = 8192
+_ROW_GROUP_BYTES = 32 * 2**20
+
+Keep = Callable[[Ids], NDArray[np.bool_]]
+"""Which of some ids are wanted."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A row group of a file: the unit in which rows are dealt to shards."""
+
+    place: Location
+    number: int
+    rows: int
+    """Rows with a vector."""
+
+
+@dataclass(frozen=True)
+class EmbeddingTable:
+    """What some files hold: the account that `survey` gives without reading the vectors."""
+
+    pieces: tuple[Piece, ...]
+    dimension: int
+    ids: Ids
+    """Of the rows with a vector, in rising order."""
+    failed: int
+
+    @property
+    def bytes(self) -> int:
+        return len(self.ids) * self.dimension * 4
+
+
+def write_embeddings(
+    place: Location, ids: ArrayLike, vectors: ArrayLike, failed: Mapping[int, str] | None = None
+) -> None:
+    """One file, its rows in the order of their ids; `failed` gives the message of each row that has no vector."""
+    good, rows, failed = np.asarray(ids, np.int64), np.asarray(vectors, np.float32), failed or {}
+    if rows.ndim != 2 or good.shape != rows.shape[:1]:
+        raise DataError(f"embeddings: {good.shape} ids and vectors of shape {rows.shape}; expected one vector per id.")
+    every = np.concatenate([good, np.fromiter(failed, np.int64, len(failed))])
+    order = np.argsort(every, kind="stable")
+    if (np.diff(every[order]) == 0).any():
+        raise DataError(f"embeddings: {place.name}: an id occurs more than once.")
+    dimension = rows.shape[1]
+    schema = pa.schema([(ID, pa.int64()), (EMBEDDING, pa.list_(pa.float32(), dimension)), (ERROR, pa.string())])
+    step = max(1, _ROW_GROUP_BYTES // (4 * max(1, dimension)))
+    plain = {"compression": "none", "use_dictionary": False}  # such numbers do not compress
+    with pq.ParquetWriter(place.path, schema, filesystem=place.fs, **plain) as writer:
+        for start in range(0, len(every), step):
+            part = order[start : start + step]
+            lost = part >= len(good)
+            numbers = np.zeros((len(part), dimension), np.float32)
+            numbers[~lost] = rows[part[~lost]]
+            cells = pa.FixedSizeListArray.from_arrays(
+                pa.array(numbers.reshape(-1)), type=schema.field(EMBEDDING).type, mask=pa.array(lost)
+            )
+            errors = pa.array(
+                [failed[i] if bad else None for i, bad in zip(every[part].tolist(), lost, strict=True)], pa.string()
+            )
+            writer.write_table(pa.Table.from_arrays([pa.array(every[part]), cells, errors], schema=schema))
+
+
+def survey(files: Sequence[Location], column: str = EMBEDDING) -> EmbeddingTable:
+    """Ids, failed rows and dimension of the files together; reads ids and errors, and one vector where it must."""
+    pieces: list[Piece] = []
+    ids: list[Ids] = [np.empty(0, np.int64)]
+    sizes: dict[int, Location] = {}
+    failed = 0
+    for place in files:
+        with pq.ParquetFile(place.path, filesystem=place.fs) as file:
+            _check_columns(place, file.schema_arrow, column)
+            for number in range(file.num_row_groups):
+                table = file.read_row_group(number, [ID, *_error_column(file.schema_arrow)], use_threads=False)
+                sound = _sound(table)
+                failed += len(table) - len(sound)
+                if len(sound):
+                    pieces.append(Piece(place, number, len(sound)))
+                    ids.append(_ids_of(sound, place))
+            if any(piece.place is place for piece in pieces):
+                sizes.setdefault(_dimension(place, file, column), place)
+    if not pieces:
+        raise DataError(f"embeddings: none of the {failed} rows in {len(files)} files has a vector.")
+    if len(sizes) > 1:
+        (one, there), (other, here) = list(sizes.items())[:2]
+        raise DataError(
+            f"embeddings: vectors of {one} numbers in {there} and of {other} in {here}. They come of different encoders; "
+            "embed all rows with one."
+        )
+    every = np.sort(np.concatenate(ids))
+    twice = every[1:][np.diff(every) == 0]
+    if len(twice):
+        raise DataError(
+            f"embeddings: {len(twice)} ids occur more than once ({twice[:5].tolist()} ...); keep one row of each."
+        )
+    return EmbeddingTable(tuple(pieces), next(iter(sizes)), every, failed)
+
+
+def read_embeddings(
+    pieces: Sequence[Piece], dimension: int, keep: Keep | None = None, column: str = EMBEDDING
+) -> tuple[Ids, Vectors]:
+    """Ids and vectors of the pieces in the order in which they lie there; with `keep`, of the wanted ids only."""
+    count = sum(int(keep(ids).sum()) for ids in _read_ids(pieces)) if keep else sum(piece.rows for piece in pieces)
+    all_ids, vectors, done = np.empty(count, np.int64), np.empty((count, dimension), np.float32), 0
+    for piece in pieces:
+        for table in _batches(piece, column):
+            ids = _ids_of(table, piece.place)
+            if keep:
+                wanted = keep(ids)
+                table, ids = table.filter(pa.array(wanted)), ids[wanted]
+            end = done + len(ids)
+            all_ids[done:end], vectors[done:end] = ids, _numbers(table[column], ids, dimension, piece.place)
+            done = end
+    if done != count:
+        raise DataError(f"embeddings: {done} rows read where {count} had been counted; the files are being changed.")
+    return all_ids, vectors
+
+
+def find_vectors(files: Sequence[Location], ids: ArrayLike, column: str = EMBEDDING) -> tuple[Ids, Vectors]:
+    """The vectors of these ids, in their order; raises where one of them has none."""
+    wanted, table = np.asarray(ids, np.int64), survey(files, column)
+    found, vectors = read_embeddings(table.pieces, table.dimension, lambda some: np.isin(some, wanted), column)
+    order = np.argsort(found)
+    place = np.minimum(np.searchsorted(found, wanted, sorter=order), max(0, len(found) - 1))
+    rows = order[place] if len(found) else np.empty(0, np.int64)
+    missing = wanted if not len(found) else wanted[found[rows] != wanted]
+    if len(missing):
+        raise DataError(
+            f"embeddings: {len(missing)} of {len(wanted)} rows have no vector (ids {missing[:5].tolist()} ...)."
+        )
+    return wanted, vectors[rows]
+
+
+def deal(pieces: Sequence[Piece], shards: int) -> list[list[Piece]]:
+    """The pieces in `shards` runs of about equally many rows, in their order; runs may be empty."""
+    middles = np.cumsum([piece.rows for piece in pieces]) - np.array([piece.rows for piece in pieces]) / 2
+    total = sum(piece.rows for piece in pieces)
+    number = np.minimum((middles * shards / max(1, total)).astype(int), shards - 1)
+    return [[piece for piece, own in zip(pieces, number, strict=True) if own == shard] for shard in range(shards)]
+
+
+def _read_ids(pieces: Sequence[Piece]) -> Iterator[Ids]:
+    for piece in pieces:
+        with pq.ParquetFile(piece.place.path, filesystem=piece.place.fs) as file:
+            table = file.read_row_group(piece.number, [ID, *_error_column(file.schema_arrow)], use_threads=False)
+            yield _ids_of(_sound(table), piece.place)
+
+
+def _batches(piece: Piece, column: str) -> Iterator[pa.Table]:
+    with pq.ParquetFile(piece.place.path, filesystem=piece.place.fs) as file:
+        names = [ID, column, *_error_column(file.schema_arrow)]
+        for batch in file.iter_batches(BATCH_ROWS, row_groups=[piece.number], columns=names, use_threads=False):
+            table = _sound(pa.Table.from_batches([batch]))
+            if len(table):
+                yield table
+
+
+def _error_column(schema: pa.Schema) -> list[str]:
+    return [ERROR] if ERROR in schema.names else []
+
+
+def _sound(table: pa.Table) -> pa.Table:
+    return table.filter(pc.is_null(table[ERROR])) if ERROR in table.column_names else table
+
+
+def _ids_of(table: pa.Table, place: Location) -> Ids:
+    if table[ID].null_count:
+        raise DataError(f"embeddings: {place}: {table[ID].null_count} rows have no id.")
+    return np.asarray(table[ID].to_numpy(), np.int64)
+
+
+def _check_columns(place: Location, schema: pa.Schema, column: str) -> None:
+    missing = [name for name in (ID, column) if name not in schema.names]
+    if missing:
+        raise DataError(f"embeddings: {place} lacks the columns {missing} (found: {schema.names}).")
+    kind = schema.field(column).type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not (lists and pa.types.is_floating(kind.value_type)):
+        raise DataError(f"embeddings: {place}: column '{column}' is {kind}, expected lists of float32.")
+    if not pa.types.is_integer(schema.field(ID).type):
+        raise DataError(f"embeddings: {place}: column '{ID}' is {schema.field(ID).type}, expected int64.")
+
+
+def _dimension(place: Location, file: pq.ParquetFile, column: str) -> int:
+    """Numbers a vector, from the type, or from the first row with a vector."""
+    kind = file.schema_arrow.field(column).type
+    if pa.types.is_fixed_size_list(kind):
+        return int(kind.list_size)
+    for batch in file.iter_batches(256, columns=[column], use_threads=False):
+        lengths = pc.drop_null(pc.list_value_length(batch[column]))
+        if len(lengths):
+            return int(lengths[0].as_py())
+    raise DataError(f"embeddings: {place}: no row has a vector, and some have no error either.")
+
+
+def _numbers(column: pa.ChunkedArray, ids: Ids, dimension: int, place: Location) -> Vectors:
+    """The vectors of a batch as a matrix."""
+    cells = column.combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(cells), -1).to_numpy(zero_copy_only=False)
+    if (lengths != dimension).any():
+        bad = ids[lengths != dimension]
+        raise DataError(
+            f"embeddings: {place}: {len(bad)} rows have no vector of {dimension} numbers and no error either "
+            f"(ids {bad[:5].tolist()} ...)."
+        )
+    numbers = np.asarray(cells.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(ids), dimension)
+    wrong = ~np.isfinite(numbers).all(axis=1)
+    if wrong.any():
+        raise DataError(
+            f"embeddings: {place}: {int(wrong.sum())} vectors hold NaN, infinity or gaps (ids {ids[wrong][:5].tolist()} ...). "
+            "Set these rows aside with a reason."
+        )
+    return numbers

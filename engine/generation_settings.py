@@ -1,0 +1,32 @@
+"""Settings of generation that decide the answers. Light: reading them imports neither torch nor ray."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+AUTO, VLLM, TRANSFORMERS = "auto", "vllm", "transformers"
+
+
+class GenerationSettings(BaseModel):
+    """How a model answers, and on which backend; those with numbers that differ in the last bits may answer differently."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Most tokens of an answer, its end token among them; one that needs more is cut off and marked as not finished."""
+    temperature: float = Field(default=0.0, ge=0)
+    """0 takes the most probable token each time; above it tokens are drawn, each row from a seed of its own."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draws from the fewest tokens whose probabilities reach this sum. Without effect at temperature 0."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Seeds the draws, together with the row's id. Without effect at temperature 0."""
+    template: str = "auto"
+    """How messages become text: `auto` (the tokenizer's own chat template), `chatml`, `alpaca` or `tulu`."""
+    max_length: int | None = Field(default=None, ge=2)
+    """Most tokens of prompt and answer together, no more than the model has positions for. vLLM keeps room for one row
+    of this length, so models of very long context want it set where memory is scarce."""
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    """`auto` takes vLLM where it is installed for the device that the workers have, and transformers elsewhere. Both
+    give the same columns; which one answered is recorded."""

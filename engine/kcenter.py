@@ -1,0 +1,271 @@
+"""Greedy k-center: u = argmax over rows not chosen of min over centres c of |x - c|, again and again.
+
+Algorithm 1 of MoDS (arXiv 2311.15653), after Sener and Savarese: it starts from an existing pool of centres, or from one drawn
+by seed and id. Its radius is at most twice the smallest possible one. Ties go to the smaller id; chosen rows are never chosen
+again; it ends early where every row lies on a centre.
+
+It is the greedy of the paper, centre for centre, and yet rows are multiplied with many centres at once. Each shard gives
+its m farthest rows, the candidates, and the first row after them, the bar. Adding centres only brings rows nearer, so as long
+as the best candidate comes before the bar it is the next centre, and all that has to be updated is the distances between
+candidates. What shards are told is then a whole batch of centres. Which row comes first is decided by exact distances
+(`distances.py`), so neither the number of shards, nor the order of rows, nor blocks or threads show in the result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from raysift.distances import Squares, Vectors, as_points, error_factor, error_floor, exact_squares, squared_lengths
+from raysift.errors import DataError
+from raysift.kcenter_shard import Batch, Candidates, Shard
+from raysift.products import calm, multiply
+from raysift.topk import Ids
+
+AIM = 192  # picks a pass: enough for a matrix product to be worth its name
+FIRST_WANTED, LEAST_WANTED, MOST_WANTED = 128, 64, 2048
+_ROWS_AHEAD = 32  # candidates whose distances to all others are multiplied together
+
+Exchange = Callable[[Batch, int], Sequence[Candidates]]
+"""Tells all shards of new centres, and gives the farthest rows of each: (new centres, how many in all) -> candidates."""
+
+
+@dataclass(frozen=True)
+class Centers:
+    """Rows that cover the others, in the order in which they were found."""
+
+    ids: Ids
+    radii: Squares
+    """Distance of each pick to the centres before it; infinity for the first where nothing was before it."""
+    final_radius: float
+    """Largest distance of any row to its nearest centre, in the end."""
+    asked: int
+    lower_bound: float
+    """No choice of so many rows has a smaller radius, the initial centres given."""
+    exact: bool = True
+    message: str | None = None
+    """Why there are fewer than asked."""
+    passes: int = 0
+    products: int = 0
+    """Pairs of a row and a centre that were multiplied, of `possible` ones; the difference was ruled out by bounds."""
+    possible: int = 0
+
+    @property
+    def ratio(self) -> float:
+        """The radius against the lower bound of the smallest possible one; at most 2 for the exact greedy."""
+        return self.final_radius / self.lower_bound if self.lower_bound else 1.0
+
+
+@dataclass
+class Picked:
+    """The centres so far; the first `initial` of them were given, and may be as near to each other as they like."""
+
+    ids: list[int] = field(default_factory=list)
+    vectors: list[Vectors] = field(default_factory=list)
+    radii: list[float] = field(default_factory=list)
+    initial: int = 0
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def copy(self) -> Picked:
+        """The same centres, to which others can be added."""
+        return Picked(list(self.ids), list(self.vectors), list(self.radii), self.initial)
+
+    def without_initial(self) -> Picked:
+        """The centres that were picked, alone."""
+        start = self.initial
+        return Picked(self.ids[start:], self.vectors[start:], self.radii[start:])
+
+    def add(self, ids: Ids, vectors: Vectors, radii: Sequence[float]) -> None:
+        """Append centres in their order."""
+        self.ids += ids.tolist()
+        self.vectors += list(vectors)
+        self.radii += radii
+
+    def since(self, start: int) -> Batch:
+        """The centres from number `start` on, as shards take them."""
+        return self.between(start, len(self))
+
+    def between(self, start: int, end: int) -> Batch:
+        """The centres from number `start` to before `end`."""
+        vectors = np.stack(self.vectors[start:end]) if start < end else np.empty((0, 0), np.float32)
+        return Batch(start, np.array(self.ids[start:end], np.int64), vectors, np.array(self.radii[start:end]))
+
+
+def k_center(
+    points: ArrayLike,
+    k: int,
+    ids: ArrayLike | None = None,
+    *,
+    seed: int = 0,
+    metric: str = "euclidean",
+    initial: tuple[ArrayLike, ArrayLike] | None = None,
+    shards: int = 1,
+    device: str = "cpu",
+    threads: int | None = None,
+    block_rows: int | None = None,
+    prune: bool = True,
+) -> Centers:
+    """The k rows of a matrix that greedy k-center picks; computed on float32 values.
+
+    `ids` (the row numbers if not given) break ties and, with the seed, draw the first centre. `initial` (ids, vectors) are
+    centres to start from; they are not in the result, and rows with their ids are not picked. All else changes no result.
+    """
+    matrix = np.asarray(points)
+    id_array = np.arange(len(matrix)) if ids is None else np.asarray(ids)
+    if id_array.shape != matrix.shape[:1]:
+        raise DataError(f"coverage: {id_array.shape} ids for points of shape {matrix.shape}; expected one id a row.")
+    if len(np.unique(id_array)) < len(id_array):
+        raise DataError("coverage: some ids occur more than once; every row needs its own.")
+    options: dict[str, Any] = {
+        "metric": metric,
+        "device": device,
+        "threads": threads,
+        "block_rows": block_rows,
+        "prune": prune,
+    }
+    parts: list[Shard] = []
+    try:
+        for start, end in pairwise(np.linspace(0, len(matrix), shards + 1).astype(int)):
+            parts.append(Shard(id_array[start:end], matrix[start:end], **options))
+        picked = start_from(initial, metric)
+        if not len(picked):
+            seed_first(picked, [part.first(seed) for part in parts])
+        return greedy(lambda batch, wanted: [part.step(batch, share(wanted, shards)) for part in parts], k, picked)
+    finally:
+        for part in parts:
+            part.close()
+
+
+def start_from(initial: tuple[ArrayLike, ArrayLike] | None, metric: str) -> Picked:
+    """The initial centres, checked, or nothing."""
+    picked = Picked()
+    if initial is not None:
+        ids, vectors = as_points(initial[0], initial[1], metric)
+        picked.add(ids, vectors, [0.0] * len(ids))
+        picked.initial = len(ids)
+    return picked
+
+
+def seed_first(picked: Picked, firsts: Sequence[tuple[float, int, Vectors]]) -> None:
+    """Take the row that seed and id put first, of what each shard's `first` gave, as the first centre."""
+    draw, row, vector = max(firsts, key=lambda first: (first[0], -first[1]))
+    if draw < 0:
+        raise DataError("coverage: there are no vectors to choose from.")
+    picked.add(np.array([row]), vector, [math.inf])
+
+
+def share(wanted: int, shards: int) -> int:
+    """How many of the farthest rows to ask of each shard: a little more than its part, for rows are dealt by chance."""
+    return wanted if shards == 1 else math.ceil(1.25 * wanted / shards) + 8
+
+
+def greedy(exchange: Exchange, k: int, picked: Picked, on_pass: Callable[[Picked], None] | None = None) -> Centers:
+    """Pick until there are k beside the initial centres; `picked` holds the centres to start or to go on from.
+
+    `on_pass` is called after each batch of picks, before the shards are told of it.
+    """
+    if k < 1:
+        raise DataError(f"coverage: {k} centres asked; ask for at least 1.")
+    told, wanted, passes, products, possible = 0, FIRST_WANTED, 0, 0, 0
+    while True:
+        left = k - (len(picked) - picked.initial)
+        answers = exchange(picked.since(told), wanted if left > 0 else 1)
+        told, passes = len(picked), passes + 1
+        products, possible = products + sum(a.products for a in answers), possible + sum(a.possible for a in answers)
+        found = _merge(answers)
+        farthest = math.sqrt(found.squares.max(initial=0.0))
+        if left <= 0 or farthest == 0:
+            break
+        with calm():
+            order, squares = pick(found, left)
+        picked.add(found.ids[order], found.vectors[order], np.sqrt(squares).tolist())
+        wanted = _adapt(wanted, len(order))
+        if on_pass:
+            on_pass(picked)
+    own = slice(picked.initial, None)
+    radii = np.array(picked.radii[own])
+    return Centers(
+        ids=np.array(picked.ids[own], np.int64),
+        radii=radii,
+        final_radius=farthest,
+        asked=k,
+        # k picks and the farthest row are k + 1 rows at least so far apart: two of them share a centre.
+        lower_bound=farthest / 2,
+        message=_shortage(k, len(radii), picked.initial),
+        passes=passes,
+        products=products,
+        possible=possible,
+    )
+
+
+def pick(found: Candidates, most: int) -> tuple[list[int], list[float]]:
+    """Numbers and squared distances of the candidates that come before the bar, one picked after the other.
+
+    Candidates are in the order of their ids, so that the first of several maxima is the one with the smallest id.
+    """
+    x, away = found.vectors, found.squares.copy()
+    lengths = np.sqrt(squared_lengths(x))
+    norms = np.square(lengths).astype(np.float32)
+    factor, floor = error_factor(x.shape[1]), error_floor(x.shape[1])
+    fast: dict[int, Vectors] = {}
+    order: list[int] = []
+    squares: list[float] = []
+    while len(order) < most:
+        best = int(away.argmax())
+        square = float(away[best])
+        if square <= 0 or (found.bar and (-square, int(found.ids[best])) > (-found.bar[0], found.bar[1])):
+            break
+        order.append(best)
+        squares.append(square)
+        if best not in fast:
+            fast |= _products_ahead(x, norms, away, list(fast))
+        error = np.square(lengths + lengths[best]) * factor + floor
+        nearer = np.flatnonzero(fast[best] - error < away)
+        exact = exact_squares(x, nearer, x, np.full(len(nearer), best))
+        away[nearer] = np.minimum(away[nearer], exact)
+        away[best] = -np.inf
+    return order, squares
+
+
+def _products_ahead(x: Vectors, norms: Vectors, away: Squares, done: list[int]) -> dict[int, Vectors]:
+    """Fast squared distances to all candidates from the farthest ones that have none yet: they may be picked next."""
+    left = away.copy()
+    left[done] = -np.inf
+    ahead = np.argpartition(-left, min(_ROWS_AHEAD, len(left)) - 1)[:_ROWS_AHEAD]
+    # The maximum itself must be among them, whichever of several equal ones the partition took.
+    ahead = np.union1d(ahead, [away.argmax()])
+    rows = norms[ahead, None] + norms - 2 * multiply(x[ahead], x)
+    return dict(zip(ahead.tolist(), rows, strict=True))
+
+
+def _merge(answers: Sequence[Candidates]) -> Candidates:
+    """Candidates of all shards in the order of their ids, and the bar that comes first."""
+    ids = np.concatenate([answer.ids for answer in answers])
+    order = np.argsort(ids)
+    bars = [answer.bar for answer in answers if answer.bar]
+    return Candidates(
+        ids[order],
+        np.concatenate([answer.vectors for answer in answers])[order],
+        np.concatenate([answer.squares for answer in answers])[order],
+        max(bars, key=lambda bar: (bar[0], -bar[1]), default=None),
+    )
+
+
+def _adapt(wanted: int, taken: int) -> int:
+    """How many candidates give about AIM picks, should as large a share of them be taken as of the last."""
+    return int(min(max(wanted * min(AIM / max(taken, 1), 4.0), LEAST_WANTED), MOST_WANTED))
+
+
+def _shortage(asked: int, given: int, initial: int) -> str | None:
+    if given >= asked:
+        return None
+    beside = f" beside the {initial} centres it started from" if initial else ""
+    return f"{asked} centres asked, only {given} distinct vectors{beside}; {given} are given."

@@ -1,0 +1,71 @@
+"""Coverage: the rows that leave no other row far away (k-center); the second stage of MoDS by itself, as a yardstick.
+
+A row's score is minus its place, so that scores fall with rank; rows that were not chosen have none. Its radius is its distance
+to the nearest row chosen before it, infinite for the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import Field
+
+from raysift.budget import Budget
+from raysift.choose import choose_in_order
+from raysift.coverage_settings import CoverageSettings
+from raysift.methods.base import MethodConfig, Selector
+from raysift.quality_settings import EmbeddingSettings
+from raysift.records import FATE, ID, ORDER, RADIUS, SCORE
+from raysift.topk import Ids, Scores
+
+CENTER, COVERED = "center", "covered: near a chosen row"
+
+
+class CoverageConfig(MethodConfig):
+    """Settings of the coverage yardstick."""
+
+    embedding: EmbeddingSettings = Field(default_factory=EmbeddingSettings)
+    centers: CoverageSettings = Field(default_factory=CoverageSettings)
+
+
+class Coverage(Selector):
+    """Ordered by its recipe: centres, in the order in which they were found."""
+
+    name = "coverage"
+    summary = "Rows that cover the pool: no row is far from a chosen one (k-center)."
+    Config = CoverageConfig
+    columns: ClassVar[pa.Schema] = pa.schema([(RADIUS, pa.float64()), (ORDER, pa.int64()), (FATE, pa.string())])
+    config: CoverageConfig
+
+    def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
+        """The centres in their order."""
+        return choose_in_order(scores)
+
+
+def place_centers(ids: Ids, centers: pa.Table) -> pa.Table:
+    """A line for every row of the pool; `centers` (id, radius) are in the order in which they were found."""
+    places = pa.array(np.arange(1, len(centers) + 1))
+    order = look_up(ids, centers[ID].to_numpy(), places)
+    radius = look_up(ids, centers[ID].to_numpy(), centers[RADIUS])
+    columns = {
+        ID: ids,
+        SCORE: pc.negate(order.cast(pa.float64())),
+        RADIUS: radius,
+        ORDER: order,
+        FATE: pc.if_else(order.is_valid(), CENTER, COVERED),
+    }
+    return pa.table(columns, schema=Coverage.score_schema())
+
+
+def look_up(ids: Ids, known: Ids, values: pa.ChunkedArray | pa.Array) -> pa.Array:
+    """The value that belongs to each id, null for an id that is not among the known ones."""
+    if not len(known):
+        return pa.nulls(len(ids), values.type)
+    order = np.argsort(known)
+    place = order[np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)]
+    taken = values.take(pa.array(place, mask=known[place] != ids))
+    return taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken

@@ -1,0 +1,171 @@
+"""MoDS (arXiv 2311.15653): rows that are good, that cover the good ones, and that the model does not know yet.
+
+1. Quality: q(x, y), the reward of the row's own answer; keep q > alpha.
+2. Coverage: k-center over embeddings of the kept rows gives the *seeds*.
+3. Necessity: the model tuned on the seeds answers every kept row; n(x) = q(x, its answer); keep n < beta.
+   k-center over those, starting from the seeds, gives the *augmented* rows.
+4. The selection is seeds, then augmented rows, each in the order in which k-center found them.
+
+Departures of the official code, kept as its preset: no second k-center (all rows with n < beta are taken, so the size is not
+controlled), and a line break after a question without input when the model's own answer is scored, though not in stage 1.
+It also repeats rows that are both seed and needed in its training file; a row is selected once here, and such twins are
+counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from raysift.budget import Budget
+from raysift.choose import choose_in_order
+from raysift.coverage_settings import CoverageSettings
+from raysift.generation_settings import GenerationSettings
+from raysift.methods.base import MethodConfig, Selector
+from raysift.methods.coverage import COVERED, look_up
+from raysift.quality_settings import EmbeddingSettings, QualitySettings, Threshold
+from raysift.recipes import TrainConfig
+from raysift.records import FATE, ID, ORDER, RADIUS, SCORE
+from raysift.topk import Ids, Scores
+
+QUALITY, NECESSITY = "quality", "necessity"
+
+# Fates of rows, as scores.parquet names them.
+CHOSEN = SEED, AUGMENTED = "seed", "augmented"
+UNSCORED, POOR = "no quality: the scorer failed", "quality not above alpha"
+UNANSWERED, KNOWN = "no necessity: the model's answer or its score failed", "known: necessity not below beta"
+
+
+class ModsConfig(MethodConfig):
+    """Settings of MoDS."""
+
+    scorer: QualitySettings = Field(default_factory=QualitySettings)
+    """What judges rows, and later the model's own answers."""
+    alpha: Threshold = Field(default_factory=lambda: Threshold(quantile=0.5))
+    """Rows with a quality above it are kept. The papers' bars are numbers that hold for their reward model (see the presets); a
+    quantile holds for any. High, and only what the scorer likes best remains."""
+    embedding: EmbeddingSettings = Field(default_factory=EmbeddingSettings)
+    centers: CoverageSettings = Field(default_factory=CoverageSettings)
+    seed_share: float = Field(0.5, gt=0, le=1)
+    """Seeds as a share of the budget; at 1 nothing is left for augmented rows, and no model is tuned on the way."""
+    seed_train: TrainConfig | None = None
+    """Recipe by which the model is tuned on the seeds; none: that of the final training (`train`)."""
+    generation: GenerationSettings = Field(default_factory=GenerationSettings)
+    """How the tuned model answers. Its decoding moves the necessity score, so it is recorded."""
+    beta: Threshold = Field(default_factory=lambda: Threshold(quantile=0.5))
+    """Rows whose own answer scores below it are needed. Low, and few are."""
+    necessity_newline: bool = False
+    """End questions without an input with a line break when the model's own answers are scored, as the official code does."""
+    second_coverage: bool = True
+    """Choose the augmented rows by k-center. Off, all needed rows are taken, however many."""
+    second_from: Literal["seeds", "nothing"] = "seeds"
+    """Whether the second k-center keeps its distance from the seeds, or starts anew."""
+
+    @field_validator("scorer")
+    @classmethod
+    def _judges_any_answer(cls, scorer: QualitySettings) -> QualitySettings:
+        if scorer.kind == "ifd":
+            raise ValueError("ifd measures how hard an answer is, not how good the model's own is; use reward or judge")
+        return scorer
+
+
+_PAPER: dict[str, Any] = {
+    "scorer": {
+        "model": "OpenAssistant/reward-model-deberta-v3-large-v2",
+        "template": "pair",
+        "input_join": "newline",
+    },
+    "alpha": {"value": 0.0},
+    "beta": {"value": 0.0},
+    "embedding": {
+        "model": "bert-base-uncased",
+        "text": "first_paragraph",
+        "pooling": "cls",
+        "max_tokens": 96,
+        "normalise": False,
+    },
+    "generation": {"max_new_tokens": 1024, "template": "alpaca"},
+    "seed_train": {"recipe": "mods"},
+}
+
+
+class Mods(Selector):
+    """Ordered by its recipe; `choose` hands the order on."""
+
+    name = "mods"
+    summary = "Rows that are good, diverse and still unknown to the model (MoDS)."
+    Config = ModsConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": _PAPER,
+        "official": _PAPER
+        | {"necessity_newline": True, "second_coverage": False, "seed_train": {"recipe": "mods-official"}},
+    }
+    columns: ClassVar[pa.Schema] = pa.schema(
+        [
+            (QUALITY, pa.float64()),
+            (NECESSITY, pa.float64()),
+            (RADIUS, pa.float64()),
+            (ORDER, pa.int64()),
+            (FATE, pa.string()),
+        ]
+    )
+    config: ModsConfig
+
+    def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
+        """Seeds, then augmented rows: the recipe has kept to the budget already."""
+        return choose_in_order(scores)
+
+
+def seed_count(config: ModsConfig, total: int) -> int:
+    """How many of the rows to select are seeds; at least one."""
+    return max(1, int(config.seed_share * total + 1e-9))
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What the stages of MoDS found, by id; the last three are None where the seeds are the whole selection."""
+
+    quality: pa.Table
+    """id, quality; of every row, null where the scorer failed."""
+    good: Ids
+    seeds: pa.Table
+    """id, radius; in the order in which they were found."""
+    necessity: pa.Table | None = None
+    """id, necessity; of every good row, null where something failed."""
+    needed: Ids | None = None
+    augmented: pa.Table | None = None
+    """As `seeds`."""
+
+
+def place_rows(found: Stages) -> pa.Table:
+    """What became of every row: its scores, its place in the selection if it has one, and its fate in words."""
+    ids = found.quality[ID].to_numpy()
+    fate = np.where(found.quality[QUALITY].is_null().to_numpy(), UNSCORED, POOR).astype(object)
+    fate[np.isin(ids, found.good)] = COVERED
+    necessity = pa.nulls(len(ids), pa.float64())
+    if found.necessity is not None and found.needed is not None:
+        necessity = look_up(ids, found.necessity[ID].to_numpy(), found.necessity[NECESSITY])
+        good = np.isin(ids, found.good)
+        fate[good & ~np.isin(ids, found.needed)] = KNOWN
+        fate[good & np.asarray(necessity.is_null())] = UNANSWERED
+    chosen = [found.seeds] + ([found.augmented] if found.augmented is not None else [])
+    order_ids = np.concatenate([table[ID].to_numpy() for table in chosen])
+    fate[np.isin(ids, order_ids)] = AUGMENTED
+    fate[np.isin(ids, found.seeds[ID].to_numpy())] = SEED
+    return pa.table(
+        {
+            ID: ids,
+            SCORE: found.quality[QUALITY],
+            QUALITY: found.quality[QUALITY],
+            NECESSITY: necessity,
+            RADIUS: look_up(ids, order_ids, pa.concat_arrays([t[RADIUS].combine_chunks() for t in chosen])),
+            ORDER: look_up(ids, order_ids, pa.array(np.arange(1, len(order_ids) + 1))),
+            FATE: pa.array(fate, pa.string()),
+        },
+        schema=Mods.score_schema(),
+    )

@@ -1,0 +1,33 @@
+"""Quality: the rows that a reward model, a judge or IFD scores highest; the first stage of MoDS by itself, as a yardstick."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+from pydantic import Field
+
+from raysift.methods.base import MethodConfig, Selector
+from raysift.quality_columns import SCORE_COLUMN
+from raysift.quality_settings import QualitySettings
+
+
+class QualityConfig(MethodConfig):
+    """Settings of the quality yardstick."""
+
+    scorer: QualitySettings = Field(default_factory=QualitySettings)
+
+
+class Quality(Selector):
+    """Scored by its recipe, which asks the scorer's actor."""
+
+    name = "quality"
+    summary = "Rows that a reward model, a judge or IFD scores highest."
+    Config = QualityConfig
+    config: QualityConfig
+
+    def __init__(self, config: QualityConfig, seed: int) -> None:
+        super().__init__(config, seed)
+        self.reads = (SCORE_COLUMN[config.scorer.kind],)  # type: ignore[misc]
+
+    def score(self, rows: pa.Table) -> pa.Array:
+        """The scorer's own score."""
+        return rows[self.reads[0]]

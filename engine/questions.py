@@ -1,0 +1,139 @@
+"""What a scorer reads of a conversation: the last answer, and everything before it as the question.
+
+MoDS knows single turns only. With earlier answers before the last one, the question is the dialogue so far, its turns
+marked `Human:` and `Assistant:` as in the preference data that open reward models were trained on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence, Sized
+from typing import Any, NamedTuple, TypeVar
+
+from raysift.errors import DataError, StageError
+from raysift.quality_settings import EmbeddedText, InputJoin
+from raysift.records import MESSAGES
+
+Message = dict[str, str]
+Tokens = TypeVar("Tokens", bound=Sized)
+
+_SPEAKERS = {"user": "Human: ", "assistant": "Assistant: ", "tool": "Tool: ", "system": ""}
+
+
+class Exchange(NamedTuple):
+    """The turns before the last answer, and the answer."""
+
+    before: list[Message]
+    answer: str
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation that they make up."""
+        return [*self.before, {"role": "assistant", "content": self.answer}]
+
+    def with_texts(self, last: str, answer: str) -> Exchange:
+        """The same with other words in the last turn of the question and in the answer."""
+        return Exchange([*self.before[:-1], {**self.before[-1], "content": last}], answer)
+
+
+def split_exchange(messages: Sequence[Message], answer: str | None = None) -> Exchange:
+    """The question and its answer; `answer` takes the place of the conversation's own, which may then be missing."""
+    answered = bool(messages) and messages[-1]["role"] == "assistant"
+    before = list(messages[:-1] if answered else messages)
+    if not answered and answer is None:
+        last = f"a message of the {messages[-1]['role']}" if messages else "nothing"
+        raise DataError(f"the conversation ends with {last}, expected an answer of the assistant")
+    if not any(message["role"] != "assistant" for message in before):
+        raise DataError("nothing was asked before the last answer")
+    return Exchange(before, messages[-1]["content"] if answer is None else answer)
+
+
+def exchange_of(row: Mapping[str, Any], answer_column: str | None) -> Exchange:
+    """The row's question with its own last answer, or with the text of another column in its place."""
+    if answer_column is None:
+        return split_exchange(row[MESSAGES])
+    if answer_column not in row:
+        raise StageError(f"scoring: the batch lacks the column '{answer_column}' (found: {sorted(row)}).")
+    if row[answer_column] is None:
+        raise DataError(f"there is no text in '{answer_column}'")
+    return split_exchange(row[MESSAGES], row[answer_column])
+
+
+def question_text(before: Sequence[Message], join: InputJoin = "blank_line", trailing_newline: bool = False) -> str:
+    """The question as one text; `join` and `trailing_newline` concern questions of one turn (see RewardSettings)."""
+    if any(message["role"] == "assistant" for message in before):
+        return "\n\n".join(_SPEAKERS[message["role"]] + message["content"] for message in before)
+    texts = [message["content"] for message in before]
+    if join == "newline":
+        texts[-1] = texts[-1].replace("\n\n", "\n", 1)
+    has_input = "\n\n" in before[-1]["content"]
+    return "\n\n".join(texts) + ("\n" if trailing_newline and not has_input else "")
+
+
+def without_oldest_turns(before: Sequence[Message]) -> list[Message] | None:
+    """The question less its first answer and what led to it, system messages kept; None where it has one turn only."""
+    spoken = [number for number, message in enumerate(before) if message["role"] == "assistant"]
+    if not spoken:
+        return None
+    rest = list(before[spoken[0] + 1 :])
+    if not any(message["role"] != "assistant" for message in rest):
+        return None
+    return [message for message in before[: spoken[0]] if message["role"] == "system"] + rest
+
+
+def share_room(room: int, question: int, answer: int) -> tuple[int, int]:
+    """Tokens that question and answer keep of `room`: the longer one is cut first, then both alike."""
+    if question + answer <= room:
+        return question, answer
+    half = room // 2
+    if question <= half:
+        return question, room - question
+    if answer <= room - half:
+        return room - answer, answer
+    return half, room - half
+
+
+def fit_exchange(
+    exchange: Exchange, encode: Callable[[Exchange], Tokens], tokenizer: Any, longest: int, mark: str = ""
+) -> Tokens | None:
+    """An exchange that is too long, encoded in at most `longest` tokens; None where even its frame has more.
+
+    The oldest turns go first; then the longer one of the last question and the answer loses its end, where `mark` is put.
+    """
+    while (shorter := without_oldest_turns(exchange.before)) is not None:
+        exchange = Exchange(shorter, exchange.answer)
+        tokens = encode(exchange)
+        if len(tokens) <= longest:
+            return tokens
+    texts = exchange.before[-1]["content"], exchange.answer
+    ends = [token_ends(tokenizer, text) for text in texts]
+    room = longest - len(encode(exchange.with_texts(mark, mark)))
+    while room > 0:
+        kept = share_room(room, len(ends[0]), len(ends[1]))
+        cut = [_cut(*each, mark) for each in zip(texts, ends, kept, strict=True)]
+        tokens = encode(exchange.with_texts(*cut))
+        if len(tokens) <= longest:
+            return tokens
+        room -= len(tokens) - longest  # a text by itself may have a few tokens less than within its frame
+    return None
+
+
+def token_ends(tokenizer: Any, text: str) -> list[int]:
+    """Where each token of the text ends, in characters."""
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return [end for _, end in encoding["offset_mapping"]]
+
+
+def _cut(text: str, ends: Sequence[int], keep: int, mark: str) -> str:
+    if keep >= len(ends):
+        return text
+    return text[: ends[keep - 1] if keep else 0] + mark
+
+
+def embedded_text(messages: Sequence[Message], text: EmbeddedText) -> str:
+    """The part of a conversation that an embedding stands for."""
+    if text == "conversation":
+        return "\n\n".join(message["content"] for message in messages)
+    asked = [message["content"] for message in messages if message["role"] == "user"]
+    if text == "first_paragraph":
+        return asked[0].split("\n\n", 1)[0] if asked else ""
+    return "\n\n".join(asked)

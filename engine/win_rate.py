@@ -1,0 +1,169 @@
+"""Pairwise win rate: which of two sides answers better, question by question, as a judge sees it.
+
+Of n judged questions, counted from the own side's view:
+
+    win score = 1 + (win - lose) / n        0: loses all, 1: even, 2: wins all
+
+Two kinds of judge. *Scores*: a reward model or a rating judge reads each answer alone; a difference of at most `margin`
+is a tie, and there is no order to prefer. *Comparison*: a language model reads both answers, in both orders; the better
+side must win both, and verdicts that differ make a tie. How many differ measures how much the place of an answer decides.
+
+With `aspects` each is judged by itself, as MoDS does: better in all of them wins, worse in all of them loses, anything
+else is a tie. A question without two answers, or without a readable verdict, has failed: it is counted beside n, never a
+tie. Equal texts are a tie that no judge is asked about.
+
+Departures from MoDS, whose judge is GPT-4 with whole ratings 1 to 10 and whose prompt and orders are not published: the
+judge is a model of one's own, its verdicts are probabilities of a reply's first token, not samples, and both orders count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any
+
+import pyarrow as pa
+
+from raysift.intervals import mean_interval
+from raysift.records import ERROR, ID
+from raysift.win_rate_rows import READING, Question, Reading
+
+WIN, TIE, LOSE = "win", "tie", "lose"
+POINTS = {WIN: 1, TIE: 0, LOSE: -1}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a question ended; `verdict` is None where it failed, `flipped` where there were no two orders."""
+
+    verdict: str | None
+    error: str | None = None
+    same: bool = False
+    """The answers are equal texts."""
+    flipped: bool | None = None
+    """The verdict changed with the order."""
+
+
+def verdict_of(reading: Reading, margin: float = 0.0) -> str:
+    """Who is better by more than `margin`; where a tie is the most probable, nobody."""
+    difference = reading.own - reading.against
+    undecided = reading.tie is not None and reading.tie >= max(reading.own, reading.against)
+    if undecided or abs(difference) <= margin:
+        return TIE
+    return WIN if difference > 0 else LOSE
+
+
+def decide(question: Question, readings: Sequence[Reading] | str, margin: float = 0.0) -> Outcome:
+    """The outcome of a question from its readings, or from the reason why there are none."""
+    _, own, against = question
+    for side, answer in (("own", own), ("against", against)):
+        if answer.text is None:
+            return Outcome(None, f"no answer ({side}): {answer.error or 'none was given'}")
+    if own.text == against.text:
+        return Outcome(TIE, same=True)
+    if isinstance(readings, str):
+        return Outcome(None, f"no verdict: {readings}")
+    if not all(isfinite(number) for r in readings for number in (r.own, r.against, r.tie or 0.0)):
+        return Outcome(None, "no verdict: the judge gave a number that is not finite")
+    orders: dict[str | None, list[str]] = {}
+    for reading in readings:
+        orders.setdefault(reading.order, []).append(verdict_of(reading, margin))
+    verdicts = [unanimous(of_aspects) for of_aspects in orders.values()]
+    flipped = len(set(verdicts)) > 1 if len(orders) > 1 else None
+    return Outcome(unanimous(verdicts), flipped=flipped)
+
+
+def unanimous(verdicts: Sequence[str]) -> str:
+    """The verdict on which all agree, else a tie."""
+    return verdicts[0] if len(set(verdicts)) == 1 else TIE
+
+
+RESULT = pa.schema(
+    [
+        pa.field(ID, pa.string(), nullable=False),
+        pa.field("task", pa.string(), nullable=False),
+        pa.field("subset", pa.string()),
+        pa.field("split", pa.string()),
+        pa.field("own_answer", pa.string()),
+        pa.field("against_answer", pa.string()),
+        pa.field("verdict", pa.string()),  # of the own side; null where the question failed
+        pa.field("same", pa.bool_(), nullable=False),
+        pa.field("flipped", pa.bool_()),
+        pa.field("readings", pa.list_(READING)),
+        pa.field(ERROR, pa.string()),
+    ]
+)
+
+
+def result_record(question: Question, readings: Sequence[Reading] | str, outcome: Outcome) -> dict[str, Any]:
+    """A row of RESULT."""
+    example, own, against = question
+    return vars(outcome) | {
+        ID: example.id,
+        "task": example.task,
+        "subset": example.subset,
+        "split": example.split,
+        "own_answer": own.text,
+        "against_answer": against.text,
+        "readings": [] if isinstance(readings, str) else [reading._asdict() for reading in readings],
+    }
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WinLine:
+    """A line of the table; `score`, `low` and `high` are None where nothing was judged, or too little for an interval."""
+
+    name: str
+    n: int
+    """Questions with a verdict: win + tie + lose."""
+    win: int
+    tie: int
+    lose: int
+    failed: int
+    same: int
+    """Ties because the answers are equal texts."""
+    flipped: int | None
+    """Questions whose verdict changed with the order; None for a judge without an order."""
+    flip_share: float | None
+    """Of the questions that the judge was asked in both orders."""
+    score: float | None
+    low: float | None
+    high: float | None
+
+
+def win_line(name: str, outcomes: Sequence[Outcome], confidence: float = 0.95) -> WinLine:
+    """Count outcomes; the interval is that of the mean of +1, 0 and -1."""
+    points = [POINTS[outcome.verdict] for outcome in outcomes if outcome.verdict is not None]
+    swapped = [outcome.flipped for outcome in outcomes if outcome.flipped is not None]
+    score = low = high = None
+    if points:
+        mean, below, above = mean_interval(points, confidence)
+        score = 1 + mean
+        if below is not None and above is not None:
+            low, high = max(0.0, 1 + below), min(2.0, 1 + above)
+    return WinLine(
+        name=name,
+        n=len(points),
+        win=points.count(1),
+        tie=points.count(0),
+        lose=points.count(-1),
+        failed=len(outcomes) - len(points),
+        same=sum(outcome.same for outcome in outcomes),
+        flipped=sum(swapped) if swapped else None,
+        flip_share=sum(swapped) / len(swapped) if swapped else None,
+        score=score,
+        low=low,
+        high=high,
+    )
+
+
+def win_table(named: Iterable[tuple[str, Outcome]], confidence: float = 0.95) -> list[WinLine]:
+    """A line for each name, sorted, so that no table depends on the order of the questions."""
+    groups: dict[str, list[Outcome]] = {}
+    for name, outcome in named:
+        groups.setdefault(name, []).append(outcome)
+    return [win_line(name, groups[name], confidence) for name in sorted(groups)]

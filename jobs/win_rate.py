@@ -1,0 +1,145 @@
+"""`raysift win-rate`: two sides answer the same examples, a judge says who answers better (see raysift.win_rate).
+
+A side is a model that is asked, or the answers of a finished `raysift evaluate` (`win_rate_sides.py`); judge and table are in
+`win_rate_stages.py`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+from raysift.config import CommonConfig, make_config
+from raysift.errors import ConfigError
+from raysift.examples import read_examples, sample_examples
+from raysift.jobs.console import Console
+from raysift.jobs.run import Run, free_name
+from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.win_rate_sides import AGAINST, OWN, Source, answer, example_files
+from raysift.jobs.win_rate_stages import RESULT_FILE, count, judge
+from raysift.manifest import Manifest
+from raysift.records import ERROR, ID
+from raysift.win_rate_rows import Question
+from raysift.win_rate_settings import WinRateSettings
+
+
+def win_rate(
+    test: str | Sequence[str],
+    *,
+    answers: str | None = None,
+    against_model: str | None = None,
+    against_adapter: str | None = None,
+    against_answers: str | None = None,
+    judge: str | None = None,
+    run: str | None = None,
+    fresh: bool = False,
+    **settings: Any,
+) -> Manifest:
+    """Compare a model (`model=...`, `adapter=...`) or its `answers` with another side; the manifest's values hold the table.
+
+    `settings` are those of the YAML file, among them the section `win_rate={...}`, whose fields the named arguments set.
+    """
+    against = {"model": against_model, "adapter": against_adapter, "answers": against_answers}
+    named = {"answers": answers, "against": against, "judge": {"model": judge}}
+    checked = _checked(_merged(settings.pop("win_rate", {}), named))
+    folder = run or tempfile.mkdtemp(prefix="raysift-")
+    tests = [test] if isinstance(test, str) else list(test)
+    config = make_config(settings | {"test": tests, "run": free_name(folder) if fresh else folder})
+    from raysift.jobs.raydata import start_ray
+
+    start_ray()
+    return compare(Run(config.run), config, checked)
+
+
+def win_rate_command(config: CommonConfig, settings: WinRateSettings, console: Console) -> None:
+    """Compare in a Ray session of its own, and show the table."""
+    from raysift.jobs.api import own_session
+
+    run = Run(config.run, console)
+    with own_session():
+        manifest = compare(run, config, settings)
+    show_win_rate(manifest, console)
+    console.note(f"questions, answers and verdicts: {run.folder / RESULT_FILE}")
+
+
+def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manifest:
+    """All stages of a comparison; models and files that are not there are said before the first of them."""
+    sources = _sources(config, settings)
+    examples = sample_examples(read_examples(config.test, split=settings.split), settings.limit, config.seed)
+    files = {"test": example_files(config)}
+    identities = {name: source.identity() for name, source in sources.items()}
+    judge_identity = model_fingerprint(settings.judge_model)
+    values = config.model_dump(mode="json", exclude={"run"}) | {"win_rate": settings.model_dump(mode="json")}
+    with run.replayable(values):
+        sides = {
+            name: answer(run, config, settings, examples, name, source, files | identities[name])
+            for name, source in sources.items()
+        }
+        questions = [Question(e, sides[OWN].answers[e.id], sides[AGAINST].answers[e.id]) for e in examples]
+        inputs = files | {name: side.fingerprint for name, side in sides.items()} | {"judge": judge_identity}
+        aspects = settings.aspects or (None,)
+        judged = {aspect: judge(run, config, settings, questions, inputs, aspect) for aspect in aspects}
+        return count(run, settings, questions, judged, {name: source.title for name, source in sources.items()})
+
+
+def show_win_rate(manifest: Manifest, console: Console) -> None:
+    """The table of a finished comparison, what failed, and how many verdicts the order of the answers decided."""
+    values = manifest.values
+    total = values["total"]
+    lines = [*(values["subsets"] or values["sets"])]
+    lines += [total] if len(lines) > 1 else []
+    compared = total["flipped"] is not None
+    heads = ["set", "judged", "win/tie/lose", "failed", *(["flipped"] if compared else []), "score", "from", "to"]
+    rows = []
+    for line in lines:
+        counts = [line["n"], f"{line['win']}/{line['tie']}/{line['lose']}", line["failed"]]
+        counts += [line["flipped"]] if compared else []
+        scores = [None if line[name] is None else round(line[name], 3) for name in ("score", "low", "high")]
+        rows.append([line["name"], *counts, *scores])
+    console.table("Win rate: score = 1 + (win - lose) / judged", heads, rows)
+    console.note(f"win rate: of {values[OWN]} against {values[AGAINST]}")
+    if values["failed"]:
+        first = values["failed"][0]
+        console.note(f"win rate: {total['failed']} questions failed; the first ({first[ID]}): {first[ERROR]}")
+    if total["flip_share"]:
+        console.note(f"win rate: {total['flip_share']:.0%} of the verdicts changed with the order of the answers")
+
+
+def _sources(config: CommonConfig, settings: WinRateSettings) -> dict[str, Source]:
+    against = settings.against
+    if not config.test:
+        raise ConfigError("config: 'test' is missing. Name the examples: --test FILE...")
+    if not (against.model or against.adapter or against.answers):
+        raise ConfigError(
+            "config: 'win_rate.against' is missing. Name the other side: --against-model, --against-adapter or "
+            "--against-answers."
+        )
+    if settings.answers and config.adapter:
+        raise ConfigError("config: 'adapter' and 'win_rate.answers' are both set; a side is a model or answers.")
+    return {
+        OWN: Source(config.model, config.adapter, settings.answers),
+        AGAINST: Source(against.model or config.model, against.adapter, against.answers),
+    }
+
+
+def _merged(section: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The section with the named values that are not None, also inside its own sections."""
+    merged = dict(section)
+    for key, value in named.items():
+        if isinstance(value, Mapping):
+            merged[key] = _merged(merged.get(key, {}), value)
+        elif value is not None:
+            merged[key] = value
+    return merged
+
+
+def _checked(section: Mapping[str, Any]) -> WinRateSettings:
+    try:
+        return WinRateSettings.model_validate(section)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in ("win_rate", *first["loc"]))
+        raise ConfigError(f"config: '{where}': {first['msg']}.") from None

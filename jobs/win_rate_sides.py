@@ -1,0 +1,167 @@
+"""The two sides of a win rate: answers of a model that is asked, or of a finished `raysift evaluate`, by example id."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysift.actors.prompts import ANSWER, FINISHED
+from raysift.config import CommonConfig
+from raysift.errors import DataError
+from raysift.examples import example_key
+from raysift.fingerprint import file_fingerprint
+from raysift.jobs.run import Run, StageResult, open_run
+from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.tables import count_answers, relative
+from raysift.manifest import read_manifest
+from raysift.records import ERROR, ID, Example
+from raysift.resources import Resources
+from raysift.storage import Location, open_location
+from raysift.win_rate_rows import Answer, rows_to_answer
+from raysift.win_rate_settings import WinRateSettings
+
+OWN, AGAINST = "own", "against"
+BLOCKS_PER_WORKER = 4
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a side's answers come from: the model, or in its place answers that are there already."""
+
+    model: str
+    adapter: str | None
+    answers: str | None
+
+    @property
+    def title(self) -> str:
+        """How tables name it."""
+        return self.answers or self.model + (f" + {self.adapter}" if self.adapter else "")
+
+    def identity(self) -> dict[str, str]:
+        """What decides the answers; raises where model, adapter or answers are not there."""
+        if self.answers:
+            return {"answers": file_fingerprint(answers_file(self.answers))}
+        adapter = {"adapter": model_fingerprint(self.adapter)} if self.adapter else {}
+        return {"model": model_fingerprint(self.model)} | adapter
+
+
+@dataclass(frozen=True)
+class Side:
+    """Answers by example id, and what identifies them."""
+
+    answers: Mapping[str, Answer]
+    fingerprint: str
+
+
+def answer(
+    run: Run,
+    config: CommonConfig,
+    settings: WinRateSettings,
+    examples: Sequence[Example],
+    name: str,
+    source: Source,
+    inputs: Mapping[str, Any],
+) -> Side:
+    """Answers of a side to all examples: read where they are, or generated."""
+    if source.answers:
+        return Side(read_answers(answers_file(source.answers), examples), inputs["answers"])
+    from raysift.jobs.generation import generate, recorded_backend
+
+    def body(folder: Location) -> StageResult:
+        answers = generate(
+            [write_table(rows_to_answer(examples), folder / "questions.parquet")],
+            source.model,
+            folder,
+            settings.generation,
+            spread(config.resources, len(examples)),
+            adapter=source.adapter,
+            trust_remote_code=config.trust_remote_code,
+            progress=run.console.shows_progress,
+        )
+        counts = count_answers(name, answers, len(examples))
+        cut_off = sum(row[FINISHED] is False for row in read_rows(answers))
+        if cut_off:
+            run.console.note(f"{name}: {cut_off} of {len(examples)} answers reached max_new_tokens and were cut off")
+        return StageResult(
+            files={"answers": relative(answers, folder)},
+            counts=counts | {"cut_off": cut_off},
+            values={"backend": recorded_backend(folder)},
+            rows=len(examples),
+        )
+
+    manifest = run.stage(name, {"generation": settings.generation} | drawn_examples(config, settings), inputs, body)
+    found = {row[ID]: Answer(row[ANSWER], row[ERROR]) for row in read_rows(run.files(manifest, "answers"))}
+    return Side({e.id: found[example_key(e.id)] for e in examples}, manifest.fingerprint)
+
+
+def answers_file(source: str) -> Location:
+    """The Parquet file itself, or the answers that a finished `raysift evaluate` left."""
+    place = open_location(source)
+    if not place.name.endswith(".parquet"):
+        run = open_run(source)
+        manifest = read_manifest(run.folder / "evaluate")
+        files = run.files(manifest, "answers") if manifest else []
+        found = [file for file in files if file.name.endswith(".parquet")]
+        if not found:
+            raise DataError(
+                f"win rate: run {source} has no finished evaluation. Finish it with the command that began it."
+            )
+        place = found[0]
+    if not place.exists():
+        raise DataError(f"win rate: there is no file '{place}'.")
+    return place
+
+
+def read_answers(place: Location, examples: Sequence[Example]) -> dict[str, Answer]:
+    """An answer for each example, by its id; an example that the file lacks says so."""
+    table = pq.read_table(place.path, filesystem=place.fs)
+    if any(name not in table.column_names or table.schema.field(name).type != pa.string() for name in (ID, ANSWER)):
+        raise DataError(
+            f"win rate: {place} has columns {table.column_names}; expected '{ID}' and '{ANSWER}', both texts."
+        )
+    found: dict[str, Answer] = {}
+    for row in table.to_pylist():
+        if row[ID] in found:
+            raise DataError(f"win rate: {place} has two answers to example '{row[ID]}'; expected one.")
+        why = "the evaluation does not ask examples of this metric" if row.get("status") == "not scored" else None
+        found[row[ID]] = Answer(row[ANSWER], row.get(ERROR) or why)
+    if not any(e.id in found for e in examples):
+        raise DataError(f"win rate: {place} answers none of the {len(examples)} examples; is it of another test file?")
+    return {e.id: found.get(e.id, Answer(None, f"there is none in {place}")) for e in examples}
+
+
+def example_files(config: CommonConfig) -> list[list[str]]:
+    """Names and fingerprints of the files of examples."""
+    places = [open_location(name) for name in config.test]
+    files = [file for place in places for file in (place.files() if place.is_folder() else [place])]
+    return [[file.name, file_fingerprint(file)] for file in files]
+
+
+def drawn_examples(config: CommonConfig, settings: WinRateSettings) -> dict[str, Any]:
+    """What decides which examples are asked, and whether code of a model's own runs."""
+    drawn: dict[str, Any] = {"split": settings.split, "limit": settings.limit, "seed": config.seed}
+    return drawn | ({"trust_remote_code": True} if config.trust_remote_code else {})
+
+
+def spread(resources: Resources, count: int) -> Resources:
+    """Test sets are small: blocks are cut to give every worker some."""
+    from raysift.jobs.raydata import pool_size
+
+    share = -(-count // (BLOCKS_PER_WORKER * pool_size(resources)))
+    return resources.model_copy(update={"block_rows": min(resources.block_rows, max(resources.batch_rows, share))})
+
+
+def write_table(table: pa.Table, place: Location) -> Location:
+    """The place, with the table as a Parquet file there."""
+    pq.write_table(table, place.path, filesystem=place.fs)
+    return place
+
+
+def read_rows(files: Sequence[Location]) -> Iterator[dict[str, Any]]:
+    """The rows of Parquet files, file by file."""
+    for file in files:
+        yield from pq.read_table(file.path, filesystem=file.fs).to_pylist()

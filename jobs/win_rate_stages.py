@@ -1,0 +1,153 @@
+"""The stages of a win rate after the answers: `judge`, one for each aspect, and `win_rate` (verdicts and table).
+
+Rows are joined by the example's id, or by a hash of it and the answer, never by position. Equal answers to one question
+are not judged, so they cannot differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from raysift.actors.comparer import Comparer
+from raysift.actors.contract import RowActor
+from raysift.actors.judge import Judge
+from raysift.actors.reward import Reward
+from raysift.config import CommonConfig
+from raysift.errors import StageError
+from raysift.jobs.run import Run, StageResult
+from raysift.jobs.tables import count_answers, publish, relative
+from raysift.jobs.win_rate_sides import drawn_examples, read_rows, spread, write_table
+from raysift.manifest import Manifest
+from raysift.quality_columns import SCORE_COLUMN, TRUNCATED
+from raysift.records import ERROR, ID
+from raysift.storage import Location
+from raysift.win_rate import RESULT, decide, result_record, win_line, win_table
+from raysift.win_rate_rows import (
+    Question,
+    Reading,
+    readings_of_comparison,
+    readings_of_scores,
+    rows_to_compare,
+    rows_to_score,
+)
+from raysift.win_rate_settings import Aspect, WinRateSettings, prompt_of_aspect
+
+RESULT_FILE = "win_rate.parquet"
+MOST_LISTED = 100  # failed questions that the manifest names; the table of questions has them all
+JUDGES: dict[str, type[RowActor]] = {"reward": Reward, "judge": Judge, "comparison": Comparer}
+
+
+def judge(
+    run: Run,
+    config: CommonConfig,
+    settings: WinRateSettings,
+    questions: Sequence[Question],
+    inputs: Mapping[str, Any],
+    aspect: Aspect | None,
+) -> Manifest:
+    """Scores of the answers, or weights of the verdicts, all in all or by one aspect, on a pool of actors."""
+    from raysift.jobs.raydata import map_rows
+
+    compares = settings.by == "comparison"
+    actor = JUDGES["comparison" if compares else settings.judge.kind]
+    name = f"judge-{aspect}" if aspect else "judge"
+
+    def body(folder: Location) -> StageResult:
+        rows = rows_to_compare(questions) if compares else rows_to_score(questions)
+        answers: list[Location] = []
+        if len(rows):  # where all answers are missing or alike there is nothing to ask
+            answers = map_rows(
+                [write_table(rows, folder / "questions.parquet")],
+                actor,
+                _arguments(config, settings, aspect),
+                folder,
+                spread(config.resources, len(rows)),
+                progress=run.console.shows_progress,
+            )
+        truncated = sum(row[TRUNCATED] is True for row in read_rows(answers))
+        if truncated:
+            run.console.note(f"{name}: {truncated} of {len(rows)} texts were longer than the judge reads, and cut")
+        counts = count_answers(name, answers, len(rows)) | {"truncated": truncated}
+        return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=len(rows))
+
+    asked: dict[str, Any] = {"by": settings.by, "judge": settings.judge, "aspect": aspect}
+    asked |= {"comparison": settings.comparison} if compares else {}
+    return run.stage(name, asked | drawn_examples(config, settings), inputs, body)
+
+
+def count(
+    run: Run,
+    settings: WinRateSettings,
+    questions: Sequence[Question],
+    judged: Mapping[Aspect | None, Manifest],
+    titles: Mapping[str, str],
+) -> Manifest:
+    """Verdicts of all questions, and the table."""
+
+    def body(folder: Location) -> StageResult:
+        tables = {
+            aspect: {row[ID]: row for row in read_rows(run.files(manifest, "answers"))}
+            for aspect, manifest in judged.items()
+        }
+        records, outcomes = [], []
+        for question in questions:
+            readings = _readings(question, settings, tables) if question.needs_judge else []
+            outcomes.append(decide(question, readings, settings.margin))
+            records.append(result_record(question, readings, outcomes[-1]))
+        write_table(pa.Table.from_pylist(records, schema=RESULT), folder / RESULT_FILE)
+        failed = [{ID: record[ID], ERROR: record[ERROR]} for record in records if record[ERROR]]
+        total = win_line("total", outcomes, settings.confidence)
+        if not total.n:
+            raise StageError(
+                f"win rate: none of {len(records)} questions has a verdict; the first: {failed[0][ERROR]}."
+            )
+        tasks = [q.example.task for q in questions]
+        parts = [f"{q.example.task}/{q.example.subset}" if q.example.subset else q.example.task for q in questions]
+        sets, subsets = (win_table(zip(n, outcomes, strict=True), settings.confidence) for n in (tasks, parts))
+        table = {"sets": sets, "subsets": subsets if len(subsets) > len(sets) else []}
+        return StageResult(
+            files={"verdicts": [RESULT_FILE]},
+            counts={"rows_in": len(records), "kept": total.n, "failed": total.failed},
+            values={name: [vars(line) for line in lines] for name, lines in table.items()}
+            | {"total": vars(total), "failed": failed[:MOST_LISTED], **titles},
+            rows=len(records),
+        )
+
+    decides = {"margin": settings.margin, "confidence": settings.confidence}
+    inputs = {manifest.stage: manifest.fingerprint for manifest in judged.values()}
+    manifest = run.stage("win_rate", decides, inputs, body)
+    publish(run.files(manifest, "verdicts")[0], run.folder / RESULT_FILE)
+    return manifest
+
+
+def _readings(
+    question: Question, settings: WinRateSettings, tables: Mapping[Aspect | None, Mapping[int, Any]]
+) -> list[Reading] | str:
+    """All readings of a question, or why one of them is missing."""
+    found: list[Reading] = []
+    for aspect, rows in tables.items():
+        if settings.by == "comparison":
+            part = readings_of_comparison(question, rows)
+        else:
+            part = readings_of_scores(question, rows, SCORE_COLUMN[settings.judge.kind])
+        if isinstance(part, str):
+            return f"{aspect}: {part}" if aspect else part
+        found += [reading._replace(aspect=aspect) for reading in part]
+    return found
+
+
+def _arguments(config: CommonConfig, settings: WinRateSettings, aspect: Aspect | None) -> dict[str, Any]:
+    """Of the judge's actor."""
+    part: Any = settings.judge
+    if settings.by == "comparison":
+        part = settings.comparison
+    elif settings.judge.kind == "judge":
+        part = settings.judge.judge
+    if aspect:
+        part = part.model_copy(update={"prompt": prompt_of_aspect(part.prompt, aspect)})
+    placed = {"device": config.resources.device, "threads": config.resources.threads}
+    loaded = {"model": settings.judge_model, "max_length": settings.judge.max_length}
+    return loaded | placed | {"settings": part, "trust_remote_code": config.trust_remote_code}

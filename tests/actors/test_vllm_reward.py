@@ -1,0 +1,42 @@
+"""Rewards from a vLLM engine against those of transformers, on the nano reward model."""
+
+import os
+
+import pyarrow as pa
+import pytest
+
+pytest.importorskip("vllm", reason="needs vLLM; see CONTRIBUTING.md for one without a GPU")
+
+from raysift.actors.reward import Reward
+from raysift.actors.vllm_reward import VllmReward
+from raysift.records import ERROR, ID, MESSAGE, MESSAGES
+
+pytestmark = pytest.mark.vllm
+
+LONG = "three one two " * 400
+
+
+def test_rewards_are_those_of_transformers():
+    from raysift.nano.world import generate_pool
+
+    conversations = [row["messages"] for row in generate_pool(100, 0)]
+    conversations += [
+        [{"role": "user", "content": "count"}, {"role": "assistant", "content": LONG}],
+        [{"role": "user", "content": "no answer"}],
+    ]
+    records = [{ID: i, MESSAGES: messages} for i, messages in enumerate(conversations)]
+    table = pa.Table.from_pylist(records, schema=pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE))]))
+    ours, theirs = VllmReward("nano:reward"), Reward("nano:reward", threads=1)
+    try:
+        answers, wanted = ours(table), theirs(table)
+    finally:
+        ours.engine.close()
+    assert answers.schema == wanted.schema
+    assert answers.drop(["reward"]).equals(wanted.drop(["reward"]))
+    assert answers["truncated"].to_pylist()[99:101] == [False, True]
+    assert answers[ERROR].null_count == 101
+    assert answers["reward"].to_pylist()[:101] == pytest.approx(wanted["reward"].to_pylist()[:101], abs=1e-4)
+    assert answers["reward"].to_pylist()[101] is None
+
+
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

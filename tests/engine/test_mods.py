@@ -1,0 +1,103 @@
+"""What MoDS decides about each row, from the tables of its stages."""
+
+import pyarrow as pa
+import pytest
+
+from raysift.budget import parse_budget
+from raysift.config import make_config
+from raysift.errors import ConfigError, DataError
+from raysift.methods.coverage import COVERED, Coverage, CoverageConfig, look_up, place_centers
+from raysift.methods.mods import (
+    AUGMENTED,
+    KNOWN,
+    POOR,
+    SEED,
+    UNANSWERED,
+    UNSCORED,
+    Mods,
+    ModsConfig,
+    Stages,
+    place_rows,
+    seed_count,
+)
+
+
+def worked_example() -> Stages:
+    """Seven rows: 1 fails, 2 is poor, 3 and 4 are seeds, 5 the model knows, 6 it cannot answer, 7 and 8 are needed, 7 is taken."""
+    table = lambda name, pairs: pa.table({"id": list(pairs), name: pa.array(list(pairs.values()), pa.float64())})  # noqa: E731
+    return Stages(
+        quality=table("quality", {1: None, 2: -1.0, 3: 1.0, 4: 2.0, 5: 3.0, 6: 1.5, 7: 1.1, 8: 1.2}),
+        good=pa.array([3, 4, 5, 6, 7, 8]).to_numpy(),
+        seeds=table("radius", {4: float("inf"), 3: 2.0}),
+        necessity=table("necessity", {3: -2.0, 4: 0.0, 5: 0.5, 6: None, 7: -1.0, 8: -3.0}),
+        needed=pa.array([3, 7, 8]).to_numpy(),
+        augmented=table("radius", {7: 0.25}),
+    )
+
+
+def test_every_row_has_a_fate_and_only_chosen_rows_have_a_place():
+    rows = {row["id"]: row for row in place_rows(worked_example()).to_pylist()}
+    fates = {number: row["fate"] for number, row in rows.items()}
+    assert fates == {
+        1: UNSCORED, 2: POOR, 3: SEED, 4: SEED, 5: KNOWN, 6: UNANSWERED, 7: AUGMENTED, 8: COVERED,
+    }  # fmt: skip
+    assert {number: row["order"] for number, row in rows.items() if row["order"]} == {4: 1, 3: 2, 7: 3}
+    assert (rows[7]["radius"], rows[8]["radius"]) == (0.25, None)
+    assert (rows[8]["quality"], rows[8]["necessity"], rows[1]["score"]) == (1.2, -3.0, None)
+
+
+def test_a_row_that_is_seed_and_needed_is_taken_once():
+    table = place_rows(worked_example())
+    ids, _ = Mods(ModsConfig(), 0).choose(iter([table.slice(0, 3), table.slice(3)]), parse_budget("3"), 8)
+    assert ids.tolist() == [4, 3, 7]
+
+
+def test_without_a_second_half_good_rows_are_seeds_or_covered():
+    found = worked_example()
+    rows = place_rows(Stages(found.quality, found.good, found.seeds)).to_pylist()
+    assert [row["fate"] for row in rows] == [UNSCORED, POOR, SEED, SEED, COVERED, COVERED, COVERED, COVERED]
+    assert all(row["necessity"] is None for row in rows)
+
+
+@pytest.mark.parametrize(("share", "total", "seeds"), [(0.5, 1000, 500), (0.5, 5, 2), (0.25, 2, 1), (1.0, 7, 7)])
+def test_seeds_are_a_share_of_the_budget_and_at_least_one(share, total, seeds):
+    assert seed_count(ModsConfig(seed_share=share), total) == seeds
+
+
+def test_nothing_in_order_is_an_error():
+    table = place_rows(worked_example()).filter(pa.array([True] + [False] * 7))
+    with pytest.raises(DataError, match="no row has a place"):
+        Mods(ModsConfig(), 0).choose([table], parse_budget("3"), 8)
+
+
+def test_presets_hold_what_paper_and_code_say():
+    paper, official = (make_config({"mods": {"preset": name}}).mods for name in ("paper", "official"))
+    assert (paper.alpha.value, paper.beta.value) == (0.0, 0.0)
+    assert paper.second_coverage and not official.second_coverage
+    assert not paper.necessity_newline and official.necessity_newline
+    assert (paper.seed_train.batch_size, official.seed_train.batch_size) == (128, 512)
+    assert (official.embedding.pooling, official.embedding.max_tokens, official.embedding.normalise) == (
+        "cls",
+        96,
+        False,
+    )
+    changed = make_config({"mods": {"preset": "paper", "seed_train": {"epochs": 1}}}).mods
+    assert (changed.seed_train.epochs, changed.seed_train.batch_size) == (1, 128)
+
+
+def test_ifd_cannot_judge_the_models_own_answers():
+    with pytest.raises(ConfigError, match="ifd"):
+        make_config({"mods": {"scorer": {"kind": "ifd"}}})
+
+
+def test_centers_rank_in_the_order_in_which_they_were_found():
+    table = place_centers(pa.array([5, 6, 7, 8]).to_numpy(), pa.table({"id": [8, 5], "radius": [float("inf"), 1.0]}))
+    assert table["order"].to_pylist() == [2, None, None, 1]
+    assert table["score"].to_pylist() == [-2.0, None, None, -1.0]
+    assert Coverage(CoverageConfig(), 0).choose([table], parse_budget("2"), 4)[0].tolist() == [8, 5]
+
+
+def test_values_are_looked_up_by_id():
+    ids = pa.array([3, 1, 9]).to_numpy()
+    assert look_up(ids, pa.array([9, 3]).to_numpy(), pa.chunked_array([[1.0], [2.0]])).to_pylist() == [2.0, None, 1.0]
+    assert look_up(ids, ids[:0], pa.array([], pa.float64())).null_count == 3

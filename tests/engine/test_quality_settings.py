@@ -1,0 +1,50 @@
+"""What the settings of scoring and embedding promise."""
+
+import pyarrow as pa
+import pytest
+from pydantic import ValidationError
+
+from raysift.quality_columns import IFD_SCHEMA, JUDGE_SCHEMA, REWARD_SCHEMA, SCORE_COLUMN
+from raysift.quality_settings import EmbeddingSettings, QualitySettings, RewardSettings, Threshold
+
+
+def test_a_model_that_was_not_named_fits_the_kind():
+    assert QualitySettings().scorer == "nano:reward"
+    assert QualitySettings(kind="judge").scorer == QualitySettings(kind="ifd").scorer == "nano"
+    assert QualitySettings(kind="judge", model="some/model").scorer == "some/model"
+
+
+def test_quality_settings_hold_those_of_a_reward_model():
+    assert isinstance(QualitySettings(template="pair", input_join="newline", trailing_newline=True), RewardSettings)
+
+
+def test_each_kind_names_one_of_its_columns():
+    schemas = {"reward": REWARD_SCHEMA, "judge": JUDGE_SCHEMA, "ifd": IFD_SCHEMA}
+    for kind, column in SCORE_COLUMN.items():
+        assert schemas[kind].field(column).type == pa.float64()
+
+
+@pytest.mark.parametrize(
+    ("given", "threshold"),
+    [
+        (0.5, Threshold(value=0.5)),
+        (-1, Threshold(value=-1)),
+        ({"quantile": 0.7}, Threshold(quantile=0.7)),
+        ({}, Threshold()),
+    ],
+)
+def test_a_bare_number_is_the_bar_itself(given, threshold):
+    assert Threshold.model_validate(given) == threshold
+
+
+@pytest.mark.parametrize("given", [True, "high", float("inf"), {"quantile": 70}])
+def test_what_is_no_threshold_is_refused(given):
+    with pytest.raises(ValidationError):
+        Threshold.model_validate(given)
+
+
+def test_settings_of_mods_can_be_written_down():
+    mods = EmbeddingSettings(
+        model="bert-base-uncased", text="first_paragraph", pooling="cls", max_tokens=96, normalise=False
+    )
+    assert EmbeddingSettings.model_validate(mods.model_dump()) == mods

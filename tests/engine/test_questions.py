@@ -1,0 +1,102 @@
+"""What a scorer reads of a conversation."""
+
+import json
+
+import pytest
+
+from raysift.errors import DataError
+from raysift.formats.alpaca import join_input
+from raysift.questions import embedded_text, question_text, share_room, split_exchange, without_oldest_turns
+
+
+def turns(*pairs):
+    return [{"role": role, "content": content} for role, content in pairs]
+
+
+SINGLE = turns(("user", "Add these.\n\n1 2"), ("assistant", "3"))
+SEVERAL = turns(
+    ("system", "Be brief."),
+    ("user", "Hi"),
+    ("assistant", "Hello"),
+    ("user", "Sum?"),
+    ("assistant", "Of what?"),
+    ("user", "1 2"),
+    ("assistant", "3"),
+)
+
+
+def test_last_answer_is_split_from_all_that_precedes_it():
+    assert split_exchange(SEVERAL) == (SEVERAL[:-1], "3")
+    assert split_exchange(SEVERAL).messages == SEVERAL
+
+
+def test_another_answer_takes_the_place_of_the_rows_own():
+    assert split_exchange(SINGLE, "4") == split_exchange(SINGLE[:1], "4") == (SINGLE[:1], "4")
+    assert split_exchange(SINGLE, "").answer == ""
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        (SINGLE[:1], "ends with a message of the user"),
+        ([], "ends with nothing"),
+        (SINGLE[1:], "nothing was asked"),
+    ],
+)
+def test_what_is_no_exchange_is_refused(messages, said):
+    with pytest.raises(DataError, match=said):
+        split_exchange(messages)
+
+
+def test_question_joins_as_mods_does():
+    """Its quality stage: instruction, then a newline and the input where there is one. Necessity: always a newline."""
+    with_input, without = SINGLE[:1], turns(("user", "Say hi."))
+    assert question_text(with_input) == "Add these.\n\n1 2"
+    assert question_text(with_input, "newline") == question_text(with_input, "newline", True) == "Add these.\n1 2"
+    assert question_text(without, "newline") == "Say hi."
+    assert question_text(without, "newline", True) == "Say hi.\n"
+
+
+def test_newline_join_is_that_of_mods_on_real_rows(shared_data):
+    """Rows whose instruction holds a blank line of its own differ: 426 of 52,002."""
+    records = json.loads((shared_data / "formats/alpaca_data.json").read_text())
+    same = both = 0
+    for record in records:
+        instruction, given = record["instruction"], record["input"]
+        asked = turns(("user", join_input(instruction, given)))
+        same += question_text(asked, "newline") == instruction + ("\n" + given if given else "")
+        both += question_text(asked, "newline", True) == instruction + "\n" + given
+    assert (len(records), same, both) == (52002, 51576, 51576)
+
+
+def test_a_dialogue_marks_its_turns():
+    assert question_text(SEVERAL[:-1]) == (
+        "Be brief.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Sum?\n\nAssistant: Of what?\n\nHuman: 1 2"
+    )
+
+
+def test_oldest_turns_go_first_and_the_system_message_stays():
+    shorter = without_oldest_turns(SEVERAL[:-1])
+    assert shorter == [SEVERAL[0], *SEVERAL[3:6]]
+    shortest = without_oldest_turns(shorter)
+    assert shortest == [SEVERAL[0], SEVERAL[5]]
+    assert without_oldest_turns(shortest) is None
+
+
+def test_room_is_shared_by_cutting_the_longer_side():
+    for room in range(0, 30):
+        for question in range(0, 20):
+            for answer in range(0, 20):
+                kept = share_room(room, question, answer)
+                assert sum(kept) == min(room, question + answer)
+                assert 0 <= kept[0] <= question and 0 <= kept[1] <= answer
+                if kept != (question, answer):  # what was cut is no shorter than what was not
+                    assert all(k == n or k >= max(kept) - 1 for k, n in zip(kept, (question, answer), strict=True))
+
+
+def test_embedded_parts():
+    assert embedded_text(SINGLE, "instruction") == "Add these.\n\n1 2"
+    assert embedded_text(SINGLE, "first_paragraph") == "Add these."
+    assert embedded_text(SINGLE, "conversation") == "Add these.\n\n1 2\n\n3"
+    assert embedded_text(SEVERAL, "instruction") == "Hi\n\nSum?\n\n1 2"
+    assert embedded_text(SINGLE[1:], "instruction") == embedded_text(SINGLE[1:], "first_paragraph") == ""

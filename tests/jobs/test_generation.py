@@ -1,0 +1,226 @@
+"""Generation on transformers, on a real local Ray: the rows, what a killed driver leaves, and how a backend is picked."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raysift.errors import ConfigError, ModelError, StageError
+from raysift.generation_settings import GenerationSettings
+from raysift.records import ERROR, ID, MESSAGE, MESSAGES
+from raysift.resources import Resources
+from raysift.storage import open_location
+
+pytestmark = pytest.mark.ray
+
+FIRST_ID = 2**62 + 1  # ids are hashes of 64 bits: what passes through a float comes out as another row
+
+
+def ids(rows):
+    return list(range(FIRST_ID, FIRST_ID + rows))
+
+
+SCHEMA = [
+    (ID, pa.int64()),
+    ("answer", pa.string()),
+    ("n_new_tokens", pa.int64()),
+    ("finished", pa.bool_()),
+    (ERROR, pa.string()),
+]
+
+
+def resources(**settings):
+    return Resources(
+        **({"block_rows": 20, "batch_rows": 8, "no_progress_timeout_s": 120, "cpus_per_worker": 0.5} | settings)
+    )
+
+
+def settings(**changes):
+    return GenerationSettings(**({"max_new_tokens": 16, "backend": "transformers"} | changes))
+
+
+def write_questions(folder, rows, extra=()):
+    """Nano conversations in two files, and rows of one's own after them."""
+    from raysift.nano.world import generate_pool
+
+    conversations = [*(row["messages"] for row in generate_pool(rows, 0)), *extra]
+    records = [{ID: FIRST_ID + i, MESSAGES: messages} for i, messages in enumerate(conversations)]
+    schema = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE))])
+    places = []
+    for number in range(2):
+        path = folder / f"questions-{number}.parquet"
+        pq.write_table(pa.Table.from_pylist(records[number::2], schema=schema), path)
+        places.append(open_location(path))
+    return places
+
+
+def read_answers(files):
+    return pa.concat_tables([pq.read_table(file.path) for file in files]).sort_by(ID)
+
+
+POISONED = [
+    [{"role": "user", "content": "three one two " * 500}, {"role": "assistant", "content": "too long"}],
+    [{"role": "assistant", "content": "nobody asked"}],
+]
+
+
+def test_rows_schema_and_failures_do_not_depend_on_the_workers(ray_local, tmp_path):
+    from raysift.jobs.generation import generate, recorded_backend
+
+    files = write_questions(tmp_path, 60, POISONED)
+    one, two = (open_location(tmp_path / name) for name in ("one", "two"))
+    answers = read_answers(generate(files, "nano", one, settings(), resources(workers=1, block_rows=100)))
+    again = read_answers(generate(files[::-1], "nano", two, settings(), resources(workers=2, batch_rows=3)))
+    assert answers.equals(again)
+    assert [(field.name, field.type) for field in answers.schema] == SCHEMA
+    assert answers[ID].to_pylist() == ids(62)
+    errors = answers[ERROR].to_pylist()
+    assert errors[:60] == [None] * 60
+    assert "with max_new_tokens=16 there is room for 1008" in errors[60]
+    assert "nothing was asked" in errors[61]
+    assert recorded_backend(one)["backend"] == "transformers"
+
+
+def test_answers_with_an_adapter_are_those_of_the_actor_itself(ray_local, tmp_path):
+    from raysift.actors.loaded import load
+    from raysift.actors.responder import Responder
+    from raysift.jobs.generation import generate
+
+    files = write_questions(tmp_path, 20)
+    place = open_location(write_adapter(tmp_path / "adapter"))
+    out = open_location(tmp_path / "tuned")
+    tuned = read_answers(generate(files, "nano", out, settings(), resources(), adapter=place))
+    rows = pa.concat_tables([pq.read_table(file.path) for file in files]).sort_by(ID)
+    assert tuned.equals(Responder(load("nano", place, threads=1), max_new_tokens=16)(rows))
+    assert tuned["answer"].to_pylist() != Responder("nano", max_new_tokens=16)(rows)["answer"].to_pylist()
+
+
+def write_adapter(folder, rank=4, scale=0.05):
+    """A LoRA adapter on all linear layers of the nano model whose second factor is drawn instead of 0."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from raysift.actors.language_model import load_language_model
+
+    model = get_peft_model(
+        load_language_model("nano"), LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+    )
+    draws = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=draws) * scale)
+    model.save_pretrained(folder)
+    return str(folder)
+
+
+DRIVER = """
+    import sys
+    from raysift.generation_settings import GenerationSettings
+    from raysift.jobs.generation import generate
+    from raysift.jobs.raydata import start_ray
+    from raysift.resources import Resources
+    from raysift.storage import open_location
+
+    start_ray()
+    folder = open_location(sys.argv[1])
+    generate(folder.files(".parquet"), "nano", folder / "out",
+             GenerationSettings(max_new_tokens=16, backend="transformers"),
+             Resources(block_rows=20, batch_rows=4, workers=1, cpus_per_worker=0.5))
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_driver_leaves_its_answers(ray_local, tmp_path):
+    import ray
+
+    from raysift.jobs.generation import generate
+
+    rows = 400
+    files = write_questions(tmp_path, rows)
+    driver = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(DRIVER), str(tmp_path)],
+        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    answers = tmp_path / "out" / "answers"
+    give_up = time.monotonic() + 120
+    while time.monotonic() < give_up and driver.poll() is None and len(list(answers.glob("*.parquet"))) < 3:
+        time.sleep(0.05)
+    assert driver.poll() is None, driver.stderr.read().decode()[-2000:]
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    driver.stderr.close()
+    out = open_location(tmp_path / "out")
+    kept = committed(tmp_path / "out")
+    assert 0 < len(kept) < rows
+
+    resumed = read_answers(generate(files, "nano", out, settings(), resources()))
+    assert resumed[ID].to_pylist() == ids(rows)
+    assert committed(tmp_path / "out").items() >= kept.items(), "rows that were finished were written again"
+    whole = read_answers(generate(files, "nano", open_location(tmp_path / "whole"), settings(), resources()))
+    assert resumed.equals(whole)
+
+
+def committed(out):
+    """Rows whose checkpoint was committed, and when their file was written."""
+    done = {
+        number
+        for path in (out / "done").rglob("*.parquet")
+        if "pending" not in str(path.relative_to(out))
+        for number in pq.read_table(path)[ID].to_pylist()
+    }
+    files = {
+        number: path.stat().st_mtime_ns
+        for path in (out / "answers").glob("*.parquet")
+        for number in pq.read_table(path)[ID].to_pylist()
+    }
+    return {number: files[number] for number in done}
+
+
+def test_answers_of_two_backends_are_not_mixed(ray_local, tmp_path):
+    from raysift.jobs.generation import BACKEND_FILE, generate
+
+    out = open_location(tmp_path / "out")
+    (out / BACKEND_FILE).write('{"backend": "vllm", "version": "0.32.0"}')
+    with pytest.raises(StageError, match="begun with backend=vllm, this run would go on with backend=transformers"):
+        generate(write_questions(tmp_path, 4), "nano", out, settings(), resources())
+
+
+def test_a_model_that_is_not_there_is_said_before_any_work(ray_local, tmp_path):
+    from raysift.jobs.generation import generate
+
+    with pytest.raises(ModelError, match="there is no folder"):
+        generate([], "/nowhere/model", open_location(tmp_path / "out"), settings(), resources())
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("installed", "version", "gpus", "expected"),
+    [
+        (False, "", 0.0, "transformers"),
+        (False, "", 1.0, "transformers"),
+        (True, "0.32.0+cpu", 0.0, "vllm"),
+        (True, "0.32.0+cpu", 1.0, "transformers"),
+        (True, "0.29.0", 1.0, "vllm"),
+        (True, "0.29.0", 0.0, "transformers"),
+    ],
+)
+def test_auto_takes_vllm_where_it_is_built_for_the_workers_device(monkeypatch, installed, version, gpus, expected):
+    from raysift.jobs import generation
+
+    monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: object() if installed else None)
+    monkeypatch.setattr(generation, "_vllm_version", lambda: version)
+    assert generation.pick_backend(GenerationSettings(), Resources(gpus_per_worker=gpus)) == expected
+    assert generation.pick_backend(settings(), Resources(gpus_per_worker=gpus)) == "transformers"
+    named = GenerationSettings(backend="vllm")
+    if installed:
+        assert generation.pick_backend(named, Resources(gpus_per_worker=gpus)) == "vllm"
+    else:
+        with pytest.raises(ConfigError, match=r"Install raysift\[vllm\]"):
+            generation.pick_backend(named, Resources(gpus_per_worker=gpus))
