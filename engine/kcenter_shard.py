@@ -235,7 +235,7 @@ class Shard:
             before = np.concatenate([[0], np.cumsum(matters.cpu().numpy())])
             spans = spans[before[spans[:, 1]] > before[spans[:, 0]]]
         if matter is not None:
-            spans = spans[matter.any(axis=1)[spans[:, 2]]]
+            spans = spans[np.asarray(matter.any(axis=1))[spans[:, 2]]]
         return [(start, end, group) for start, end, group in spans.tolist()]
 
     def _mattering(self, matters: Any, start: int, end: int) -> Any:

@@ -198,6 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data")
     parser.add_argument("--parts", nargs="*", default=["noise", "revised", "duplicates"])
+    parser.add_argument("--scorers", nargs="*", default=["length", "nano reward", "nano", "lm"])
     parser.add_argument("--encoder", default="nano:encoder")
     parser.add_argument("--lm", help="folder of a causal language model")
     parser.add_argument("--lm-rows", type=int, default=60)
@@ -208,6 +209,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     data = Path(args.data)
     judges = scorers(args.lm, args.lm_rows, args.threads) if {"noise", "revised"} & set(args.parts) else {}
+    judges = {name: judge for name, judge in judges.items() if name in args.scorers}
     if "noise" in args.parts:
         noise(data, judges, args.seed)
     if "revised" in args.parts:
