@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysift.actors.checkpointed import Checkpoint, find_moments
@@ -26,8 +25,8 @@ from raysift.gradient_settings import ProjectionSettings
 from raysift.influence import TargetColumns, aggregate_subtasks, checkpoint_weights
 from raysift.jobs import stages
 from raysift.jobs.run import Run, StageResult
-from raysift.jobs.selection import rows_in_order
-from raysift.jobs.tables import count_answers, publish, read_chunks, relative
+from raysift.jobs.selection import write_rows
+from raysift.jobs.tables import count_answers, count_true, publish, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
@@ -50,14 +49,10 @@ def warmup_rows(run: Run, config: CommonConfig, settings: GradientConfig, rows: 
 
     def body(folder: Location) -> StageResult:
         files = run.files(rows, "rows")
-        ids = np.concatenate([chunk[ID].to_numpy() for chunk in read_chunks(files, [ID])])
+        ids = read_ids(files)
         count = max(1, int(settings.warmup_share * len(ids)))
         chosen, _ = top_k(ids, uniform_of(ids, seed_for(config.seed, "warm-up")), count)
-        names = []
-        for number, table in enumerate(rows_in_order(files, chosen)):
-            place = folder / f"part-{number:05d}.parquet"
-            pq.write_table(table, place.path, filesystem=place.fs, compression="zstd")
-            names.append(place.name)
+        names = write_rows(files, chosen, folder)
         return StageResult(files={"rows": names}, counts={"rows_in": len(ids), "kept": count}, rows=len(ids))
 
     chosen = {"share": settings.warmup_share, "seed": config.seed}
@@ -218,18 +213,13 @@ def gradients(
             config.resources,
             progress=run.console.shows_progress,
         )
-        counts = count_answers("gradients", answers, rows.counts["kept"]) | {"truncated": count_cut(answers)}
+        counts = count_answers("gradients", answers, rows.counts["kept"]) | {"truncated": count_true(answers, CUT)}
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 
     train = warmup_recipe(config, settings)
     decides = {"adam": settings.adam, "template": train.template, "max_length": train.max_length}
     inputs = {"rows": rows.fingerprint, "warmup": trained.fingerprint, "targets": target.fingerprint}
     return run.stage("gradients", decides, inputs, body)
-
-
-def count_cut(answers: Sequence[Location]) -> int:
-    """Rows that are longer than the longest input and were cut as in training."""
-    return sum(pc.sum(chunk[CUT]).as_py() or 0 for chunk in read_chunks(answers, [CUT]))
 
 
 def influence(

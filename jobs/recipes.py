@@ -9,7 +9,7 @@ from typing import Any
 from raysift.budget import parse_budget
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError
-from raysift.jobs import gradients, mods, stages, store, store_match
+from raysift.jobs import centers, gradients, mods, quality, stages, store, store_match
 from raysift.jobs.run import Run
 from raysift.manifest import Manifest
 from raysift.methods import Selector, find_method
@@ -36,26 +36,26 @@ def yardstick(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     return stages.choose(run, config, selector, rows, scores, lengths)
 
 
-def quality(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+def best_by_score(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """Let the scorer judge each row, take the best."""
     selector = make_selector(config)
     settings: Any = selector.config
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
-    judged = mods.quality(run, config, settings.scorer, rows)
+    judged = quality.judge(run, config, settings.scorer, rows)
     scores = stages.score(run, config, selector, rows, judged)
     return stages.choose(run, config, selector, rows, scores, lengths)
 
 
-def coverage(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+def by_coverage(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """Embed the rows, take centres."""
     selector = make_selector(config)
     settings: Any = selector.config
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     count = count_rows(config, rows)
-    vectors = mods.embed(run, config, settings.embedding, rows)
-    centers = mods.centers(run, config, "centers", settings.centers, rows, vectors, count)
-    scores = mods.order_centers(run, rows, centers)
+    vectors = centers.embed(run, config, settings.embedding, rows)
+    chosen = centers.choose_centers(run, config, "centers", settings.centers, rows, vectors, count)
+    scores = centers.order_centers(run, rows, chosen)
     return stages.choose(run, config, selector, rows, scores, None)
 
 
@@ -65,10 +65,10 @@ def good_diverse_unknown(run: Run, config: CommonConfig, pool: Pool) -> Manifest
     settings: Any = selector.config
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     total = count_rows(config, rows)
-    judged = mods.quality(run, config, settings.scorer, rows)
-    good = mods.keep(run, "good", settings.alpha, "above", rows, judged, mods.score_column(settings))
-    vectors = mods.embed(run, config, settings.embedding, good)
-    seeds = mods.centers(run, config, "seeds", settings.centers, good, vectors, seed_count(settings, total))
+    judged = quality.judge(run, config, settings.scorer, rows)
+    good = quality.keep(run, "good", settings.alpha, "above", rows, judged, quality.score_column(settings))
+    vectors = centers.embed(run, config, settings.embedding, good)
+    seeds = centers.choose_centers(run, config, "seeds", settings.centers, good, vectors, seed_count(settings, total))
     if seeds.counts["kept"] >= total:
         scores = mods.order(run, selector, judged, good, seeds)
         return stages.choose(run, config, selector, rows, scores, None)
@@ -76,7 +76,7 @@ def good_diverse_unknown(run: Run, config: CommonConfig, pool: Pool) -> Manifest
     tuned = stages.finetune(run, with_recipe(config, settings.seed_train), seeds, "tune")
     answers = mods.generate(run, config, settings, good, tuned)
     answered = mods.necessity(run, config, settings, good, answers)
-    needed = mods.keep(run, "needed", settings.beta, "below", good, answered, mods.score_column(settings))
+    needed = quality.keep(run, "needed", settings.beta, "below", good, answered, quality.score_column(settings))
     augmented = mods.augment(run, config, settings, needed, vectors, seeds, total - seeds.counts["kept"])
     scores = mods.order(run, selector, judged, good, seeds, (answered, needed, augmented))
     return stages.choose(run, config, selector, rows, scores, None)
@@ -132,8 +132,8 @@ def make_selector(config: CommonConfig) -> Selector:
 
 
 RECIPES: dict[str, Callable[[Run, CommonConfig, Pool], Manifest]] = {
-    "quality": quality,
-    "coverage": coverage,
+    "quality": best_by_score,
+    "coverage": by_coverage,
     "less": by_gradient,
     "rose": by_gradient,
     "mods": good_diverse_unknown,

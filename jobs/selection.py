@@ -73,6 +73,16 @@ def rows_in_order(files: Sequence[Location], ids: Ids) -> Iterator[pa.Table]:
         yield table.take(pa.array(place)).combine_chunks()
 
 
+def write_rows(files: Sequence[Location], ids: np.ndarray, folder: Location) -> list[str]:
+    """The rows of these ids, in their order, as files in the folder; gives their names."""
+    names = []
+    for number, table in enumerate(rows_in_order(files, ids)):
+        place = folder / f"rows-{number:05d}.parquet"
+        pq.write_table(table, place.path, filesystem=place.fs, compression="zstd")
+        names.append(place.name)
+    return names
+
+
 def own_columns(score_files: Sequence[Location], schema: pa.Schema, ids: Ids) -> dict[str, pa.Array]:
     """The method's own columns for the chosen rows, in the order of the ids."""
     if not schema.names:

@@ -20,7 +20,7 @@ from raysift.errors import StageError
 from raysift.jobs.gradients import checkpoints_of, loading, warmup_recipe
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.stages import model_fingerprint
-from raysift.jobs.tables import count_answers, read_chunks, relative
+from raysift.jobs.tables import count_answers, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientConfig
 from raysift.records import ERROR, ID, MESSAGES
@@ -202,7 +202,7 @@ def seal_shard(answers: Sequence[Location], checkpoints: Sequence[str], dimensio
 
 def row_ids(files: Sequence[Location]) -> Ids:
     """All row ids, sorted."""
-    return np.sort(np.concatenate([chunk[ID].to_numpy() for chunk in read_chunks(files, [ID])]))
+    return np.sort(read_ids(files))
 
 
 def ids_of(held: Sequence[tuple[Segment, pa.Table]]) -> list[tuple[Segment, Ids]]:

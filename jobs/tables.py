@@ -64,3 +64,23 @@ def publish(source: Location, target: Location) -> None:
     """Put a stage's table at the top of the run folder, where people look for it."""
     with source.open_input() as stream:
         target.write(stream.read())
+
+
+def read_ids(files: Sequence[Location]) -> np.ndarray:
+    """All ids, in the order of the files."""
+    return np.concatenate([np.empty(0, np.int64), *(chunk[ID].to_numpy() for chunk in read_chunks(files, [ID]))])
+
+
+def read_numbers(files: Sequence[Location], column: str, name: str) -> pa.Table:
+    """Ids and one column, under the name that the engine knows it by, in the order of the files."""
+    schema = pa.schema([(ID, pa.int64()), (name, pa.float64())])
+    parts = [
+        pa.table([chunk[ID], chunk[column].cast(pa.float64())], schema=schema)
+        for chunk in read_chunks(files, [ID, column])
+    ]
+    return pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()
+
+
+def count_true(files: Sequence[Location], column: str) -> int:
+    """Rows for which a column of truths holds."""
+    return sum(pc.sum(chunk[column]).as_py() or 0 for chunk in read_chunks(files, [column]))

@@ -1,0 +1,118 @@
+"""Coverage: an embedding of every row, and the rows that k-center takes (see `coverage.py` for how)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysift.actors.embedder import Embedder
+from raysift.config import CommonConfig
+from raysift.coverage_settings import CoverageSettings
+from raysift.jobs.quality import loading
+from raysift.jobs.run import Run, StageResult
+from raysift.jobs.selection import write_rows
+from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.tables import count_answers, count_true, publish, read_ids, read_numbers, relative
+from raysift.manifest import Manifest
+from raysift.methods.coverage import place_centers
+from raysift.quality_columns import TRUNCATED
+from raysift.quality_settings import EmbeddingSettings
+from raysift.records import ID, RADIUS, RANK
+from raysift.storage import Location
+
+
+def embed(run: Run, config: CommonConfig, settings: EmbeddingSettings, rows: Manifest) -> Manifest:
+    """A vector for every row, on a pool of actors."""
+    from raysift.jobs.raydata import map_rows
+
+    def body(folder: Location) -> StageResult:
+        arguments = {"settings": settings} | loading(config)
+        files = run.files(rows, "rows")
+        answers = map_rows(files, Embedder, arguments, folder, config.resources, progress=run.console.shows_progress)
+        counts = count_answers("embed", answers, rows.counts["kept"]) | {"truncated": count_true(answers, TRUNCATED)}
+        return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
+
+    inputs = {"rows": rows.fingerprint, "encoder": model_fingerprint(settings.model)}
+    return run.stage("embed", {"embedding": settings}, inputs, body)
+
+
+def choose_centers(
+    run: Run,
+    config: CommonConfig,
+    name: str,
+    settings: CoverageSettings,
+    rows: Manifest,
+    vectors: Manifest,
+    count: int,
+    beside: Manifest | None = None,
+    apart: bool = True,
+) -> Manifest:
+    """Cover the rows by `count` of them, or all there are; those of `beside` are not taken again and, if `apart`, count as
+    centres that are there already."""
+    from raysift.jobs.coverage import cover
+
+    def body(folder: Location) -> StageResult:
+        ids, taken = read_ids(run.files(rows, "rows")), np.empty(0, np.int64)
+        if beside:
+            taken = read_ids(run.files(beside, "centers"))
+            ids = np.setdiff1d(ids, taken)
+        if not len(ids):
+            write_centers(ids, folder)
+            return chosen_rows(run, name, rows, ids, count, folder, {})
+        report = cover(
+            run.files(vectors, "answers"),
+            count,
+            settings,
+            config.resources,
+            folder=folder,
+            seed=config.seed,
+            initial=taken if apart and beside else None,
+            among=ids,
+        )
+        for note in report.notes:
+            run.console.note(f"{name}: {note}")
+        return chosen_rows(run, name, rows, report.ids, count, folder, report.values)
+
+    decides = {"centers": settings, "count": count, "seed": config.seed, "apart": apart}
+    inputs = {"rows": rows.fingerprint, "vectors": vectors.fingerprint}
+    return run.stage(name, decides, inputs | ({"beside": beside.fingerprint} if beside else {}), body)
+
+
+def chosen_rows(
+    run: Run, name: str, rows: Manifest, ids: np.ndarray, asked: int, folder: Location, values: dict[str, Any]
+) -> StageResult:
+    """What a stage that chose these rows leaves, `centers.parquet` aside."""
+    if len(ids) < asked:
+        run.console.note(
+            f"{name}: {asked} rows asked, {len(ids)} given: there are no more different ones to choose from"
+        )
+    return StageResult(
+        files={"centers": ["centers.parquet"], "rows": write_rows(run.files(rows, "rows"), ids, folder)},
+        counts={"rows_in": rows.counts["kept"], "kept": len(ids), "asked": asked},
+        values=values,
+        rows=rows.counts["kept"],
+    )
+
+
+def write_centers(ids: np.ndarray, folder: Location) -> None:
+    """Rows that no k-center chose, in the form in which `cover` writes its centres."""
+    table = pa.table({ID: ids, RANK: np.arange(1, len(ids) + 1), RADIUS: pa.nulls(len(ids), pa.float64())})
+    pq.write_table(table, (folder / "centers.parquet").path, filesystem=folder.fs)
+
+
+def order_centers(run: Run, rows: Manifest, chosen: Manifest) -> Manifest:
+    """The centres in their order, and of every other row that it is none."""
+
+    def body(folder: Location) -> StageResult:
+        ids = read_ids(run.files(rows, "rows"))
+        table = place_centers(ids, read_numbers(run.files(chosen, "centers"), RADIUS, RADIUS))
+        pq.write_table(table, (folder / "scores.parquet").path, filesystem=folder.fs, compression="zstd")
+        counts = {"rows_in": len(table), "kept": chosen.counts["kept"]}
+        return StageResult(files={"scores": ["scores.parquet"]}, counts=counts, rows=len(table))
+
+    manifest = run.stage("order", {}, {"rows": rows.fingerprint, "centers": chosen.fingerprint}, body)
+    publish(run.files(manifest, "scores")[0], run.folder / "scores.parquet")
+    return manifest
