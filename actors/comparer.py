@@ -1,4 +1,4 @@
-"""A language model as judge between two answers that it reads together, in both orders (formulas in raysift.comparing).
+"""A language model as judge between two answers that it reads together, in both orders (formulas in raysift.pairwise.comparing).
 
 Of what a `Judge` does it shares the next-token probabilities, and with them its engines; prompt and reply are its own.
 """
@@ -13,14 +13,14 @@ import pyarrow as pa
 from raysift.actors.contract import Failed, Row
 from raysift.actors.judge import Judge
 from raysift.actors.loaded import LoadedModel
-from raysift.comparing import share_among, verdict_tokens, weigh_verdicts
 from raysift.errors import DataError
 from raysift.judging import CUT_MARK, defuse, frame, special_texts
+from raysift.pairwise.comparing import share_among, verdict_tokens, weigh_verdicts
+from raysift.pairwise.rows import ORDERS
+from raysift.pairwise.settings import ComparisonSettings
 from raysift.quality_columns import INPUT_TOKENS, TRUNCATED
 from raysift.questions import Exchange, question_text, split_exchange, token_ends, without_oldest_turns
 from raysift.records import MESSAGES
-from raysift.win_rate_rows import ORDERS
-from raysift.win_rate_settings import ComparisonSettings
 
 OWN = "own_answer"
 AGAINST = "against_answer"

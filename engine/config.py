@@ -18,10 +18,10 @@ from raysift.checks import IngestConfig
 from raysift.errors import ConfigError
 from raysift.methods import METHODS, Selector
 from raysift.metrics import EvalConfig
+from raysift.pairwise.settings import WinRateSettings
 from raysift.recipes import TrainConfig, recipe
 from raysift.resources import Resources
 from raysift.storage import open_location
-from raysift.win_rate_settings import WinRateSettings
 
 
 class CommonConfig(BaseModel):

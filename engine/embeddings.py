@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
-from raysift.distances import Vectors
 from raysift.errors import DataError
+from raysift.kcenter.distances import Vectors
 from raysift.quality_columns import EMBEDDING
 from raysift.records import ERROR, ID
 from raysift.storage import Location

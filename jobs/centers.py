@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 
 from raysift.actors.embedder import Embedder
 from raysift.config import CommonConfig
-from raysift.coverage_settings import CoverageSettings
 from raysift.jobs.quality import loading
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.selection import write_rows
 from raysift.jobs.stages import model_fingerprint
 from raysift.jobs.tables import count_answers, count_true, publish, read_ids, read_numbers, relative
+from raysift.kcenter.settings import CoverageSettings
 from raysift.manifest import Manifest
 from raysift.methods.coverage import place_centers
 from raysift.quality_columns import TRUNCATED

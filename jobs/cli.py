@@ -203,7 +203,7 @@ def win_rate(
     given = {"test": test, "model": model, "adapter": adapter, "run": run, "seed": seed}
     settings, console = prepare(config, given, [*extra, *(overrides or [])], None, fresh, log)
     from raysift.jobs.win_rate import win_rate_command
-    from raysift.win_rate_settings import WinRateSettings
+    from raysift.pairwise.settings import WinRateSettings
 
     win_rate_command(settings, settings.win_rate or WinRateSettings(), console)
 

@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raysift.coverage_forecast import Speed, measure_speed
 from raysift.embeddings import EmbeddingTable, Keep, Piece, deal, read_embeddings
 from raysift.errors import StageError, find_cause
-from raysift.kcenter import Picked, share
-from raysift.kcenter_shard import Batch, Candidates, Shard
+from raysift.kcenter.forecast import Speed, measure_speed
+from raysift.kcenter.picking import Picked, share
+from raysift.kcenter.shard import Batch, Candidates, Shard
 from raysift.resources import Resources
 from raysift.store import is_among
 from raysift.topk import Ids

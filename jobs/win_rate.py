@@ -1,4 +1,4 @@
-"""`raysift win-rate`: two sides answer the same examples, a judge says who answers better (see raysift.win_rate).
+"""`raysift win-rate`: two sides answer the same examples, a judge says who answers better (see raysift.pairwise.verdicts).
 
 A side is a model that is asked, or the answers of a finished `raysift evaluate` (`win_rate_sides.py`); judge and table are in
 `win_rate_stages.py`.
@@ -21,9 +21,9 @@ from raysift.jobs.stages import model_fingerprint
 from raysift.jobs.win_rate_sides import AGAINST, OWN, Source, answer, example_files
 from raysift.jobs.win_rate_stages import RESULT_FILE, count, judge
 from raysift.manifest import Manifest
+from raysift.pairwise.rows import Question
+from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID
-from raysift.win_rate_rows import Question
-from raysift.win_rate_settings import WinRateSettings
 
 
 def win_rate(

@@ -18,11 +18,11 @@ from raysift.jobs.run import Run, StageResult, open_run
 from raysift.jobs.stages import model_fingerprint
 from raysift.jobs.tables import count_answers, relative
 from raysift.manifest import read_manifest
+from raysift.pairwise.rows import Answer, rows_to_answer
+from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID, Example
 from raysift.resources import Resources
 from raysift.storage import Location, open_location
-from raysift.win_rate_rows import Answer, rows_to_answer
-from raysift.win_rate_settings import WinRateSettings
 
 OWN, AGAINST = "own", "against"
 BLOCKS_PER_WORKER = 4

@@ -21,11 +21,7 @@ from raysift.jobs.run import Run, StageResult
 from raysift.jobs.tables import count_answers, publish, relative
 from raysift.jobs.win_rate_sides import drawn_examples, read_rows, spread, write_table
 from raysift.manifest import Manifest
-from raysift.quality_columns import SCORE_COLUMN, TRUNCATED
-from raysift.records import ERROR, ID
-from raysift.storage import Location
-from raysift.win_rate import RESULT, decide, result_record, win_line, win_table
-from raysift.win_rate_rows import (
+from raysift.pairwise.rows import (
     Question,
     Reading,
     readings_of_comparison,
@@ -33,7 +29,11 @@ from raysift.win_rate_rows import (
     rows_to_compare,
     rows_to_score,
 )
-from raysift.win_rate_settings import Aspect, WinRateSettings, prompt_of_aspect
+from raysift.pairwise.settings import Aspect, WinRateSettings, prompt_of_aspect
+from raysift.pairwise.verdicts import RESULT, decide, result_record, win_line, win_table
+from raysift.quality_columns import SCORE_COLUMN, TRUNCATED
+from raysift.records import ERROR, ID
+from raysift.storage import Location
 
 RESULT_FILE = "win_rate.parquet"
 MOST_LISTED = 100  # failed questions that the manifest names; the table of questions has them all

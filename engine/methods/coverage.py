@@ -16,7 +16,7 @@ from pydantic import Field
 
 from raysift.budget import Budget
 from raysift.choose import choose_in_order
-from raysift.coverage_settings import CoverageSettings
+from raysift.kcenter.settings import CoverageSettings
 from raysift.methods.base import MethodConfig, Selector
 from raysift.quality_settings import EmbeddingSettings
 from raysift.records import FATE, ID, ORDER, RADIUS, SCORE

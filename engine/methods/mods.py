@@ -24,8 +24,8 @@ from pydantic import Field, field_validator
 
 from raysift.budget import Budget
 from raysift.choose import choose_in_order
-from raysift.coverage_settings import CoverageSettings
 from raysift.generation_settings import GenerationSettings
+from raysift.kcenter.settings import CoverageSettings
 from raysift.methods.base import MethodConfig, Selector
 from raysift.methods.coverage import COVERED, look_up
 from raysift.quality_settings import EmbeddingSettings, QualitySettings, Threshold

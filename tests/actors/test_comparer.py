@@ -9,10 +9,10 @@ from raysift.actors.comparer import Comparer
 from raysift.actors.loaded import LoadedModel, load
 from raysift.errors import StageError
 from raysift.judging import CUT_MARK, frame
+from raysift.pairwise.rows import COMPARED, ORDERS
+from raysift.pairwise.settings import ComparisonSettings
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 from raysift.templates import encode_prompt
-from raysift.win_rate_rows import COMPARED, ORDERS
-from raysift.win_rate_settings import ComparisonSettings
 
 from ..tiny_models import tiny_llama  # noqa: TID252
 

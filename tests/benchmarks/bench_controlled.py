@@ -163,7 +163,7 @@ def talk(row: dict[str, Any], side: str) -> Talk:
 
 
 def duplicates(data: Path, encoder: str, threads: int, sizes: list[int], seed: int) -> None:
-    from raysift.kcenter import k_center
+    from raysift.kcenter.picking import k_center
 
     rows = pq.read_table(data / "controlled/planted_duplicates.parquet").to_pylist()
     groups, kinds = np.array([row["dup_group"] for row in rows]), np.array([row["dup_type"] for row in rows])

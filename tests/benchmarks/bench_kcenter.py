@@ -8,7 +8,7 @@ first centre; reading rows and importing libraries are not timed. The slow ones 
 the same whether it is the first or the last), or all with `--full`; what they picked must be what ours did. Seconds of CPU
 are printed too: other work on the machine disturbs them less.
 
-- ours: `raysift.kcenter.k_center`, also with pruning switched off.
+- ours: `raysift.kcenter.picking.k_center`, also with pruning switched off.
 - sklearn: the official code's loop: `pairwise_distances` to the new centre, `np.minimum`, `argmax`.
 - numpy: the same with |x|^2 + |c|^2 - 2 x.c in float32, norms computed once.
 - k-center, fpsample: KCenter and fps_sampling of these packages (`--rivals`); the trees of fpsample refuse so many dimensions.
@@ -68,7 +68,7 @@ def load(name: str) -> None:
     if name in OURS:
         import torch  # noqa: F401
 
-        import raysift.kcenter  # noqa: F401
+        import raysift.kcenter.picking  # noqa: F401
     elif name == "sklearn":
         import sklearn.metrics  # noqa: F401
     elif name in RIVALS:
@@ -76,7 +76,7 @@ def load(name: str) -> None:
 
 
 def ours(name: str, x: np.ndarray, count: int) -> tuple[Any, dict[str, Any]]:
-    from raysift.kcenter import k_center
+    from raysift.kcenter.picking import k_center
 
     found = k_center(x, count, initial=([-1], x[:1]), **OURS[name])
     return found.ids, {"passes": found.passes, "share": found.products / found.possible, "radius": found.final_radius}

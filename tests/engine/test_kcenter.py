@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raysift import kcenter, kcenter_shard
-from raysift.coresets import core_set, cover_union, farthest_row, part_of, with_radius
-from raysift.coverage_forecast import Speed, forecast_bytes, forecast_seconds, measure_speed
-from raysift.distances import error_factor, exact_squares, squared_lengths
 from raysift.errors import DataError, StageError
-from raysift.kcenter import Picked, k_center
-from raysift.kcenter_shard import Batch, Shard
+from raysift.kcenter import picking as kcenter
+from raysift.kcenter import shard as kcenter_shard
+from raysift.kcenter.coresets import core_set, cover_union, farthest_row, part_of, with_radius
+from raysift.kcenter.distances import error_factor, exact_squares, squared_lengths
+from raysift.kcenter.forecast import Speed, forecast_bytes, forecast_seconds, measure_speed
+from raysift.kcenter.picking import Picked, k_center
+from raysift.kcenter.shard import Batch, Shard
 
 
 def plain_greedy(x, ids, k, first=None, initial=None):

@@ -6,14 +6,11 @@ from itertools import product
 import pytest
 from pydantic import ValidationError
 
-from raysift.comparing import Weights, share_among, verdict_tokens, weigh_verdicts
 from raysift.errors import ModelError
 from raysift.examples import example_key
 from raysift.fingerprint import fingerprint
-from raysift.quality_settings import JUDGE_PROMPT, JudgeSettings, QualitySettings
-from raysift.records import ERROR, ID, Example, Message
-from raysift.win_rate import LOSE, TIE, WIN, Outcome, decide, result_record, verdict_of, win_line, win_table
-from raysift.win_rate_rows import (
+from raysift.pairwise.comparing import Weights, share_among, verdict_tokens, weigh_verdicts
+from raysift.pairwise.rows import (
     ORDERS,
     Answer,
     Question,
@@ -24,7 +21,10 @@ from raysift.win_rate_rows import (
     rows_to_compare,
     rows_to_score,
 )
-from raysift.win_rate_settings import ComparisonSettings, WinRateSettings, prompt_of_aspect
+from raysift.pairwise.settings import ComparisonSettings, WinRateSettings, prompt_of_aspect
+from raysift.pairwise.verdicts import LOSE, TIE, WIN, Outcome, decide, result_record, verdict_of, win_line, win_table
+from raysift.quality_settings import JUDGE_PROMPT, JudgeSettings, QualitySettings
+from raysift.records import ERROR, ID, Example, Message
 
 from ..tiny_models import byte_tokenizer  # noqa: TID252
 

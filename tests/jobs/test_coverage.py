@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysift import embeddings
-from raysift.coverage_settings import CoverageSettings
 from raysift.embeddings import write_embeddings
 from raysift.errors import DataError, StageError, StaleRunError
 from raysift.jobs import coverage, coverage_shards
 from raysift.jobs.coverage import cover
-from raysift.kcenter import k_center
+from raysift.kcenter.picking import k_center
+from raysift.kcenter.settings import CoverageSettings
 from raysift.resources import Resources
 from raysift.storage import open_location
 
@@ -208,7 +208,7 @@ def test_shards_that_are_killed_are_built_again_and_pick_the_same(ray_local, fil
 
 def _in_small_batches(monkeypatch, *arguments):
     """So few candidates that there are many exchanges to kill a shard in."""
-    from raysift import kcenter
+    from raysift.kcenter import picking as kcenter
 
     for name in ("FIRST_WANTED", "LEAST_WANTED", "MOST_WANTED"):
         monkeypatch.setattr(kcenter, name, 40)
@@ -238,7 +238,7 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import test_coverage as t
 t.coverage.CHECKPOINT_S = 0
-from raysift import kcenter
+from raysift.kcenter import picking as kcenter
 kcenter.FIRST_WANTED = kcenter.LEAST_WANTED = kcenter.MOST_WANTED = 40
 die = t.StopAfter(int(sys.argv[3]), lambda: os.kill(os.getpid(), signal.SIGKILL))
 files = [t.open_location(name) for name in sys.argv[4:]]

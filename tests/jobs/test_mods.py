@@ -18,7 +18,7 @@ import pytest
 import raysift
 from raysift.jobs.rescore import find_manifest
 from raysift.jobs.tables import read_chunks
-from raysift.kcenter import k_center
+from raysift.kcenter.picking import k_center
 from raysift.methods.coverage import COVERED
 from raysift.methods.mods import AUGMENTED, KNOWN, POOR, SEED
 from raysift.nano.world import generate_pool

@@ -5,7 +5,7 @@ With p(v) the probability that the reply begins with verdict v, one of A, B and 
     mass = sum_v p(v),   weight of v = p(v) / mass
 
 Several tokens may spell one verdict (`A` and a space before it); their probabilities add up. Where the mass is small the
-model was about to say something else: such a reply is unparsable. The verdict itself falls in raysift.win_rate.
+model was about to say something else: such a reply is unparsable. The verdict itself falls in raysift.pairwise.verdicts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from raysift.errors import ModelError
 from raysift.judging import _WORD_STARTS
-from raysift.win_rate_settings import ComparisonSettings
+from raysift.pairwise.settings import ComparisonSettings
 
 LETTERS = {"A": "first", "B": "second", "C": "tie"}
 """How a judge that reads two answers names the better one."""

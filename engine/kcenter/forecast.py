@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raysift.kcenter import AIM, Picked, pick
-from raysift.kcenter_shard import PASS_CENTERS, Shard
+from raysift.kcenter.picking import AIM, Picked, pick
+from raysift.kcenter.shard import PASS_CENTERS, Shard
 
 TRIAL_BYTES = 24 * 2**20
 ROW_BYTES = 56  # of bookkeeping beside the vector: ids, norms, distances and their passes, places of sorted ids

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raysift.errors import DataError
-from raysift.products import multiply
+from raysift.kcenter.products import multiply
 from raysift.topk import Ids
 
 Vectors = NDArray[np.float32]

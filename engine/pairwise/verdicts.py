@@ -26,8 +26,8 @@ from typing import Any
 import pyarrow as pa
 
 from raysift.intervals import mean_interval
+from raysift.pairwise.rows import READING, Question, Reading
 from raysift.records import ERROR, ID
-from raysift.win_rate_rows import READING, Question, Reading
 
 WIN, TIE, LOSE = "win", "tie", "lose"
 POINTS = {WIN: 1, TIE: 0, LOSE: -1}

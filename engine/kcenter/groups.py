@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from raysift.distances import Vectors, squared_lengths
-from raysift.products import multiply
+from raysift.kcenter.distances import Vectors, squared_lengths
+from raysift.kcenter.products import multiply
 
 SLACK = 1e-5
 """On every bound of the triangle inequality: far more than rounding needs, far less than shows in the work."""

@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from raysift.distances import (
+from raysift.errors import DataError, StageError
+from raysift.kcenter.distances import (
     Places,
     Squares,
     Vectors,
@@ -36,10 +37,9 @@ from raysift.distances import (
     nearest_squares,
     squared_lengths,
 )
-from raysift.errors import DataError, StageError
-from raysift.kcenter_groups import SLACK, Groups
+from raysift.kcenter.groups import SLACK, Groups
+from raysift.kcenter.products import Team, calm
 from raysift.methods.uniform import seed_for, uniform_of
-from raysift.products import Team, calm
 from raysift.topk import Ids
 
 PASS_CENTERS = 256  # most centres of one matrix product

@@ -22,10 +22,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from raysift.distances import Squares, Vectors, as_points, error_factor, error_floor, exact_squares, squared_lengths
 from raysift.errors import DataError
-from raysift.kcenter_shard import Batch, Candidates, Shard
-from raysift.products import calm, multiply
+from raysift.kcenter.distances import (
+    Squares,
+    Vectors,
+    as_points,
+    error_factor,
+    error_floor,
+    exact_squares,
+    squared_lengths,
+)
+from raysift.kcenter.products import calm, multiply
+from raysift.kcenter.shard import Batch, Candidates, Shard
 from raysift.topk import Ids
 
 AIM = 192  # picks a pass: enough for a matrix product to be worth its name
