@@ -34,7 +34,7 @@ _HOMES = {
     "explain": "raysift.jobs.explain",
     "rescore": "raysift.jobs.rescore",
     "win_rate": "raysift.jobs.win_rate",
-    "k_center": "raysift.kcenter.picking",
+    "k_center": "raysift.kcenter",
 }
 _METHODS = ("uniform", "longest", "quality", "coverage", "less", "rose", "mods")
 

@@ -16,7 +16,7 @@ from typing import Any
 from ray.data import ActorPoolStrategy, Dataset
 
 from raysift.actors.language_model import resolve_model
-from raysift.actors.responder import ENGINE_ERROR, GENERATED, Asker, Reader, Responder
+from raysift.actors.responder import Asker, Reader, Responder
 from raysift.errors import ConfigError, StageError
 from raysift.generation_settings import AUTO, TRANSFORMERS, VLLM, GenerationSettings
 from raysift.jobs.raydata import answer_rows, map_rows
@@ -134,5 +134,4 @@ def _answer_through_vllm(
     }
     processor = build_engine(model, adapter, settings, resources, engines, rules)
     asked = dataset.map_batches(Asker, fn_constructor_kwargs={"model": model, **rules}, **helper)
-    read = processor(asked).select_columns([ID, GENERATED, ENGINE_ERROR])
-    return read.map_batches(Reader, fn_constructor_kwargs={"model": model, **rules}, **helper)
+    return processor(asked).map_batches(Reader, fn_constructor_kwargs={"model": model, **rules}, **helper)

@@ -7,7 +7,7 @@ What it works around, in Ray 2.60 with vLLM 0.29 to 0.32:
   columns;
 - an engine that dies takes its actor along, which Ray restarts for ever: `max_restarts` is set on the stage, the only
   door there is;
-- requests may wait for ever on a dead engine: see `guarded`;
+- requests may wait for ever on a dead engine: see `our_engine`;
 - an adapter that is not on a local disk can be named for s3:// and gs:// alone: the engine's actor copies it first;
 - building a processor initialises Ray once more, which resets the levels of its loggers.
 """
@@ -20,7 +20,6 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -97,17 +96,21 @@ def build_engine(
     name = resolve_model(model)
     if adapter is not None:
         name = adapter.path if adapter.is_local else str(adapter)
-    sampling, seed = sampling_of(settings, ends), settings.seed if settings.temperature > 0 else None
-    request = partial(_request, model=name, sampling=sampling, seed=seed)
     few = {"num_cpus": HELPER_CPUS}
     with _as_told():
         processor = build_processor(
-            config, preprocess=request, postprocess=_reply, preprocess_map_kwargs=few, postprocess_map_kwargs=few
+            config, preprocess=_request, postprocess=_reply, preprocess_map_kwargs=few, postprocess_map_kwargs=few
         )
     stage = processor.get_stage_by_name(ENGINE_STAGE)
     stage.map_batches_kwargs["max_restarts"] = MAX_RESTARTS
-    fetched = {name: adapter} if adapter is not None and not adapter.is_local else {}
-    replace_engine(stage, guarded(stage.fn), adapters=fetched)
+    replace_engine(
+        stage,
+        our_engine(stage.fn),
+        served=name,
+        sampling=sampling_of(settings, ends),
+        seed=settings.seed if settings.temperature > 0 else None,
+        adapters={name: adapter} if adapter is not None and not adapter.is_local else {},
+    )
     return processor
 
 
@@ -120,37 +123,54 @@ def replace_engine(stage: Any, engine: type, **arguments: Any) -> None:
     stage.map_batches_kwargs.update(placed)
 
 
-def guarded(stage: Any) -> Any:
-    """The engine's class with a guard beside each batch, and with copies of remote adapters for as long as it runs.
+def our_engine(stage: Any) -> Any:
+    """The engine's class with less to carry, a guard beside each batch, and copies of remote adapters while it runs.
 
-    vLLM 0.32 forgets requests that were sent just before it noticed that its engine had died: they wait for ever.
+    What all rows have in common is put to them here instead of travelling with each, and of a reply only the tokens go
+    on. The guard: vLLM 0.32 forgets requests that were sent just before it noticed that its engine had died.
     """
 
-    class GuardedEngine(stage):  # type: ignore[misc]
-        def __init__(self, *, engine_kwargs: dict[str, Any], adapters: Mapping[str, Location], **kwargs: Any) -> None:
+    class OurEngine(stage):  # type: ignore[misc]
+        def __init__(
+            self,
+            *,
+            engine_kwargs: dict[str, Any],
+            expected_input_keys: list[str],
+            served: str,
+            sampling: dict[str, Any],
+            seed: int | None,
+            adapters: Mapping[str, Location],
+            **others: Any,
+        ) -> None:
             batching = offline_batching(engine_kwargs.get("tensor_parallel_size", 1))
-            super().__init__(engine_kwargs=batching | engine_kwargs, **kwargs)
+            super().__init__(engine_kwargs=batching | engine_kwargs, expected_input_keys=[PROMPT], **others)
             from vllm.lora.request import LoRARequest
 
+            self.served, self.sampling, self.seed = served, sampling, seed
             self.copies = contextlib.ExitStack()
             for number, (name, place) in enumerate(adapters.items(), start=1):
                 folder = self.copies.enter_context(local_copy(place))
                 self.llm.lora_name_to_request[name] = LoRARequest(name, number, folder)
 
         async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+            for row in batch:
+                drawn = {} if self.seed is None else {"seed": row_seed(self.seed, row[ID]) & MOST_SEED}
+                row |= {"model": self.served, "sampling_params": self.sampling | drawn}
             guard = asyncio.create_task(self._guard())
             try:
-                async for row in super().udf(batch):
-                    yield row
+                async for reply in super().udf(batch):
+                    yield {name: reply[name] for name in (self.IDX_IN_BATCH_COLUMN, GENERATED, ENGINE_ERROR)}
             finally:
                 guard.cancel()
+                for row in batch:
+                    row.pop("model")
 
         async def _guard(self) -> None:
             while not self.llm.engine.errored:
                 await asyncio.sleep(GUARD_S)
             os._exit(1)  # as the class itself does: the one end after which Ray tries the batch again elsewhere
 
-    return GuardedEngine
+    return OurEngine
 
 
 def sampling_of(settings: GenerationSettings, ends: frozenset[int]) -> dict[str, Any]:
@@ -164,16 +184,10 @@ def sampling_of(settings: GenerationSettings, ends: frozenset[int]) -> dict[str,
     }
 
 
-def _request(row: dict[str, Any], model: str, sampling: dict[str, Any], seed: int | None) -> dict[str, Any]:
+def _request(row: dict[str, Any]) -> dict[str, Any]:
     """A row of an `Asker` as the engine's stage takes it; one with an error is passed by the engine."""
-    drawn = {} if seed is None else {"seed": row_seed(seed, row[ID]) & MOST_SEED}
-    return {
-        "model": model,
-        "sampling_params": sampling | drawn,
-        PROMPT: [] if row[PROMPT] is None else row[PROMPT],
-        GENERATED: [],
-        ENGINE_ERROR: row[ERROR] or "",
-    }
+    prompt = [] if row[PROMPT] is None else row[PROMPT]
+    return {PROMPT: prompt, GENERATED: [], ENGINE_ERROR: row.pop(ERROR) or ""}
 
 
 def _reply(row: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +210,7 @@ def _as_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """An engine that Ray gave up on, in words."""
+    """What ended a run through vLLM, in words."""
     try:
         yield
     except RaysiftError:
@@ -204,9 +218,9 @@ def explained() -> Iterator[None]:
     except Exception as error:
         # Ray has several families of errors and all hold the traceback as text, the cause on its last lines.
         lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines()]
-        causes = [line for line in lines if _CAUSE.match(line)] or [line for line in lines if line]
+        said = [line for line in lines if _CAUSE.match(line)] or [line for line in lines if line] or ["no message"]
         raise StageError(
-            f"generate: the vLLM engine could not go on ({type(error).__name__}; {causes[-1]}). A dead engine is "
-            f"started again {MAX_RESTARTS} times. Its log is in Ray's session folder (logs/worker-*.err). Mend the "
+            f"generate: could not go on through vLLM ({type(error).__name__}; {said[-1]}). An engine that dies is "
+            f"started again {MAX_RESTARTS} times; its log is in Ray's session folder (logs/worker-*.err). Mend the "
             "cause and start the run again, it will continue; or set backend=transformers."
         ) from error

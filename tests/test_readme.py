@@ -49,7 +49,7 @@ def test_commands_and_make_targets_exist():
     from raysift.jobs.cli import METHOD_HELP, app
 
     commands = {command.name or command.callback.__name__ for command in app.registered_commands} | {"nano"}
-    for word in re.findall(r"^raysift (\w+)", README, re.M) + re.findall(r"`raysift (\w+)", README):
+    for word in re.findall(r"^raysift ([\w-]+)", README, re.M) + re.findall(r"`raysift ([\w-]+)", README):
         assert word in commands or word == "METHOD", word
     assert set(METHOD_HELP) <= commands
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)

@@ -132,7 +132,7 @@ def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, m
     monkeypatch.setattr(generation, "build_engine", doomed)
     files = write_questions(tmp_path, 20)
     one_batch = resources(block_rows=100, batch_rows=100)
-    with pytest.raises(StageError, match=r"the vLLM engine could not go on .* started again 1 times"):
+    with pytest.raises(StageError, match=r"could not go on through vLLM .* started again 1 times"):
         generation.generate(files, "nano", open_location(tmp_path / "out"), settings(), one_batch)
     assert starts.read_text().count("x") == 2
 
@@ -145,7 +145,7 @@ def test_an_engine_that_does_not_start_ends_the_run(ray_local, tmp_path, monkeyp
         vllm_stage, "engine_arguments", lambda *args, **named: arguments(*args, **named) | {"kv_cache_memory_bytes": 1}
     )
     files = write_questions(tmp_path, 4)
-    with pytest.raises(StageError, match=r"the vLLM engine could not go on .*Engine core initialization failed"):
+    with pytest.raises(StageError, match=r"could not go on through vLLM .*Engine core initialization failed"):
         generation.generate(files, "nano", open_location(tmp_path / "out"), settings(), resources())
 
 
