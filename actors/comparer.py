@@ -14,12 +14,12 @@ from raysift.actors.contract import Failed, Row
 from raysift.actors.judge import Judge
 from raysift.actors.loaded import LoadedModel
 from raysift.errors import DataError
-from raysift.judging import CUT_MARK, defuse, frame, special_texts
 from raysift.pairwise.comparing import share_among, verdict_tokens, weigh_verdicts
 from raysift.pairwise.rows import ORDERS
 from raysift.pairwise.settings import ComparisonSettings
-from raysift.quality_columns import INPUT_TOKENS, TRUNCATED
-from raysift.questions import Exchange, question_text, split_exchange, token_ends, without_oldest_turns
+from raysift.quality.columns import INPUT_TOKENS, TRUNCATED
+from raysift.quality.judging import CUT_MARK, defuse, frame, special_texts
+from raysift.quality.questions import Exchange, question_text, split_exchange, token_ends, without_oldest_turns
 from raysift.records import MESSAGES
 
 OWN = "own_answer"

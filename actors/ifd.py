@@ -19,9 +19,9 @@ from raysift.actors.likelihood import Scorer
 from raysift.actors.loaded import NO_LIMIT, LoadedModel
 from raysift.actors.text_models import quick_products
 from raysift.errors import DataError, ModelError
-from raysift.quality_columns import CONDITIONAL_LOSS, DIRECT_LOSS, IFD, IFD_SCHEMA, LABEL_TOKENS, TRUNCATED
-from raysift.quality_settings import IfdSettings
-from raysift.questions import split_exchange
+from raysift.quality.columns import CONDITIONAL_LOSS, DIRECT_LOSS, IFD, IFD_SCHEMA, LABEL_TOKENS, TRUNCATED
+from raysift.quality.questions import split_exchange
+from raysift.quality.settings import IfdSettings
 from raysift.records import MESSAGES
 from raysift.templates import IGNORED, Encoded, encode_conversation, encode_prompt
 

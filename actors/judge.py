@@ -1,4 +1,4 @@
-"""A language model as judge of answers: the rating it expects to give (formulas and prompt in raysift.judging)."""
+"""A language model as judge of answers: the rating it expects to give (formulas and prompt in raysift.quality.judging)."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from raysift.actors.likelihood import Scorer
 from raysift.actors.loaded import LoadedModel
 from raysift.actors.text_models import quick_products
 from raysift.errors import DataError
-from raysift.judging import check_rating, expected_rating, fit_judge_message, rating_tokens
-from raysift.quality_columns import INPUT_TOKENS, JUDGE_SCHEMA, JUDGE_SCORE, RATING_MASS, TRUNCATED
-from raysift.quality_settings import JudgeSettings
-from raysift.questions import Message, exchange_of
+from raysift.quality.columns import INPUT_TOKENS, JUDGE_SCHEMA, JUDGE_SCORE, RATING_MASS, TRUNCATED
+from raysift.quality.judging import check_rating, expected_rating, fit_judge_message, rating_tokens
+from raysift.quality.questions import Message, exchange_of
+from raysift.quality.settings import JudgeSettings
 from raysift.records import MESSAGES
 from raysift.templates import encode_prompt
 

@@ -25,9 +25,9 @@ from raysift.actors.text_models import (
     text_limit,
 )
 from raysift.errors import DataError, ModelError
-from raysift.quality_columns import INPUT_TOKENS, REWARD, REWARD_SCHEMA, TRUNCATED
-from raysift.quality_settings import RewardSettings
-from raysift.questions import Exchange, Message, exchange_of, fit_exchange, question_text
+from raysift.quality.columns import INPUT_TOKENS, REWARD, REWARD_SCHEMA, TRUNCATED
+from raysift.quality.questions import Exchange, Message, exchange_of, fit_exchange, question_text
+from raysift.quality.settings import RewardSettings
 from raysift.records import MESSAGES
 
 Made = TypeVar("Made")

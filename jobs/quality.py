@@ -17,11 +17,11 @@ from raysift.jobs.selection import write_rows
 from raysift.jobs.stages import model_fingerprint
 from raysift.jobs.tables import count_answers, count_true, read_chunks, relative
 from raysift.manifest import Manifest
-from raysift.quality_columns import SCORE_COLUMN, TRUNCATED
-from raysift.quality_settings import QualitySettings, Threshold
+from raysift.quality.columns import SCORE_COLUMN, TRUNCATED
+from raysift.quality.settings import QualitySettings, Threshold
+from raysift.quality.thresholds import Cut, cut_above, cut_below, describe_cut, describe_scale, gather_scores, histogram
 from raysift.records import ID
 from raysift.storage import Location
-from raysift.thresholds import Cut, cut_above, cut_below, describe_cut, describe_scale, gather_scores, histogram
 
 SCORERS: dict[str, type[RowActor]] = {"reward": Reward, "judge": Judge, "ifd": Ifd}
 

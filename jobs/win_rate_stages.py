@@ -31,7 +31,7 @@ from raysift.pairwise.rows import (
 )
 from raysift.pairwise.settings import Aspect, WinRateSettings, prompt_of_aspect
 from raysift.pairwise.verdicts import RESULT, decide, result_record, win_line, win_table
-from raysift.quality_columns import SCORE_COLUMN, TRUNCATED
+from raysift.quality.columns import SCORE_COLUMN, TRUNCATED
 from raysift.records import ERROR, ID
 from raysift.storage import Location
 

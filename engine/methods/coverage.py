@@ -18,7 +18,7 @@ from raysift.budget import Budget
 from raysift.choose import choose_in_order
 from raysift.kcenter.settings import CoverageSettings
 from raysift.methods.base import MethodConfig, Selector
-from raysift.quality_settings import EmbeddingSettings
+from raysift.quality.settings import EmbeddingSettings
 from raysift.records import FATE, ID, ORDER, RADIUS, SCORE
 from raysift.topk import Ids, Scores
 

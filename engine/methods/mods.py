@@ -28,7 +28,7 @@ from raysift.generation_settings import GenerationSettings
 from raysift.kcenter.settings import CoverageSettings
 from raysift.methods.base import MethodConfig, Selector
 from raysift.methods.coverage import COVERED, look_up
-from raysift.quality_settings import EmbeddingSettings, QualitySettings, Threshold
+from raysift.quality.settings import EmbeddingSettings, QualitySettings, Threshold
 from raysift.recipes import TrainConfig
 from raysift.records import FATE, ID, ORDER, RADIUS, SCORE
 from raysift.topk import Ids, Scores

@@ -6,8 +6,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from raysift.methods.base import MethodConfig, Selector
-from raysift.quality_columns import SCORE_COLUMN
-from raysift.quality_settings import QualitySettings
+from raysift.quality.columns import SCORE_COLUMN
+from raysift.quality.settings import QualitySettings
 
 
 class QualityConfig(MethodConfig):

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from raysift.errors import ModelError
-from raysift.judging import _WORD_STARTS
 from raysift.pairwise.settings import ComparisonSettings
+from raysift.quality.judging import _WORD_STARTS
 
 LETTERS = {"A": "first", "B": "second", "C": "tie"}
 """How a judge that reads two answers names the better one."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from raysift.examples import example_key
-from raysift.questions import Message
+from raysift.quality.questions import Message
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, Example
 
 ORDERS = ("own_first", "against_first")

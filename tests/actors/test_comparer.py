@@ -8,9 +8,9 @@ import pytest
 from raysift.actors.comparer import Comparer
 from raysift.actors.loaded import LoadedModel, load
 from raysift.errors import StageError
-from raysift.judging import CUT_MARK, frame
 from raysift.pairwise.rows import COMPARED, ORDERS
 from raysift.pairwise.settings import ComparisonSettings
+from raysift.quality.judging import CUT_MARK, frame
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 from raysift.templates import encode_prompt
 

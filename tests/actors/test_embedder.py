@@ -11,7 +11,7 @@ import pytest
 from raysift.actors.embedder import Embedder, read_encoder_files
 from raysift.errors import ModelError
 from raysift.nano.world import generate_pool
-from raysift.quality_settings import EmbeddingSettings
+from raysift.quality.settings import EmbeddingSettings
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 
 from ..tiny_classifiers import tiny_encoder  # noqa: TID252

@@ -6,7 +6,7 @@ import pytest
 from raysift.actors.ifd import Ifd
 from raysift.actors.loaded import LoadedModel, load
 from raysift.errors import ModelError
-from raysift.quality_settings import IfdSettings
+from raysift.quality.settings import IfdSettings
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 
 from ..tiny_models import CHAT_TEMPLATE, tiny_llama  # noqa: TID252

@@ -6,9 +6,9 @@ import pytest
 from raysift.actors.judge import Judge
 from raysift.actors.loaded import LoadedModel, load
 from raysift.errors import ModelError
-from raysift.judging import judge_message, special_texts
-from raysift.quality_settings import JudgeSettings
-from raysift.questions import split_exchange
+from raysift.quality.judging import judge_message, special_texts
+from raysift.quality.questions import split_exchange
+from raysift.quality.settings import JudgeSettings
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 from raysift.templates import encode_prompt
 

@@ -12,7 +12,7 @@ import psutil
 from raysift.actors.judge import Judge
 from raysift.actors.vllm_judge import VllmJudge
 from raysift.errors import StageError
-from raysift.quality_settings import JudgeSettings
+from raysift.quality.settings import JudgeSettings
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 
 pytestmark = pytest.mark.vllm

@@ -31,8 +31,8 @@ from raysift.actors.judge import Judge
 from raysift.actors.loaded import load
 from raysift.actors.reward import Reward
 from raysift.formats.alpaca import join_input
-from raysift.quality_settings import EmbeddingSettings, JudgeSettings
-from raysift.ranking import auc, share_raised
+from raysift.quality.ranking import auc, share_raised
+from raysift.quality.settings import EmbeddingSettings, JudgeSettings
 from raysift.records import ID, MESSAGE, MESSAGES
 
 Talk = list[dict[str, str]]

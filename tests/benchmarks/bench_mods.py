@@ -31,7 +31,7 @@ from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest
 from raysift.nano.skills import SKILLS
 from raysift.nano.world import examples, is_clean, write_pool
-from raysift.ranking import auc
+from raysift.quality.ranking import auc
 from raysift.records import ID, META
 
 BUDGET = "2%"

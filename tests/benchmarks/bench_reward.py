@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 import torch
 
 from raysift.actors.reward import Reward
-from raysift.questions import question_text, split_exchange
+from raysift.quality.questions import question_text, split_exchange
 from raysift.records import ID, MESSAGE, MESSAGES
 
 

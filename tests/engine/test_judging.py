@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from raysift.errors import ModelError
-from raysift.judging import (
+from raysift.quality.judging import (
     CUT_MARK,
     Rating,
     check_rating,
@@ -19,8 +19,8 @@ from raysift.judging import (
     rating_tokens,
     special_texts,
 )
-from raysift.quality_settings import JudgeSettings
-from raysift.questions import split_exchange
+from raysift.quality.questions import split_exchange
+from raysift.quality.settings import JudgeSettings
 from raysift.templates import encode_prompt
 
 from ..tiny_models import byte_tokenizer  # noqa: TID252

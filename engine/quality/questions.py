@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, NamedTuple, TypeVar
 
 from raysift.errors import DataError, StageError
-from raysift.quality_settings import EmbeddedText, InputJoin
+from raysift.quality.settings import EmbeddedText, InputJoin
 from raysift.records import MESSAGES
 
 Message = dict[str, str]
