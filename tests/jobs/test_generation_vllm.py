@@ -4,7 +4,6 @@ An engine takes ten to twenty seconds to come up, so each test looks at several 
 """
 
 import os
-import threading
 import time
 from functools import partial
 
@@ -77,22 +76,54 @@ def test_rows_of_vllm_are_those_of_transformers_and_poisoned_ones_fail_alone(ray
     assert len({row["n_new_tokens"] for row in rows[:100]}) > 3
 
 
-def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_path):
+def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_path, monkeypatch):
     """With a LoRA adapter from a place that is not a local disk, whose copy a new engine needs again."""
+    from raysift.jobs import generation, vllm_stage
+
     write_adapter(tmp_path / "adapters" / "one", rank=4)
     remote = Location(pafs.SubTreeFileSystem(str(tmp_path / "adapters"), pafs.LocalFileSystem()), "one")
     assert not remote.is_local
     files = write_questions(tmp_path, 300)
-    from raysift.jobs.generation import generate
+    out, once = tmp_path / "by-vllm", tmp_path / "killed"
+    build = generation.build_engine
 
-    out = tmp_path / "by-vllm"
-    before = {}
-    killer = Killer(str(tmp_path), times=1, when=lambda: before.update(committed(out)) or len(before) >= 40)
-    with killer:
-        answers = generate(files, "nano", open_location(out), settings(), resources(), adapter=remote)
-    assert killer.killed == 1
-    assert 40 <= len(before) < 300
-    assert committed(out).items() >= before.items(), "rows that were finished were written again"
+    def interrupted(*arguments):
+        processor = build(*arguments)
+        stage = processor.get_stage_by_name(vllm_stage.ENGINE_STAGE)
+
+        class Interrupted(stage.fn):
+            """Kills its engine once: at the 20th of 38 batches, as soon as rows of earlier ones are committed."""
+
+            batches = 0
+
+            async def udf(self, batch):
+                import asyncio
+
+                import psutil
+
+                self.batches += 1
+                tries = 0 if once.exists() or self.batches < 20 else 600
+                while tries and not once.exists():
+                    await asyncio.sleep(0.1)
+                    if sum("pending" not in str(path) for path in (out / "done").rglob("*.parquet")) >= 2:
+                        once.touch()
+                        for process in psutil.Process().children():
+                            if "EngineCore" in " ".join(process.cmdline()):
+                                process.kill()
+                    tries -= 1
+                async for row in super().udf(batch):
+                    yield row
+
+        vllm_stage.replace_engine(stage, Interrupted)
+        return processor
+
+    monkeypatch.setattr(generation, "build_engine", interrupted)
+    generate = generation.generate
+    answers = generate(files, "nano", open_location(out), settings(), resources(), adapter=remote)
+    assert once.exists(), "the engine was not killed"
+    when = once.stat().st_mtime_ns
+    before = [number for number, written in committed(out).items() if written < when]
+    assert 20 <= len(before) < 300, "rows that were finished were written again"
     rows = read_answers(answers).to_pylist()
     assert [row[ID] for row in rows] == ids(300)
     local = open_location(tmp_path / "adapters" / "one")
@@ -161,34 +192,6 @@ def test_draws_follow_the_row_and_not_its_batch(ray_local, tmp_path):
     same = sum(a == b for a, b in zip(one.to_pylist(), two.to_pylist(), strict=True))
     assert same >= 58, f"{same} of 60 drawn answers are the same"
     assert one[ERROR].null_count == 60
-
-
-class Killer:
-    """Kills this test's engines with SIGKILL once they serve, as often as asked."""
-
-    def __init__(self, mark, times, when=lambda: True):
-        self.mark, self.times, self.when, self.killed = mark, times, when, 0
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_):
-        self._over.set()
-        self._thread.join()
-
-    def _run(self):
-        gone = set()
-        while not self._over.is_set() and self.killed < self.times:
-            for engine in engines(self.mark):
-                if engine.pid not in gone and self.when():
-                    gone.add(engine.pid)
-                    engine.kill()
-                    self.killed += 1
-                    break
-            time.sleep(0.02)
 
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

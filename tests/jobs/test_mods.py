@@ -179,7 +179,7 @@ def kill_when(arguments, stage, ready):
     return False
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_a_driver_killed_in_every_stage_ends_with_the_undisturbed_selection_and_repeats_no_answer(pool, tmp_path):
     subprocess.run(command(pool, tmp_path / "calm"), check=True, capture_output=True, timeout=300)
