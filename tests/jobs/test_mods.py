@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import raysift
+from raysift.errors import ConfigError
 from raysift.jobs.rescore import find_manifest
 from raysift.jobs.tables import read_chunks
 from raysift.kcenter.picking import k_center
@@ -207,3 +208,29 @@ def ids_in(file):
         return set(pq.read_table(file, columns=["id"])["id"].to_pylist())
     except Exception:  # half a file, of a writer that was killed
         return {None}
+
+
+@pytest.mark.ray
+def test_a_scorer_through_vllm_is_refused_where_vllm_is_not_installed(ray_local, pool, tmp_path, monkeypatch):
+    monkeypatch.setattr("raysift.jobs.generation.vllm_version", lambda: None)
+    with pytest.raises(ConfigError, match="quality: backend=vllm is set and vLLM is not installed"):
+        raysift.quality(str(pool), run=str(tmp_path / "run"), quality={"scorer": {"kind": "judge", "backend": "vllm"}})
+    with pytest.raises(ConfigError, match="ifd needs the losses"):
+        raysift.quality(str(pool), run=str(tmp_path / "ifd"), quality={"scorer": {"kind": "ifd", "backend": "vllm"}})
+
+
+@pytest.mark.ray
+@pytest.mark.vllm
+def test_quality_through_vllm_ranks_as_through_transformers(chosen, pool, tmp_path):
+    pytest.importorskip("vllm", reason="needs vLLM; see CONTRIBUTING.md for one without a GPU")
+    found = raysift.quality(
+        str(pool),
+        run=str(tmp_path / "run"),
+        budget=str(BUDGET),
+        quality={"scorer": {"backend": "vllm"}},
+        resources=HERE,
+    )
+    plain = {i: row["quality"] for i, row in scores_of(chosen).items()}
+    through = {i: row["score"] for i, row in scores_of(found).items()}
+    assert through.keys() == plain.keys()
+    assert max(abs(through[i] - plain[i]) for i in plain) < 0.01
