@@ -17,10 +17,10 @@ from raysift.errors import DataError
 from raysift.pairwise.comparing import share_among, verdict_tokens, weigh_verdicts
 from raysift.pairwise.rows import ORDERS
 from raysift.pairwise.settings import ComparisonSettings
-from raysift.quality.columns import INPUT_TOKENS, TRUNCATED
-from raysift.quality.judging import CUT_MARK, defuse, frame, special_texts
-from raysift.quality.questions import Exchange, question_text, split_exchange, token_ends, without_oldest_turns
 from raysift.records import MESSAGES
+from raysift.scoring.columns import INPUT_TOKENS, TRUNCATED
+from raysift.scoring.judging import CUT_MARK, defuse, frame, special_texts
+from raysift.scoring.questions import Exchange, question_text, split_exchange, token_ends, without_oldest_turns
 
 OWN = "own_answer"
 AGAINST = "against_answer"

@@ -18,10 +18,10 @@ from raysift.actors.language_model import load_tokenizer, resolve_model
 from raysift.actors.loaded import takes
 from raysift.actors.text_models import BATCH_TOKENS, TextTokens, load_text_model, pad_texts, quick_products, text_limit
 from raysift.errors import ModelError
-from raysift.quality.columns import EMBEDDING, EMBEDDING_SCHEMA, INPUT_TOKENS, TRUNCATED
-from raysift.quality.questions import embedded_text
-from raysift.quality.settings import EmbeddingSettings, Pooling
 from raysift.records import MESSAGES
+from raysift.scoring.columns import EMBEDDING, EMBEDDING_SCHEMA, INPUT_TOKENS, TRUNCATED
+from raysift.scoring.questions import embedded_text
+from raysift.scoring.settings import EmbeddingSettings, Pooling
 
 if TYPE_CHECKING:
     from torch import Tensor

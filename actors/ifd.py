@@ -19,10 +19,10 @@ from raysift.actors.likelihood import Scorer
 from raysift.actors.loaded import NO_LIMIT, LoadedModel
 from raysift.actors.text_models import quick_products
 from raysift.errors import DataError, ModelError
-from raysift.quality.columns import CONDITIONAL_LOSS, DIRECT_LOSS, IFD, IFD_SCHEMA, LABEL_TOKENS, TRUNCATED
-from raysift.quality.questions import split_exchange
-from raysift.quality.settings import IfdSettings
 from raysift.records import MESSAGES
+from raysift.scoring.columns import CONDITIONAL_LOSS, DIRECT_LOSS, IFD, IFD_SCHEMA, LABEL_TOKENS, TRUNCATED
+from raysift.scoring.questions import split_exchange
+from raysift.scoring.settings import IfdSettings
 from raysift.templates import IGNORED, Encoded, encode_conversation, encode_prompt
 
 

@@ -1,4 +1,4 @@
-"""A language model as judge of answers: the rating it expects to give (formulas and prompt in raysift.quality.judging)."""
+"""A language model as judge of answers: the rating it expects to give (formulas and prompt in raysift.scoring.judging)."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from raysift.actors.likelihood import Scorer
 from raysift.actors.loaded import LoadedModel
 from raysift.actors.text_models import quick_products
 from raysift.errors import DataError
-from raysift.quality.columns import INPUT_TOKENS, JUDGE_SCHEMA, JUDGE_SCORE, RATING_MASS, TRUNCATED
-from raysift.quality.judging import check_rating, expected_rating, fit_judge_message, rating_tokens
-from raysift.quality.questions import Message, exchange_of
-from raysift.quality.settings import JudgeSettings
 from raysift.records import MESSAGES
+from raysift.scoring.columns import INPUT_TOKENS, JUDGE_SCHEMA, JUDGE_SCORE, RATING_MASS, TRUNCATED
+from raysift.scoring.judging import check_rating, expected_rating, fit_judge_message, rating_tokens
+from raysift.scoring.questions import Message, exchange_of
+from raysift.scoring.settings import JudgeSettings
 from raysift.templates import encode_prompt
 
 

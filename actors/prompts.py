@@ -13,7 +13,7 @@ from raysift.actors.contract import Failed, Row
 from raysift.actors.language_model import load_tokenizer, resolve_model
 from raysift.actors.loaded import LoadedModel, end_tokens, longest_input
 from raysift.errors import DataError, ModelError
-from raysift.quality.questions import Message, split_exchange
+from raysift.scoring.questions import Message, split_exchange
 from raysift.templates import encode_prompt
 
 ANSWER = "answer"

@@ -25,10 +25,10 @@ from raysift.actors.text_models import (
     text_limit,
 )
 from raysift.errors import DataError, ModelError
-from raysift.quality.columns import INPUT_TOKENS, REWARD, REWARD_SCHEMA, TRUNCATED
-from raysift.quality.questions import Exchange, Message, exchange_of, fit_exchange, question_text
-from raysift.quality.settings import RewardSettings
 from raysift.records import MESSAGES
+from raysift.scoring.columns import INPUT_TOKENS, REWARD, REWARD_SCHEMA, TRUNCATED
+from raysift.scoring.questions import Exchange, Message, exchange_of, fit_exchange, question_text
+from raysift.scoring.settings import RewardSettings
 
 Made = TypeVar("Made")
 

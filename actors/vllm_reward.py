@@ -15,7 +15,7 @@ from raysift.actors.reward import Reward, pick_output, resolve_reward_template
 from raysift.actors.text_models import TextTokens, text_limit
 from raysift.actors.vllm_engine import Engine
 from raysift.errors import ModelError
-from raysift.quality.settings import RewardSettings
+from raysift.scoring.settings import RewardSettings
 
 
 class VllmReward(Reward):

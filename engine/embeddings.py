@@ -19,8 +19,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from raysift.errors import DataError
 from raysift.kcenter.distances import Vectors
-from raysift.quality.columns import EMBEDDING
 from raysift.records import ERROR, ID
+from raysift.scoring.columns import EMBEDDING
 from raysift.storage import Location
 from raysift.topk import Ids
 

@@ -18,9 +18,9 @@ from raysift.jobs.tables import count_answers, count_true, publish, read_ids, re
 from raysift.kcenter.settings import CoverageSettings
 from raysift.manifest import Manifest
 from raysift.methods.coverage import place_centers
-from raysift.quality.columns import TRUNCATED
-from raysift.quality.settings import EmbeddingSettings
 from raysift.records import ID, RADIUS, RANK
+from raysift.scoring.columns import TRUNCATED
+from raysift.scoring.settings import EmbeddingSettings
 from raysift.storage import Location
 
 

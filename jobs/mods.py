@@ -26,8 +26,8 @@ from raysift.jobs.tables import count_answers, count_true, publish, read_chunks,
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.mods import CHOSEN, NECESSITY, QUALITY, ModsConfig, Stages, place_rows
-from raysift.quality.questions import split_exchange
 from raysift.records import ERROR, FATE, ID, MESSAGES, ORDER, RADIUS, ROWS
+from raysift.scoring.questions import split_exchange
 from raysift.storage import Location
 
 

@@ -20,10 +20,10 @@ from raysift.jobs.selection import write_rows
 from raysift.jobs.stages import model_fingerprint
 from raysift.jobs.tables import count_answers, count_true, read_chunks, relative
 from raysift.manifest import Manifest
-from raysift.quality.columns import SCORE_COLUMN, TRUNCATED
-from raysift.quality.settings import QualitySettings, Threshold
-from raysift.quality.thresholds import Cut, cut_above, cut_below, describe_cut, describe_scale, gather_scores, histogram
 from raysift.records import ID
+from raysift.scoring.columns import SCORE_COLUMN, TRUNCATED
+from raysift.scoring.settings import QualitySettings, Threshold
+from raysift.scoring.thresholds import Cut, cut_above, cut_below, describe_cut, describe_scale, gather_scores, histogram
 from raysift.storage import Location
 
 SCORERS: dict[tuple[str, str], type[RowActor]] = {

@@ -31,8 +31,8 @@ from raysift.pairwise.rows import (
 )
 from raysift.pairwise.settings import Aspect, WinRateSettings, prompt_of_aspect
 from raysift.pairwise.verdicts import RESULT, decide, result_record, win_line, win_table
-from raysift.quality.columns import SCORE_COLUMN, TRUNCATED
 from raysift.records import ERROR, ID
+from raysift.scoring.columns import SCORE_COLUMN, TRUNCATED
 from raysift.storage import Location
 
 RESULT_FILE = "win_rate.parquet"

@@ -18,8 +18,8 @@ from raysift.budget import Budget
 from raysift.choose import choose_in_order
 from raysift.kcenter.settings import CoverageSettings
 from raysift.methods.base import MethodConfig, Selector
-from raysift.quality.settings import EmbeddingSettings
 from raysift.records import FATE, ID, ORDER, RADIUS, SCORE
+from raysift.scoring.settings import EmbeddingSettings
 from raysift.topk import Ids, Scores
 
 CENTER, COVERED = "center", "covered: near a chosen row"

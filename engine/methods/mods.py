@@ -28,9 +28,9 @@ from raysift.generation_settings import GenerationSettings
 from raysift.kcenter.settings import CoverageSettings
 from raysift.methods.base import MethodConfig, Selector
 from raysift.methods.coverage import COVERED, look_up
-from raysift.quality.settings import EmbeddingSettings, QualitySettings, Threshold
 from raysift.recipes import TrainConfig
 from raysift.records import FATE, ID, ORDER, RADIUS, SCORE
+from raysift.scoring.settings import EmbeddingSettings, QualitySettings, Threshold
 from raysift.topk import Ids, Scores
 
 QUALITY, NECESSITY = "quality", "necessity"

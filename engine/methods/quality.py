@@ -6,8 +6,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from raysift.methods.base import MethodConfig, Selector
-from raysift.quality.columns import SCORE_COLUMN
-from raysift.quality.settings import QualitySettings
+from raysift.scoring.columns import SCORE_COLUMN
+from raysift.scoring.settings import QualitySettings
 
 
 class QualityConfig(MethodConfig):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from raysift.errors import ModelError
 from raysift.pairwise.settings import ComparisonSettings
-from raysift.quality.judging import _WORD_STARTS
+from raysift.scoring.judging import _WORD_STARTS
 
 LETTERS = {"A": "first", "B": "second", "C": "tie"}
 """How a judge that reads two answers names the better one."""

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from raysift.examples import example_key
-from raysift.quality.questions import Message
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, Example
+from raysift.scoring.questions import Message
 
 ORDERS = ("own_first", "against_first")
 """In which the answers stand before a judge that reads both."""

@@ -10,8 +10,8 @@ from raysift.actors.loaded import LoadedModel, load
 from raysift.errors import StageError
 from raysift.pairwise.rows import COMPARED, ORDERS
 from raysift.pairwise.settings import ComparisonSettings
-from raysift.quality.judging import CUT_MARK, frame
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
+from raysift.scoring.judging import CUT_MARK, frame
 from raysift.templates import encode_prompt
 
 from ..tiny_models import tiny_llama  # noqa: TID252

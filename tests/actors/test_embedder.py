@@ -11,8 +11,8 @@ import pytest
 from raysift.actors.embedder import Embedder, read_encoder_files
 from raysift.errors import ModelError
 from raysift.nano.world import generate_pool
-from raysift.quality.settings import EmbeddingSettings
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
+from raysift.scoring.settings import EmbeddingSettings
 
 from ..tiny_classifiers import tiny_encoder  # noqa: TID252
 from ..tiny_models import tiny_llama  # noqa: TID252

@@ -6,8 +6,8 @@ import pytest
 from raysift.actors.ifd import Ifd
 from raysift.actors.loaded import LoadedModel, load
 from raysift.errors import ModelError
-from raysift.quality.settings import IfdSettings
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
+from raysift.scoring.settings import IfdSettings
 
 from ..tiny_models import CHAT_TEMPLATE, tiny_llama  # noqa: TID252
 

@@ -6,10 +6,10 @@ import pytest
 from raysift.actors.judge import Judge
 from raysift.actors.loaded import LoadedModel, load
 from raysift.errors import ModelError
-from raysift.quality.judging import judge_message, special_texts
-from raysift.quality.questions import split_exchange
-from raysift.quality.settings import JudgeSettings
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
+from raysift.scoring.judging import judge_message, special_texts
+from raysift.scoring.questions import split_exchange
+from raysift.scoring.settings import JudgeSettings
 from raysift.templates import encode_prompt
 
 from ..tiny_models import tiny_llama  # noqa: TID252

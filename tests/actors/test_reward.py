@@ -12,9 +12,9 @@ from raysift.actors.reward import Reward, pick_output, resolve_reward_template
 from raysift.errors import ModelError, StageError
 from raysift.formats.alpaca import join_input
 from raysift.nano.world import generate_pool, is_clean
-from raysift.quality.ranking import auc
-from raysift.quality.settings import RewardSettings
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
+from raysift.scoring.ranking import auc
+from raysift.scoring.settings import RewardSettings
 
 from ..tiny_classifiers import KINDS, pair_tokenizer, tiny_classifier, tiny_config  # noqa: TID252
 from ..tiny_models import byte_tokenizer, tiny_llama  # noqa: TID252

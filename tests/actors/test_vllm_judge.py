@@ -12,8 +12,8 @@ import psutil
 from raysift.actors.judge import Judge
 from raysift.actors.vllm_judge import VllmJudge
 from raysift.errors import StageError
-from raysift.quality.settings import JudgeSettings
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
+from raysift.scoring.settings import JudgeSettings
 
 pytestmark = pytest.mark.vllm
 

@@ -31,9 +31,9 @@ from raysift.actors.judge import Judge
 from raysift.actors.loaded import load
 from raysift.actors.reward import Reward
 from raysift.formats.alpaca import join_input
-from raysift.quality.ranking import auc, share_raised
-from raysift.quality.settings import EmbeddingSettings, JudgeSettings
 from raysift.records import ID, MESSAGE, MESSAGES
+from raysift.scoring.ranking import auc, share_raised
+from raysift.scoring.settings import EmbeddingSettings, JudgeSettings
 
 Talk = list[dict[str, str]]
 Scorer = Callable[[list[Talk]], dict[str, list[float | None]]]

@@ -31,8 +31,8 @@ from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest
 from raysift.nano.skills import SKILLS
 from raysift.nano.world import examples, is_clean, write_pool
-from raysift.quality.ranking import auc
 from raysift.records import ID, META
+from raysift.scoring.ranking import auc
 
 BUDGET = "2%"
 METHODS = ("uniform", "quality", "coverage", "mods")

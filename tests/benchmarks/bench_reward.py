@@ -29,8 +29,8 @@ import pyarrow.parquet as pq
 import torch
 
 from raysift.actors.reward import Reward
-from raysift.quality.questions import question_text, split_exchange
 from raysift.records import ID, MESSAGE, MESSAGES
+from raysift.scoring.questions import question_text, split_exchange
 
 
 def read_rows(path: str, count: int, seed: int) -> pa.Table:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from raysift.errors import ModelError
-from raysift.quality.judging import (
+from raysift.scoring.judging import (
     CUT_MARK,
     Rating,
     check_rating,
@@ -19,8 +19,8 @@ from raysift.quality.judging import (
     rating_tokens,
     special_texts,
 )
-from raysift.quality.questions import split_exchange
-from raysift.quality.settings import JudgeSettings
+from raysift.scoring.questions import split_exchange
+from raysift.scoring.settings import JudgeSettings
 from raysift.templates import encode_prompt
 
 from ..tiny_models import byte_tokenizer  # noqa: TID252

@@ -1,5 +1,7 @@
 """The yardsticks, and what every selector keeps to."""
 
+import pkgutil
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -56,3 +58,9 @@ def test_a_row_of_unknown_length_has_no_score():
 def test_score_schema_starts_with_id_and_score():
     assert Uniform.score_schema().names == ["id", "score"]
     assert Longest.score_schema().names[:2] == ["id", "score"]
+
+
+def test_no_module_hides_a_function_of_the_same_name():
+    """`import raysift.x` makes `raysift.x` that module, whatever `__getattr__` offers under the name."""
+    modules = {module.name for module in pkgutil.iter_modules(raysift.__path__)}
+    assert modules.isdisjoint(raysift.__all__)

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from raysift.quality.columns import IFD_SCHEMA, JUDGE_SCHEMA, REWARD_SCHEMA, SCORE_COLUMN
-from raysift.quality.settings import EmbeddingSettings, QualitySettings, RewardSettings, Threshold
+from raysift.scoring.columns import IFD_SCHEMA, JUDGE_SCHEMA, REWARD_SCHEMA, SCORE_COLUMN
+from raysift.scoring.settings import EmbeddingSettings, QualitySettings, RewardSettings, Threshold
 
 
 def test_a_model_that_was_not_named_fits_the_kind():

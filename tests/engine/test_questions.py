@@ -6,7 +6,7 @@ import pytest
 
 from raysift.errors import DataError
 from raysift.formats.alpaca import join_input
-from raysift.quality.questions import embedded_text, question_text, share_room, split_exchange, without_oldest_turns
+from raysift.scoring.questions import embedded_text, question_text, share_room, split_exchange, without_oldest_turns
 
 
 def turns(*pairs):

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from raysift.errors import DataError
-from raysift.quality.settings import Threshold
-from raysift.quality.thresholds import (
+from raysift.scoring.settings import Threshold
+from raysift.scoring.thresholds import (
     cut_above,
     cut_below,
     describe_cut,

@@ -23,8 +23,8 @@ from raysift.pairwise.rows import (
 )
 from raysift.pairwise.settings import ComparisonSettings, WinRateSettings, prompt_of_aspect
 from raysift.pairwise.verdicts import LOSE, TIE, WIN, Outcome, decide, result_record, verdict_of, win_line, win_table
-from raysift.quality.settings import JUDGE_PROMPT, JudgeSettings, QualitySettings
 from raysift.records import ERROR, ID, Example, Message
+from raysift.scoring.settings import JUDGE_PROMPT, JudgeSettings, QualitySettings
 
 from ..tiny_models import byte_tokenizer  # noqa: TID252
 

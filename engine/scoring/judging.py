@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from raysift.errors import ModelError
-from raysift.quality.questions import Exchange, Message, fit_exchange, question_text
-from raysift.quality.settings import JudgeSettings
+from raysift.scoring.questions import Exchange, Message, fit_exchange, question_text
+from raysift.scoring.settings import JudgeSettings
 
 CUT_MARK = "\n[cut here for length; the original goes on]"
 _MARKER = re.compile(r"\[(\s*(?:BEGIN|END)\s+(?:REQUEST|ANSWER)\s*)\]", re.IGNORECASE)

@@ -23,7 +23,7 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 
 from raysift.errors import DataError
-from raysift.quality.settings import Threshold
+from raysift.scoring.settings import Threshold
 
 Side = Literal["above", "below"]
 Scores = NDArray[np.float64]

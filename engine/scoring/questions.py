@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, NamedTuple, TypeVar
 
 from raysift.errors import DataError, StageError
-from raysift.quality.settings import EmbeddedText, InputJoin
 from raysift.records import MESSAGES
+from raysift.scoring.settings import EmbeddedText, InputJoin
 
 Message = dict[str, str]
 Tokens = TypeVar("Tokens", bound=Sized)

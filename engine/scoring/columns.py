@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from raysift.quality.settings import Kind
+from raysift.scoring.settings import Kind
 
 REWARD = "reward"
 JUDGE_SCORE = "judge_score"
