@@ -16,13 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysift.actors.contract import Failed, Row, RowActor
+from raysift.actors.encoded_rows import COUNTED as COUNTED
+from raysift.actors.encoded_rows import INPUT_IDS as INPUT_IDS
+from raysift.actors.encoded_rows import EncodedRows
 from raysift.actors.language_model import load_tokenizer
 from raysift.errors import DataError
 from raysift.recipes import TrainConfig, count_steps
 from raysift.records import ERROR, ID, MESSAGES, REASON
 from raysift.templates import IGNORED, encode_conversation
 
-INPUT_IDS, COUNTED, TRUNCATED, DOUBLED = "input_ids", "counted", "truncated", "doubled_special"
+TRUNCATED, DOUBLED = "truncated", "doubled_special"
 NO_LABELS, FAILED = "no-label-tokens", "failed"
 UNTRAINED = pa.schema([pa.field(ID, pa.int64()), pa.field(REASON, pa.string()), pa.field("message", pa.string())])
 
@@ -110,13 +113,8 @@ class EffectiveBatches:
     """
 
     def __init__(self, rows: pa.Table, config: TrainConfig, place: Place, pad_id: int, first_step: int = 0) -> None:
-        rows = rows.sort_by(ID)
-        ids, counted = rows[INPUT_IDS].combine_chunks(), rows[COUNTED].combine_chunks()
-        self.tokens = ids.flatten().to_numpy()
-        self.counted = counted.flatten().to_numpy(zero_copy_only=False)
-        self.starts = np.concatenate([[0], np.cumsum(ids.value_lengths().to_numpy())]).astype(np.int64)
-        self.lengths = np.diff(self.starts)
-        self.labels_per_row = np.add.reduceat(self.counted, self.starts[:-1], dtype=np.int64)
+        self.rows = EncodedRows(rows)
+        self.lengths = self.rows.lengths
         self.config, self.place, self.pad_id, self.first_step = config, place, pad_id, first_step
         self.steps_per_epoch, self.steps = count_steps(config, len(rows))
         rows_per_step = min(config.batch_size, len(rows))
@@ -130,7 +128,7 @@ class EffectiveBatches:
         for step in range(self.first_step, self.steps):
             rows = self.rows_of_step(step)
             rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-            tokens = int(self.labels_per_row[rows].sum())
+            tokens = int(self.rows.labels_per_row[rows].sum())
             parts = np.array_split(rows, self.passes * self.place.world_size)
             for part in parts[self.place.rank :: self.place.world_size]:
                 yield {**self._padded(part), "tokens_of_step": tokens}
@@ -151,11 +149,5 @@ class EffectiveBatches:
         """A part without rows, at the end of an epoch, still needs a forward: ranks must keep step."""
         import torch
 
-        width = int(self.lengths[part].max()) if len(part) else 2
-        ids = np.full((max(1, len(part)), width), self.pad_id, np.int64)
-        labels = np.full(ids.shape, IGNORED, np.int64)
-        for place, row in enumerate(part):
-            start, stop = self.starts[row], self.starts[row + 1]
-            ids[place, : stop - start] = self.tokens[start:stop]
-            labels[place, : stop - start] = np.where(self.counted[start:stop], self.tokens[start:stop], IGNORED)
+        ids, labels = self.rows.padded(part, self.pad_id)
         return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}

@@ -12,7 +12,7 @@ their score, and thresholds decide.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from raysift.actors.contract import Failed, Row
 from raysift.actors.likelihood import Scorer
@@ -26,17 +26,21 @@ from raysift.scoring.settings import IfdSettings
 from raysift.templates import IGNORED, Encoded, encode_conversation, encode_prompt
 
 
-class _Both(NamedTuple):
+class Sides(NamedTuple):
+    """The last answer, `tokens` of it, after what precedes it (`conditional`) and alone (`direct`)."""
+
     conditional: Encoded
     direct: Encoded
     tokens: int
 
 
-class Ifd(Scorer):
-    """Weighs the last answer of `messages` with and without what precedes it."""
+class LastAnswer(Scorer):
+    """The loss of the last answer of `messages` with and without what precedes it; `weigh` says what becomes of it."""
 
     inputs = (MESSAGES,)
-    outputs = IFD_SCHEMA
+    stage: ClassVar[str] = "ifd"
+    remedy: ClassVar[str] = "use without_prompt=bos"
+    """What to do where the chat template refuses an empty question."""
 
     def __init__(
         self, model: str | LoadedModel = "nano", *, settings: IfdSettings | None = None, **loading: Any
@@ -52,7 +56,11 @@ class Ifd(Scorer):
         sound = [item for item in encoded if not isinstance(item, Failed)]
         with quick_products(self.model):
             losses = iter(self.label_losses([side for item in sound for side in (item.conditional, item.direct)]))
-        return [item if isinstance(item, Failed) else _ifd_row(item, next(losses), next(losses)) for item in encoded]
+        return [item if isinstance(item, Failed) else self.weigh(item, next(losses), next(losses)) for item in encoded]
+
+    def weigh(self, sides: Sides, conditional: float, direct: float) -> Row | Failed:
+        """The row's answer from the summed losses of both sides."""
+        raise NotImplementedError(f"{self.name} does not say what it makes of the two losses")
 
     def _opening(self, settings: IfdSettings) -> list[int]:
         """What stands before an answer that stands alone."""
@@ -60,17 +68,19 @@ class Ifd(Scorer):
             first = self.tokenizer.bos_token_id
             first = self.tokenizer.eos_token_id if first is None else first
             if first is None:
-                raise ModelError("ifd: the tokenizer has neither a first nor an end token. Use without_prompt=frame.")
+                raise ModelError(
+                    f"{self.stage}: the tokenizer has neither a first nor an end token. Use without_prompt=frame."
+                )
             return [int(first)]
         try:
             opening = encode_prompt(self.tokenizer, [{"role": "user", "content": ""}], settings.template)
         except DataError as error:
-            raise ModelError(f"ifd: {error} It was given an empty question; use without_prompt=bos.") from error
+            raise ModelError(f"{self.stage}: {error} It was given an empty question; {self.remedy}.") from error
         if not opening:
-            raise ModelError("ifd: the chat template writes nothing around an empty question. Use without_prompt=bos.")
+            raise ModelError(f"{self.stage}: the chat template writes nothing around an empty question; {self.remedy}.")
         return opening
 
-    def _encode(self, row: Row) -> _Both | Failed:
+    def _encode(self, row: Row) -> Sides | Failed:
         try:
             messages = split_exchange(row[MESSAGES]).messages
             whole = encode_conversation(self.tokenizer, messages, NO_LIMIT, self.template)
@@ -85,7 +95,7 @@ class Ifd(Scorer):
         if room < 1:
             return Failed(f"the prompt has {start} tokens, there is room for {self.longest - 1}")
         spoken = whole.input_ids[start : min(end, start + room)]
-        return _Both(
+        return Sides(
             conditional=_with_labels(whole, whole.input_ids[:start], spoken, end - start > room),
             direct=_with_labels(whole, self.alone, spoken, end - start > room),
             tokens=len(spoken),
@@ -104,6 +114,25 @@ class Ifd(Scorer):
         return start, end
 
 
+class Ifd(LastAnswer):
+    """How little the prompt helps to the last answer."""
+
+    outputs = IFD_SCHEMA
+
+    def weigh(self, sides: Sides, conditional: float, direct: float) -> Row | Failed:
+        if conditional - conditional != 0 or direct - direct != 0:
+            return Failed("the model gave no finite loss")
+        if direct <= 0:
+            return Failed("the answer alone has no loss, so there is nothing to compare with")
+        return {
+            IFD: conditional / direct,
+            CONDITIONAL_LOSS: conditional / sides.tokens,
+            DIRECT_LOSS: direct / sides.tokens,
+            LABEL_TOKENS: sides.tokens,
+            TRUNCATED: sides.conditional.truncated,
+        }
+
+
 def _with_labels(whole: Encoded, given: Sequence[int], spoken: Sequence[int], truncated: bool) -> Encoded:
     return Encoded(
         input_ids=[*given, *spoken],
@@ -112,17 +141,3 @@ def _with_labels(whole: Encoded, given: Sequence[int], spoken: Sequence[int], tr
         doubled_special=whole.doubled_special,
         template=whole.template,
     )
-
-
-def _ifd_row(item: _Both, conditional: float, direct: float) -> Row | Failed:
-    if conditional - conditional != 0 or direct - direct != 0:
-        return Failed("the model gave no finite loss")
-    if direct <= 0:
-        return Failed("the answer alone has no loss, so there is nothing to compare with")
-    return {
-        IFD: conditional / direct,
-        CONDITIONAL_LOSS: conditional / item.tokens,
-        DIRECT_LOSS: direct / item.tokens,
-        LABEL_TOKENS: item.tokens,
-        TRUNCATED: item.conditional.truncated,
-    }

@@ -100,7 +100,7 @@ def train(
 
     `on_epoch` is called on every rank after each epoch. All rows are held in memory, five bytes a token.
     """
-    with _own_settings(place):
+    with own_settings(place):
         last = last_checkpoint(out)
         start = adapter
         if last:
@@ -235,7 +235,7 @@ def _keeper(
             self.clock = time.perf_counter()
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            seed = _step_seed(config.seed, batches.first_step + state.global_step, place.rank)
+            seed = step_seed(config.seed, batches.first_step + state.global_step, place.rank)
             # Not torch.manual_seed, which on a machine without CUDA remembers every call in case CUDA comes.
             torch.default_generator.manual_seed(seed)
             if torch.cuda.is_available():
@@ -289,12 +289,13 @@ def _keeper(
     return Keeper()
 
 
-def _step_seed(seed: int, step: int, rank: int) -> int:
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """What dropout is seeded with at a step, whatever happened before it."""
     return int.from_bytes(blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=7).digest(), "big")
 
 
 @contextlib.contextmanager
-def _own_settings(place: Place) -> Iterator[None]:
+def own_settings(place: Place) -> Iterator[None]:
     """Threads and determinism as the training wants them; the caller's own, and its random states, are put back."""
     import torch
 

@@ -36,7 +36,8 @@ _HOMES = {
     "win_rate": "raysift.jobs.win_rate",
     "k_center": "raysift.kcenter",
 }
-_METHODS = ("uniform", "longest", "quality", "coverage", "less", "rose", "mods")
+_METHODS = {name: name for name in ("uniform", "longest", "quality", "coverage", "less", "rose", "mods")}
+_METHODS["raise_"] = "raise"  # the bare name is a keyword
 
 __all__ = ["__version__", *_HOMES, *_METHODS]
 
@@ -45,7 +46,7 @@ def __getattr__(name: str) -> Any:
     if name in _METHODS:
         from raysift.jobs.api import select
 
-        return partial(select, name)
+        return partial(select, _METHODS[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'raysift' has no attribute '{name}'")

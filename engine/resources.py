@@ -26,6 +26,8 @@ class Resources(BaseModel):
     """Ray Train workers of a fine-tune; 0 trains inside the calling process."""
     train_workers_min: int | None = Field(default=None, ge=1)
     """With it, training is elastic between this many and `train_workers`; the effective batch stays the same."""
+    validation_workers: int = Field(default=0, ge=0)
+    """Actors that share out the validation after each step of RAISE; 0 validates in the process that trains."""
     gradient_checkpointing: bool = False
     """In training, compute activations twice instead of keeping them: a third slower, for much less memory."""
     threads: int | None = Field(default=None, ge=1)

@@ -34,6 +34,7 @@ METHOD_HELP = {
     "less": "Select rows whose gradient lowers the loss on target examples (LESS).",
     "rose": "Select rows whose gradient lowers a preference loss on target pairs (ROSE).",
     "mods": "Select rows that are good, diverse and still unknown to the model (MoDS).",
+    "raise": "Learn a policy that picks every batch; select what it picked (RAISE).",
 }
 MULTIPLE = ("--pool", "--target", "--test")
 OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_]+)*=")

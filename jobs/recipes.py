@@ -9,9 +9,10 @@ from typing import Any
 from raysift.budget import parse_budget
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError
-from raysift.jobs import centers, gradients, mods, quality, stages, store, store_match
+from raysift.jobs import centers, gradients, mods, policy_features, quality, raise_policy, stages, store, store_match
+from raysift.jobs.policy_transfer import Learnt, learnt_by
 from raysift.jobs.run import Run
-from raysift.manifest import Manifest
+from raysift.manifest import Manifest, read_manifest
 from raysift.methods import Selector, find_method
 from raysift.methods.mods import seed_count
 from raysift.recipes import TrainConfig
@@ -82,12 +83,45 @@ def good_diverse_unknown(run: Run, config: CommonConfig, pool: Pool) -> Manifest
     return stages.choose(run, config, selector, rows, scores, None)
 
 
+def learned_policy(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+    """RAISE: know the rows; learn a policy in rounds, or take one over; train once under it; its picks are the selection."""
+    selector = make_selector(config)
+    settings: Any = selector.config
+    source: Learnt | None = learnt_by(settings) if settings.policy_from else None
+    if source:
+        settings = source.settings_for(settings)
+    rows = stages.ingest(run, config, pool.dataset, pool.name)
+    total = count_rows(config, rows)
+    target = raise_policy.split_target(run, config, settings)
+    encoded = raise_policy.encode(run, config, rows)
+    measured = policy_features.difficulty(run, config, settings.features, rows)
+    vectors = centers.embed(run, config, settings.features.embedding, rows)
+    features = policy_features.features(
+        run,
+        config,
+        settings.features,
+        settings.policy.classes,
+        rows,
+        measured,
+        vectors,
+        source.fitted if source else None,
+    )
+    if source:
+        policy = source.policy
+    else:
+        learned = raise_policy.learn(run, config, settings, features, encoded, target, total)
+        policy = run.files(learned, "policy")[0]
+    final = raise_policy.train_frozen(run, config, settings, rows, features, encoded, target, policy, total)
+    scores = raise_policy.order(run, rows, features, encoded, final)
+    return stages.choose(run, config, selector, rows, scores, None)
+
+
 def count_rows(config: CommonConfig, rows: Manifest) -> int:
-    """The budget in rows, for methods that choose rows by their distances and cannot count tokens."""
+    """The budget in rows, for methods that cannot count tokens: they choose by distance, or by step."""
     budget = parse_budget(config.budget)
     if budget.counts_tokens:
         raise ConfigError(
-            f"budget: {config.method} takes a number of rows or a share, not tokens: k-center counts rows."
+            f"budget: {config.method} takes a number of rows or a share, not tokens: it does not choose row by row."
         )
     return budget.rows_of(rows.counts["kept"])
 
@@ -137,15 +171,19 @@ RECIPES: dict[str, Callable[[Run, CommonConfig, Pool], Manifest]] = {
     "less": by_gradient,
     "rose": by_gradient,
     "mods": good_diverse_unknown,
+    "raise": learned_policy,
 }
+TRAIN_THEMSELVES = ("raise",)
+"""Methods whose selection is what a training saw: their stage `final` is that training."""
 
 
 def run_method(run: Run, config: CommonConfig, pool: Pool | None = None) -> Manifest:
     """The whole journey: select, and where asked train on the selection and evaluate. Gives the selection's manifest."""
     with run.replayable(config.model_dump(mode="json", exclude={"run"})):
         selected = RECIPES.get(str(config.method), yardstick)(run, config, pool or Pool())
-        if config.train_on_selection:
+        trained = read_manifest(run.folder / "final") if config.method in TRAIN_THEMSELVES else None
+        if config.train_on_selection and trained is None:
             trained = stages.finetune(run, config, selected)
-            if config.test:
-                stages.evaluate(run, config, trained)
+        if config.test and trained is not None:
+            stages.evaluate(run, config, trained)
     return selected

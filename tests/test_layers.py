@@ -13,7 +13,15 @@ ROOT = Path(__file__).resolve().parents[1]
 NEUTRAL = ROOT / "notebooks"  # holds no package: beside a checkout named raysift that folder would be imported
 HEAVY = {"ray", "torch", "transformers", "peft", "vllm", "accelerate", "faiss"}
 # Maths on tensors: these engine files, and no others, load torch when they are imported.
-TENSOR_MATHS = ("raysift.adam", "raysift.gradients", "raysift.preference", "raysift.projection")
+TENSOR_MATHS = (
+    "raysift.adam",
+    "raysift.gradients",
+    "raysift.policy.learning",
+    "raysift.policy.network",
+    "raysift.policy.picking",
+    "raysift.preference",
+    "raysift.projection",
+)
 # What runs before a command's settings are checked: no heavy library may be loaded by then.
 LIGHT_JOBS = ["raysift.jobs.api", "raysift.jobs.cli", "raysift.jobs.console", "raysift.jobs.run", "raysift.jobs.submit"]
 MAY_NOT_IMPORT = {

@@ -14,13 +14,14 @@ from raysift.methods.less import Less
 from raysift.methods.longest import Longest
 from raysift.methods.mods import Mods
 from raysift.methods.quality import Quality
+from raysift.methods.raise_policy import Raise
 from raysift.methods.rose import Rose
 from raysift.methods.uniform import Uniform
 
 __all__ = ["METHODS", "Selector", "find_method"]
 
 METHODS: dict[str, type[Selector]] = {
-    method.name: method for method in (Uniform, Longest, Quality, Coverage, Less, Rose, Mods)
+    method.name: method for method in (Uniform, Longest, Quality, Coverage, Less, Rose, Mods, Raise)
 }
 
 

@@ -15,6 +15,10 @@ DIRECT_LOSS = "direct_loss"
 LABEL_TOKENS = "n_label_tokens"
 INPUT_TOKENS = "n_tokens"
 TRUNCATED = "truncated"
+PROMPT_TOKENS = "prompt_tokens"
+ANSWER_TOKENS = "answer_tokens"
+LOGPROB_GIVEN = "logprob_given"
+LOGPROB_ALONE = "logprob_alone"
 EMBEDDING = "embedding"
 
 SCORE_COLUMN: dict[Kind, str] = {"reward": REWARD, "judge": JUDGE_SCORE, "ifd": IFD}
@@ -41,6 +45,15 @@ IFD_SCHEMA = pa.schema(
         (CONDITIONAL_LOSS, pa.float64()),  # per token of the answer, given what precedes it
         (DIRECT_LOSS, pa.float64()),  # of the same tokens, without
         (LABEL_TOKENS, pa.int64()),
+        (TRUNCATED, pa.bool_()),
+    ]
+)
+DIFFICULTY_SCHEMA = pa.schema(
+    [
+        (PROMPT_TOKENS, pa.int64()),  # all that precedes the answer, the chat template's own included
+        (ANSWER_TOKENS, pa.int64()),
+        (LOGPROB_GIVEN, pa.float64()),  # of the whole answer, given what precedes it
+        (LOGPROB_ALONE, pa.float64()),  # of the same tokens, without
         (TRUNCATED, pa.bool_()),
     ]
 )

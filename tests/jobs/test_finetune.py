@@ -178,7 +178,7 @@ def test_ranks_share_out_the_same_effective_batches(tmp_path, model, ranks):
         texts = sorted(
             tuple(row[row != 0].tolist()) for batch in here for row in batch["input_ids"] if (row != 0).any()
         )
-        expected = sorted(tuple(one.tokens[one.starts[row] : one.starts[row + 1]]) for row in one.rows_of_step(step))
+        expected = sorted(tuple(row.input_ids.tolist()) for row in one.rows.token_rows(one.rows_of_step(step)))
         assert texts == expected
 
 

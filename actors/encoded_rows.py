@@ -1,0 +1,74 @@
+"""Rows as tokens in flat arrays, in order of id: what a training and a validation read their batches from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from raysift.errors import StageError
+from raysift.records import ID
+from raysift.templates import IGNORED
+
+if TYPE_CHECKING:
+    from raysift.gradients.rows import TokenRow
+
+INPUT_IDS, COUNTED = "input_ids", "counted"
+
+
+class EncodedRows:
+    """The columns id, input_ids and counted of a table, five bytes a token; a row's position is its place by id."""
+
+    def __init__(self, rows: pa.Table) -> None:
+        rows = rows.select([ID, INPUT_IDS, COUNTED]).sort_by(ID)
+        ids, counted = rows[INPUT_IDS].combine_chunks(), rows[COUNTED].combine_chunks()
+        self.ids = rows[ID].to_numpy()
+        self.tokens = ids.flatten().to_numpy()
+        self.counted = counted.flatten().to_numpy(zero_copy_only=False)
+        self.starts = np.concatenate([[0], np.cumsum(ids.value_lengths().to_numpy())]).astype(np.int64)
+        self.lengths = np.diff(self.starts)
+        self.labels_per_row = np.add.reduceat(self.counted, self.starts[:-1], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def positions(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Where the rows of these ids are."""
+        wanted = np.asarray(ids, np.int64)
+        found = np.searchsorted(self.ids, wanted)
+        known = self.ids[np.minimum(found, len(self) - 1)] == wanted
+        if not known.all():
+            raise StageError(
+                f"training: {np.count_nonzero(~known)} of {len(wanted)} rows of a batch are not among the {len(self)} "
+                f"rows it may take from; the first has id {wanted[~known][0]}. Batches are picked from the trainable "
+                "rows of the same pool."
+            )
+        return found
+
+    def padded(self, positions: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids and labels of rows, padded on the right; of no rows, one row of padding without labels."""
+        width = int(self.lengths[positions].max()) if len(positions) else 2
+        ids = np.full((max(1, len(positions)), width), pad_id, np.int64)
+        labels = np.full(ids.shape, IGNORED, np.int64)
+        for place, position in enumerate(positions):
+            tokens, marks = self._row(position)
+            ids[place, : len(tokens)] = tokens
+            labels[place, : len(tokens)] = np.where(marks, tokens, IGNORED)
+        return ids, labels
+
+    def token_rows(self, positions: Sequence[int] | np.ndarray) -> list[TokenRow]:
+        """The same rows one by one, as raysift.gradients takes them."""
+        from raysift.gradients.rows import TokenRow
+
+        rows = []
+        for position in positions:
+            tokens, marks = self._row(position)
+            labels = np.where(marks, tokens, IGNORED).astype(np.int64)
+            rows.append(TokenRow(int(self.ids[position]), tokens.astype(np.int64), labels))
+        return rows
+
+    def _row(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        span = slice(self.starts[position], self.starts[position + 1])
+        return self.tokens[span], self.counted[span]

@@ -1,0 +1,152 @@
+"""One training of the model under a policy: pick a batch, make a step, measure, and write it all down.
+
+The trainer, the pool and the validation rows are loaded once; each call starts again from the model's own weights.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raysift.actors.effective_batches import Place
+from raysift.actors.step_trainer import StepTrainer
+from raysift.actors.validator import Validator
+from raysift.errors import StageError
+from raysift.policy.drawing import Draw
+from raysift.policy.performance import performance
+from raysift.policy.pool import PolicyPool, positions
+from raysift.policy.settings import EpisodeSettings, PolicySettings
+from raysift.policy.state import LOG, Episode, State, stage_inputs
+from raysift.recipes import TrainConfig
+
+if TYPE_CHECKING:
+    from raysift.policy.picking import Picker
+
+Measure = Callable[[StepTrainer], float]
+Weights = Mapping[str, NDArray[Any]]
+AfterStep = Callable[[StepTrainer, list[dict[str, Any]]], None]
+
+
+@dataclass(frozen=True)
+class EpisodeSetup:
+    """All that a training needs; one copy of it serves the processes of a machine."""
+
+    pool: PolicyPool
+    rows: pa.Table
+    """The pool's rows as tokens (`EncodeRows`)."""
+    validation: pa.Table
+    """Rows whose loss is the performance that the policy sees."""
+    report: pa.Table
+    """Rows whose loss is reported, and never seen by a policy."""
+    policy: PolicySettings
+    episode: EpisodeSettings
+    train: TrainConfig
+    model: str
+    steps: int
+    place: Place
+    adapter: str | None = None
+
+    def validator(self, rows: pa.Table | None = None) -> Validator:
+        """Over these rows; over the validation rows if none are given."""
+        rows = self.validation if rows is None else rows
+        return Validator(rows, self.train, self.model, self.place, adapter=self.adapter)
+
+
+class EpisodeRunner:
+    """Trains under any policy for the same pool. `measure` takes the place of validating in this process."""
+
+    def __init__(self, setup: EpisodeSetup, measure: Measure | None = None) -> None:
+        self.setup = setup
+        self.trainer = StepTrainer(
+            setup.rows, setup.train, setup.steps, setup.model, setup.place, adapter=setup.adapter
+        )
+        self.measure = measure or measure_here(setup.validator())
+        self.measure_report = None
+        if len(setup.report):
+            self.measure_report = measure_here(setup.validator(setup.report))
+        # Every training starts from the same weights, so what they are worth is measured once.
+        self.start = self.measure(self.trainer)
+        self.report_start = self.measure_report(self.trainer) if self.measure_report else None
+
+    def __call__(self, policy: Weights, number: int, episode: int, draw: Draw | None) -> Episode:
+        """A whole training of round `number`; without a draw the highest scores are picked."""
+        self.trainer.restart()
+        return self.train(self.picker(policy), draw, number, episode)
+
+    def picker(self, policy: Weights) -> Picker:
+        """Picks as the policy of these weights does."""
+        import torch
+
+        from raysift.policy.network import Acquisition
+        from raysift.policy.picking import Picker
+
+        network = Acquisition(self.setup.pool.features.shape[1], self.setup.policy.hidden, seed=0)
+        network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in policy.items()})
+        return Picker(self.setup.pool, self.setup.policy, network.eval())
+
+    def train(
+        self,
+        picker: Picker,
+        draw: Draw | None,
+        number: int = 0,
+        episode: int = 0,
+        lines: list[dict[str, Any]] | None = None,
+        after_step: AfterStep | None = None,
+    ) -> Episode:
+        """From where the trainer and `lines`, the log so far, stand to the end."""
+        lines = lines or [self._first_line(number, episode)]
+        if len(lines) != self.trainer.step_number + 1:
+            raise StageError(
+                f"episode: the log holds {len(lines) - 1} steps, the trainer stands at {self.trainer.step_number}. "
+                "Delete the stage's folder and run it again."
+            )
+        start = lines[0]["performance"]
+        latest = [line["performance"] for line in lines if line["performance"] is not None][-1]
+        counts = np.zeros(len(self.setup.pool), np.int32)
+        for line in lines[1:]:
+            counts[positions(self.setup.pool, line["picks"])] += 1
+        for step in range(len(lines), self.setup.steps + 1):
+            line = {"round": number, "episode": episode, "step": step}
+            clock = time.perf_counter()
+            state = State(stage_inputs(start, latest, step, self.setup.steps), counts)
+            ids, _ = picker.batch(state, self.setup.train.batch_size, step, draw)
+            line["choose_s"], clock = _lap(clock)
+            line["loss"] = self.trainer.step(ids)
+            line["train_s"], clock = _lap(clock)
+            line["performance"] = None
+            if step % self.setup.episode.validate_every == 0 or step == self.setup.steps:
+                line["performance"] = latest = self.measure(self.trainer)
+            line["validate_s"], _ = _lap(clock)
+            line["picks"] = ids.tolist()
+            counts[positions(self.setup.pool, ids)] += 1
+            lines.append(line)
+            if after_step:
+                after_step(self.trainer, lines)
+        report = self.measure_report(self.trainer) if self.measure_report else None
+        return Episode(pa.Table.from_pylist(lines, schema=LOG), self.report_start, report)
+
+    def _first_line(self, number: int, episode: int) -> dict[str, Any]:
+        seconds = dict.fromkeys(("choose_s", "train_s", "validate_s"), 0.0)
+        line = {"round": number, "episode": episode, "step": 0, "picks": [], "performance": self.start, "loss": None}
+        return line | seconds
+
+
+def measure_here(validator: Validator) -> Measure:
+    """Performance of the model that is being trained, in its own process."""
+    numbers = range(len(validator.batches))
+
+    def measure(trainer: StepTrainer) -> float:
+        return performance(validator.losses_of(trainer.model, numbers))
+
+    return measure
+
+
+def _lap(clock: float) -> tuple[float, float]:
+    now = time.perf_counter()
+    return round(now - clock, 6), now

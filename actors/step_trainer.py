@@ -1,0 +1,280 @@
+"""A language model that is trained one chosen batch at a time, and can be put back to where it began; no Ray here.
+
+A step is what `trainee.train` makes of the same rows: mean loss over the batch's counted tokens, clipped gradient,
+AdamW, the rate of the schedule, dropout seeded by (seed, step). The batches come from outside, and a row may be in any
+number of them. The order in which a batch names its ids is of no effect beyond rounding.
+
+Departures from `trainee.train`, both within rounding: the language-model head is applied only where a label is, and the
+passes of a batch follow from its own longest row, not from the pool's. One process; a batch is not shared out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysift.actors.effective_batches import Place
+from raysift.actors.encoded_rows import COUNTED, INPUT_IDS, EncodedRows
+from raysift.actors.language_model import load_tokenizer, pick_device
+from raysift.actors.train_checkpoints import (
+    EPOCH_RECORD,
+    MOMENTS,
+    EpochRecord,
+    read_moments,
+    restore_moments,
+    write_checkpoint,
+)
+from raysift.actors.trainee import build_model, own_settings, step_seed
+from raysift.errors import StageError
+from raysift.moments import load_moments, save_moments
+from raysift.recipes import TrainConfig, epoch_mean_learning_rates, learning_rates
+from raysift.storage import Location
+
+STATE, WEIGHTS = "state.json", "weights.safetensors"
+
+
+class StepTrainer:
+    """Holds the model, its optimizer and all rows it may be trained on (five bytes a token).
+
+    `rows` are trainable rows as `EncodeRows` and `split_trainable` give them. `steps` is the length of the training, on
+    which the rates depend. On one kind of machine, with the same number of threads, everything repeats bit for bit.
+    """
+
+    def __init__(
+        self,
+        rows: pa.Table,
+        config: TrainConfig,
+        steps: int,
+        model: str,
+        place: Place,
+        *,
+        adapter: str | Location | None = None,
+    ) -> None:
+        import torch
+
+        self.config, self.place, self.steps, self.name = config, place, steps, model
+        self.rows = _checked(rows)
+        self.rates = learning_rates(config, steps)
+        with own_settings(place):
+            self.model = build_model(config, model, adapter, place.trust_remote_code).to(pick_device(place.device))
+        if place.gradient_checkpointing:
+            self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.trainable = trainable_parameters(self.model)
+        self.device = next(iter(self.trainable.values())).device
+        self.optimizer = torch.optim.AdamW(
+            _decay_groups(self.model, self.trainable, config.weight_decay),
+            lr=config.learning_rate,
+            betas=(config.adam_beta1, config.adam_beta2),
+            eps=config.adam_epsilon,
+            fused=True,
+        )
+        self._start = {name: weight.detach().clone() for name, weight in self.trainable.items()}
+        self.restart()
+
+    def restart(self) -> None:
+        """Weights, optimizer and step as they were before the first step."""
+        import torch
+
+        with torch.no_grad():
+            for name, weight in self.trainable.items():
+                weight.copy_(self._start[name])
+        self.optimizer.zero_grad()
+        self.optimizer.state.clear()
+        self.step_number = 0
+        self.loss_sum, self.label_tokens, self.seconds = 0.0, 0, 0.0
+
+    def step(self, ids: Sequence[int] | np.ndarray) -> float:
+        """One optimizer step over the rows of these ids; the mean loss of their tokens as it was before the step."""
+        started = time.perf_counter()
+        positions = self._batch(ids)
+        tokens = int(self.rows.labels_per_row[positions].sum())
+        with own_settings(self.place):
+            self._seed()
+            self.model.train()
+            nats = self._backward(positions, tokens)
+            self._update(nats)
+        self.step_number += 1
+        self.loss_sum += nats
+        self.label_tokens += tokens
+        self.seconds += time.perf_counter() - started
+        return nats / tokens
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Copies of what is trained, by name."""
+        return {name: _array(weight) for name, weight in self.trainable.items()}
+
+    def save_epoch(self, out: Location, identity: str) -> EpochRecord:
+        """Write `out/epoch-1/` as a fine-tune would after an epoch of the steps made so far, and return its record."""
+        if not self.step_number:
+            raise StageError("training: no step was made yet, so there is no epoch to save.")
+        record = EpochRecord(
+            fingerprint=identity,
+            epoch=1,
+            step=self.step_number,
+            mean_learning_rate=epoch_mean_learning_rates(self.config, self.step_number, self.steps)[0],
+            first_learning_rate=self.rates[0],
+            last_learning_rate=self.rates[self.step_number - 1],
+            mean_loss=self.loss_sum / self.label_tokens,
+            loss_sum=self.loss_sum,
+            label_tokens=self.label_tokens,
+            seconds=round(self.seconds, 3),
+        )
+        tokenizer = load_tokenizer(self.name, self.place.trust_remote_code)
+        write_checkpoint(out / "epoch-1", record, EPOCH_RECORD, self.model, tokenizer, self.optimizer)
+        return record
+
+    def save_state(self, folder: Location) -> None:
+        """Weights, moments and step, from which `load_state` continues; the folder counts once `state.json` is in it."""
+        from safetensors.numpy import save
+
+        (folder / STATE).delete()
+        (folder / WEIGHTS).write(save(self.weights()))
+        save_moments(folder / MOMENTS, read_moments(self.model, self.optimizer, self.step_number))
+        totals = {"loss_sum": self.loss_sum, "label_tokens": self.label_tokens, "seconds": self.seconds}
+        (folder / STATE).write(json.dumps({"step": self.step_number, "steps": self.steps} | totals, indent=2) + "\n")
+
+    def load_state(self, folder: Location) -> None:
+        """Go on, bit for bit, where `save_state` left off, in a trainer of the same model, rows and settings."""
+        from safetensors.numpy import load
+
+        if not (folder / STATE).exists():
+            raise StageError(f"training: {folder} holds no {STATE}, so no state was written there, or not to its end.")
+        state = json.loads((folder / STATE).read_text())
+        if state["steps"] != self.steps:
+            raise StageError(
+                f"training: {folder} is of a training of {state['steps']} steps, this one has {self.steps}; their "
+                "learning rates differ. Start it anew."
+            )
+        copy_weights(self.trainable, load((folder / WEIGHTS).read_bytes()))
+        self.optimizer.zero_grad()
+        restore_moments(self.model, self.optimizer, load_moments(folder / MOMENTS))
+        self.step_number = state["step"]
+        self.loss_sum, self.label_tokens, self.seconds = state["loss_sum"], state["label_tokens"], state["seconds"]
+
+    def _batch(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Positions of the rows, shortest first, so that neighbours share a pass with little padding."""
+        if self.step_number >= self.steps:
+            raise StageError(f"training: all {self.steps} steps were made; restart() begins the training anew.")
+        positions = self.rows.positions(ids)
+        different = len(np.unique(positions))
+        if not 0 < different == len(positions):
+            raise StageError(
+                f"training: step {self.step_number} has a batch of {len(positions)} rows of which {different} are "
+                "different; a batch holds one row at least, and no row twice."
+            )
+        return positions[np.argsort(self.rows.lengths[positions], kind="stable")]
+
+    def _seed(self) -> None:
+        import torch
+
+        seed = step_seed(self.config.seed, self.step_number, rank=0)
+        # Not torch.manual_seed, which on a machine without CUDA remembers every call in case CUDA comes.
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _backward(self, positions: np.ndarray, tokens: int) -> float:
+        """Leave the gradient of the batch's mean loss in the parameters; its summed loss in nats."""
+        import torch
+        from torch.nn.functional import cross_entropy
+
+        from raysift.gradients.loss import find_head, label_logits
+        from raysift.gradients.rows import pad_rows
+
+        head = find_head(self.model)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for part in self._passes(positions):
+            batch = pad_rows(self.rows.token_rows(part), self.device)
+            with autocast(self.config, self.device):
+                logits = label_logits(self.model, batch, head)
+            nats = cross_entropy(logits.float(), batch.targets, reduction="sum")
+            torch.autograd.backward(nats * (1 / tokens))
+            total += nats.detach()
+        return float(total)
+
+    def _passes(self, positions: np.ndarray) -> list[np.ndarray]:
+        longest = int(self.rows.lengths[positions[-1]])
+        rows_per_pass = max(1, min(self.place.rows_per_pass, self.place.tokens_per_pass // longest))
+        return np.array_split(positions, math.ceil(len(positions) / rows_per_pass))
+
+    def _update(self, nats: float) -> None:
+        """Clip and step, or refuse to: a gradient that is no number would spoil every weight."""
+        import torch
+
+        longest = self.config.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.trainable.values(), longest))
+        if not (math.isfinite(nats) and math.isfinite(norm)):
+            raise StageError(
+                f"training: at step {self.step_number} of {self.steps} the loss became {nats} and the gradient's norm "
+                f"{norm}. Lower the learning rate ({self.config.learning_rate:g}) or max_grad_norm, or train in fp32."
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rates[self.step_number]
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def trainable_parameters(model: Any) -> dict[str, Any]:
+    """The model's trainable parameters by name, in registration order."""
+    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def copy_weights(trainable: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> None:
+    """Put the values of `weights` into parameters of the same names and shapes."""
+    import torch
+
+    if trainable.keys() != weights.keys() or any(
+        tuple(weight.shape) != weights[name].shape for name, weight in trainable.items()
+    ):
+        raise StageError(
+            f"training: weights of {len(weights)} parameters do not fit the {len(trainable)} that the model trains, by "
+            "name or by shape. The model, the adapter or their settings are not those the weights were trained with."
+        )
+    with torch.no_grad():
+        for name, weight in trainable.items():
+            weight.copy_(torch.tensor(weights[name]))  # copies first: an array out of Ray's store cannot be written to
+
+
+@contextlib.contextmanager
+def autocast(config: TrainConfig, device: Any) -> Iterator[None]:
+    """Products in bfloat16 where the recipe wants them, as transformers' Trainer makes them."""
+    import torch
+
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
+        yield
+
+
+def _checked(rows: pa.Table) -> EncodedRows:
+    missing = rows[INPUT_IDS].null_count or rows[COUNTED].null_count
+    if not len(rows) or missing or not (encoded := EncodedRows(rows)).labels_per_row.all():
+        raise StageError(
+            f"training: of {len(rows)} rows some could not be encoded or hold nothing to learn, or there are none. "
+            "Hand over those that split_trainable keeps."
+        )
+    if len(np.unique(encoded.ids)) != len(encoded):
+        raise StageError(f"training: {len(encoded)} rows have {len(np.unique(encoded.ids))} different ids.")
+    return encoded
+
+
+def _decay_groups(model: Any, trainable: Mapping[str, Any], weight_decay: float) -> list[dict[str, Any]]:
+    """Biases and norms apart, which do not decay; which they are is transformers' own rule."""
+    from transformers import Trainer
+
+    decaying = set(Trainer.get_decay_parameter_names(None, model))
+    groups = [
+        {"params": [weight for name, weight in trainable.items() if name in decaying], "weight_decay": weight_decay},
+        {"params": [weight for name, weight in trainable.items() if name not in decaying], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def _array(weight: Any) -> np.ndarray:
+    values: np.ndarray = weight.detach().float().cpu().numpy().copy()
+    return values

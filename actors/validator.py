@@ -1,0 +1,116 @@
+"""The validation loss of a model that is being trained, over fixed batches that can be dealt to any number of workers.
+
+The conversations are cut into batches once, by their lengths alone. A batch is padded and summed by itself, so its
+rows lose the same whichever other batches the process has: one validator or four give the same numbers, bit for bit,
+on one kind of machine with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysift.actors.effective_batches import EncodeRows, Place, split_trainable
+from raysift.actors.encoded_rows import EncodedRows
+from raysift.actors.language_model import pick_device
+from raysift.actors.step_trainer import autocast, copy_weights, trainable_parameters
+from raysift.actors.trainee import build_model, own_settings
+from raysift.errors import DataError, StageError
+from raysift.recipes import TrainConfig
+from raysift.records import ID, MESSAGES
+from raysift.storage import Location
+
+BATCH_TOKENS = 2048
+
+
+class Validator:
+    """Validation rows (`id`, `messages`), each a conversation that ends with the reference answer, cut into `batches`.
+
+    A row's number is its place in order of id. A model of its own is loaded only where `losses` is asked for.
+    """
+
+    def __init__(
+        self,
+        rows: pa.Table,
+        config: TrainConfig,
+        model: str,
+        place: Place,
+        batch_tokens: int = BATCH_TOKENS,
+        *,
+        adapter: str | Location | None = None,
+    ) -> None:
+        self.config, self.place, self.name, self.adapter = config, place, model, adapter
+        self.rows = _encoded(rows, config, model, place)
+        self.ids = self.rows.ids
+        self.batches = cut_batches(self.rows, batch_tokens)
+        self._model: Any = None
+
+    def losses(self, weights: Mapping[str, np.ndarray], numbers: Sequence[int]) -> dict[int, tuple[float, int]]:
+        """Nats and tokens of every row of the batches of these numbers, by row number, under these trained weights."""
+        if self._model is None:
+            with own_settings(self.place):
+                built = build_model(self.config, self.name, self.adapter, self.place.trust_remote_code)
+                self._model = built.to(pick_device(self.place.device))
+        copy_weights(trainable_parameters(self._model), weights)
+        return self.losses_of(self._model, numbers)
+
+    def losses_of(self, model: Any, numbers: Sequence[int]) -> dict[int, tuple[float, int]]:
+        """The same under a live model, a `StepTrainer`'s; it is left in the mode it was in."""
+        import torch
+
+        was_training = model.training
+        model.eval()
+        found: dict[int, tuple[float, int]] = {}
+        try:
+            # Not inference_mode: what a model caches in there (rotary tables) could not be trained through later.
+            with own_settings(self.place), torch.no_grad():
+                for number in numbers:
+                    found |= self._losses_of_batch(model, self.batches[number])
+        finally:
+            model.train(was_training)
+        return found
+
+    def _losses_of_batch(self, model: Any, members: Sequence[int]) -> dict[int, tuple[float, int]]:
+        import torch
+
+        from raysift.gradients.loss import find_head, label_logits, row_losses
+        from raysift.gradients.rows import pad_rows
+
+        device = next(model.parameters()).device
+        batch = pad_rows(self.rows.token_rows(members), device)
+        with autocast(self.config, device):
+            logits = label_logits(model, batch, find_head(model))
+        ones = torch.ones(len(batch.targets), device=device)
+        nats, _ = row_losses(logits, batch, ones, with_gradient=False)
+        pairs = zip(nats.tolist(), batch.n_labels.tolist(), strict=True)
+        losses = dict(zip(members, pairs, strict=True))
+        for row, (loss, _) in losses.items():
+            if not math.isfinite(loss):
+                raise StageError(
+                    f"validation: the row with id {self.ids[row]} has a loss of {loss}; the training blew up. Lower "
+                    f"its learning rate ({self.config.learning_rate:g}) or max_grad_norm, or train in fp32."
+                )
+        return losses
+
+
+def cut_batches(rows: EncodedRows, tokens: int) -> list[list[int]]:
+    """Row numbers by batch, longest rows first, ties in order of id; rows x longest stays within `tokens`."""
+    from raysift.gradients.rows import plan_batches
+
+    return plan_batches(rows.lengths.tolist(), tokens)
+
+
+def _encoded(rows: pa.Table, config: TrainConfig, model: str, place: Place) -> EncodedRows:
+    encode = EncodeRows(model, config.template, config.max_length, place.trust_remote_code)
+    sound, rest = split_trainable(encode(rows.select([ID, MESSAGES])))
+    if len(rest) or not len(sound):
+        reason = f"the first, id {rest[ID][0]}, says: {rest['message'][0]}" if len(rest) else "there are none"
+        raise DataError(
+            f"validation: {len(rest)} of {len(rows)} rows have no answer to measure; {reason}. Leave them out, or raise "
+            f"max_length ({config.max_length})."
+        )
+    return EncodedRows(sound)

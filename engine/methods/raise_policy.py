@@ -1,0 +1,118 @@
+"""RAISE (arXiv 2504.07282): a policy, learned by reinforcement, picks every batch of the training.
+
+1. Features: of each row, lengths, log-probability of the answer with and without the prompt, and an embedding of 32 numbers.
+2. Rounds: the model is trained from the start under the policy; each step's gain in validation performance is its reward,
+   and PPO moves the policy (see `raysift.policy`).
+3. With the policy frozen the model is trained once more. The batches of that training, in their order, are the curriculum;
+   the rows that occur in it are the selection, ordered by the step in which they were first picked.
+
+The paper names no batch, number of steps, exploration, critic or class default, and there is no code. What it does say is the
+preset `paper`; the defaults depart from it where the letter learns nothing (see `raysift.policy.settings`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from raysift.budget import Budget
+from raysift.choose import choose_in_order
+from raysift.methods.base import MethodConfig, Selector
+from raysift.methods.coverage import look_up
+from raysift.policy.settings import EpisodeSettings, FeatureSettings, LearningSettings, PolicySettings
+from raysift.recipes import TrainConfig
+from raysift.records import FATE, ID, ORDER, SCORE
+from raysift.topk import Ids, Scores
+
+FIRST_STEP, PICKS = "first_step", "picks"
+
+PICKED, PASSED_OVER = "picked", "never picked"
+NO_FEATURES, NOTHING_TO_LEARN = "no features: the auxiliary model or the encoder failed", "nothing to train on"
+
+
+class RaiseConfig(MethodConfig):
+    """Settings of RAISE. The model is trained by the recipe `train`, whose batch size is that of the policy."""
+
+    features: FeatureSettings = Field(default_factory=FeatureSettings)
+    policy: PolicySettings = Field(default_factory=PolicySettings)
+    learning: LearningSettings = Field(default_factory=LearningSettings)
+    episode: EpisodeSettings = Field(default_factory=EpisodeSettings)
+    policy_from: str | None = None
+    """A run whose policy is applied to this pool as it is; nothing is learned then, and `features` and `policy` are those
+    of that run."""
+    steps_per_state: int = Field(default=100, ge=1)
+    """Steps of the final training after which its state is kept, to go on from when it is interrupted."""
+
+
+_PAPER: dict[str, Any] = {
+    "features": {
+        "model": "meta-llama/Llama-3.1-8B-Instruct",
+        "embedding": {"model": "meta-llama/Llama-3.1-8B-Instruct", "text": "conversation", "pooling": "mean"},
+    },
+    "policy": {"exploration": "none", "deploy": "highest", "hidden": [128, 128], "critic_hidden": [128, 128]},
+    "learning": {
+        "actor_rate": 0.1,
+        "critic_rate": 0.2,
+        "ratio": "product",
+        "advantage": "gae",
+        "gamma": 0.99,
+        "lam": 1.0,
+    },
+}
+_LETTER = {key: _PAPER[key] for key in ("policy", "learning")}
+
+
+class Raise(Selector):
+    """Picked by its recipe; `choose` hands the order on."""
+
+    name = "raise"
+    summary = "Rows that a policy, learned on the drop in validation loss, picks batch by batch (RAISE)."
+    Config = RaiseConfig
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": _PAPER, "letter": _LETTER}
+    columns: ClassVar[pa.Schema] = pa.schema(
+        [(FIRST_STEP, pa.int64()), (PICKS, pa.int64()), (ORDER, pa.int64()), (FATE, pa.string())]
+    )
+    config: RaiseConfig
+
+    def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
+        """By first step; the number of steps has kept to the budget already."""
+        return choose_in_order(scores)
+
+
+def count_policy_steps(config: RaiseConfig, train: TrainConfig, rows: int) -> int:
+    """Steps of one training: given, or those that a static choice of so many rows would make in `epochs`."""
+    if config.episode.steps is not None:
+        return config.episode.steps
+    return max(1, round(-(-rows // train.batch_size) * config.episode.epochs))
+
+
+def place_picks(ids: Ids, picks: Sequence[Ids], with_features: Ids, trainable: Ids) -> pa.Table:
+    """What became of every row: how often and when it was picked, or why it never could be."""
+    every = np.concatenate([np.empty(0, np.int64), *picks])
+    steps = np.repeat(np.arange(1, len(picks) + 1), [len(batch) for batch in picks])
+    chosen, first, counts = np.unique(every, return_index=True, return_counts=True)
+    order = np.lexsort((chosen, steps[first]))
+    place = np.empty(len(chosen), np.int64)
+    place[order] = np.arange(1, len(chosen) + 1)
+    fate = np.full(len(ids), PASSED_OVER, object)
+    fate[np.isin(ids, chosen)] = PICKED
+    fate[~np.isin(ids, with_features)] = NO_FEATURES
+    fate[~np.isin(ids, trainable)] = NOTHING_TO_LEARN
+    could = np.isin(ids, with_features) & np.isin(ids, trainable)
+    number = np.zeros(len(ids), np.int64)
+    number[np.isin(ids, chosen)] = counts[np.searchsorted(chosen, ids[np.isin(ids, chosen)])]
+    return pa.table(
+        {
+            ID: ids,
+            SCORE: pa.array(number.astype(np.float64), mask=~could),
+            FIRST_STEP: look_up(ids, chosen, pa.array(steps[first])),
+            PICKS: pa.array(number, mask=~could),
+            ORDER: look_up(ids, chosen, pa.array(place)),
+            FATE: pa.array(fate, pa.string()),
+        },
+        schema=Raise.score_schema(),
+    )

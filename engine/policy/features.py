@@ -1,0 +1,209 @@
+"""What a policy knows of a row: the parts that never change, fitted once on a pool and applied to any.
+
+    stage        performance, progress                                            rebuilt each step, the same for all rows
+    difficulty   log1p len(x), log1p len(y), log P(y|x), log P(y)                 mean 0 and deviation 1 over the fit
+    semantic     k principal components of the embedding                          each deviation 1 over the fit
+    availability log1p of how often the row was picked                            rebuilt each step
+
+39 inputs for k = 32, in the paper's order; the middle two blocks are the features of a row. The paper tells of no scaling:
+raw lengths and log-probabilities are hundreds where components are below 1.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from raysift.errors import DataError
+from raysift.kcenter.distances import Vectors
+from raysift.policy.classes import Classes, Points, assign, fit_classes
+from raysift.policy.semantic import Components, Matrix, fit_components, project
+from raysift.policy.settings import Block, FeatureSettings
+from raysift.storage import Location
+
+STAGE_NAMES = ("performance", "progress")
+DIFFICULTY_NAMES = ("prompt_length", "answer_length", "logprob_given", "logprob_alone")
+AVAILABILITY_NAMES = ("picked",)
+STAGE, DIFFICULTY, AVAILABILITY = len(STAGE_NAMES), len(DIFFICULTY_NAMES), len(AVAILABILITY_NAMES)
+
+FORMAT = "raysift-policy-features-1"
+NO_SPREAD = 1e-6
+"""A deviation below this share of the mean is the rounding of the model's float32."""
+
+
+@dataclass(frozen=True)
+class FittedFeatures:
+    """Scales, components and classes; `origin` says how log-probabilities and vectors were made, for whoever applies it."""
+
+    difficulty_mean: Matrix
+    difficulty_std: Matrix
+    """1 where the rows are all alike."""
+    semantic: Components
+    centroids: Points
+    """In the space of the components before scaling."""
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def k(self) -> int:
+        """Semantic dimensions, at most as many as asked for."""
+        return len(self.semantic.components)
+
+    @property
+    def semantic_std(self) -> Matrix:
+        """By which each component is divided."""
+        return np.sqrt(self.semantic.variance)
+
+
+class Transformed(NamedTuple):
+    """Features (rows, 4 + k) and class of each row."""
+
+    features: NDArray[np.float32]
+    classes: Classes
+
+
+def input_names(k: int) -> list[str]:
+    """Names of the policy's 2 + 4 + k + 1 inputs, in order."""
+    return [*STAGE_NAMES, *DIFFICULTY_NAMES, *(f"semantic_{i + 1}" for i in range(k)), *AVAILABILITY_NAMES]
+
+
+def block_slices(k: int) -> dict[Block, slice]:
+    """Where each block lies among the inputs."""
+    ends = np.cumsum([0, STAGE, DIFFICULTY, k, AVAILABILITY]).tolist()
+    names: tuple[Block, ...] = ("stage", "difficulty", "semantic", "availability")
+    return {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(names)}
+
+
+def difficulty_block(
+    prompt_tokens: ArrayLike,
+    answer_tokens: ArrayLike,
+    logprob_given: ArrayLike,
+    logprob_alone: ArrayLike,
+    settings: FeatureSettings,
+) -> Matrix:
+    """(rows, 4), not yet scaled; the log-probabilities given are sums over the answer's tokens."""
+    answer = np.asarray(answer_tokens, np.float64)
+    tokens = answer if settings.logprob == "mean" else np.ones_like(answer)
+    lengths = [np.log1p(np.asarray(prompt_tokens, np.float64)), np.log1p(answer)]
+    logprobs = [np.asarray(sums, np.float64) / tokens for sums in (logprob_given, logprob_alone)]
+    block = np.stack([*lengths, *logprobs], axis=1)
+    if not np.isfinite(block).all():
+        wrong = int((~np.isfinite(block).all(axis=1)).sum())
+        raise DataError(f"features: {wrong} of {len(block)} rows have no finite difficulty; set them aside as failed.")
+    return block
+
+
+def fit_features(
+    difficulty: Matrix,
+    vectors: Vectors,
+    settings: FeatureSettings,
+    classes: int,
+    seed: int,
+    origin: dict[str, Any] | None = None,
+) -> FittedFeatures:
+    """Fitted on these rows, which must come in one order always: by rising id."""
+    _check_rows(difficulty, vectors)
+    mean, std = difficulty.mean(axis=0), difficulty.std(axis=0)
+    flat = std <= NO_SPREAD * np.maximum(1.0, np.abs(mean))
+    components = fit_components(vectors, settings.semantic_dimensions)
+    points = project(components, vectors).astype(np.float32)
+    return FittedFeatures(
+        difficulty_mean=mean,
+        difficulty_std=np.where(flat, 1.0, std),
+        semantic=components,
+        centroids=fit_classes(points, classes, seed),
+        origin=dict(origin or {}),
+    )
+
+
+def transform(fitted: FittedFeatures, difficulty: Matrix, vectors: Vectors) -> Transformed:
+    """Features and classes of any rows; a row's own do not depend on the rows beside it."""
+    _check_rows(difficulty, vectors)
+    scores = project(fitted.semantic, vectors)
+    scaled = (difficulty - fitted.difficulty_mean) / fitted.difficulty_std
+    features = np.concatenate([scaled, scores / fitted.semantic_std], axis=1).astype(np.float32)
+    return Transformed(features, assign(scores.astype(np.float32), fitted.centroids))
+
+
+def save_fitted(place: Location, fitted: FittedFeatures) -> None:
+    """One safetensors file, written whole or not at all; the same fit gives the same bytes."""
+    from safetensors.numpy import save
+
+    metadata = {
+        "format": FORMAT,
+        "inputs": json.dumps(input_names(fitted.k)),
+        "semantic_dimensions": str(fitted.k),
+        "classes": str(len(fitted.centroids)),
+        "total_variance": repr(fitted.semantic.total),
+        "origin": json.dumps(fitted.origin, sort_keys=True),
+    }
+    tensors = {name: np.ascontiguousarray(value) for name, value in _tensors(fitted).items()}
+    # That library writes the metadata in a random order, and the file's hash is an input of later stages.
+    place.write(_sorted_header(save(tensors, metadata=metadata)))
+
+
+def load_fitted(place: Location) -> FittedFeatures:
+    """Read what `save_fitted` wrote."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    if not place.exists():
+        raise DataError(f"features: there is no {place}. The features stage of a run leaves it, as fitted.safetensors.")
+    content = place.read_bytes()
+    try:
+        tensors, metadata = load(content), _split(content)[0].get("__metadata__", {})
+    except (SafetensorError, struct.error, ValueError) as error:
+        raise DataError(f"features: {place} is no safetensors file or is damaged: {error}.") from error
+    if metadata.get("format") != FORMAT:
+        raise DataError(
+            f"features: {place} is of format {metadata.get('format')!r}, expected {FORMAT!r}. "
+            "Give the fitted.safetensors of a run's features."
+        )
+    return FittedFeatures(
+        difficulty_mean=tensors["difficulty_mean"],
+        difficulty_std=tensors["difficulty_std"],
+        semantic=Components(
+            mean=tensors["vector_mean"],
+            components=tensors["components"],
+            variance=tensors["variance"],
+            total=float(metadata["total_variance"]),
+        ),
+        centroids=tensors["centroids"],
+        origin=json.loads(metadata["origin"]),
+    )
+
+
+def _tensors(fitted: FittedFeatures) -> dict[str, NDArray[Any]]:
+    return {
+        "difficulty_mean": fitted.difficulty_mean,
+        "difficulty_std": fitted.difficulty_std,
+        "vector_mean": fitted.semantic.mean,
+        "components": fitted.semantic.components,
+        "variance": fitted.semantic.variance,
+        "centroids": fitted.centroids,
+    }
+
+
+def _check_rows(difficulty: Matrix, vectors: Vectors) -> None:
+    if difficulty.ndim != 2 or difficulty.shape[1] != DIFFICULTY or len(difficulty) != len(vectors):
+        raise DataError(
+            f"features: difficulty of shape {difficulty.shape} and {len(vectors)} vectors; expected {DIFFICULTY} numbers "
+            "and one vector for each row."
+        )
+
+
+def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and body of a safetensors file: the header's length in eight bytes, then JSON, then numbers."""
+    (length,) = struct.unpack("<Q", content[:8])
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def _sorted_header(content: bytes) -> bytes:
+    header, body = _split(content)
+    text = json.dumps(header, sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + body

@@ -1,0 +1,96 @@
+"""The acquisition function F and the critic V of RAISE, as torch modules.
+
+    F(t, d) = MLP([stage_t, difficulty_d, semantic_d, availability_{t,d}])
+
+The first layer is linear in its inputs, and of a row only the availability changes in the course of a training, so it
+falls apart into what is computed once per policy (`static_part`, rows x width) and what changes with the step: a vector
+that all rows share, and a multiple of one more vector for the few rows that were picked before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from raysift.policy.state import STAGE_INPUTS
+
+LAST_LAYER_GAIN = 0.1
+"""Scores start close to each other, so that the first picks are close to uniform."""
+CHUNK_ROWS = 65_536
+
+
+class Acquisition(nn.Module):
+    """One number per row; the higher, the sooner it is picked."""
+
+    def __init__(self, static_inputs: int, hidden: Sequence[int], seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.static = nn.Linear(static_inputs, hidden[0])
+            self.stage = nn.Linear(STAGE_INPUTS, hidden[0], bias=False)
+            self.availability = nn.Linear(1, hidden[0], bias=False)
+            self.rest = _layers(hidden)
+            _shrink(self.rest)
+
+    def static_part(self, features: Tensor) -> Tensor:
+        """What the first layer makes of features that never change."""
+        part: Tensor = self.static(features)
+        return part
+
+    def scores(self, static_part: Tensor, stage: Tensor, availability: Tensor) -> Tensor:
+        """F of each row; `stage` is one vector for all, `availability` one number per row."""
+        first = static_part + self.stage(stage) + self.availability(availability.unsqueeze(1))
+        scores: Tensor = self.rest(torch.tanh(first)).squeeze(1)
+        return scores
+
+    def score_pool(self, static_part: Tensor, stage: Tensor, availability: Tensor) -> Tensor:
+        """The same without gradients, a bounded number of rows at a time."""
+        with torch.no_grad():
+            shared = self.stage(stage)
+            parts = []
+            for start in range(0, len(static_part), CHUNK_ROWS):
+                first = static_part[start : start + CHUNK_ROWS] + shared
+                moved = availability[start : start + CHUNK_ROWS]
+                seen = torch.nonzero(moved).squeeze(1)
+                first[seen] += self.availability(moved[seen].unsqueeze(1))
+                parts.append(self.rest(first.tanh_()).squeeze(1))
+            return torch.cat(parts)
+
+
+class Critic(nn.Module):
+    """V(S_t): what is still to be gained, from a summary of the state (see `state.summaries`)."""
+
+    def __init__(self, inputs: int, hidden: Sequence[int], seed: int) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.first = nn.Linear(inputs, hidden[0])
+            self.rest = _layers(hidden)
+            _shrink(self.rest)
+
+    def forward(self, summaries: Tensor) -> Tensor:
+        values: Tensor = self.rest(torch.tanh(self.first(summaries))).squeeze(1)
+        return values
+
+
+def _layers(hidden: Sequence[int]) -> nn.Sequential:
+    """The layers after the first one's activation."""
+
+    def parts() -> Iterator[nn.Module]:
+        for width, following in pairwise(hidden):
+            yield nn.Linear(width, following)
+            yield nn.Tanh()
+        yield nn.Linear(hidden[-1], 1)
+
+    return nn.Sequential(*parts())
+
+
+def _shrink(layers: nn.Sequential) -> None:
+    last = layers[-1]
+    assert isinstance(last, nn.Linear)
+    with torch.no_grad():
+        last.weight.mul_(LAST_LAYER_GAIN)
+        last.bias.zero_()

@@ -1,0 +1,131 @@
+"""The state of RAISE's decision process, and the log of a training from which every state is rebuilt.
+
+    S_t = (P(M_{t-1}), t/T) for all rows, the features of each row, and how often each row was picked before step t
+
+The features never change and the counts follow from the picks, so the log keeps T x B row ids and T numbers where the
+paper's account keeps N x 39 x T. Performance enters as the gain since the start over the performance at the start, which
+means the same for any model and loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from raysift.errors import DataError
+from raysift.policy.pool import PolicyPool, positions
+from raysift.policy.settings import Block
+from raysift.topk import Ids
+
+STAGE_INPUTS = 2
+Numbers = NDArray[np.float64]
+Counts = NDArray[np.int32]
+
+LOG = pa.schema(
+    [
+        pa.field("round", pa.int32()),
+        pa.field("episode", pa.int32()),
+        pa.field("step", pa.int32()),  # 0: before the first one
+        pa.field("picks", pa.list_(pa.int64())),
+        pa.field("performance", pa.float64()),  # after the step; null where it was not measured
+        pa.field("loss", pa.float64()),  # of the batch, before its update
+        pa.field("choose_s", pa.float64()),
+        pa.field("train_s", pa.float64()),
+        pa.field("validate_s", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Episode:
+    """The log of one training under a policy."""
+
+    table: pa.Table
+    """LOG; a line a step, and one for the start."""
+    report_start: float | None = None
+    """Performance on the examples that no policy sees, before and after."""
+    report_end: float | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.table) - 1
+
+    @property
+    def picks(self) -> list[Ids]:
+        """Row ids of each step's batch."""
+        cells = self.table["picks"].combine_chunks()
+        return [np.asarray(cells[step].values.to_numpy(), np.int64) for step in range(1, len(cells))]
+
+    @property
+    def performance(self) -> Numbers:
+        """At the start and after each step; NaN where it was not measured."""
+        numbers: Numbers = self.table["performance"].to_numpy().astype(np.float64)
+        return numbers
+
+    @property
+    def known_performance(self) -> Numbers:
+        """The same, with the last measured one where there was none."""
+        found = self.performance
+        last = np.maximum.accumulate(np.where(np.isnan(found), 0, np.arange(len(found))))
+        return found[last]
+
+
+@dataclass(frozen=True)
+class State:
+    """What the policy sees before a step, besides the features."""
+
+    stage: NDArray[np.float32]
+    counts: Counts
+    """Times each row of the pool was picked."""
+
+    @property
+    def availability(self) -> NDArray[np.float32]:
+        """The counts on the scale on which the policy reads them."""
+        return np.log1p(self.counts.astype(np.float32))
+
+
+def stage_inputs(start: float, performance: float, step: int, steps: int) -> NDArray[np.float32]:
+    """Relative gain so far, and t/T with t from 1."""
+    scale = abs(start) if start else 1.0
+    return np.array([(performance - start) / scale, step / steps], np.float32)
+
+
+def replay(episode: Episode, pool: PolicyPool) -> Iterator[tuple[State, Ids]]:
+    """The state before each step, rebuilt from the log, and the positions of the rows that were picked in it."""
+    known, steps = episode.known_performance, episode.steps
+    if len(known) == 0 or np.isnan(known[0]):
+        raise DataError("policy: the log of a training lacks the performance at its start.")
+    counts = np.zeros(len(pool.ids), np.int32)
+    for step, picks in enumerate(episode.picks, 1):
+        picked = positions(pool, picks)
+        yield State(stage_inputs(known[0], known[step - 1], step, steps), counts.copy()), picked
+        counts[picked] += 1
+
+
+def summaries(episode: Episode, pool: PolicyPool) -> NDArray[np.float32]:
+    """What the critic sees of each state: stage, mean and spread of availability, mean features of the rows picked so far."""
+    lines = []
+    total, taken = np.zeros(pool.features.shape[1]), 0
+    for state, picked in replay(episode, pool):
+        seen = state.availability
+        mean = total / max(1, taken)
+        lines.append(np.concatenate([state.stage, [seen.mean(), seen.std()], mean]))
+        total, taken = total + pool.features[picked].sum(axis=0), taken + len(picked)
+    return np.array(lines, np.float32)
+
+
+def masked(pool: PolicyPool, blocks: Sequence[Block]) -> NDArray[np.float32]:
+    """The features with those of left-out blocks at zero."""
+    features = pool.features
+    if {"difficulty", "semantic"} <= set(blocks):
+        return features
+    from raysift.policy.features import DIFFICULTY
+
+    kept = np.zeros(features.shape[1], np.float32)
+    kept[:DIFFICULTY] = "difficulty" in blocks
+    kept[DIFFICULTY:] = "semantic" in blocks
+    return features * kept

@@ -1,0 +1,175 @@
+"""Where the trainings of a round run: on Ray actors side by side, or one after the other in this process.
+
+An actor that dies is started again by Ray and repeats what it was asked: a training follows from the policy, the round and
+the number of the training alone, and validation has no memory. Past MAX_RESTARTS the run ends.
+
+Validation after each step may be dealt to actors of its own. Their answers are losses of single rows, computed in batches
+that were cut once, and are added up in the order of the rows: the sum does not know how many actors there were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
+
+import ray
+
+from raysift.actors.episode import EpisodeRunner, EpisodeSetup, Measure, Weights
+from raysift.actors.step_trainer import StepTrainer
+from raysift.errors import StageError, find_cause
+from raysift.jobs.raydata import cluster_cpus, pool_size
+from raysift.policy.drawing import Draw
+from raysift.policy.performance import performance
+from raysift.policy.state import Episode
+from raysift.resources import Resources
+
+MAX_RESTARTS = 5  # of one actor
+
+
+class Fleet(Protocol):
+    """Runs the trainings of a round."""
+
+    def run_round(self, policy: Weights, number: int, draws: Sequence[Draw | None]) -> list[Episode]:
+        """One training a draw, each from the model's own weights; in the order of the draws."""
+        ...
+
+
+class LocalFleet:
+    """One training after the other, in this process."""
+
+    def __init__(self, setup: EpisodeSetup) -> None:
+        self.runner = EpisodeRunner(setup)
+
+    def run_round(self, policy: Weights, number: int, draws: Sequence[Draw | None]) -> list[Episode]:
+        return [self.runner(policy, number, episode, draw) for episode, draw in enumerate(draws)]
+
+
+class RunnerProcess:
+    """An EpisodeRunner that loads itself when first asked; Ray makes an actor of it. Errors then rise from calls."""
+
+    def __init__(self, setup: EpisodeSetup, measure: Measure | None) -> None:
+        self.arguments = setup, measure
+        self.runner: EpisodeRunner | None = None
+
+    def run(self, policy: Weights, number: int, episode: int, draw: Draw | None) -> Episode:
+        return self.load()(policy, number, episode, draw)
+
+    def call(self, work: Callable[[EpisodeRunner], Any]) -> Any:
+        """Some other use of the runner."""
+        return work(self.load())
+
+    def load(self) -> EpisodeRunner:
+        if self.runner is None:
+            self.runner = EpisodeRunner(*self.arguments)
+        return self.runner
+
+
+class ValidatorProcess:
+    """A validator for the validation rows of a setup; Ray makes an actor of it."""
+
+    def __init__(self, setup: EpisodeSetup) -> None:
+        self.validator = setup.validator()
+
+    def losses(self, weights: Weights, numbers: Sequence[int]) -> dict[int, tuple[float, int]]:
+        return self.validator.losses(weights, numbers)
+
+
+class DealtMeasure:
+    """Performance by validators on Ray, each with its share of the batches."""
+
+    def __init__(self, validators: Sequence[Any], batches: int) -> None:
+        self.validators = list(validators)
+        self.shares = [list(range(first, batches, len(validators))) for first in range(len(validators))]
+
+    def __call__(self, trainer: StepTrainer) -> float:
+        weights = ray.put(trainer.weights())
+        answers = [
+            validator.losses.remote(weights, share)
+            for validator, share in zip(self.validators, self.shares, strict=True)
+            if share
+        ]
+        losses: dict[int, tuple[float, int]] = {}
+        for answer in ray.get(answers):
+            losses |= answer
+        return performance(losses)
+
+
+class RayFleet:
+    """Trainings on Ray actors, as many at a time as there is room for."""
+
+    def __init__(self, setup: EpisodeSetup, resources: Resources, episodes: int) -> None:
+        self.setup, self.resources = setup, resources
+        runners = min(episodes, pool_size(resources))
+        self._require_room(runners)
+        shared = ray.put(setup)
+        self.actors: list[Any] = []
+        measure = None
+        if resources.validation_workers:
+            batches = len(setup.validator().batches)
+            count = min(resources.validation_workers, batches)
+            measure = DealtMeasure([self._start(ValidatorProcess, shared) for _ in range(count)], batches)
+        self.runners = [self._start(RunnerProcess, shared, measure) for _ in range(runners)]
+
+    def run_round(self, policy: Weights, number: int, draws: Sequence[Draw | None]) -> list[Episode]:
+        shared = ray.put(dict(policy))
+        asked = [
+            self.runners[episode % len(self.runners)].run.remote(shared, number, episode, draw)
+            for episode, draw in enumerate(draws)
+        ]
+        return list(self._answers(asked))
+
+    def call(self, work: Callable[[EpisodeRunner], Any]) -> Any:
+        """Let one of the runners do something else."""
+        return self._answers([self.runners[0].call.remote(work)])[0]
+
+    def close(self) -> None:
+        """End the actors; their models are freed."""
+        for actor in self.actors:
+            ray.kill(actor)
+        self.actors = []
+
+    def _answers(self, asked: list[Any]) -> list[Any]:
+        try:
+            return list(ray.get(asked))
+        except ray.exceptions.RayError as error:
+            cause = find_cause(error)
+            if cause:
+                raise cause from None
+            last = str(error).strip().splitlines()[-1]
+            raise StageError(f"episodes: a training ended before its time: {last}. Start the run again.") from error
+
+    def _start(self, kind: type, *arguments: Any) -> Any:
+        actor = (
+            ray.remote(kind)
+            .options(
+                num_cpus=self.resources.cpus_per_worker,
+                num_gpus=self.resources.gpus_per_worker or None,
+                max_restarts=MAX_RESTARTS,
+                max_task_retries=MAX_RESTARTS,
+                scheduling_strategy="SPREAD",
+            )
+            .remote(*arguments)
+        )
+        self.actors.append(actor)
+        return actor
+
+    def _require_room(self, runners: int) -> None:
+        """Actors that wait for room which never comes would be a run that hangs."""
+        wanted = (runners + self.resources.validation_workers) * self.resources.cpus_per_worker
+        if wanted > cluster_cpus() + 1e-6:
+            raise StageError(
+                f"episodes: {runners} trainings at a time and {self.resources.validation_workers} validators ask for "
+                f"{wanted:g} CPUs, the cluster has {cluster_cpus():g}. Lower resources.validation_workers, "
+                "resources.workers or resources.cpus_per_worker."
+            )
+
+
+@contextlib.contextmanager
+def ray_fleet(setup: EpisodeSetup, resources: Resources, episodes: int) -> Iterator[RayFleet]:
+    """A fleet whose actors end with the block."""
+    fleet = RayFleet(setup, resources, episodes)
+    try:
+        yield fleet
+    finally:
+        fleet.close()

@@ -1,0 +1,242 @@
+"""What RAISE's policy knows of the rows before it picks any: their difficulty, and from it and vectors the features.
+
+The fit sees at most `fit_rows` rows, those whose ids hash lowest, in the order of their ids: neither the order of files
+nor the number of workers changes a number. Only these rows' vectors are ever held together; the others pass by a row group
+at a time, and of each row its 4 + k features are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from raysift.actors.difficulty import Difficulty
+from raysift.config import CommonConfig
+from raysift.embeddings import EmbeddingTable, read_embeddings, survey
+from raysift.errors import ConfigError, DataError, StageError
+from raysift.fingerprint import canonical, differences, file_fingerprint
+from raysift.jobs.quality import loading
+from raysift.jobs.run import Run, StageResult
+from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.tables import count_answers, count_true, read_chunks, relative
+from raysift.manifest import Manifest
+from raysift.methods.uniform import seed_for, uniform_of
+from raysift.policy.features import (
+    DIFFICULTY,
+    FittedFeatures,
+    difficulty_block,
+    fit_features,
+    input_names,
+    load_fitted,
+    save_fitted,
+    transform,
+)
+from raysift.policy.pool import PolicyPool, write_pool
+from raysift.policy.semantic import Matrix
+from raysift.policy.settings import FeatureSettings
+from raysift.records import ERROR, ID
+from raysift.scoring.columns import ANSWER_TOKENS, LOGPROB_ALONE, LOGPROB_GIVEN, PROMPT_TOKENS, TRUNCATED
+from raysift.storage import Location
+from raysift.topk import Ids
+
+MEASURES = (PROMPT_TOKENS, ANSWER_TOKENS, LOGPROB_GIVEN, LOGPROB_ALONE)
+
+
+class Known(NamedTuple):
+    """The difficulty of the rows that have both a difficulty and a vector, by rising id."""
+
+    ids: Ids
+    difficulty: Matrix
+
+
+def difficulty(run: Run, config: CommonConfig, settings: FeatureSettings, rows: Manifest) -> Manifest:
+    """Lengths and log-probabilities of every row by the auxiliary model, on a pool of actors."""
+    from raysift.jobs.raydata import map_rows
+
+    decides = {"template": settings.template, "max_length": settings.max_length}
+
+    def body(folder: Location) -> StageResult:
+        arguments = {"model": settings.model} | decides | loading(config)
+        files = run.files(rows, "rows")
+        answers = map_rows(files, Difficulty, arguments, folder, config.resources, progress=run.console.shows_progress)
+        expected = rows.counts["kept"]
+        counts = count_answers("difficulty", answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
+        if counts["truncated"]:
+            run.console.note(
+                f"difficulty: {counts['truncated']} of {expected} answers were longer than the auxiliary model reads, and cut"
+            )
+        return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=expected)
+
+    inputs = {"rows": rows.fingerprint, "model": model_fingerprint(settings.model)}
+    return run.stage("difficulty", decides, inputs, body)
+
+
+def features(
+    run: Run,
+    config: CommonConfig,
+    settings: FeatureSettings,
+    classes: int,
+    rows: Manifest,
+    measured: Manifest,
+    vectors: Manifest,
+    fitted: Location | None = None,
+) -> Manifest:
+    """The features and class of every row that has both a difficulty and a vector: fitted here, or as `fitted` has them.
+
+    `fitted` is the `fitted.safetensors` of another pool's features; its components and classes then count, whatever
+    is asked for here.
+    """
+    origin = origin_of(settings, measured, vectors)
+
+    def body(folder: Location) -> StageResult:
+        answers, expected = run.files(measured, "answers"), rows.counts["kept"]
+        table = survey(run.files(vectors, "answers"))
+        known = read_known(answers, table.ids, settings)
+        _check_counts(expected, measured, table, known)
+        if fitted:
+            fit, fit_rows = load_fitted(fitted), 0
+            require_origin(fitted, fit, origin)
+        else:
+            sample = fit_sample(known.ids, settings.fit_rows, config.seed)
+            fit, fit_rows = (
+                fit_features(*_on(sample, known, table), settings, classes, config.seed, origin),
+                len(sample),
+            )
+        pool = transform_all(fit, known, table)
+        write_pool(folder / "features.parquet", pool)
+        save_fitted(folder / "fitted.safetensors", fit)
+        for note in _notes(settings, classes, fit, expected - len(pool)):
+            run.console.note(f"features: {note}")
+        return StageResult(
+            files={"features": ["features.parquet"], "fitted": ["fitted.safetensors"]},
+            counts={"rows_in": expected, "kept": len(pool), "failed": expected - len(pool)},
+            values=describe(fit, pool) | {"fit_rows": fit_rows},
+            rows=expected,
+        )
+
+    decides: dict[str, Any] = {"logprob": settings.logprob}
+    inputs = {"rows": rows.fingerprint, "difficulty": measured.fingerprint, "vectors": vectors.fingerprint}
+    if fitted:
+        inputs["fitted"] = file_fingerprint(fitted)
+    else:
+        decides |= {"semantic_dimensions": settings.semantic_dimensions, "fit_rows": settings.fit_rows}
+        decides |= {"classes": classes, "seed": config.seed}
+    return run.stage("features", decides, inputs, body)
+
+
+def origin_of(settings: FeatureSettings, measured: Manifest, vectors: Manifest) -> dict[str, Any]:
+    """How log-probabilities and vectors were made: models by their content, settings without the places of models."""
+    embedding = {name: value for name, value in vectors.settings["embedding"].items() if name != "model"}
+    origin: dict[str, Any] = canonical(
+        {
+            "difficulty": {"model": measured.inputs["model"], "logprob": settings.logprob, **measured.settings},
+            "embedding": {"model": vectors.inputs["encoder"], **embedding},
+        }
+    )
+    return origin
+
+
+def require_origin(place: Location, fit: FittedFeatures, origin: dict[str, Any]) -> None:
+    """Refuses features of other models or settings: the numbers would mean something else."""
+    changed = differences(fit.origin, origin)
+    if changed:
+        raise ConfigError(
+            f"features: {place} was fitted on rows measured otherwise; it has -> asked for here:\n  "
+            + "\n  ".join(changed)
+            + "\nMeasure and embed these rows as that pool's were."
+        )
+
+
+def read_known(answers: Sequence[Location], with_vector: Ids, settings: FeatureSettings) -> Known:
+    """The rows measured without error that have a vector too."""
+    ids, parts = [np.empty(0, np.int64)], [np.empty((0, DIFFICULTY))]
+    for chunk in read_chunks(answers, [ID, *MEASURES, ERROR]):
+        sound = chunk.filter(chunk[ERROR].is_null())
+        mine = sound[ID].to_numpy()
+        keep = _among(mine, with_vector)
+        ids.append(mine[keep])
+        prompt, answer, given, alone = (sound[name].to_numpy()[keep] for name in MEASURES)
+        parts.append(difficulty_block(prompt, answer, given, alone, settings))
+    every = np.concatenate(ids)
+    order = np.argsort(every, kind="stable")
+    return Known(every[order], np.concatenate(parts)[order])
+
+
+def fit_sample(ids: Ids, count: int, seed: int) -> Ids:
+    """At most so many of the ids, those that hash lowest, in rising order."""
+    drawn = np.lexsort((ids, uniform_of(ids, seed_for(seed, "policy-fit"))))[:count]
+    return np.sort(ids[drawn])
+
+
+def transform_all(fit: FittedFeatures, known: Known, table: EmbeddingTable) -> PolicyPool:
+    """The pool, from vectors read a row group at a time."""
+    features = np.empty((len(known.ids), DIFFICULTY + fit.k), np.float32)
+    classes, done = np.empty(len(known.ids), np.int32), 0
+    for places, numbers in _row_groups(known, table):
+        features[places], classes[places] = transform(fit, known.difficulty[places], numbers)
+        done += len(places)
+    if done != len(known.ids):
+        raise StageError(f"features: {done} vectors read, {len(known.ids)} rows have one; the files are being changed.")
+    return PolicyPool(known.ids, features, classes)
+
+
+def describe(fit: FittedFeatures, pool: PolicyPool) -> dict[str, Any]:
+    """What the manifest says of a fit and of the pool it was applied to."""
+    return {
+        "inputs": input_names(fit.k),
+        "difficulty_mean": fit.difficulty_mean.tolist(),
+        "difficulty_std": fit.difficulty_std.tolist(),
+        "semantic_std": fit.semantic_std.tolist(),
+        "explained_variance": fit.semantic.explained.tolist(),
+        "class_sizes": np.bincount(pool.classes, minlength=len(fit.centroids)).tolist(),
+        "pool_mean": pool.features.mean(axis=0, dtype=np.float64).tolist(),
+        "pool_std": pool.features.std(axis=0, dtype=np.float64).tolist(),
+        "origin": fit.origin,
+    }
+
+
+def _row_groups(known: Known, table: EmbeddingTable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Places among the known rows, and the vectors of these."""
+    for piece in table.pieces:
+        ids, numbers = read_embeddings([piece], table.dimension, lambda some: _among(some, known.ids))
+        yield np.searchsorted(known.ids, ids), numbers
+
+
+def _on(sample: Ids, known: Known, table: EmbeddingTable) -> tuple[Matrix, np.ndarray]:
+    """Difficulty and vectors of these ids, in their order."""
+    found, numbers = read_embeddings(table.pieces, table.dimension, lambda some: _among(some, sample))
+    vectors = np.empty_like(numbers)
+    vectors[np.searchsorted(sample, found)] = numbers
+    return known.difficulty[np.searchsorted(known.ids, sample)], vectors
+
+
+def _among(ids: Ids, rising: Ids) -> np.ndarray:
+    """Which of the ids are among others that rise."""
+    if not len(rising):
+        return np.zeros(len(ids), np.bool_)
+    return np.asarray(rising[np.minimum(np.searchsorted(rising, ids), len(rising) - 1)] == ids)
+
+
+def _check_counts(expected: int, measured: Manifest, table: EmbeddingTable, known: Known) -> None:
+    embedded = len(table.ids) + table.failed
+    if not measured.counts["rows_in"] == embedded == expected:
+        raise StageError(
+            f"features: {measured.counts['rows_in']} rows were measured and {embedded} embedded, ingest kept {expected}; "
+            "these are stages of different pools."
+        )
+    if not len(known.ids):
+        raise DataError(
+            f"features: none of {expected} rows has both a difficulty ({measured.counts['failed']} failed) and a vector "
+            f"({table.failed} failed). The answers of both stages give the reason of each row."
+        )
+
+
+def _notes(settings: FeatureSettings, classes: int, fit: FittedFeatures, lost: int) -> Iterator[str]:
+    if lost:
+        yield f"{lost} rows without a difficulty or a vector were left out; no policy will pick them"
+    if fit.k != settings.semantic_dimensions:
+        yield f"{fit.k} semantic dimensions instead of {settings.semantic_dimensions}"
+    if len(fit.centroids) != classes:
+        yield f"{len(fit.centroids)} classes instead of {classes}"

@@ -1,0 +1,88 @@
+"""Learning a policy round by round; each finished round is kept, and a run that was killed goes on with the next.
+
+FOLDER/round-0001/    see raysift.policy.saved
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from raysift.actors.episode import EpisodeSetup, Weights
+from raysift.jobs.episodes import Fleet
+from raysift.policy.drawing import Draw
+from raysift.policy.rewards import rewards
+from raysift.policy.saved import finished_rounds, load_episodes, load_learner, round_name, save_round
+from raysift.policy.settings import LearningSettings, PolicySettings
+from raysift.policy.state import Episode
+from raysift.storage import Location
+
+if TYPE_CHECKING:
+    from raysift.policy.learning import Learner
+
+
+def learn_rounds(
+    folder: Location, setup: EpisodeSetup, learning: LearningSettings, fleet: Fleet, seed: int
+) -> Iterator[dict[str, Any]]:
+    """Do the rounds that are not done yet; gives the account of each as it is finished."""
+    from raysift.policy.learning import Learner
+
+    learner = Learner(setup.pool, setup.policy, learning, seed)
+    done = finished_rounds(folder)
+    gains = [[rewards(episode) for episode in load_episodes(place)] for place in done]
+    if done:
+        load_learner(done[-1], learner)
+    for number in range(len(done) + 1, learning.rounds + 1):
+        clock = time.perf_counter()
+        draws = exploring(setup.policy, seed, number, learning.episodes)
+        episodes = fleet.run_round(actor_weights(learner), number, draws)
+        before_update = time.perf_counter()
+        update = learner.update(episodes, gains, number)
+        gains.append([rewards(episode) for episode in episodes])
+        update_s = time.perf_counter() - before_update
+        account = describe_round(number, episodes) | {"update": vars(update), "update_s": round(update_s, 3)}
+        account["seconds"] = round(time.perf_counter() - clock, 3)
+        save_round(folder / round_name(number), learner, episodes, account)
+        yield account
+
+
+def exploring(policy: PolicySettings, seed: int, number: int, episodes: int) -> list[Draw | None]:
+    """How each training of a round draws its batches."""
+    if policy.exploration == "none":
+        return [None] * episodes
+    return [Draw(seed, f"round {number}, training {episode}") for episode in range(episodes)]
+
+
+def actor_weights(learner: Learner) -> Weights:
+    """The acquisition function's weights, to be sent."""
+    return {name: value.numpy().copy() for name, value in learner.actor.state_dict().items()}
+
+
+def describe_round(number: int, episodes: Sequence[Episode]) -> dict[str, Any]:
+    """What the trainings of a round came to."""
+    ends = [float(episode.known_performance[-1]) for episode in episodes]
+    reports = [episode.report_end for episode in episodes if episode.report_end is not None]
+    parts = {
+        name: round(sum(float(np.nansum(e.table[name].to_numpy())) for e in episodes), 3)
+        for name in ("choose_s", "train_s", "validate_s")
+    }
+    return {
+        "round": number,
+        "start": float(episodes[0].performance[0]),
+        "performance": float(np.mean(ends)),
+        "report_start": episodes[0].report_start,
+        "report": float(np.mean(reports)) if reports else None,
+        "distinct_rows": float(np.mean([len(np.unique(np.concatenate(e.picks))) for e in episodes])),
+        "picks": float(np.mean([sum(map(len, e.picks)) for e in episodes])),
+        "repeated_more_than_3": float(np.mean([_share_repeated(e, 3) for e in episodes])),
+        **parts,
+    }
+
+
+def _share_repeated(episode: Episode, times: int) -> float:
+    """Of the rows picked, those picked more often."""
+    _, counts = np.unique(np.concatenate(episode.picks), return_counts=True)
+    return float(np.mean(counts > times))

@@ -1,0 +1,39 @@
+"""A policy that another run has learned, for use on this run's pool."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from raysift.config import load_config
+from raysift.errors import ConfigError
+from raysift.jobs.run import CONFIG, open_run
+from raysift.manifest import read_manifest
+from raysift.methods.raise_policy import RaiseConfig
+from raysift.storage import Location
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """Where the policy lies, the scales and classes it was learned with, and the settings of its run."""
+
+    policy: Location
+    fitted: Location
+    settings: RaiseConfig
+
+    def settings_for(self, own: RaiseConfig) -> RaiseConfig:
+        """The run's own settings, with those that belong to the policy taken from where it was learned."""
+        return own.model_copy(update={"features": self.settings.features, "policy": self.settings.policy})
+
+
+def learnt_by(settings: RaiseConfig) -> Learnt:
+    """The policy of the run that `policy_from` names."""
+    run = open_run(str(settings.policy_from))
+    config = load_config(str(run.folder / CONFIG))
+    learned, features = (read_manifest(run.folder / stage) for stage in ("learn", "features"))
+    theirs = getattr(config, "raise", None)
+    if learned is None or features is None or not isinstance(theirs, RaiseConfig):
+        raise ConfigError(
+            f"raise.policy_from: {settings.policy_from} has not learned a policy (its method is '{config.method}'). Name a "
+            "finished run of `raysift raise`."
+        )
+    return Learnt(run.files(learned, "policy")[0], run.files(features, "fitted")[0], theirs)

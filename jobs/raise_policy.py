@@ -1,0 +1,312 @@
+"""The stages of RAISE: rows as tokens, the target in two halves, the policy, the training under it, and what became of each row.
+
+What the policy knows of the rows comes from `policy_features.py`; how rounds are learned and where they run, from
+`policy_learning.py` and `episodes.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysift.actors.effective_batches import COUNTED, INPUT_IDS, EncodeRows, Place, split_trainable
+from raysift.actors.episode import EpisodeSetup
+from raysift.actors.frozen_training import FrozenTraining
+from raysift.config import CommonConfig
+from raysift.errors import ConfigError, DataError
+from raysift.examples import example_key, read_examples, reference_answer
+from raysift.fingerprint import file_fingerprint
+from raysift.jobs.episodes import ray_fleet
+from raysift.jobs.policy_learning import learn_rounds
+from raysift.jobs.run import Run, StageResult
+from raysift.jobs.selection import rows_in_order
+from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.tables import count_answers, publish, read_chunks, read_ids, relative
+from raysift.manifest import Manifest
+from raysift.methods.raise_policy import RaiseConfig, count_policy_steps, place_picks
+from raysift.methods.uniform import seed_for, uniform_of
+from raysift.policy.drawing import Draw
+from raysift.policy.pool import PolicyPool, positions, read_pool
+from raysift.policy.saved import POLICY, ROUND, load_policy, round_name
+from raysift.policy.state import Episode
+from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, Example
+from raysift.storage import Location, open_location
+
+ROUNDS = "rounds"
+CURRICULUM, CURRICULUM_ROWS, PICKS_LOG = "curriculum.parquet", "curriculum.jsonl", "log.parquet"
+_ENCODED = [ID, INPUT_IDS, COUNTED, ERROR]
+_TARGET = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE))])
+
+
+def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
+    """Every row as the tokens that a training sees."""
+    from raysift.jobs.raydata import map_rows
+
+    def body(folder: Location) -> StageResult:
+        arguments = {
+            "model": config.model,
+            "template": config.train.template,
+            "max_length": config.train.max_length,
+            "trust_remote_code": config.trust_remote_code,
+        }
+        files = run.files(rows, "rows")
+        answers = map_rows(files, EncodeRows, arguments, folder, config.resources, progress=run.console.shows_progress)
+        counts = count_answers("encode", answers, rows.counts["kept"])
+        return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
+
+    settings = {"template": config.train.template, "max_length": config.train.max_length}
+    inputs = {"rows": rows.fingerprint, "tokenizer": model_fingerprint(config.model, "tokenizer*", "chat_template*")}
+    return run.stage("encode", settings, inputs, body)
+
+
+def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manifest:
+    """The target's examples as conversations: those that a policy is rewarded by, and those kept for the report."""
+    if not config.target:
+        raise ConfigError(f"config: 'target' is missing. {config.method} needs validation examples: --target FILE...")
+    wanted = settings.episode
+
+    def body(folder: Location) -> StageResult:
+        examples = [example for path in config.target for example in read_examples(path)]
+        rows, without = target_rows(examples)
+        if len(rows) < 2:
+            raise DataError(
+                f"validation: {len(rows)} of {len(examples)} examples have a reference answer; expected two at least, one "
+                "to learn by and one to report on."
+            )
+        ids = rows[ID].to_numpy()
+        order = np.argsort(uniform_of(ids, seed_for(config.seed, "report")), kind="stable")
+        kept = min(len(ids) - 1, round(wanted.report_share * len(ids)))
+        chosen = order[kept:][: wanted.validation_rows or None]
+        for name, part in (("validation", chosen), ("report", order[:kept])):
+            pq.write_table(rows.take(pa.array(np.sort(part))), (folder / f"{name}.parquet").path, filesystem=folder.fs)
+        unused = len(ids) - kept - len(chosen)
+        counts: dict[str, Any] = {"rows_in": len(examples), "kept": len(chosen), "report": kept}
+        counts |= {"rejected": {"no reference answer": without, "beyond validation_rows": unused}}
+        return StageResult(
+            files={"validation": ["validation.parquet"], "report": ["report.parquet"]},
+            counts=counts,
+            rows=len(examples),
+        )
+
+    decides = {"report_share": wanted.report_share, "validation_rows": wanted.validation_rows, "seed": config.seed}
+    inputs = {"target": [[place.name, file_fingerprint(place)] for place in map(open_location, config.target)]}
+    return run.stage("validation", decides, inputs, body)
+
+
+def target_rows(examples: Sequence[Example]) -> tuple[pa.Table, int]:
+    """Examples as conversations that end with their reference answer, by rising key; and how many have none."""
+    rows: dict[int, dict[str, Any]] = {}
+    for example in examples:
+        answer = reference_answer(example)
+        if answer:
+            turns = [{"role": message.role, "content": message.content} for message in example.prompt]
+            key = example_key(example.id)
+            if key in rows:
+                raise DataError(f"validation: two examples have the id '{example.id}'; ids must be unique.")
+            rows[key] = {ID: key, MESSAGES: [*turns, {"role": "assistant", "content": answer}]}
+    return pa.Table.from_pylist([rows[key] for key in sorted(rows)], schema=_TARGET), len(examples) - len(rows)
+
+
+def learn(
+    run: Run,
+    config: CommonConfig,
+    settings: RaiseConfig,
+    features: Manifest,
+    encoded: Manifest,
+    target: Manifest,
+    rows: int,
+) -> Manifest:
+    """Rounds of training and PPO; each finished round is kept."""
+    steps = count_policy_steps(settings, config.train, rows)
+
+    def body(folder: Location) -> StageResult:
+        setup = make_setup(run, config, settings, features, encoded, target, steps)
+        rounds = []
+        with ray_fleet(setup, config.resources, settings.learning.episodes) as fleet:
+            for found in learn_rounds(folder / ROUNDS, setup, settings.learning, fleet, config.seed):
+                run.record("round", "learn", **_headline(found))
+                rounds.append(found)
+        last = round_name(settings.learning.rounds)
+        return StageResult(
+            files={
+                "policy": [f"{ROUNDS}/{last}/{POLICY}"],
+                "rounds": [f"{ROUNDS}/{round_name(n + 1)}/{ROUND}" for n in range(settings.learning.rounds)],
+            },
+            counts={"rows_in": features.counts["kept"], "kept": len(setup.pool)},
+            values={"steps": steps, "rounds": settings.learning.rounds},
+        )
+
+    decides = {"policy": settings.policy, "learning": settings.learning, "steps": steps, "seed": config.seed}
+    decides |= {"train": config.train, "validate_every": settings.episode.validate_every}
+    return run.stage("learn", decides, _inputs(config, features, encoded, target), body)
+
+
+def train_frozen(
+    run: Run,
+    config: CommonConfig,
+    settings: RaiseConfig,
+    rows: Manifest,
+    features: Manifest,
+    encoded: Manifest,
+    target: Manifest,
+    policy: Location,
+    total: int,
+) -> Manifest:
+    """The final training, its batches picked by the policy as it is: the model, and the curriculum that it saw."""
+    steps = count_policy_steps(settings, config.train, total)
+
+    def body(folder: Location) -> StageResult:
+        setup = make_setup(run, config, settings, features, encoded, target, steps)
+        actor, _ = load_policy(policy)
+        draw = Draw(config.seed, "final training") if settings.policy.deploy == "sampled" else None
+        weights = {name: value.numpy() for name, value in actor.state_dict().items()}
+        work = FrozenTraining(weights, draw, folder, features.fingerprint, settings.steps_per_state)
+        with ray_fleet(setup, config.resources, 1) as fleet:
+            episode: Episode = fleet.call(work)
+        write_curriculum(run.files(rows, "rows"), episode, folder)
+        picks = np.concatenate(episode.picks)
+        known = episode.known_performance
+        return StageResult(
+            files={
+                "epochs": ["epoch-1"],
+                "log": [PICKS_LOG],
+                "curriculum": [CURRICULUM, CURRICULUM_ROWS],
+            },
+            counts={"rows_in": len(setup.pool), "kept": len(np.unique(picks)), "picks": len(picks)},
+            values={
+                "steps": steps,
+                "start": float(known[0]),
+                "performance": float(known[-1]),
+                "report_start": episode.report_start,
+                "report": episode.report_end,
+            },
+        )
+
+    decides = {"policy": settings.policy, "steps": steps, "seed": config.seed, "train": config.train}
+    decides |= {"validate_every": settings.episode.validate_every}
+    inputs = _inputs(config, features, encoded, target) | {"learned": file_fingerprint(policy)}
+    return run.stage("final", decides, inputs, body)
+
+
+def order(run: Run, rows: Manifest, features: Manifest, encoded: Manifest, final: Manifest) -> Manifest:
+    """What became of every row of the pool."""
+
+    def body(folder: Location) -> StageResult:
+        ids = np.sort(read_ids(run.files(rows, "rows")))
+        with_features = read_pool(run.files(features, "features")[0]).ids
+        trainable = trainable_rows(run, encoded)[ID].to_numpy()
+        log = run.files(final, "log")[0]
+        episode = Episode(pq.read_table(log.path, filesystem=log.fs))
+        table = place_picks(ids, episode.picks, with_features, trainable)
+        pq.write_table(table, (folder / "scores.parquet").path, filesystem=folder.fs, compression="zstd")
+        fates = table[FATE].value_counts().to_pylist()
+        counts = {"rows_in": len(table), "kept": final.counts["kept"]}
+        return StageResult(
+            files={"scores": ["scores.parquet"]},
+            counts=counts
+            | {"rejected": {line["values"]: line["counts"] for line in fates if line["values"] != "picked"}},
+            rows=len(table),
+        )
+
+    inputs = {"rows": rows.fingerprint, "features": features.fingerprint, "encoded": encoded.fingerprint}
+    manifest = run.stage("order", {}, inputs | {"final": final.fingerprint}, body)
+    publish(run.files(manifest, "scores")[0], run.folder / "scores.parquet")
+    return manifest
+
+
+def make_setup(
+    run: Run,
+    config: CommonConfig,
+    settings: RaiseConfig,
+    features: Manifest,
+    encoded: Manifest,
+    target: Manifest,
+    steps: int,
+) -> EpisodeSetup:
+    """What every training of the run needs; the policy's pool are the rows with features and something to learn."""
+    rows = trainable_rows(run, encoded)
+    pool = restrict(read_pool(run.files(features, "features")[0]), rows[ID].to_numpy())
+    if len(pool) < config.train.batch_size:
+        raise DataError(
+            f"learn: {len(pool)} rows have features and something to learn, a batch has {config.train.batch_size}. "
+            "Lower train.batch_size, or give a larger pool."
+        )
+    resources = config.resources
+    place = Place(
+        device=resources.device,
+        threads=resources.threads or max(1, int(resources.cpus_per_worker)),
+        rows_per_pass=resources.batch_rows,
+        tokens_per_pass=resources.tokens_per_pass,
+        gradient_checkpointing=resources.gradient_checkpointing,
+        trust_remote_code=config.trust_remote_code,
+    )
+    validation, report = (_read(run.files(target, name)[0]) for name in ("validation", "report"))
+    return EpisodeSetup(
+        pool=pool,
+        rows=rows,
+        validation=validation,
+        report=report,
+        policy=settings.policy,
+        episode=settings.episode,
+        train=config.train,
+        model=config.model,
+        steps=steps,
+        place=place,
+        adapter=config.adapter,
+    )
+
+
+def trainable_rows(run: Run, encoded: Manifest) -> pa.Table:
+    """The rows with something to learn, as tokens, by rising id."""
+    tables = list(read_chunks(run.files(encoded, "answers"), _ENCODED))
+    sound, _ = split_trainable(pa.concat_tables(tables))
+    return sound.select([ID, INPUT_IDS, COUNTED]).sort_by(ID).combine_chunks()
+
+
+def restrict(pool: PolicyPool, ids: np.ndarray) -> PolicyPool:
+    """The rows of the pool that are among these ids, which rise."""
+    kept = positions(pool, np.intersect1d(pool.ids, ids, assume_unique=True))
+    return PolicyPool(pool.ids[kept], pool.features[kept], pool.classes[kept])
+
+
+def write_curriculum(files: Sequence[Location], episode: Episode, folder: Location) -> None:
+    """The batches in their order: as a table of (step, id), and as JSON lines of step and messages, which any trainer can
+    replay with its own batch size set to the policy's and shuffling off."""
+    import orjson
+
+    steps = np.repeat(np.arange(1, episode.steps + 1), [len(batch) for batch in episode.picks])
+    ids = np.concatenate(episode.picks)
+    pq.write_table(pa.table({"step": steps, ID: ids}), (folder / CURRICULUM).path, filesystem=folder.fs)
+    texts = {
+        line[ID]: line[MESSAGES]
+        for table in rows_in_order(files, np.unique(ids))
+        for line in table.select([ID, MESSAGES]).to_pylist()
+    }
+    with (folder / CURRICULUM_ROWS).open_output() as stream:
+        for step, row in zip(steps.tolist(), ids.tolist(), strict=True):
+            line = {"step": step, ID: row, MESSAGES: texts[row]}
+            stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
+
+
+def _read(place: Location) -> pa.Table:
+    return pq.read_table(place.path, filesystem=place.fs)
+
+
+def _inputs(config: CommonConfig, features: Manifest, encoded: Manifest, target: Manifest) -> dict[str, Any]:
+    inputs = {
+        "features": features.fingerprint,
+        "encoded": encoded.fingerprint,
+        "target": target.fingerprint,
+        "model": model_fingerprint(config.model),
+    }
+    return inputs | ({"adapter": model_fingerprint(config.adapter)} if config.adapter else {})
+
+
+def _headline(found: dict[str, Any]) -> dict[str, Any]:
+    """What the log says of a round."""
+    names = ("round", "performance", "report", "distinct_rows", "seconds")
+    return {name: round(found[name], 4) for name in names if found[name] is not None}
