@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +25,11 @@ from raysift.methods.gradient import GradientConfig
 from raysift.records import ERROR, FATE, ID, MESSAGES, ORDER, RANK, REASON, SCORE, SOURCE
 from raysift.storage import Location
 
+if TYPE_CHECKING:
+    from raysift.jobs.raise_row import RowStory
+
 SHOWN_PAIRS = 5
+NEAREST_ROW = "nearest chosen row"
 HELD_NUMBERS = 2**27  # of the pairs' gradients at once; more are compared by their projections
 
 
@@ -70,6 +74,8 @@ class Explanation:
     subtasks: list[str] = field(default_factory=list)
     matches: list[list[float]] | None = None
     pulls: list[Pull] | None = None
+    policy: RowStory | None = None
+    """What a run of RAISE knows besides."""
     messages: list[dict[str, str]] | None = None
 
 
@@ -100,6 +106,10 @@ def explain(
         found |= _matches(run, scores, row_id)
         if pairs:
             found["pulls"] = compute_pulls(run, config, kept[MESSAGES], scores)
+    if find_manifest(run, "final") and find_manifest(run, "order"):
+        from raysift.jobs.raise_row import row_story
+
+        found["policy"] = row_story(run, row_id)
     return Explanation(row_id, verdict, kept[SOURCE], messages=kept[MESSAGES] if text else None, **found)
 
 
@@ -180,7 +190,7 @@ def _verdict(
 
 def _failure(run: Run, row_id: int) -> str | None:
     """What a stage said about a row that it could not answer."""
-    for name in ("match", "gradients", "necessity", "generate", "embed", "quality", "lengths"):
+    for name in ("match", "gradients", "necessity", "generate", "difficulty", "embed", "encode", "quality", "lengths"):
         manifest = find_manifest(run, name)
         line = find_row(run.files(manifest, "answers"), row_id, [ERROR]) if manifest else None
         if line and line[ERROR]:
@@ -202,7 +212,7 @@ def _nearest(run: Run, row_id: int, chosen: Manifest) -> dict[str, Any]:
     _, vectors = find_vectors(files, ids)
     away = np.linalg.norm(vectors.astype(np.float64) - own.astype(np.float64), axis=1)
     best = int(np.lexsort((ids, away))[0])
-    return {"nearest chosen row": int(ids[best]), "distance": float(away[best])}
+    return {NEAREST_ROW: int(ids[best]), "distance": float(away[best])}
 
 
 def _matches(run: Run, scores: Manifest, row_id: int) -> dict[str, Any]:
@@ -285,7 +295,8 @@ def show(found: Explanation, console: Console) -> None:
     lines: list[list[Any]] = [["id", str(found.id)], ["verdict", found.verdict], ["source", found.source]]
     if found.standing:
         lines += [["score", found.standing.score], ["percentile", round(found.standing.percentile, 2)]]
-    lines += [[name, value] for name, value in found.own.items() if not isinstance(value, list)]
+    own = {name: str(value) if name == NEAREST_ROW else value for name, value in found.own.items()}
+    lines += [[name, value] for name, value in own.items() if not isinstance(value, list)]
     lines += [["rejected twin" if found.source else "rejected", reason] for reason in found.rejections]
     console.table("Row", ["", "value"], lines)
     if found.matches:
@@ -303,6 +314,10 @@ def show(found: Explanation, console: Console) -> None:
             ["number", "subtask", "weighted", *found.checkpoints],
             strongest,
         )
+    if found.policy:
+        from raysift.jobs.raise_row import show_row
+
+        show_row(found.policy, console)
     if found.messages:
         console.table("Text", ["role", "text"], [[m["role"], printable(m["content"])] for m in found.messages])
 

@@ -15,7 +15,13 @@ from raysift.actors.episode import EpisodeSetup, Weights
 from raysift.jobs.episodes import Fleet
 from raysift.policy.drawing import Draw
 from raysift.policy.rewards import rewards
-from raysift.policy.saved import finished_rounds, load_episodes, load_learner, round_name, save_round
+from raysift.policy.saved import (
+    finished_rounds,
+    load_episodes,
+    load_learner,
+    round_name,
+    save_round,
+)
 from raysift.policy.settings import LearningSettings, PolicySettings
 from raysift.policy.state import Episode
 from raysift.storage import Location
@@ -32,16 +38,15 @@ def learn_rounds(
 
     learner = Learner(setup.pool, setup.policy, learning, seed)
     done = finished_rounds(folder)
-    gains = [[rewards(episode) for episode in load_episodes(place)] for place in done]
     if done:
         load_learner(done[-1], learner)
+        learner.gains = [[rewards(episode) for episode in load_episodes(place)] for place in done]
     for number in range(len(done) + 1, learning.rounds + 1):
         clock = time.perf_counter()
         draws = exploring(setup.policy, seed, number, learning.episodes)
         episodes = fleet.run_round(actor_weights(learner), number, draws)
         before_update = time.perf_counter()
-        update = learner.update(episodes, gains, number)
-        gains.append([rewards(episode) for episode in episodes])
+        update = learner.update(episodes, number)
         update_s = time.perf_counter() - before_update
         account = describe_round(number, episodes) | {"update": vars(update), "update_s": round(update_s, 3)}
         account["seconds"] = round(time.perf_counter() - clock, 3)

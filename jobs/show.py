@@ -13,8 +13,8 @@ TOP_ROWS = 5
 BAR_WIDTH = 40
 
 
-def show_run(folder: str, console: Console) -> None:
-    """All that a finished or unfinished run holds."""
+def show_run(folder: str, console: Console, by: str | None = None) -> None:
+    """All that a finished or unfinished run holds; `by` is a column of the rows' meta by which picks are told apart."""
     run = open_run(folder, console)
     manifests = run.manifests()
     console.table(
@@ -36,6 +36,10 @@ def show_run(folder: str, console: Console) -> None:
             show_win_rate(manifest, console)
         if manifest.stage == "choose":
             show_selection(run, manifest, console)
+    if (run.folder / "learn").exists() or (run.folder / "final").exists():
+        from raysift.jobs.raise_story import show_policy
+
+        show_policy(run, console, by)
     show_evaluation(run, console)
 
 

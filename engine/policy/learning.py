@@ -8,6 +8,10 @@
 Ratios are kept as logarithms and held within +-max_log_ratio. In the first pass new and old are the same policy, so r is
 exactly 1 there. States are rebuilt one at a time; the static part of the first layer is computed once a pass, its gradient
 gathered over the steps and carried through it at the end: memory does not grow with T.
+
+An update goes over the newest round alone. Going over the last six, each with the ratio to the policy that picked in it, was
+tried on the nano world and held the policy back: what picked well under an older policy is pulled back to how likely it
+was then, while the clip lets go of what picked badly.
 """
 
 from __future__ import annotations
@@ -48,7 +52,7 @@ class Update:
 
 
 class Learner:
-    """The policy that is being learnt: networks and their optimizers."""
+    """The policy that is being learnt: networks, their optimizers, and what the trainings so far gained."""
 
     def __init__(self, pool: PolicyPool, policy: PolicySettings, learning: LearningSettings, seed: int) -> None:
         self.pool, self.policy, self.learning, self.seed = pool, policy, learning, seed
@@ -58,9 +62,11 @@ class Learner:
         decay = learning.weight_decay
         self.actor_steps = torch.optim.AdamW(self.actor.parameters(), lr=learning.actor_rate, weight_decay=decay)
         self.critic_steps = torch.optim.AdamW(self.critic.parameters(), lr=learning.critic_rate, weight_decay=decay)
+        self.gains: list[list[Numbers]] = []
+        """Of each round's trainings; the last ones are the baseline."""
 
-    def update(self, episodes: Sequence[Episode], earlier: Sequence[Sequence[Numbers]], number: int) -> Update:
-        """Learn from the trainings of round `number`; `earlier` holds the gains of those before it."""
+    def update(self, episodes: Sequence[Episode], number: int) -> Update:
+        """Learn from the trainings of round `number`, in which this policy picked."""
         gains = [rewards(episode) for episode in episodes]
         critic_loss: float | None = None
         if self.learning.advantage == "gae":
@@ -70,18 +76,21 @@ class Learner:
             advantages = centred(advantages)
         else:
             window = self.learning.baseline_window
-            advantages = baseline_advantages(gains, earlier, self.learning.baseline_rounds, window)
+            advantages = baseline_advantages(gains, self.gains, self.learning.baseline_rounds, window)
             advantages = scaled_by_step(advantages, window)
-        rows = _Rows(self.pool, episodes, self.policy, self.learning.pool_rows, seed_for(self.seed, f"update {number}"))
+        self.gains.append(gains)
+        seed = seed_for(self.seed, f"policy: update {number}")
+        rows = _Rows(self.pool, episodes, self.policy, self.learning.pool_rows, seed)
         old: dict[tuple[int, int], Tensor] = {}
-        for _ in range(self.learning.passes):
-            found = self._pass(episodes, advantages, rows, old)
-        if not all(bool(torch.isfinite(p).all()) for p in self.actor.parameters()):
+        first = last = self._pass(episodes, advantages, rows, old)
+        for _ in range(self.learning.passes - 1):
+            last = self._pass(episodes, advantages, rows, old)
+        if not all(bool(torch.isfinite(weights).all()) for weights in self.actor.parameters()):
             raise StageError(
                 f"learn: the policy's weights are no longer numbers after round {number}. "
                 f"Lower learning.actor_rate ({self.learning.actor_rate:g})."
             )
-        return Update(critic_loss=critic_loss, first_ratio=self._first_ratio, **found)
+        return Update(critic_loss=critic_loss, first_ratio=first["last_ratio"], **last)
 
     # --- actor -------------------------------------------------------------------------------------------------------
 
@@ -92,8 +101,8 @@ class Learner:
         rows: _Rows,
         old: dict[tuple[int, int], Tensor],
     ) -> dict[str, float]:
-        """One update of the actor over all steps of all trainings."""
-        first, steps = not old, sum(len(found) for found in advantages)
+        """One update of the actor over all steps of all trainings; `old` is filled in the first pass."""
+        steps = sum(len(found) for found in advantages)
         self.actor_steps.zero_grad()
         static = self.actor.static_part(rows.features)
         leaf = static.detach().requires_grad_()
@@ -103,38 +112,38 @@ class Learner:
                 log_p, entropy = self._log_probabilities(leaf, rows, state, picked)
                 before = old.setdefault((which, step), log_p.detach())
                 ratio = batch_ratio(log_p, before, self.learning)
-                advantage = float(advantages[which][step])
-                loss = actor_loss(ratio, advantage, self.learning.clip) - self.learning.entropy * entropy
+                loss = actor_loss(ratio, float(advantages[which][step]), self.learning.clip)
+                loss = loss - self.learning.entropy * entropy
                 (loss / steps).backward()  # type: ignore[no-untyped-call]
                 outside = abs(float(ratio.detach()) - 1) > self.learning.clip
                 totals += [float(loss.detach()), float(ratio.detach()), outside, float(entropy.detach())]
         static.backward(leaf.grad)  # type: ignore[no-untyped-call]
         self.actor_steps.step()
-        means = dict(zip(("actor_loss", "last_ratio", "clipped", "entropy"), (totals / steps).tolist(), strict=True))
-        if first:
-            self._first_ratio = means["last_ratio"]
-        return means
+        names = ("actor_loss", "last_ratio", "clipped", "entropy")
+        return dict(zip(names, (totals / steps).tolist(), strict=True))
 
     def _log_probabilities(
         self, static: Tensor, rows: _Rows, state: State, picked: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor]:
         """Of each picked row within its class, and the entropy of the classes as a share of the greatest possible."""
-        stage, availability = policy_inputs(state, self.policy)
-        scores = self.actor.scores(static, stage, availability[rows.positions]) / self.policy.temperature
+        here = np.append(rows.positions[: rows.drawn], picked)
+        stage, availability = policy_inputs(state, self.policy, here)
+        parts = torch.cat([static[: rows.drawn], static[torch.from_numpy(rows.places_of(picked))]])
+        scores = self.actor.scores(parts, stage, availability) / self.policy.temperature
+        pool_scores, own_scores = scores[: rows.drawn], scores[rows.drawn :]
         if self.policy.max_repeats is not None:
-            full = torch.from_numpy(state.counts >= self.policy.max_repeats)[rows.positions]
-            scores = scores.masked_fill(full, -torch.inf)
-        places = rows.places_of(picked)
-        parts, entropies = [], []
-        for number, (members, log_weight) in enumerate(rows.standing):
-            mine = places[rows.classes[places] == number]
-            if not len(mine):
-                continue
-            inside = scores[members]
-            log_sum = torch.logsumexp(inside, 0)
-            parts.append(scores[mine] - log_sum - log_weight)
-            entropies.append(_entropy_share(inside - log_sum))
-        return torch.cat(parts), torch.stack(entropies).mean()
+            full = torch.from_numpy(state.counts[here[: rows.drawn]] >= self.policy.max_repeats)
+            pool_scores = pool_scores.masked_fill(full, -torch.inf)
+        classes = self.pool.classes[picked]
+        found, entropies = [], []
+        for number in np.unique(classes):
+            mine = own_scores[torch.from_numpy(np.flatnonzero(classes == number))]
+            inside = pool_scores[rows.members[number]]
+            # A small class of which nothing was drawn stands for itself by what was picked.
+            log_sum = torch.logsumexp(inside if len(inside) else mine, 0)
+            found.append(mine - log_sum - rows.log_weights[number])
+            entropies.append(_entropy_share(inside - log_sum) if len(inside) else log_sum * 0)
+        return torch.cat(found), torch.stack(entropies).mean()
 
     # --- critic ------------------------------------------------------------------------------------------------------
 
@@ -176,31 +185,28 @@ def _entropy_share(log_p: Tensor) -> Tensor:
 
 
 class _Rows:
-    """The rows that stand for the pool in one update: all, or a draw; and all that were picked."""
+    """The rows of one update: first those that stand for the pool, all of it or a draw, then others that were picked."""
 
     def __init__(
         self, pool: PolicyPool, episodes: Sequence[Episode], policy: PolicySettings, most: int, seed: int
     ) -> None:
-        count = len(pool.ids)
-        drawn = np.arange(count)
-        if count > most:
+        drawn = np.arange(len(pool.ids))
+        if len(pool.ids) > most:
             ids, _ = top_k(pool.ids, uniform_of(pool.ids, seed), most)
             drawn = np.sort(np.searchsorted(pool.ids, ids))
-        picked = [np.searchsorted(pool.ids, np.concatenate(episode.picks)) for episode in episodes]
-        every = np.unique(np.concatenate([drawn, *picked]))
-        self.positions = torch.from_numpy(every)
-        self.features = torch.from_numpy(np.ascontiguousarray(masked(pool, policy.blocks)[every]))
-        self.classes = pool.classes[every]
-        self._every = every
-        stands = np.isin(every, drawn)
-        self.standing: list[tuple[Tensor, float]] = []
-        for number, size in enumerate(np.bincount(pool.classes)):
-            members = np.flatnonzero(stands & (self.classes == number))
-            if not len(members):  # a small class of which nothing was drawn: its picked rows stand for it
-                members = np.flatnonzero(self.classes == number)
-            self.standing.append((torch.from_numpy(members), float(np.log(max(1, size) / max(1, len(members))))))
+        picked = np.unique(np.searchsorted(pool.ids, np.concatenate([p for e in episodes for p in e.picks])))
+        self.drawn = len(drawn)
+        self.positions = np.concatenate([drawn, np.setdiff1d(picked, drawn, assume_unique=True)])
+        self._order = np.argsort(self.positions)
+        self.features = torch.from_numpy(np.ascontiguousarray(masked(pool, policy.blocks)[self.positions]))
+        sizes = np.bincount(pool.classes)
+        self.members = [torch.from_numpy(np.flatnonzero(pool.classes[drawn] == number)) for number in range(len(sizes))]
+        self.log_weights = [
+            float(np.log(max(1, size) / max(1, len(members))))
+            for size, members in zip(sizes, self.members, strict=True)
+        ]
 
     def places_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
         """Where rows of the pool lie among these."""
-        places: NDArray[np.int64] = np.searchsorted(self._every, positions)
+        places: NDArray[np.int64] = self._order[np.searchsorted(self.positions, positions, sorter=self._order)]
         return places

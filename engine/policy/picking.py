@@ -43,8 +43,10 @@ class Picker:
         return np.sort(best_of_classes(self.pool.ids, keys, self.members, size, open_rows)), scores
 
 
-def policy_inputs(state: State, settings: PolicySettings) -> tuple[torch.Tensor, torch.Tensor]:
-    """What changes with the step, as the network takes it; left-out blocks are zero."""
+def policy_inputs(
+    state: State, settings: PolicySettings, rows: NDArray[np.int64] | slice = slice(None)
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What changes with the step, as the network takes it, for all rows or for these; left-out blocks are zero."""
     stage = torch.from_numpy(state.stage) * float("stage" in settings.blocks)
-    availability = torch.from_numpy(state.availability) * float("availability" in settings.blocks)
+    availability = torch.from_numpy(state.availability(rows)) * float("availability" in settings.blocks)
     return stage, availability

@@ -68,13 +68,13 @@ class LearningSettings(_Settings):
     """Times the model is trained from the start and the policy updated after it. Paper: 20 (30 in its cost appendix)."""
     episodes: int = Field(default=1, ge=1)
     """Independent trainings in each round, pooled before the update. Paper: 1; more can run side by side."""
-    actor_rate: float = Field(default=3e-3, gt=0)
+    actor_rate: float = Field(default=6e-3, gt=0)
     """Learning rate of the acquisition function. Paper: 0.1."""
     critic_rate: float = Field(default=3e-3, gt=0)
     """Learning rate of the critic. Paper: 0.2."""
     weight_decay: float = Field(default=1e-2, ge=0)
     """AdamW's, for both. Paper: 1e-2."""
-    passes: int = Field(default=4, ge=1)
+    passes: int = Field(default=8, ge=1)
     """Updates over each round's trainings. The paper has K2 of them and does not tell the number."""
     clip: float = Field(default=0.2, gt=0)
     """Epsilon of PPO. Paper: 0.2."""
@@ -96,7 +96,7 @@ class LearningSettings(_Settings):
     """Weight of the entropy of the class softmax in the loss; keeps picks spread. Paper: none."""
     max_log_ratio: float = Field(default=10.0, gt=0)
     """Log-ratios are held within plus and minus this, so that a product over many rows stays a number."""
-    pool_rows: int = Field(default=16_384, ge=64)
+    pool_rows: int = Field(default=2048, ge=64)
     """Rows of the pool that stand for all of them in the softmax of an update, drawn anew for each; all where the pool is
     no larger. Picks are made from all rows always."""
 

@@ -82,10 +82,9 @@ class State:
     counts: Counts
     """Times each row of the pool was picked."""
 
-    @property
-    def availability(self) -> NDArray[np.float32]:
-        """The counts on the scale on which the policy reads them."""
-        return np.log1p(self.counts.astype(np.float32))
+    def availability(self, rows: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float32]:
+        """The counts of all rows, or of these, on the scale on which the policy reads them."""
+        return np.log1p(self.counts[rows].astype(np.float32))
 
 
 def stage_inputs(start: float, performance: float, step: int, steps: int) -> NDArray[np.float32]:
@@ -111,7 +110,7 @@ def summaries(episode: Episode, pool: PolicyPool) -> NDArray[np.float32]:
     lines = []
     total, taken = np.zeros(pool.features.shape[1]), 0
     for state, picked in replay(episode, pool):
-        seen = state.availability
+        seen = state.availability()
         mean = total / max(1, taken)
         lines.append(np.concatenate([state.stage, [seen.mean(), seen.std()], mean]))
         total, taken = total + pool.features[picked].sum(axis=0), taken + len(picked)

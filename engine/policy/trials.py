@@ -1,0 +1,153 @@
+"""The trials of a policy search: which settings are tried, what a trial was worth, and which was best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from raysift.errors import ConfigError
+from raysift.methods.raise_policy import RaiseConfig
+from raysift.methods.uniform import seed_for
+from raysift.policy.search_settings import CHANGEABLE, PLACES, SearchSettings
+from raysift.recipes import TrainConfig
+
+Settings = dict[str, Any]
+"""Searched settings by name, as plain JSON values."""
+
+OWN = 0
+"""Number of the trial that has the settings of the run as it is."""
+
+ALL_ROUNDS, STOPPED, FAILED = "all rounds", "stopped early", "failed"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a trial."""
+
+    number: int
+    settings: Settings
+    performances: list[float]
+    """That each finished round ended with, on the rows that the policy sees."""
+    reports: list[float | None] = field(default_factory=list)
+    """The same on the rows that it never sees."""
+    seconds: list[float] = field(default_factory=list)
+    reason: str | None = None
+    """Why it failed."""
+    folder: str | None = None
+    """Where its rounds lie."""
+
+    def state(self, rounds: int) -> str:
+        """One of the three."""
+        if self.reason is not None:
+            return FAILED
+        return ALL_ROUNDS if len(self.performances) >= rounds else STOPPED
+
+
+def searched_values(search: SearchSettings, config: RaiseConfig) -> dict[str, list[Any]]:
+    """The values of each setting that is searched and has an effect."""
+    values: dict[str, list[Any]] = {
+        name: found for name, found in search.space.model_dump(mode="json").items() if found
+    }
+    if config.learning.advantage != "gae":
+        values.pop("critic_rate", None)
+    if config.policy.exploration == "none":
+        values.pop("temperature", None)
+    return values
+
+
+def changeable_values(search: SearchSettings, config: RaiseConfig) -> dict[str, list[Any]]:
+    """Those of them that population-based training changes; refused where there are none.
+
+    The temperature stays where updates go over earlier rounds too: their ratios are to the policy as it drew then.
+    """
+    values = {name: found for name, found in searched_values(search, config).items() if name in CHANGEABLE}
+    if config.learning.replay_rounds > 1:
+        values.pop("temperature", None)
+    if not values:
+        raise ConfigError(
+            f"search: scheduler=pbt changes settings between rounds, and the space has none of {', '.join(CHANGEABLE)}. "
+            "Add values of one, or use search.scheduler=asha."
+        )
+    return values
+
+
+def draw_trials(search: SearchSettings, config: RaiseConfig, train: TrainConfig, seed: int) -> list[Settings]:
+    """The settings of each trial, all different; the run's own first."""
+    values = searched_values(search, config)
+    for name, found in values.items():
+        for value in found:
+            apply_settings({name: value}, config, train)
+    own = {name: _current(name, config, train) for name in values}
+    total = math.prod(len(found) for found in values.values())
+    if search.sampler == "grid":
+        numbers = list(range(total))
+    else:
+        rng = np.random.default_rng(seed_for(seed, "search"))
+        numbers = rng.choice(total, min(total, search.trials), replace=False).tolist()
+    others = [point for point in (_point(number, values) for number in numbers) if point != own]
+    if search.sampler == "grid" and len(others) >= search.trials:
+        raise ConfigError(
+            f"search: the grid has {len(others)} points besides the run's own settings, search.trials is {search.trials}. "
+            f"Set search.trials={len(others) + 1}, or give search.space fewer values."
+        )
+    return [own, *others[: search.trials - 1]]
+
+
+def apply_settings(
+    settings: Mapping[str, Any], config: RaiseConfig, train: TrainConfig
+) -> tuple[RaiseConfig, TrainConfig]:
+    """The run's settings with these in their places."""
+    values: dict[str, Any] = {"raise": config.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+    for name, value in settings.items():
+        *sections, last = PLACES[name]
+        place = values
+        for section in sections:
+            place = place[section]
+        place[last] = value
+    try:
+        return RaiseConfig.model_validate(values["raise"]), TrainConfig.model_validate(values["train"])
+    except ValidationError as error:
+        problem = error.errors()[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise ConfigError(f"search: '{where}' cannot be {problem['input']!r}: {problem['msg']}.") from None
+
+
+def as_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings by the names that they have on the command line."""
+    return {".".join(PLACES[name]): value for name, value in settings.items()}
+
+
+def criterion(performances: Sequence[float], last_rounds: int) -> float:
+    """What a trial is worth so far."""
+    return float(np.mean(performances[-last_rounds:]))
+
+
+def best_of(outcomes: Sequence[Outcome], search: SearchSettings) -> Outcome | None:
+    """Of the trials with all rounds the one that is worth most, the first of equal ones.
+
+    A trial that was stopped early was worth less than others at that time, and a number of an earlier round cannot be
+    compared with one of a later.
+    """
+    whole = [outcome for outcome in outcomes if outcome.state(search.rounds) == ALL_ROUNDS]
+    return max(whole, key=lambda o: (criterion(o.performances, search.last_rounds), -o.number), default=None)
+
+
+def _current(name: str, config: RaiseConfig, train: TrainConfig) -> Any:
+    value: Any = {"raise": config.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+    for part in PLACES[name]:
+        value = value[part]
+    return value
+
+
+def _point(number: int, values: Mapping[str, Sequence[Any]]) -> Settings:
+    """The point of the space with this number, counted as digits of mixed base."""
+    point = {}
+    for name, found in values.items():
+        number, digit = divmod(number, len(found))
+        point[name] = found[digit]
+    return point
