@@ -10,26 +10,20 @@ seed and row id.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import pyarrow as pa
 
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.loaded import LoadedModel, end_tokens, load, longest_input, takes
-from raysift.errors import DataError
+from raysift.actors.prompts import ANSWER, FINISHED, NEW_TOKENS, Prompts, row_seed, vocabulary_size
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
-from raysift.templates import encode_prompt
 
 if TYPE_CHECKING:
     from torch import Generator as RandomStream
     from torch import Tensor
-
-ANSWER = "answer"
-NEW_TOKENS = "n_new_tokens"
-FINISHED = "finished"
 
 # Prompt and answer tokens of a batch together. Beyond these, larger batches gained nothing.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
@@ -69,9 +63,12 @@ class Generator(RowActor):
     ) -> None:
         self.loaded = load(model, adapter, dtype, device, threads, trust_remote_code)
         self.model, self.tokenizer = self.loaded
-        self.max_new_tokens, self.temperature, self.seed, self.template = max_new_tokens, temperature, seed, template
-        self.longest_prompt = longest_input(self.model, max_length) - max_new_tokens
+        self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
         self.ends = end_tokens(self.loaded, template)
+        longest_prompt = longest_input(self.model, max_length) - max_new_tokens
+        self.prompts = Prompts(
+            self.tokenizer, template, self.ends, longest_prompt, max_new_tokens, vocabulary_size(self.model)
+        )
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cuda"])
         self.takes_positions = takes(self.model, "position_ids")
         self.thinning = {"logits_to_keep": 1} if takes(self.model, "logits_to_keep") else {}
@@ -88,7 +85,7 @@ class Generator(RowActor):
             members = [places[k] for k in batch]
             completed = self.complete([prompts[i] for i in members], [rows[i][ID] for i in members])
             for i, answer in zip(members, completed, strict=True):
-                answers[i] = answer if isinstance(answer, Failed) else self._decode(answer)
+                answers[i] = answer if isinstance(answer, Failed) else self.prompts.decode(*answer)
         return [answer for answer in answers if answer is not None]
 
     def complete(self, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[Answer | Failed]:
@@ -155,23 +152,7 @@ class Generator(RowActor):
     def _stream(self, row: int) -> RandomStream:
         import torch
 
-        digest = hashlib.blake2b(f"{self.seed}\x00{row}".encode(), digest_size=8).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest, "big", signed=True))
+        return torch.Generator().manual_seed(row_seed(self.seed, row))
 
     def _encode(self, row: Row) -> list[int] | Failed:
-        try:
-            prompt = encode_prompt(self.tokenizer, row[MESSAGES], self.template)
-        except DataError as error:
-            return Failed(str(error))
-        if not prompt:
-            return Failed("the prompt has no tokens")
-        if len(prompt) > self.longest_prompt:
-            return Failed(
-                f"the prompt has {len(prompt)} tokens; with max_new_tokens={self.max_new_tokens} there is room for "
-                f"{max(0, self.longest_prompt)}"
-            )
-        return prompt
-
-    def _decode(self, answer: Answer) -> dict[str, Any]:
-        text = self.tokenizer.decode(answer.tokens, skip_special_tokens=True).strip()
-        return {ANSWER: text, NEW_TOKENS: len(answer.tokens) + answer.finished, FINISHED: answer.finished}
+        return self.prompts.encode(row[MESSAGES])

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.actors.generator import ANSWER, FINISHED
+from raysift.actors.prompts import ANSWER, FINISHED
 from raysift.config import CommonConfig
 from raysift.jobs.centers import choose_centers, chosen_rows, write_centers
 from raysift.jobs.quality import score_answers, score_column
