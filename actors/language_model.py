@@ -41,6 +41,12 @@ def resolve_model(name: str) -> str:
     return name
 
 
+def portable_name(name: str) -> str:
+    """The same model for a process in another folder: a local path made absolute, any other name as it is."""
+    path = os.path.expanduser(name)
+    return os.path.abspath(path) if os.path.isdir(path) else name
+
+
 def pick_device(device: str = "auto") -> str:
     """`cuda` where there is one, unless another device is named."""
     import torch

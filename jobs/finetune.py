@@ -39,7 +39,7 @@ from raysift.actors.effective_batches import (
     Place,
     split_trainable,
 )
-from raysift.actors.language_model import resolve_model
+from raysift.actors.language_model import portable_name, resolve_model
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord, delete_steps, epoch_records, last_checkpoint
 from raysift.errors import RaysiftError, StageError, StaleRunError
 from raysift.fingerprint import canonical, differences, file_fingerprint, fingerprint
@@ -115,10 +115,10 @@ def finetune(
     job = {
         "out": out,
         "config": config,
-        "model": model,
+        "model": portable_name(model),  # Ray Train's workers run in folders of their own
         "identity": identity,
         "place": place,
-        "adapter": adapter,
+        "adapter": portable_name(adapter) if isinstance(adapter, str) else adapter,
         "callbacks": list(callbacks),
     }
     if resources.train_workers == 0:
