@@ -33,6 +33,7 @@ _HOMES = {
     "evaluate": "raysift.jobs.api",
     "explain": "raysift.jobs.explain",
     "rescore": "raysift.jobs.rescore",
+    "search": "raysift.jobs.policy_search",
     "win_rate": "raysift.jobs.win_rate",
     "k_center": "raysift.kcenter",
 }

@@ -19,6 +19,7 @@ from raysift.errors import ConfigError
 from raysift.methods import METHODS, Selector
 from raysift.metrics import EvalConfig
 from raysift.pairwise.settings import WinRateSettings
+from raysift.policy.search_settings import SearchSettings
 from raysift.recipes import TrainConfig, recipe
 from raysift.resources import Resources
 from raysift.storage import open_location
@@ -58,6 +59,8 @@ class CommonConfig(BaseModel):
     evaluate: EvalConfig = Field(default_factory=EvalConfig)
     win_rate: WinRateSettings | None = None
     """Settings of `raysift win-rate`."""
+    search: SearchSettings | None = None
+    """Settings of `raysift search`."""
     resources: Resources = Field(default_factory=Resources)
 
 

@@ -72,8 +72,8 @@ JudgeModel = Annotated[str | None, typer.Option("--judge", help="Who judges; def
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)]
 
 
-def add_method(name: str, summary: str) -> None:
-    """One command per method; they differ in name only."""
+def add_method(name: str, summary: str, method: str | None = None) -> None:
+    """One command per method; they differ in name only. With `method` the command searches settings of that one."""
 
     def command(
         pool: Pool = None,
@@ -92,7 +92,7 @@ def add_method(name: str, summary: str) -> None:
         overrides: Overrides = None,
     ) -> None:
         given: dict[str, Any] = {
-            "method": name,
+            "method": method or name,
             "pool": pool,
             "target": target,
             "model": model,
@@ -103,15 +103,16 @@ def add_method(name: str, summary: str) -> None:
         settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
         if not settings.pool:
             raise ConfigError("config: 'pool' is missing. Name what to choose from: --pool FILE...")
-        from raysift.jobs.commands import run_selection
+        from raysift.jobs.commands import run_search, run_selection
 
-        run_selection(settings, console)
+        (run_search if method else run_selection)(settings, console)
 
-    app.command(name, help=summary, rich_help_panel="Methods")(command)
+    app.command(name, help=summary, rich_help_panel="Steps" if method else "Methods")(command)
 
 
 for _name, _summary in METHOD_HELP.items():
     add_method(_name, _summary)
+add_method("search", "Search policy settings of RAISE (Ray Tune); best.yaml is for `raysift raise --config`.", "raise")
 
 
 @app.command(rich_help_panel="Steps")

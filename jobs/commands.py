@@ -23,6 +23,13 @@ def run_selection(config: CommonConfig, console: Console) -> None:
         show_evaluation(run, console)
 
 
+def run_search(config: CommonConfig, console: Console) -> None:
+    """Search settings of a method that learns."""
+    from raysift.jobs.policy_search import search_command
+
+    search_command(config, console)
+
+
 def run_ingest(config: CommonConfig, console: Console) -> None:
     """Only read the pool."""
     _require(config.pool, "pool", "Name what to read: raysift ingest FILE...")

@@ -188,7 +188,7 @@ def describe(fit: FittedFeatures, pool: PolicyPool) -> dict[str, Any]:
         "inputs": input_names(fit.k),
         "difficulty_mean": fit.difficulty_mean.tolist(),
         "difficulty_std": fit.difficulty_std.tolist(),
-        "semantic_std": fit.semantic_std.tolist(),
+        "semantic_scale": fit.semantic_scale,
         "explained_variance": fit.semantic.explained.tolist(),
         "class_sizes": np.bincount(pool.classes, minlength=len(fit.centroids)).tolist(),
         "pool_mean": pool.features.mean(axis=0, dtype=np.float64).tolist(),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from raysift.actors.episode import EpisodeSetup, Weights
+from raysift.actors.trainee import own_settings
 from raysift.jobs.episodes import Fleet
 from raysift.policy.drawing import Draw
 from raysift.policy.rewards import rewards
@@ -46,7 +47,8 @@ def learn_rounds(
         draws = exploring(setup.policy, seed, number, learning.episodes)
         episodes = fleet.run_round(actor_weights(learner), number, draws)
         before_update = time.perf_counter()
-        update = learner.update(episodes, number)
+        with own_settings(setup.place):
+            update = learner.update(episodes, number)
         update_s = time.perf_counter() - before_update
         account = describe_round(number, episodes) | {"update": vars(update), "update_s": round(update_s, 3)}
         account["seconds"] = round(time.perf_counter() - clock, 3)

@@ -1,4 +1,4 @@
-"""A policy that another run has learned, for use on this run's pool."""
+"""A policy that another run has learned, or found in a search, for use on this run's pool."""
 
 from __future__ import annotations
 
@@ -28,12 +28,16 @@ class Learnt:
 def learnt_by(settings: RaiseConfig) -> Learnt:
     """The policy of the run that `policy_from` names."""
     run = open_run(str(settings.policy_from))
+    searched = read_manifest(run.folder / "search")
+    if searched is not None:
+        best = getattr(load_config(str(run.files(searched, "best")[0])), "raise")
+        return Learnt(run.files(searched, "policy")[0], run.files(searched, "fitted")[0], best)
     config = load_config(str(run.folder / CONFIG))
     learned, features = (read_manifest(run.folder / stage) for stage in ("learn", "features"))
     theirs = getattr(config, "raise", None)
     if learned is None or features is None or not isinstance(theirs, RaiseConfig):
         raise ConfigError(
             f"raise.policy_from: {settings.policy_from} has not learned a policy (its method is '{config.method}'). Name a "
-            "finished run of `raysift raise`."
+            "finished run of `raysift raise` or `raysift search`."
         )
     return Learnt(run.files(learned, "policy")[0], run.files(features, "fitted")[0], theirs)

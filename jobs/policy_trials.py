@@ -18,7 +18,9 @@ import json
 import logging
 import os
 import pickle
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,7 +50,9 @@ from raysift.storage import Location
 
 ROUNDS, TUNE, SETTINGS, POINTER = "rounds", "tune", "settings.json", "rounds.json"
 CRITERION, ROUND_NUMBER = "criterion", "round"
-SNAPSHOT_S = "1"  # between two writings of Tune's state; its default is 10 s, in which a search on a small model is over
+SNAPSHOT_S = (
+    "1"  # between two writings of Tune's state; its default is 10 s, in which a search on a small model is over
+)
 
 Pointer = dict[str, Any]
 """Trial, folder, and how many of its rounds."""
@@ -167,6 +171,8 @@ def fit(work: TrialWork, drawn: Sequence[Settings], resources: Resources, run: R
                 ),
             )
         results = tuner.fit()
+    if results.num_terminated + results.num_errors < len(results):
+        raise KeyboardInterrupt  # Tune catches it, and gives what there is as if it were all
     found = {outcome.number: outcome for outcome in (_outcome(result, work) for result in results)}
     missing = [number for number in range(len(drawn)) if number not in found]
     if missing:
@@ -186,7 +192,20 @@ class SparingASHA(ASHAScheduler):
 
 
 class SparingPBT(PopulationBasedTraining):
-    """Population-based training in which the run's own settings stay as they are; others may go on from them."""
+    """Population-based training in which the run's own settings stay as they are; others may go on from them.
+
+    After its last round a trial has nothing to go on with, and would only end as a copy of a better one.
+    """
+
+    def __init__(self, rounds: int, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.rounds = rounds
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if result[ROUND_NUMBER] >= self.rounds:
+            return TrialScheduler.CONTINUE
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        return decision
 
     def _exploit(self, tune_controller: Any, trial: Any, trial_to_clone: Any) -> None:
         if str(trial) != trial_name(OWN):
@@ -197,6 +216,7 @@ def make_scheduler(search: SearchSettings, config: RaiseConfig) -> Any:
     """What stops trials or changes them."""
     if search.scheduler == "pbt":
         return SparingPBT(
+            search.rounds,
             time_attr=ROUND_NUMBER,
             perturbation_interval=search.perturb_rounds,
             hyperparam_mutations={"trial": {"settings": changeable_values(search, config)}},
@@ -262,6 +282,7 @@ def _tune_config(work: TrialWork, resources: Resources) -> tune.TuneConfig:
         scheduler=make_scheduler(work.search, work.config),
         # To Tune a paused trial counts as one at work; a population would be as large as what runs at a time.
         max_concurrent_trials=None if work.search.scheduler == "pbt" else pool_size(resources),
+        reuse_actors=True,  # a process that has loaded its libraries does for the next trial
         trial_name_creator=name_trial,
         trial_dirname_creator=name_trial,
     )
@@ -295,7 +316,9 @@ def _outcome(result: Any, work: TrialWork) -> Outcome:
         reason = str(cause) if cause else str(result.error).strip().splitlines()[-1]
     number = int(name.removeprefix("trial-"))
     if "folder" not in metrics:
-        return Outcome(number, dict((result.config or {})["trial"]["settings"]), [], reason=reason or "no round finished")
+        return Outcome(
+            number, dict((result.config or {})["trial"]["settings"]), [], reason=reason or "no round finished"
+        )
     accounts = [_read_account(p) for p in finished_rounds(home / metrics["folder"])[: metrics[ROUND_NUMBER]]]
     return Outcome(
         number=number,
@@ -353,17 +376,29 @@ def _require_room(resources: Resources) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Tune writes no tables, no files of its own for each result, and its state often."""
-    wanted = {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": SNAPSHOT_S, "RAY_AIR_NEW_OUTPUT": "1"}
+    """Tune writes no tables and no files for each result, its state often, and leaves no signal handlers of its own behind."""
+    wanted = {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": SNAPSHOT_S,
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    }
+    # The second one lists failed trials at the end, as the table does.
+    levels = {"ray.tune": logging.ERROR, "ray.tune.tune": logging.CRITICAL}
     before = {name: os.environ.get(name) for name in wanted}
-    logger = logging.getLogger("ray.tune")
-    level = logger.level
+    usual = {name: logging.getLogger(name).level for name in levels}
+    caught = (signal.SIGINT, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.getsignal(number) for number in caught}
     os.environ.update(wanted)
-    logger.setLevel(logging.ERROR)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for name, level in usual.items():
+            logging.getLogger(name).setLevel(level)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from raysift.actors.effective_batches import COUNTED, INPUT_IDS, EncodeRows, Place, split_trainable
 from raysift.actors.episode import EpisodeSetup
 from raysift.actors.frozen_training import FrozenTraining
+from raysift.actors.language_model import portable_name
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
 from raysift.examples import example_key, read_examples, reference_answer
@@ -27,7 +28,7 @@ from raysift.jobs.selection import rows_in_order
 from raysift.jobs.stages import model_fingerprint
 from raysift.jobs.tables import count_answers, publish, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
-from raysift.methods.raise_policy import RaiseConfig, count_policy_steps, place_picks
+from raysift.methods.raise_policy import RaiseConfig, count_policy_steps, departures, place_picks
 from raysift.methods.uniform import seed_for, uniform_of
 from raysift.policy.drawing import Draw
 from raysift.policy.pool import PolicyPool, positions, read_pool
@@ -125,11 +126,11 @@ def learn(
 
     def body(folder: Location) -> StageResult:
         setup = make_setup(run, config, settings, features, encoded, target, steps)
-        rounds = []
+        own = ", ".join(f"{name}={value}" for name, value in departures(settings).items())
+        run.console.note(f"learn: settings that are not the paper's: {own or 'none'}")
         with ray_fleet(setup, config.resources, settings.learning.episodes) as fleet:
             for found in learn_rounds(folder / ROUNDS, setup, settings.learning, fleet, config.seed):
                 run.record("round", "learn", **_headline(found))
-                rounds.append(found)
         last = round_name(settings.learning.rounds)
         return StageResult(
             files={
@@ -137,7 +138,7 @@ def learn(
                 "rounds": [f"{ROUNDS}/{round_name(n + 1)}/{ROUND}" for n in range(settings.learning.rounds)],
             },
             counts={"rows_in": features.counts["kept"], "kept": len(setup.pool)},
-            values={"steps": steps, "rounds": settings.learning.rounds},
+            values={"steps": steps, "rounds": settings.learning.rounds, "departures": departures(settings)},
         )
 
     decides = {"policy": settings.policy, "learning": settings.learning, "steps": steps, "seed": config.seed}
@@ -253,7 +254,7 @@ def make_setup(
         policy=settings.policy,
         episode=settings.episode,
         train=config.train,
-        model=config.model,
+        model=portable_name(config.model),
         steps=steps,
         place=place,
         adapter=config.adapter,

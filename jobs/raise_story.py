@@ -36,7 +36,7 @@ __all__ = ["PickTables", "influences", "learning_curve", "picks_over_time", "sho
 SAMPLE_ROWS = 4096
 """Rows of the pool on which influences are measured."""
 STRETCHES = 8
-SHOWN_ROUNDS, SHOWN_INPUTS, SHOWN_VALUES = 40, 8, 10
+SHOWN_ROUNDS, SHOWN_INPUTS, SHOWN_VALUES = 40, 8, 24
 DOTS = 24
 
 
@@ -48,7 +48,7 @@ def learning_curve(run: str | Run) -> pa.Table:
         update = account.pop("update")
         account.pop("reports")
         gain = account["performance"] - account["start"]
-        lines.append(account | {"gain": gain, "ratio": update.pop("last_ratio")} | update)
+        lines.append(account | {"gain": gain, "ratio": update.pop("last_ratio", None)} | update)
     return pa.Table.from_pylist(lines)
 
 
@@ -210,7 +210,8 @@ def show_influences(opened: PolicyRun, found: pa.Table, console: Console) -> Non
 
 
 def _span(line: dict[str, Any]) -> str:
-    return f"{line['first_step']}-{line['last_step']}"
+    first, last = line["first_step"], line["last_step"]
+    return f"{first}-{last}" if first < last else str(last)
 
 
 def _dot(value: float, low: float, high: float) -> str:

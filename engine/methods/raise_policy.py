@@ -64,6 +64,18 @@ _PAPER: dict[str, Any] = {
     },
 }
 _LETTER = {key: _PAPER[key] for key in ("policy", "learning")}
+_SILENT = {
+    "classes",
+    "hidden",
+    "critic_hidden",
+    "temperature",
+    "rounds",
+    "passes",
+    "steps",
+    "validation_rows",
+    "report_share",
+}
+"""Settings for which the paper names no one value, or that are not its business."""
 
 
 class Raise(Selector):
@@ -81,6 +93,17 @@ class Raise(Selector):
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
         """By first step; the number of steps has kept to the budget already."""
         return choose_in_order(scores)
+
+
+def departures(config: RaiseConfig) -> dict[str, Any]:
+    """Settings of policy, learning and episode that are not the paper's, with their values; for the manifest."""
+    paper = RaiseConfig.model_validate(_LETTER)
+    found = {}
+    for part in ("policy", "learning", "episode"):
+        for name, value in getattr(config, part):
+            if name not in _SILENT and value != getattr(getattr(paper, part), name):
+                found[f"{part}.{name}"] = value
+    return found
 
 
 def count_policy_steps(config: RaiseConfig, train: TrainConfig, rows: int) -> int:

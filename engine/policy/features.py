@@ -2,11 +2,13 @@
 
     stage        performance, progress                                            rebuilt each step, the same for all rows
     difficulty   log1p len(x), log1p len(y), log P(y|x), log P(y)                 mean 0 and deviation 1 over the fit
-    semantic     k principal components of the embedding                          each deviation 1 over the fit
+    semantic     k principal components of the embedding                          one scale for all: mean variance 1 over the fit
     availability log1p of how often the row was picked                            rebuilt each step
 
 39 inputs for k = 32, in the paper's order; the middle two blocks are the features of a row. The paper tells of no scaling:
-raw lengths and log-probabilities are hundreds where components are below 1.
+raw lengths and log-probabilities are hundreds where components are below 1. Components keep their sizes to each other: each at
+deviation 1, the last of them, which are noise, would speak as loud as the first (on the nano world a policy's gradient
+over four trainings then finds 6 % of target rows in its best 1 %, against 62 %).
 """
 
 from __future__ import annotations
@@ -54,9 +56,9 @@ class FittedFeatures:
         return len(self.semantic.components)
 
     @property
-    def semantic_std(self) -> Matrix:
-        """By which each component is divided."""
-        return np.sqrt(self.semantic.variance)
+    def semantic_scale(self) -> float:
+        """By which all components are divided."""
+        return float(np.sqrt(self.semantic.variance.mean())) if self.k else 1.0
 
 
 class Transformed(NamedTuple):
@@ -125,7 +127,7 @@ def transform(fitted: FittedFeatures, difficulty: Matrix, vectors: Vectors) -> T
     _check_rows(difficulty, vectors)
     scores = project(fitted.semantic, vectors)
     scaled = (difficulty - fitted.difficulty_mean) / fitted.difficulty_std
-    features = np.concatenate([scaled, scores / fitted.semantic_std], axis=1).astype(np.float32)
+    features = np.concatenate([scaled, scores / fitted.semantic_scale], axis=1).astype(np.float32)
     return Transformed(features, assign(scores.astype(np.float32), fitted.centroids))
 
 

@@ -139,7 +139,8 @@ class Learner:
         for number in np.unique(classes):
             mine = own_scores[torch.from_numpy(np.flatnonzero(classes == number))]
             inside = pool_scores[rows.members[number]]
-            # A small class of which nothing was drawn stands for itself by what was picked.
+            inside = inside[torch.isfinite(inside)]  # those that were picked often enough are no part of their class
+            # A small class of which nothing was drawn that is still to be had stands for itself by what was picked.
             log_sum = torch.logsumexp(inside if len(inside) else mine, 0)
             found.append(mine - log_sum - rows.log_weights[number])
             entropies.append(_entropy_share(inside - log_sum) if len(inside) else log_sum * 0)

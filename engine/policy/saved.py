@@ -1,6 +1,6 @@
 """A policy on disk, and all that is needed to go on learning it; safetensors only.
 
-policy.safetensors    the acquisition function; metadata: its settings and the number of features
+policy.safetensors    the acquisition function; metadata: its settings
 learner.safetensors   the critic, and the state of both optimizers
 episodes.parquet      the logs of the round's trainings (`state.LOG`)
 round.json            what the round came to; written last, it makes the round count
@@ -32,8 +32,8 @@ POLICY, LEARNER, EPISODES, ROUND = "policy.safetensors", "learner.safetensors", 
 
 def save_policy(place: Location, actor: Acquisition, settings: PolicySettings) -> None:
     """The acquisition function alone, which is what a frozen policy is."""
-    metadata = {"settings": settings.model_dump_json(), "features": str(actor.static.in_features)}
-    _write(place, dict(actor.state_dict()), metadata)
+    # One entry only: safetensors writes several in no order, and equal policies would differ in their bytes.
+    _write(place, dict(actor.state_dict()), {"settings": settings.model_dump_json()})
 
 
 def load_policy(place: Location) -> tuple[Acquisition, PolicySettings]:
@@ -43,7 +43,7 @@ def load_policy(place: Location) -> tuple[Acquisition, PolicySettings]:
     tensors, metadata = _read(place)
     try:
         settings = PolicySettings.model_validate_json(metadata["settings"])
-        actor = Acquisition(int(metadata["features"]), settings.hidden, seed=0)
+        actor = Acquisition(tensors["static.weight"].shape[1], settings.hidden, seed=0)
         actor.load_state_dict(tensors)
     except (KeyError, ValueError, RuntimeError) as error:
         raise DataError(f"policy: {place} holds no policy of this version ({error}). Learn it again.") from error

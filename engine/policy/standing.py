@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysift.policy.classes import class_quotas
 from raysift.policy.drawing import Draw
-from raysift.policy.picking import Picker
 from raysift.policy.pool import PolicyPool, positions
 from raysift.policy.state import Episode, State, stage_inputs
 from raysift.topk import Ids
+
+if TYPE_CHECKING:
+    from raysift.policy.picking import Picker
 
 
 @dataclass(frozen=True)

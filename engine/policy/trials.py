@@ -61,13 +61,8 @@ def searched_values(search: SearchSettings, config: RaiseConfig) -> dict[str, li
 
 
 def changeable_values(search: SearchSettings, config: RaiseConfig) -> dict[str, list[Any]]:
-    """Those of them that population-based training changes; refused where there are none.
-
-    The temperature stays where updates go over earlier rounds too: their ratios are to the policy as it drew then.
-    """
+    """Those of them that population-based training changes; refused where there are none."""
     values = {name: found for name, found in searched_values(search, config).items() if name in CHANGEABLE}
-    if config.learning.replay_rounds > 1:
-        values.pop("temperature", None)
     if not values:
         raise ConfigError(
             f"search: scheduler=pbt changes settings between rounds, and the space has none of {', '.join(CHANGEABLE)}. "

@@ -1,0 +1,299 @@
+"""`raysift search`: which settings of RAISE's policy learn best on this pool, for this model and this target.
+
+The stages before the first training are those of `raysift raise`, done once. Features are too, but for the classes: these
+are fitted for every number of classes that a trial has, each in a folder of its own, so that a later `raysift raise` with
+the same settings has the same classes.
+
+Which settings are tried follows from the seed. Which of them are stopped or changed on the way depends on what the others
+had come to by then: two searches need not end alike where trials run side by side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
+import yaml
+
+from raysift.config import CommonConfig, make_config
+from raysift.errors import ConfigError, StageError
+from raysift.jobs import centers, policy_features, raise_policy, stages
+from raysift.jobs.api import own_session, start_session
+from raysift.jobs.console import Console
+from raysift.jobs.policy_trials import ROUNDS, TrialWork, fit, settings_by_round
+from raysift.jobs.recipes import count_rows
+from raysift.jobs.rescore import BorrowingRun
+from raysift.jobs.run import Run, StageResult, free_name
+from raysift.jobs.tables import publish
+from raysift.manifest import Manifest
+from raysift.methods.raise_policy import RaiseConfig
+from raysift.policy.pool import read_pool
+from raysift.policy.saved import POLICY, round_name
+from raysift.policy.search_settings import PLACES, SearchSettings
+from raysift.policy.trials import (
+    ALL_ROUNDS,
+    FAILED,
+    OWN,
+    STOPPED,
+    Outcome,
+    Settings,
+    apply_settings,
+    as_overrides,
+    best_of,
+    criterion,
+    draw_trials,
+)
+from raysift.storage import Location
+
+BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.safetensors"
+
+
+def search_command(config: CommonConfig, console: Console) -> None:
+    """Search in a Ray session of its own, and show what was found."""
+    run = Run(config.run, console)
+    with own_session():
+        manifest = find_settings(run, config)
+    show_search(manifest, console)
+    console.note(f"best settings: raysift raise --config {run.folder / BEST} --run NEW")
+
+
+def search(
+    pool: str | Sequence[str],
+    *,
+    run: str | None = None,
+    fresh: bool = False,
+    console: Console | None = None,
+    **settings: Any,
+) -> Manifest:
+    """Search policy settings of RAISE; the manifest's values hold the trials, its files `best` the settings to go on with.
+
+    `settings` are those of the YAML file, as for `raysift.raise_`, and a section `search={"trials": 8}`.
+    """
+    folder = run or tempfile.mkdtemp(prefix="raysift-")
+    paths = [pool] if isinstance(pool, str) else list(pool)
+    values = settings | {"method": "raise", "pool": paths, "run": free_name(folder) if fresh else folder}
+    config = make_config(values)
+    start_session()
+    return find_settings(Run(config.run, console), config)
+
+
+def find_settings(run: Run, config: CommonConfig) -> Manifest:
+    """All stages of a search."""
+    settings: RaiseConfig = getattr(config, "raise")
+    wanted = config.search or SearchSettings()
+    if settings.policy_from:
+        raise ConfigError("search: 'raise.policy_from' is set; a policy that is taken over has no settings to search.")
+    drawn = draw_trials(wanted, settings, config.train, config.seed)
+    if len(drawn) < wanted.trials:
+        run.console.note(f"search: the space has {len(drawn)} different trials, search.trials is {wanted.trials}")
+    with run.replayable(config.model_dump(mode="json", exclude={"run"})):
+        rows = stages.ingest(run, config)
+        total = count_rows(config, rows)
+        target = raise_policy.split_target(run, config, settings)
+        encoded = raise_policy.encode(run, config, rows)
+        measured = policy_features.difficulty(run, config, settings.features, rows)
+        vectors = centers.embed(run, config, settings.features.embedding, rows)
+        features: dict[int, tuple[Run, Manifest]] = {}
+        for classes in sorted({apply_settings(point, settings, config.train)[0].policy.classes for point in drawn}):
+            place = BorrowingRun(run.folder / f"classes-{classes}", run, run.console)
+            found = policy_features.features(place, config, settings.features, classes, rows, measured, vectors)
+            features[classes] = place, found
+        return try_settings(run, config, wanted, drawn, features, encoded, target, total)
+
+
+def try_settings(
+    run: Run,
+    config: CommonConfig,
+    wanted: SearchSettings,
+    drawn: Sequence[Settings],
+    features: dict[int, tuple[Run, Manifest]],
+    encoded: Manifest,
+    target: Manifest,
+    total: int,
+) -> Manifest:
+    """The trials, and what they came to."""
+    settings: RaiseConfig = getattr(config, "raise")
+
+    def body(folder: Location) -> StageResult:
+        work = share_work(config, wanted, drawn, features, encoded, target, total, folder)
+        outcomes = fit(work, drawn, config.resources, run)
+        best = best_of(outcomes, wanted)
+        if best is None or best.folder is None:
+            reasons = {outcome.reason for outcome in outcomes if outcome.reason}
+            raise StageError(
+                f"search: no trial of {len(outcomes)} did all {wanted.rounds} rounds. {'; '.join(sorted(reasons))}"
+            )
+        place, found = features[apply_settings(best.settings, settings, config.train)[0].policy.classes]
+        last = folder / ROUNDS / best.folder / round_name(wanted.rounds)
+        (folder / POLICY).write((last / POLICY).read_bytes())
+        (folder / FITTED).write(place.files(found, "fitted")[0].read_bytes())
+        (folder / BEST).write(yaml.safe_dump(best_config(config, best.settings), sort_keys=False, allow_unicode=True))
+        table = pa.Table.from_pylist([describe(outcome, wanted) for outcome in ranked(outcomes, wanted)])
+        pq.write_table(table, (folder / f"{TABLE}.parquet").path, filesystem=folder.fs)
+        with (folder / f"{TABLE}.csv").open_output() as stream:
+            pacsv.write_csv(table, stream)
+        pq.write_table(curves(outcomes, wanted, folder / ROUNDS), (folder / CURVES).path, filesystem=folder.fs)
+        states = [outcome.state(wanted.rounds) for outcome in outcomes]
+        return StageResult(
+            files={
+                "table": [f"{TABLE}.parquet", f"{TABLE}.csv"],
+                "curves": [CURVES],
+                "best": [BEST],
+                "policy": [POLICY],
+                "fitted": [FITTED],
+            },
+            counts={"trials": len(outcomes)} | {state: states.count(state) for state in (ALL_ROUNDS, STOPPED, FAILED)},
+            values={
+                "best": describe(best, wanted) | {"overrides": as_overrides(best.settings)},
+                "own": describe(outcomes[OWN], wanted),
+                "trials": table.to_pylist(),
+            },
+        )
+
+    decides: dict[str, Any] = {"search": wanted.model_copy(update={"max_failures": 0}), "raise": settings, "train": config.train}
+    decides |= {"seed": config.seed, "total": total, "trials": list(drawn)}
+    inputs: dict[str, Any] = {"encoded": encoded.fingerprint, "target": target.fingerprint}
+    inputs |= {"features": {str(classes): found.fingerprint for classes, (_, found) in features.items()}}
+    inputs["model"] = stages.model_fingerprint(config.model)
+    inputs |= {"adapter": stages.model_fingerprint(config.adapter)} if config.adapter else {}
+    manifest = run.stage("search", decides, inputs, body)
+    for kind in ("best", "table"):
+        for file in run.files(manifest, kind):
+            publish(file, run.folder / file.name)
+    return manifest
+
+
+def share_work(
+    config: CommonConfig,
+    wanted: SearchSettings,
+    drawn: Sequence[Settings],
+    features: dict[int, tuple[Run, Manifest]],
+    encoded: Manifest,
+    target: Manifest,
+    total: int,
+    folder: Location,
+) -> TrialWork:
+    """What the trials share: the rows once, and the classes of each number of classes."""
+    settings: RaiseConfig = getattr(config, "raise")
+    largest = max(apply_settings(point, settings, config.train)[1].batch_size for point in drawn)
+    checked = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": largest})})
+    place, found = next(iter(features.values()))
+    setup = raise_policy.make_setup(place, checked, settings, found, encoded, target, 1)
+    classes = {
+        number: raise_policy.restrict(read_pool(place.files(found, "features")[0]), setup.pool.ids).classes
+        for number, (place, found) in features.items()
+    }
+    return TrialWork(
+        setup=dataclasses.replace(setup, train=config.train),
+        classes=classes,
+        config=settings,
+        train=config.train,
+        search=wanted,
+        total=total,
+        seed=config.seed,
+        folder=folder,
+    )
+
+
+def best_config(config: CommonConfig, settings: Settings) -> dict[str, Any]:
+    """The run's settings with the best ones in place, for `raysift raise --config`."""
+    changed, train = apply_settings(settings, getattr(config, "raise"), config.train)
+    values = config.model_dump(mode="json", exclude={"run", "search"})
+    return values | {"raise": changed.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+
+
+def ranked(outcomes: Sequence[Outcome], wanted: SearchSettings) -> list[Outcome]:
+    """Whole trials first, the best of them at the top; then those with more rounds."""
+
+    def key(outcome: Outcome) -> tuple[int, float, int]:
+        worth = criterion(outcome.performances, wanted.last_rounds) if outcome.performances else 0.0
+        return -len(outcome.performances), -worth, outcome.number
+
+    return sorted(outcomes, key=key)
+
+
+def describe(outcome: Outcome, wanted: SearchSettings) -> dict[str, Any]:
+    """A trial's line in the table."""
+    known = bool(outcome.performances)
+    reports = [found for found in outcome.reports[-wanted.last_rounds :] if found is not None]
+    return {
+        "trial": outcome.number,
+        **{name: _cell(value) for name, value in outcome.settings.items()},
+        "rounds": len(outcome.performances),
+        "criterion": criterion(outcome.performances, wanted.last_rounds) if known else None,
+        "best_round": max(outcome.performances) if known else None,
+        "report": sum(reports) / len(reports) if reports else None,
+        "seconds": sum(outcome.seconds),
+        "state": outcome.state(wanted.rounds),
+        "reason": outcome.reason,
+    }
+
+
+def curves(outcomes: Sequence[Outcome], wanted: SearchSettings, home: Location) -> pa.Table:
+    """A line for each round of each trial, with the settings it was done under: data for plots."""
+    lines: list[dict[str, Any]] = []
+    for outcome in outcomes:
+        if outcome.folder is None:
+            continue
+        points = settings_by_round(home, outcome.folder, len(outcome.performances))
+        for number, point in enumerate(points, 1):
+            done = outcome.performances[:number]
+            lines.append(
+                {
+                    "trial": outcome.number,
+                    "round": number,
+                    "performance": done[-1],
+                    "criterion": criterion(done, wanted.last_rounds),
+                    "report": outcome.reports[number - 1],
+                    "seconds": outcome.seconds[number - 1],
+                    **{name: _cell(value) for name, value in point.items()},
+                }
+            )
+    return pa.Table.from_pylist(lines)
+
+
+def show_search(manifest: Manifest, console: Console) -> None:
+    """The trials as a table, and what the search gained."""
+    lines, best, own = (manifest.values[name] for name in ("trials", "best", "own"))
+    heads = ["rounds", "criterion", "report", "seconds", "state"]
+    rows = [[line["trial"], _changes(line, own), *[_rounded(line[name]) for name in heads]] for line in lines]
+    last = manifest.settings["search"]["last_rounds"]
+    console.table(
+        f"Trials (criterion: mean performance of the last {last} rounds; report: on rows no policy sees)",
+        ["trial", "settings", *heads],
+        rows,
+    )
+    for line in lines:
+        if line["reason"]:
+            console.note(f"search: trial {line['trial']} failed: {line['reason']}")
+    if best["trial"] == own["trial"]:
+        console.note("search: no settings did better than the run's own")
+    elif own["state"] == ALL_ROUNDS:
+        console.note(
+            f"search: criterion {own['criterion']:.4f} with the run's own settings, {best['criterion']:.4f} with those of trial "
+            f"{best['trial']}; the best of {len(lines)} noisy numbers looks better than it is, the report is not chosen by"
+        )
+
+
+def _cell(value: Any) -> Any:
+    """Lists as text, so that a column has one plain type."""
+    return "x".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _changes(line: dict[str, Any], own: dict[str, Any]) -> str:
+    """In what a trial's settings differ from the run's own."""
+    changed = [
+        f"{name}={line[name]:g}" if isinstance(line[name], float) else f"{name}={line[name]}"
+        for name in PLACES
+        if name in line and line[name] != own[name]
+    ]
+    return " ".join(changed) or "the run's own"
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value

@@ -1,0 +1,335 @@
+"""A policy search on nano models: what is spared, what is taken over, and what a killed trial and a killed driver leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import orjson
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+import raysift
+from raysift.config import load_config
+from raysift.errors import ConfigError
+from raysift.jobs.console import Console
+from raysift.jobs.policy_search import curves, ranked, show_search
+from raysift.jobs.policy_trials import SETTINGS, SparingASHA, Teller, name_trial, open_rounds, settings_by_round
+from raysift.jobs.run import Run
+from raysift.manifest import Manifest, read_manifest
+from raysift.methods.raise_policy import RaiseConfig
+from raysift.nano.world import examples, generate_pool
+from raysift.policy.saved import ROUND, round_name
+from raysift.policy.search_settings import SearchSettings
+from raysift.policy.trials import Outcome, draw_trials
+from raysift.storage import open_location
+
+ROWS, STEPS, BATCH, ROUNDS, TRIALS = 150, 4, 4, 3, 4
+NONE = {name: [] for name in ("classes", "hidden", "temperature", "actor_rate", "entropy", "clip", "passes")}
+# Of the three points that are drawn beside the run's own at least one has the rate at which weights end as no numbers.
+SEARCH = {
+    "trials": TRIALS,
+    "rounds": ROUNDS,
+    "last_rounds": 2,
+    "scheduler": "none",
+    "max_failures": 1,
+    "space": NONE | {"classes": [1, 2], "actor_rate": [0.01, 1e30]},
+}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "pool.jsonl").write_bytes(b"\n".join(orjson.dumps(row) for row in generate_pool(ROWS, 4)))
+    lines = [orjson.dumps(example) for example in examples(16, 0, ["last_letters"], "validation")]
+    (folder / "target.jsonl").write_bytes(b"\n".join(lines))
+    return folder
+
+
+def settings_of(data, **search):
+    return {
+        "target": str(data / "target.jsonl"),
+        "budget": "12",
+        "raise": {"episode": {"steps": STEPS}},
+        "train": {"batch_size": BATCH},
+        "search": SEARCH | search,
+    }
+
+
+def rounds_under(folder):
+    """Every finished round, with when it was written and what it holds."""
+    files = sorted(folder.glob(f"search/*/rounds/*/*/round-*/{ROUND}"))
+    return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+
+# --- the parts -------------------------------------------------------------------------------------------------------
+
+
+def fake_round(folder, number, performance=-1.0):
+    place = folder / round_name(number)
+    for name in ("policy.safetensors", "episodes.parquet"):
+        (place / name).write(f"{folder.name} {number}")
+    (place / ROUND).write(json.dumps({"round": number, "performance": performance}))
+
+
+def test_a_trial_goes_on_in_its_folder_and_another_one_from_a_copy(tmp_path):
+    home, mine, changed = open_location(tmp_path), {"clip": 0.1}, {"clip": 0.2}
+    folder, known = open_rounds(home, "trial-0001", mine, None)
+    assert known == 0
+    for number in (1, 2, 3):
+        fake_round(folder, number)
+    assert open_rounds(home, "trial-0001", mine, None) == (folder, 0)  # killed before Tune knew of a round
+    pointer = {"trial": "trial-0001", "folder": f"trial-0001/{folder.name}", "rounds": 2}
+    assert open_rounds(home, "trial-0001", mine, pointer) == (folder, 2)
+
+    for name, settings in (("trial-0002", changed), ("trial-0003", mine), ("trial-0001", changed)):
+        taken, known = open_rounds(home, name, settings, pointer)
+        assert known == 2 and taken.path != folder.path
+        assert not (taken / round_name(3)).exists()
+        for number in (1, 2):
+            for file in (folder / round_name(number)).files():
+                assert (taken / round_name(number) / file.name).read_bytes() == file.read_bytes()
+        fake_round(taken, 3)
+        assert open_rounds(home, name, settings, pointer) == (taken, 2)  # killed again: the third round is still there
+        assert (taken / round_name(3) / ROUND).exists()
+        place = f"{name}/{taken.name}"
+        assert settings_by_round(home, place, 3) == [mine, mine, settings]
+        assert settings_by_round(home, place, 1) == [mine]
+
+
+def test_rounds_that_were_half_taken_over_are_taken_over_again(tmp_path):
+    home = open_location(tmp_path)
+    folder, _ = open_rounds(home, "trial-0001", {"clip": 0.1}, None)
+    fake_round(folder, 1)
+    pointer = {"trial": "trial-0001", "folder": f"trial-0001/{folder.name}", "rounds": 1}
+    taken, _ = open_rounds(home, "trial-0002", {"clip": 0.2}, pointer)
+    (taken / SETTINGS).delete()
+    (taken / round_name(1) / "policy.safetensors").write("half")
+    open_rounds(home, "trial-0002", {"clip": 0.2}, pointer)
+    assert (taken / round_name(1) / "policy.safetensors").read_text() == f"{folder.name} 1"
+
+
+def test_asha_stops_the_worse_half_but_never_the_run_s_own_settings():
+    class Trial(SimpleNamespace):
+        def __str__(self):
+            return name_trial(self)
+
+    scheduler = SparingASHA(
+        time_attr="round", metric="criterion", mode="max", max_t=6, grace_period=2, reduction_factor=2
+    )
+    trials = [Trial(trial_id=str(n), config={"trial": {"number": n}}) for n in range(4)]
+    decisions = {}
+    for number, worth in ((1, 5.0), (2, 9.0), (3, 1.0), (0, 0.0)):
+        scheduler.on_trial_add(None, trials[number])
+        assert scheduler.on_trial_result(None, trials[number], {"round": 1, "criterion": worth}) == "CONTINUE"
+        decisions[number] = scheduler.on_trial_result(None, trials[number], {"round": 2, "criterion": worth})
+    assert decisions == {1: "CONTINUE", 2: "CONTINUE", 3: "STOP", 0: "CONTINUE"}
+
+
+def test_the_table_puts_whole_trials_first_and_says_what_differs(tmp_path, capsys):
+    wanted = SearchSettings(rounds=2, last_rounds=1)
+    outcomes = [
+        Outcome(0, {"clip": 0.2, "hidden": [64, 64]}, [-3.0, -2.0], [-4.0, None], [1.0, 1.0], folder="trial-0000/a"),
+        Outcome(1, {"clip": 0.1, "hidden": [8]}, [-1.0], [-1.0], [1.0], folder="trial-0001/a"),
+        Outcome(2, {"clip": 0.4, "hidden": [64, 64]}, [-1.0, -1.5], [-4.0, -3.0], [1.0, 1.0], folder="trial-0002/a"),
+        Outcome(3, {"clip": 0.2, "hidden": [8]}, [], reason="it died"),
+    ]
+    from raysift.jobs.policy_search import describe
+
+    assert [outcome.number for outcome in ranked(outcomes, wanted)] == [2, 0, 1, 3]
+    lines = [describe(outcome, wanted) for outcome in ranked(outcomes, wanted)]
+    home = open_location(tmp_path)
+    for outcome in outcomes[:3]:
+        (home / outcome.folder / SETTINGS).write(json.dumps({"from": None, "settings": outcome.settings}))
+    table = curves(outcomes, wanted, home)
+    assert table["trial"].to_pylist() == [0, 0, 1, 2, 2]
+    assert table["hidden"].to_pylist() == ["64x64", "64x64", "8", "64x64", "64x64"]
+    values = {"trials": lines, "best": lines[0], "own": lines[1]}
+    manifest = Manifest(stage="search", fingerprint="f", settings={"search": wanted.model_dump()}, values=values)
+    show_search(manifest, Console("plain"))
+    out, err = capsys.readouterr()
+    assert "the run's own" in out and "clip=0.4" in out and "hidden=8" in out
+    assert "trial 3 failed: it died" in err
+
+
+def test_what_cannot_be_searched_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ConfigError, match="policy_from"):
+        raysift.search(str(tmp_path / "none.jsonl"), run=str(tmp_path / "run"), **{"raise": {"policy_from": "x"}})
+
+
+# --- whole searches --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def searched(ray_local, data):
+    """A search whose first trial is killed once, after its first round."""
+    killed = []
+    usual = Teller.on_trial_result
+
+    def kill_once(self, iteration, trials, trial, result, **rest):
+        usual(self, iteration, trials, trial, result, **rest)
+        if str(trial) == "trial-0000" and not killed:
+            killed.append(rounds_under(data / "run"))
+            os.kill(result["pid"], signal.SIGKILL)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Teller, "on_trial_result", kill_once)
+        manifest = raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data))
+    return SimpleNamespace(manifest=manifest, folder=data / "run", at_kill=killed[0])
+
+
+def comparable(folder):
+    table = pq.read_table(folder / "trials.parquet").sort_by("trial")
+    return table.drop_columns(["seconds"]).to_pylist()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_search_finds_settings_at_least_as_good_as_the_run_s_own(searched):
+    lines = comparable(searched.folder)
+    own, best = lines[0], searched.manifest.values["best"]
+    assert [line["trial"] for line in lines] == list(range(TRIALS))
+    assert own["state"] == best["state"] == "all rounds" and own["rounds"] == ROUNDS
+    assert best["criterion"] == max(line["criterion"] for line in lines if line["state"] == "all rounds")
+    assert best["criterion"] >= own["criterion"]
+    counts = searched.manifest.counts
+    assert counts["trials"] == TRIALS == counts["all rounds"] + counts["stopped early"] + counts["failed"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_whose_settings_break_the_policy_is_listed_with_its_reason(searched):
+    broken = [line for line in comparable(searched.folder) if line["actor_rate"] == 1e30]
+    assert broken
+    for line in broken:
+        assert line["state"] == "failed" and line["rounds"] == 0 and line["criterion"] is None
+        assert "no longer numbers" in line["reason"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_trial_goes_on_from_its_last_round(searched):
+    events = [json.loads(line) for line in (searched.folder / "events.jsonl").read_text().splitlines()]
+    assert any(line["event"] == "recovered" and line["trial"] == "trial-0000" for line in events)
+    told = [line["round"] for line in events if line["event"] == "round" and line["trial"] == "trial-0000"]
+    assert told == list(range(1, ROUNDS + 1))
+    mine = {file: what for file, what in searched.at_kill.items() if "trial-0000" in file.parts}
+    now = rounds_under(searched.folder)
+    assert mine
+    assert {file: now[file] for file in mine} == mine
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_curves_have_a_line_for_each_round_with_its_settings(searched):
+    place = read_manifest(open_location(str(searched.folder)) / "search").files["curves"][0]
+    lines = pq.read_table(searched.folder / "search" / place).to_pylist()
+    table = {line["trial"]: line for line in comparable(searched.folder)}
+    for number, line in table.items():
+        mine = [one for one in lines if one["trial"] == number]
+        assert [one["round"] for one in mine] == list(range(1, line["rounds"] + 1))
+        assert all(one["classes"] == line["classes"] for one in mine)
+        if mine:
+            assert mine[-1]["criterion"] == line["criterion"]
+            assert sum(one["performance"] for one in mine[-2:]) / 2 == pytest.approx(line["criterion"])
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_best_settings_replay_and_the_best_policy_is_taken_over(searched, data):
+    best = searched.manifest.values["best"]
+    config = load_config(str(searched.folder / "best.yaml"))
+    found = getattr(config, "raise")
+    assert isinstance(found, RaiseConfig) and config.search is None
+    assert found.learning.actor_rate == best["actor_rate"] and found.policy.classes == best["classes"]
+    assert found.learning.rounds == RaiseConfig().learning.rounds and found.episode.steps == STEPS
+
+    values = yaml.safe_load((searched.folder / "best.yaml").read_text())
+    values["raise"]["learning"]["rounds"] = 1
+    (data / "short.yaml").write_text(yaml.safe_dump(values))
+    replay = load_config(str(data / "short.yaml"), {"run": str(data / "replay")})
+    from raysift.jobs.recipes import run_method
+
+    run_method(Run(replay.run), replay)
+    theirs = searched.folder / f"classes-{best['classes']}" / "features"
+    features = read_manifest(open_location(str(data / "replay")) / "features")
+    assert features.fingerprint == read_manifest(open_location(str(theirs))).fingerprint
+
+    settings = settings_of(data) | {"raise": {"policy_from": str(searched.folder), "episode": {"steps": STEPS}}}
+    settings.pop("search")
+    taken = raysift.raise_(str(data / "pool.jsonl"), run=str(data / "taken"), **settings)
+    assert len(taken) > 0
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_asked_again_the_search_is_done_and_other_settings_are_refused(searched, data):
+    again = raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data))
+    assert again == searched.manifest
+    with pytest.raises(raysift.StaleRunError, match=r"search\.rounds"):
+        raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data, rounds=ROUNDS + 1))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_population_based_training_takes_over_better_trials_with_settings_changed(ray_local, data):
+    space = NONE | {"actor_rate": [0.001, 0.01, 0.1], "clip": [0.1, 0.2, 0.4]}
+    wanted = {"scheduler": "pbt", "perturb_rounds": 1, "rounds": 4, "space": space}
+    found = raysift.search(str(data / "pool.jsonl"), run=str(data / "pbt"), **settings_of(data, **wanted))
+    place = found.files["curves"][0]
+    lines = pq.read_table(data / "pbt" / "search" / place).to_pylist()
+    settings = {n: [(one["actor_rate"], one["clip"]) for one in lines if one["trial"] == n] for n in range(TRIALS)}
+    assert all(len(rounds) == 4 for rounds in settings.values())
+    assert len(set(settings[0])) == 1, "the run's own settings were changed"
+    assert any(len(set(rounds)) > 1 for rounds in settings.values()), "nothing was taken over"
+    assert {value for rounds in settings.values() for value, _ in rounds[1:]} <= {0.001, 0.01, 0.1, settings[0][0][0]}
+    lineages = [json.loads(file.read_text()) for file in (data / "pbt").glob(f"search/*/rounds/*/*/{SETTINGS}")]
+    assert any(line["from"] for line in lineages)
+
+
+# --- a killed driver -------------------------------------------------------------------------------------------------
+
+
+def command(data, run):
+    options = settings_of(data)
+    search = [f"search.{name}={json.dumps(value)}" for name, value in options["search"].items()]
+    return [
+        *(sys.executable, "-m", "raysift.jobs", "search", "--pool", str(data / "pool.jsonl"), "--log", "json"),
+        *("--target", options["target"], "--budget", options["budget"], "--run", str(run)),
+        *(f"raise.episode.steps={STEPS}", f"train.batch_size={BATCH}", *search),
+    ]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(900)
+def test_a_killed_driver_goes_on_and_repeats_no_round(searched, data):
+    """Killed when it has told of three rounds, and again three rounds later."""
+    run, before = data / "killed", {}
+    for _ in range(2):
+        process = subprocess.Popen(command(data, run), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+        told = 0
+        for line in process.stderr:
+            told += line.startswith("{") and json.loads(line).get("event") == "round"
+            if told == 3:
+                before |= {file: what for file, what in rounds_under(run).items() if file not in before}
+                os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        assert told == 3, "the search ended before it was killed"
+    done = subprocess.run(command(data, run), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    after = rounds_under(run)
+    assert len(before) >= 6
+    assert {file: after[file] for file in before} == before
+    assert comparable(run) == comparable(searched.folder)
+
+
+def test_draws_do_not_depend_on_what_trials_share(data):
+    """The trials of this file, as the command and the call above must have them alike."""
+    config = load_config(None, settings_of(data) | {"method": "raise"})
+    drawn = draw_trials(config.search, getattr(config, "raise"), config.train, config.seed)
+    assert len(drawn) == TRIALS and any(point["actor_rate"] == 1e30 for point in drawn)
