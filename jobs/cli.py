@@ -16,15 +16,33 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from raysift.errors import ConfigError, RaysiftError, find_cause
-
-if TYPE_CHECKING:
-    from raysift.config import CommonConfig
-    from raysift.jobs.console import Console
+from raysift.jobs.options import (
+    Adapter,
+    AgainstAdapter,
+    AgainstAnswers,
+    AgainstModel,
+    Answers,
+    BudgetOption,
+    ConfigFile,
+    Fresh,
+    JudgeModel,
+    Log,
+    Model,
+    OnBadFile,
+    Overrides,
+    Pool,
+    RunName,
+    Seed,
+    Target,
+    Test,
+    make_console,
+    prepare,
+)
 
 METHOD_HELP = {
     "uniform": "Select rows at random.",
@@ -49,27 +67,6 @@ app = typer.Typer(
 )
 nano_app = typer.Typer(help="The nano world and its models.", no_args_is_help=True)
 app.add_typer(nano_app, name="nano")
-
-Pool = Annotated[list[str] | None, typer.Option("--pool", help="Files, folders, globs or URIs of the pool.")]
-Target = Annotated[list[str] | None, typer.Option("--target", help="Examples or preference pairs to select for.")]
-Model = Annotated[str | None, typer.Option("--model", help="nano, a Hugging Face id or a local folder.")]
-Adapter = Annotated[str | None, typer.Option("--adapter", help="A PEFT adapter folder to start from.")]
-BudgetOption = Annotated[str | None, typer.Option("--budget", help="5%, 2000 (rows), 1.5Mtok (tokens).")]
-RunName = Annotated[str | None, typer.Option("--run", help="Folder or URI for the results.")]
-ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file with any of the settings.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Every random choice follows from it.")]
-Test = Annotated[list[str] | None, typer.Option("--test", help="Example files to evaluate on.")]
-OnBadFile = Annotated[str | None, typer.Option("--on-bad-file", help="stop, or quarantine: set the file aside.")]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Write under the next free name instead of an existing run.")]
-Log = Annotated[str | None, typer.Option("--log", help="rich, plain, quiet or json; default: rich on a terminal.")]
-AgainstModel = Annotated[str | None, typer.Option("--against-model", help="The model to compare with.")]
-AgainstAdapter = Annotated[str | None, typer.Option("--against-adapter", help="A PEFT adapter on it.")]
-Answers = Annotated[
-    str | None, typer.Option("--answers", help="In place of --model: a run of `raysift evaluate`, or a Parquet file.")
-]
-AgainstAnswers = Annotated[str | None, typer.Option("--against-answers", help="In place of --against-model: the same.")]
-JudgeModel = Annotated[str | None, typer.Option("--judge", help="Who judges; default: nano:reward.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)]
 
 
 def add_method(name: str, summary: str, method: str | None = None) -> None:
@@ -228,11 +225,17 @@ def rescore(
 
 
 @app.command(rich_help_panel="Look")
-def show(run: Annotated[str, typer.Argument(help="A run folder.")], log: Log = None) -> None:
+def show(
+    run: Annotated[str, typer.Argument(help="A run folder.")],
+    by: Annotated[
+        str | None, typer.Option("--by", help="RAISE: tell picks apart by a column of the rows' meta.")
+    ] = None,
+    log: Log = None,
+) -> None:
     """What a run did: its stages, what was kept and why not, what was selected."""
     from raysift.jobs.show import show_run
 
-    show_run(run, make_console(log))
+    show_run(run, make_console(log), by)
 
 
 @app.command(rich_help_panel="Look", context_settings={"ignore_unknown_options": True})
@@ -310,39 +313,6 @@ def nano_pool(
     from raysift.nano.world import WorldConfig, write_pool
 
     write_pool(path, rows, seed, WorldConfig())
-
-
-def make_console(log: str | None) -> Console:
-    """A console in the voice asked for, and library logs to match."""
-    from raysift.jobs.console import Console, set_up_logging
-
-    voices = ("rich", "plain", "quiet", "json")
-    voice = log or ("rich" if sys.stderr.isatty() else "plain")
-    if voice not in voices:
-        raise ConfigError(f"--log: '{voice}' is unknown. Allowed: {', '.join(voices)}.")
-    set_up_logging(voice)  # type: ignore[arg-type]
-    return Console(voice)  # type: ignore[arg-type]
-
-
-def prepare(
-    file: str | None,
-    given: dict[str, Any],
-    overrides: Sequence[str] | None,
-    on_bad_file: str | None,
-    fresh: bool,
-    log: str | None,
-) -> tuple[CommonConfig, Console]:
-    """Checked settings and a console, before anything heavy is loaded."""
-    from raysift.config import load_config
-
-    console = make_console(log)
-    extra = [f"ingest.on_bad_file={on_bad_file}"] if on_bad_file else []
-    settings = load_config(file, given, [*(overrides or []), *extra])
-    if fresh:
-        from raysift.jobs.run import free_name
-
-        settings = settings.model_copy(update={"run": free_name(settings.run)})
-    return settings, console
 
 
 def spread_multiple(arguments: Sequence[str]) -> list[str]:

@@ -4,8 +4,9 @@ The stages before the first training are those of `raysift raise`, done once. Fe
 are fitted for every number of classes that a trial has, each in a folder of its own, so that a later `raysift raise` with
 the same settings has the same classes.
 
-Which settings are tried follows from the seed. Which of them are stopped or changed on the way depends on what the others
-had come to by then: two searches need not end alike where trials run side by side.
+Which settings are tried follows from the seed, and so do the rounds of each. Which trials ASHA stops depends on what others
+had come to by then: two searches with it need not end alike where trials run side by side. After population-based training
+`best.yaml` has the settings that the best trial ended with; those of each round are in the curves.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from raysift.errors import ConfigError, StageError
 from raysift.jobs import centers, policy_features, raise_policy, stages
 from raysift.jobs.api import own_session, start_session
 from raysift.jobs.console import Console
-from raysift.jobs.policy_trials import ROUNDS, TrialWork, fit, settings_by_round
+from raysift.jobs.policy_trials import ROUNDS, TrialWork, settings_by_round
+from raysift.jobs.policy_tuning import fit
 from raysift.jobs.recipes import count_rows
 from raysift.jobs.rescore import BorrowingRun
 from raysift.jobs.run import Run, StageResult, free_name
@@ -155,7 +157,11 @@ def try_settings(
             },
         )
 
-    decides: dict[str, Any] = {"search": wanted.model_copy(update={"max_failures": 0}), "raise": settings, "train": config.train}
+    decides: dict[str, Any] = {
+        "search": wanted.model_copy(update={"max_failures": 0}),
+        "raise": settings,
+        "train": config.train,
+    }
     decides |= {"seed": config.seed, "total": total, "trials": list(drawn)}
     inputs: dict[str, Any] = {"encoded": encoded.fingerprint, "target": target.fingerprint}
     inputs |= {"features": {str(classes): found.fingerprint for classes, (_, found) in features.items()}}

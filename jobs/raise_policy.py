@@ -30,7 +30,7 @@ from raysift.jobs.tables import count_answers, publish, read_chunks, read_ids, r
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import RaiseConfig, count_policy_steps, departures, place_picks
 from raysift.methods.uniform import seed_for, uniform_of
-from raysift.policy.drawing import Draw
+from raysift.policy.drawing import FINAL_DRAW, Draw
 from raysift.policy.pool import PolicyPool, positions, read_pool
 from raysift.policy.saved import POLICY, ROUND, load_policy, round_name
 from raysift.policy.state import Episode
@@ -163,7 +163,7 @@ def train_frozen(
     def body(folder: Location) -> StageResult:
         setup = make_setup(run, config, settings, features, encoded, target, steps)
         actor, _ = load_policy(policy)
-        draw = Draw(config.seed, "final training") if settings.policy.deploy == "sampled" else None
+        draw = Draw(config.seed, FINAL_DRAW) if settings.policy.deploy == "sampled" else None
         weights = {name: value.numpy() for name, value in actor.state_dict().items()}
         work = FrozenTraining(weights, draw, folder, features.fingerprint, settings.steps_per_state)
         with ray_fleet(setup, config.resources, 1) as fleet:
@@ -257,7 +257,7 @@ def make_setup(
         model=portable_name(config.model),
         steps=steps,
         place=place,
-        adapter=config.adapter,
+        adapter=portable_name(config.adapter) if config.adapter else None,
     )
 
 

@@ -17,7 +17,7 @@ from raysift.errors import ConfigError
 from raysift.jobs.run import EVENTS, Run, open_run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
-from raysift.policy.drawing import Draw
+from raysift.policy.drawing import FINAL_DRAW, Draw
 from raysift.policy.pool import PolicyPool, positions, read_pool
 from raysift.policy.saved import finished_rounds, load_policy
 from raysift.policy.settings import PolicySettings
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from raysift.policy.picking import Picker
 
 MEASURES = (PROMPT_TOKENS, ANSWER_TOKENS, LOGPROB_GIVEN, LOGPROB_ALONE)
-FINAL_DRAW = "final training"
-"""The purpose under which the final training drew its batches."""
 
 Values = NDArray[np.float64]
 

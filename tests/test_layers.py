@@ -16,6 +16,7 @@ HEAVY = {"ray", "torch", "transformers", "peft", "vllm", "accelerate", "faiss"}
 TENSOR_MATHS = (
     "raysift.adam",
     "raysift.gradients",
+    "raysift.policy.attribution",
     "raysift.policy.learning",
     "raysift.policy.network",
     "raysift.policy.picking",

@@ -16,6 +16,9 @@ from raysift.methods.uniform import seed_for, uniform_of
 from raysift.policy.classes import class_quotas
 from raysift.topk import Ids, top_k
 
+FINAL_DRAW = "final training"
+"""The purpose under which the training with the finished policy draws its batches."""
+
 
 @dataclass(frozen=True)
 class Draw:

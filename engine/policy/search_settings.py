@@ -69,7 +69,7 @@ class SearchSettings(_Settings):
     """Different points of the space, drawn by the seed; or all of it, which must fit into `trials`."""
     scheduler: Literal["asha", "pbt", "none"] = "asha"
     """`asha` stops what falls behind; `pbt` lets it go on from a better trial's policy with changed settings; `none` lets
-    all finish. The run's own settings are spared by both. What either decides depends on which trial is how far when."""
+    all finish. The run's own settings are spared by both. What `asha` decides depends on which trial is how far when."""
     grace_rounds: int = Field(default=2, ge=1)
     """Rounds before which `asha` stops nothing."""
     reduction: float = Field(default=2.0, gt=1)

@@ -221,7 +221,7 @@ def test_any_trainer_that_does_not_shuffle_replays_it(chosen):
     expected = {name.replace(".weight", ".default.weight"): value for name, value in adapter_of(chosen).items()}
     moved = max(float(np.abs(value).max()) for value in expected.values())
     assert expected.keys() == weights.keys()
-    assert max(float(np.abs(weights[name].detach().numpy() - expected[name]).max()) for name in weights) < 1e-4 * moved
+    assert max(float(np.abs(weights[name].detach().numpy() - expected[name]).max()) for name in weights) < 1e-3 * moved
 
 
 @pytest.mark.ray
@@ -266,17 +266,29 @@ def test_in_this_process_the_rounds_are_the_same(learned, parts, tmp_path):
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 4])
-def test_validation_by_other_workers_gives_the_same_rewards_and_picks(learned, parts, tmp_path, monkeypatch, workers):
+@pytest.mark.slow
+def test_validation_dealt_to_four_workers_gives_the_same_rewards_and_picks(parts, tmp_path):
     setup, learning, resources = parts
-    monkeypatch.setattr("raysift.actors.validator.BATCH_TOKENS", 2048)
-    resources = resources.model_copy(update={"validation_workers": workers})
-    with ray_fleet(setup, resources, 1) as fleet:
-        assert len(fleet.actors) == 1 + min(workers, len(setup.validator().batches))
-        assert rounds_by(fleet, tmp_path, setup, learning) == learned
+    answered = [
+        {
+            "id": number,
+            "messages": [
+                {"role": "user", "content": example["prompt"]},
+                {"role": "assistant", "content": example["reference"]},
+            ],
+        }
+        for number, example in enumerate(examples(400, 1, ["add", "reverse", "subtract", "replace"]))
+    ]
+    setup = dataclasses.replace(setup, validation=pa.Table.from_pylist(answered))
+    assert len(setup.validator().batches) >= 4
+    alone = rounds_by(LocalFleet(setup), tmp_path / "alone", setup, learning)
+    with ray_fleet(setup, resources.model_copy(update={"validation_workers": 4}), 1) as fleet:
+        assert len(fleet.actors) == 5
+        assert rounds_by(fleet, tmp_path / "dealt", setup, learning) == alone
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_two_trainings_side_by_side_are_those_of_one_after_the_other(parts, tmp_path):
     setup, learning, resources = parts
     learning, found = learning.model_copy(update={"episodes": 2}), []
@@ -291,6 +303,7 @@ def test_two_trainings_side_by_side_are_those_of_one_after_the_other(parts, tmp_
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_actors_that_die_are_started_again_and_repeat_what_they_were_asked(learned, parts, tmp_path):
     setup, learning, resources = parts
     place = open_location(tmp_path)
@@ -302,6 +315,7 @@ def test_actors_that_die_are_started_again_and_repeat_what_they_were_asked(learn
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_training_that_blows_up_in_an_actor_is_named(parts):
     setup, _, resources = parts
     wild = dataclasses.replace(
@@ -379,6 +393,7 @@ def unfinished(chosen, world, folder, keep_round_2):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_run_that_was_stopped_while_learning_ends_with_the_same_selection(chosen, world, tmp_path):
     folder = unfinished(chosen, world, tmp_path / "run", keep_round_2=False)
     (first,) = folder.glob(f"learn/*/rounds/{round_name(1)}/{ROUND}")
@@ -395,6 +410,7 @@ def test_a_run_that_was_stopped_while_learning_ends_with_the_same_selection(chos
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_a_policy_is_applied_to_another_pool_without_learning(chosen, world, tmp_path):
     there = {"policy_from": chosen.run.folder.path, "episode": {"steps": 3}}
     found = select(world, tmp_path / "run", "other", there)

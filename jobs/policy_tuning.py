@@ -1,0 +1,288 @@
+"""The trials of a policy search on Ray Tune: what runs them, what stops or changes them, and how they end.
+
+Tune keeps its own state in FOLDER/tune, and not what a scheduler remembers: after a killed driver ASHA compares only what
+comes in from then on, and so stops fewer trials. What ASHA decides depends on which trial is how far when it is asked;
+population-based training waits for all, and decides the same again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pickle
+import random
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar
+
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+
+from raysift.errors import StageError, find_cause
+from raysift.jobs.policy_trials import (
+    CRITERION,
+    ROUND_NUMBER,
+    ROUNDS,
+    TrialWork,
+    read_account,
+    read_settings,
+    run_trial,
+)
+from raysift.jobs.raydata import cluster_cpus, pool_size
+from raysift.jobs.run import Run
+from raysift.methods.raise_policy import RaiseConfig
+from raysift.methods.uniform import seed_for
+from raysift.policy.saved import finished_rounds
+from raysift.policy.search_settings import SearchSettings
+from raysift.policy.trials import OWN, Outcome, Settings, changeable_values
+from raysift.resources import Resources
+from raysift.storage import Location
+
+TUNE = "tune"
+SNAPSHOT_S = "1"
+"""Between two writings of Tune's state; its own 10 s are as long as a search on a small model."""
+
+
+def fit(work: TrialWork, drawn: Sequence[Settings], resources: Resources, run: Run) -> list[Outcome]:
+    """Run the trials, or go on with them; gives what became of each, by number."""
+    trainable = tune.with_resources(
+        tune.with_parameters(run_trial, work=work), {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    )
+    _require_room(resources)
+    with _quiet(), Teller.speaking(run):
+        tuner = _restored(work.folder / TUNE, trainable)
+        if tuner is None:
+            (work.folder / TUNE).delete()
+            tuner = tune.Tuner(
+                trainable,
+                param_space={
+                    "trial": tune.grid_search(
+                        [{"number": number, "settings": dict(settings)} for number, settings in enumerate(drawn)]
+                    )
+                },
+                tune_config=_tune_config(work, resources),
+                run_config=tune.RunConfig(
+                    name=TUNE,
+                    storage_path=work.folder.path,
+                    storage_filesystem=None if work.folder.is_local else work.folder.fs,
+                    failure_config=tune.FailureConfig(max_failures=work.search.max_failures),
+                    callbacks=[Teller()],
+                    verbose=0,
+                ),
+            )
+        results = tuner.fit()
+    if results.num_terminated + results.num_errors < len(results):
+        raise KeyboardInterrupt  # Tune catches it, and gives what there is as if it were all
+    found = {outcome.number: outcome for outcome in (_outcome(result, work) for result in results)}
+    missing = [number for number in range(len(drawn)) if number not in found]
+    if missing:
+        raise StageError(f"search: trials {missing} of {len(drawn)} are not in Tune's results. Start the run again.")
+    return [found[number] for number in range(len(drawn))]
+
+
+# --- schedulers --------------------------------------------------------------------------------------------------------
+
+
+class SparingASHA(ASHAScheduler):  # type: ignore[misc]
+    """ASHA that never stops the run's own settings, so that others are compared with all their rounds."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision: str = super().on_trial_result(tune_controller, trial, result)
+        return TrialScheduler.CONTINUE if str(trial) == trial_name(OWN) else decision
+
+
+class SparingPBT(PopulationBasedTraining):  # type: ignore[misc]
+    """Population-based training in which the run's own settings stay as they are; others may go on from them.
+
+    It waits until all trials have come as far, so that what it decides follows from their numbers and the seed, not from
+    which of them was faster. After its last round a trial has nothing to go on with, and is left alone.
+    """
+
+    def __init__(self, rounds: int, seed: int, **arguments: Any) -> None:
+        super().__init__(time_attr=ROUND_NUMBER, synch=True, log_config=False, **arguments)
+        self.rounds, self.seed = rounds, seed
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if result[ROUND_NUMBER] >= self.rounds:
+            return str(TrialScheduler.CONTINUE)
+        before = random.getstate()  # Tune draws from Python's own generator
+        random.seed(seed_for(self.seed, f"search: after round {result[ROUND_NUMBER]}"))
+        try:
+            decision: str = super().on_trial_result(tune_controller, trial, result)
+        finally:
+            random.setstate(before)
+        return decision
+
+    def _quantiles(self) -> tuple[list[Any], list[Any]]:
+        """The worst and the best; of the worst the run's own settings are never one."""
+        worst, best = super()._quantiles()
+        others = [
+            trial
+            for trial, state in self._trial_state.items()
+            if state.last_score is not None
+            and not (trial.is_finished() or trial in best or str(trial) == trial_name(OWN))
+        ]
+        return sorted(others, key=lambda trial: self._trial_state[trial].last_score)[: len(worst)], best
+
+
+def make_scheduler(search: SearchSettings, config: RaiseConfig, seed: int) -> Any:
+    """What stops trials or changes them."""
+    if search.scheduler == "pbt":
+        return SparingPBT(
+            search.rounds,
+            seed,
+            perturbation_interval=search.perturb_rounds,
+            hyperparam_mutations={"trial": {"settings": changeable_values(search, config)}},
+        )
+    if search.scheduler == "asha":
+        return SparingASHA(
+            time_attr=ROUND_NUMBER,
+            max_t=search.rounds,
+            grace_period=min(search.grace_rounds, search.rounds),
+            reduction_factor=search.reduction,
+        )
+    return FIFOScheduler()
+
+
+# --- Tune --------------------------------------------------------------------------------------------------------------
+
+
+class Teller(tune.Callback):  # type: ignore[misc]
+    """Says what trials do. Tune pickles its callbacks and brings old ones back, so the run is not part of it."""
+
+    run: ClassVar[Run | None] = None
+
+    @classmethod
+    @contextlib.contextmanager
+    def speaking(cls, run: Run) -> Iterator[None]:
+        """Through this run, inside the block."""
+        Teller.run = run
+        try:
+            yield
+        finally:
+            Teller.run = None
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
+        numbers = {name: round(result[name], 4) for name in (CRITERION, "performance")}
+        self._say("round", trial=str(trial), round=result[ROUND_NUMBER], **numbers)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._say("recovered", trial=str(trial), failures=trial.run_metadata.num_failures)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._say("trial failed", trial=str(trial))
+
+    def _say(self, event: str, **fields: Any) -> None:
+        if Teller.run is not None:
+            Teller.run.record(event, "search", **fields)
+
+
+def trial_name(number: int) -> str:
+    """Of the trial with this number; its folders have it too."""
+    return f"trial-{number:04d}"
+
+
+def name_trial(trial: Any) -> str:
+    """The same for Tune, when it makes the trial."""
+    return trial_name(trial.config["trial"]["number"])
+
+
+def _tune_config(work: TrialWork, resources: Resources) -> tune.TuneConfig:
+    return tune.TuneConfig(
+        metric=CRITERION,
+        mode="max",
+        scheduler=make_scheduler(work.search, work.config, work.seed),
+        # To Tune a paused trial counts as one at work; a population would be as large as what runs at a time.
+        max_concurrent_trials=None if work.search.scheduler == "pbt" else pool_size(resources),
+        reuse_actors=True,  # a process that has loaded its libraries does for the next trial
+        trial_name_creator=name_trial,
+        trial_dirname_creator=name_trial,
+    )
+
+
+def _restored(folder: Location, trainable: Any) -> tune.Tuner | None:
+    """The search that was begun here, if Tune can read what it wrote; else the rounds alone are gone on with.
+
+    Restoring unpickles: this is for the folder that the run itself has made, never for one that came from elsewhere.
+    """
+    states = [file for file in folder.files(".json") if file.name.startswith("experiment_state")]
+    try:
+        json.loads(states[-1].read_bytes())
+        return tune.Tuner.restore(
+            folder.path,
+            trainable,
+            resume_errored=True,
+            storage_filesystem=None if folder.is_local else folder.fs,
+        )
+    except (IndexError, ValueError, EOFError, pickle.UnpicklingError, FileNotFoundError):
+        return None
+
+
+def _outcome(result: Any, work: TrialWork) -> Outcome:
+    """What became of a trial, by its folder: settings and rounds are those of the newest lineage it reported from."""
+    name = result.path.rstrip("/").rsplit("/", 1)[-1]
+    metrics, home = result.metrics or {}, work.folder / ROUNDS
+    reason = None
+    if result.error is not None:
+        cause = find_cause(result.error)
+        reason = str(cause) if cause else str(result.error).strip().splitlines()[-1]
+    number = int(name.removeprefix("trial-"))
+    if "folder" not in metrics:
+        return Outcome(
+            number, dict((result.config or {})["trial"]["settings"]), [], reason=reason or "no round finished"
+        )
+    accounts = [read_account(p) for p in finished_rounds(home / metrics["folder"])[: metrics[ROUND_NUMBER]]]
+    return Outcome(
+        number=number,
+        settings=read_settings(home / metrics["folder"])["settings"],
+        performances=[account["performance"] for account in accounts],
+        reports=[account["report"] for account in accounts],
+        seconds=[account["seconds"] for account in accounts],
+        reason=reason,
+        folder=metrics["folder"],
+    )
+
+
+def _require_room(resources: Resources) -> None:
+    """A trial that waits for room which never comes would be a search that hangs."""
+    if resources.cpus_per_worker > cluster_cpus() + 1e-6:
+        raise StageError(
+            f"search: a trial asks for {resources.cpus_per_worker:g} CPUs, the cluster has {cluster_cpus():g}. "
+            "Lower resources.cpus_per_worker."
+        )
+    pool_size(resources)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Tune writes no tables and no files for each result, its state often, and leaves no signal handlers of its own behind."""
+    wanted = {
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_GLOBAL_CHECKPOINT_S": SNAPSHOT_S,
+        "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    }
+    # The second one lists failed trials at the end, as the table does.
+    levels = {"ray.tune": logging.ERROR, "ray.tune.tune": logging.CRITICAL}
+    before = {name: os.environ.get(name) for name in wanted}
+    usual = {name: logging.getLogger(name).level for name in levels}
+    caught = (signal.SIGINT, signal.SIGUSR1) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.getsignal(number) for number in caught}
+    os.environ.update(wanted)
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    try:
+        yield
+    finally:
+        for name, level in usual.items():
+            logging.getLogger(name).setLevel(level)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
