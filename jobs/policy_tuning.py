@@ -225,10 +225,7 @@ def _outcome(result: Any, work: TrialWork) -> Outcome:
     """What became of a trial, by its folder: settings and rounds are those of the newest lineage it reported from."""
     name = result.path.rstrip("/").rsplit("/", 1)[-1]
     metrics, home = result.metrics or {}, work.folder / ROUNDS
-    reason = None
-    if result.error is not None:
-        cause = find_cause(result.error)
-        reason = str(cause) if cause else str(result.error).strip().splitlines()[-1]
+    reason = None if result.error is None else _reason(result.error)
     number = int(name.removeprefix("trial-"))
     if "folder" not in metrics:
         return Outcome(
@@ -244,6 +241,13 @@ def _outcome(result: Any, work: TrialWork) -> Outcome:
         reason=reason,
         folder=metrics["folder"],
     )
+
+
+def _reason(error: Any) -> str:
+    """One sentence. An error of ours that Ray hands on prints as the traceback it came with; its `cause` does not."""
+    inner = getattr(error, "cause", None) or error
+    cause = find_cause(inner) if isinstance(inner, BaseException) else None
+    return str(cause) if cause else str(inner).strip().splitlines()[-1]
 
 
 def _require_room(resources: Resources) -> None:

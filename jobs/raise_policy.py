@@ -236,6 +236,12 @@ def make_setup(
             f"learn: {len(pool)} rows have features and something to learn, a batch has {config.train.batch_size}. "
             "Lower train.batch_size, or give a larger pool."
         )
+    most = settings.policy.max_repeats
+    if most is not None and steps * config.train.batch_size > most * len(pool):
+        raise DataError(
+            f"learn: {steps} steps of {config.train.batch_size} rows need more than {len(pool)} rows of which each is picked "
+            f"{most} times at most. Raise raise.policy.max_repeats, or lower the budget."
+        )
     resources = config.resources
     place = Place(
         device=resources.device,

@@ -34,6 +34,10 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
             from raysift.jobs.win_rate import show_win_rate
 
             show_win_rate(manifest, console)
+        if manifest.stage == "search":
+            from raysift.jobs.policy_search import show_search
+
+            show_search(manifest, console)
         if manifest.stage == "choose":
             show_selection(run, manifest, console)
     if (run.folder / "learn").exists() or (run.folder / "final").exists():

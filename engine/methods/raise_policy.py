@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysift.budget import Budget
 from raysift.choose import choose_in_order
@@ -46,6 +46,14 @@ class RaiseConfig(MethodConfig):
     of that run."""
     steps_per_state: int = Field(default=100, ge=1)
     """Steps of the final training after which its state is kept, to go on from when it is interrupted."""
+
+    @model_validator(mode="after")
+    def _trainings_differ(self) -> RaiseConfig:
+        if self.policy.exploration == "none" and self.learning.episodes > 1:
+            raise ValueError(
+                "with policy.exploration=none all trainings of a round are the same; set learning.episodes=1"
+            )
+        return self
 
 
 _PAPER: dict[str, Any] = {

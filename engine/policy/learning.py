@@ -70,7 +70,7 @@ class Learner:
         gains = [rewards(episode) for episode in episodes]
         critic_loss: float | None = None
         if self.learning.advantage == "gae":
-            views = [torch.from_numpy(summaries(episode, self.pool)) for episode in episodes]
+            views = [torch.from_numpy(summaries(episode, self.pool, self.policy.blocks)) for episode in episodes]
             advantages, returns = self._generalised(gains, views)
             critic_loss = self._teach_critic(views, returns)
             advantages = centred(advantages)

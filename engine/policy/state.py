@@ -105,15 +105,15 @@ def replay(episode: Episode, pool: PolicyPool) -> Iterator[tuple[State, Ids]]:
         counts[picked] += 1
 
 
-def summaries(episode: Episode, pool: PolicyPool) -> NDArray[np.float32]:
+def summaries(episode: Episode, pool: PolicyPool, blocks: Sequence[Block]) -> NDArray[np.float32]:
     """What the critic sees of each state: stage, mean and spread of availability, mean features of the rows picked so far."""
-    lines = []
-    total, taken = np.zeros(pool.features.shape[1]), 0
+    features, lines = masked(pool, blocks), []
+    total, taken = np.zeros(features.shape[1]), 0
     for state, picked in replay(episode, pool):
-        seen = state.availability()
-        mean = total / max(1, taken)
-        lines.append(np.concatenate([state.stage, [seen.mean(), seen.std()], mean]))
-        total, taken = total + pool.features[picked].sum(axis=0), taken + len(picked)
+        seen = state.availability() * ("availability" in blocks)
+        stage = state.stage * ("stage" in blocks)
+        lines.append(np.concatenate([stage, [seen.mean(), seen.std()], total / max(1, taken)]))
+        total, taken = total + features[picked].sum(axis=0), taken + len(picked)
     return np.array(lines, np.float32)
 
 

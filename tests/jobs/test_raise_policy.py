@@ -461,26 +461,25 @@ def command(world, run):
     ]
 
 
-def kill_when(arguments, ready):
-    """Start the command, and SIGKILL its driver once `ready` holds; True if it came to that."""
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        if ready():
-            os.kill(process.pid, signal.SIGKILL)
-            process.wait()
-            return True
-        time.sleep(0.02)
-    return False
+def kill_when(arguments, ready, log):
+    """Start the command, and SIGKILL its driver once `ready` holds."""
+    with log.open("w") as said:
+        process = subprocess.Popen(arguments, stdout=said, stderr=said)
+        while not ready():
+            assert process.poll() is None, log.read_text()[-4000:]
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(900)
 def test_a_driver_killed_while_it_learns_and_while_it_trains_ends_with_the_undisturbed_selection(world, tmp_path):
     subprocess.run(command(world, tmp_path / "calm"), check=True, capture_output=True, timeout=300)
-    run = tmp_path / "killed"
-    for pattern in ("learn/*", f"learn/*/rounds/{round_name(1)}/{ROUND}", f"learn/*/rounds/{round_name(2)}/{ROUND}"):
-        assert kill_when(command(world, run), lambda pattern=pattern: any(run.glob(pattern))), pattern
-    assert kill_when(command(world, run), lambda: any(run.glob("final/*/state-2")))
+    run, log = tmp_path / "killed", tmp_path / "log"
+    rounds = [f"learn/*/rounds/{round_name(number)}/{ROUND}" for number in (1, 2)]
+    for pattern in ("learn/*", *rounds, "final/*/state-2"):
+        kill_when(command(world, run), lambda pattern=pattern: any(run.glob(pattern)), log)
     done = subprocess.run(command(world, run), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     calm, killed = (pq.read_table(tmp_path / name / "selection.parquet") for name in ("calm", "killed"))

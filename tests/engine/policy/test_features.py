@@ -48,13 +48,15 @@ def test_log_probabilities_are_per_token_or_summed_and_lengths_are_logs():
         difficulty_block([1, 1], [1, 1], [np.nan, 1], [1, 1], settings=SETTINGS)
 
 
-def test_over_the_fit_every_feature_has_mean_0_and_deviation_1():
+def test_over_the_fit_difficulty_has_deviation_1_and_components_have_mean_variance_1():
     difficulty, vectors = measured()
     fitted = fit_features(difficulty, vectors, SETTINGS, 3, 0)
     features, classes = transform(fitted, difficulty, vectors)
     assert features.dtype == np.float32 and features.shape == (400, 9)
     np.testing.assert_allclose(features.mean(axis=0), 0, atol=1e-5)
-    np.testing.assert_allclose(features.std(axis=0), 1, atol=1e-5)
+    np.testing.assert_allclose(features[:, :4].std(axis=0), 1, atol=1e-5)
+    np.testing.assert_allclose(np.square(features[:, 4:].std(axis=0)).mean(), 1, atol=1e-5)
+    assert (np.diff(features[:, 4:].std(axis=0)) <= 1e-6).all()  # larger components stay larger
     assert sorted(set(classes.tolist())) == [0, 1, 2] and classes.dtype == np.int32
     np.testing.assert_allclose(features[:, 2], (difficulty[:, 2] - difficulty[:, 2].mean()) / difficulty[:, 2].std())
 

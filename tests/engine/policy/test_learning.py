@@ -112,7 +112,10 @@ def plain_advantages(pool, learner, episodes, earlier):
         found = baseline_advantages(gains, earlier, settings.baseline_rounds, settings.baseline_window)
         return scaled_by_step(found, settings.baseline_window), gains
     with torch.no_grad():
-        values = [learner.critic(torch.from_numpy(summaries(e, pool))).double().numpy() for e in episodes]
+        values = [
+            learner.critic(torch.from_numpy(summaries(e, pool, learner.policy.blocks))).double().numpy()
+            for e in episodes
+        ]
     pairs = [generalised_advantages(g, v, settings.gamma, settings.lam) for g, v in zip(gains, values, strict=True)]
     return centred([found for found, _ in pairs]), gains
 

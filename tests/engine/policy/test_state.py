@@ -63,7 +63,7 @@ def test_stage_is_the_relative_gain_and_the_share_of_steps():
 def test_what_the_critic_sees():
     pool = tiny_pool(30)
     episode = random_log(pool, STEPS, BATCH, among=10)
-    found = summaries(episode, pool)
+    found = summaries(episode, pool, ("stage", "difficulty", "semantic", "availability"))
     assert found.shape == (STEPS, 2 + 2 + pool.features.shape[1])
     seen = [row for batch in episode.picks[:4] for row in np.searchsorted(pool.ids, batch)]
     counts = np.log1p(np.bincount(seen, minlength=30))
