@@ -15,7 +15,6 @@ from raysift.actors.episode import EpisodeSetup, Weights
 from raysift.actors.trainee import own_settings
 from raysift.jobs.episodes import Fleet
 from raysift.policy.drawing import Draw
-from raysift.policy.rewards import rewards
 from raysift.policy.saved import (
     finished_rounds,
     load_episodes,
@@ -41,7 +40,7 @@ def learn_rounds(
     done = finished_rounds(folder)
     if done:
         load_learner(done[-1], learner)
-        learner.gains = [[rewards(episode) for episode in load_episodes(place)] for place in done]
+        learner.recall([load_episodes(place) for place in done])
     for number in range(len(done) + 1, learning.rounds + 1):
         clock = time.perf_counter()
         draws = exploring(setup.policy, seed, number, learning.episodes)

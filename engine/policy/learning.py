@@ -3,6 +3,7 @@
     p_i(d)   = exp F(d) / sum over d' of class i of exp F(d')         (scores over the temperature of the draws)
     r_t      = prod over classes i, prod over picked d in i, of p_new,i(d) / p_old,i(d);  ratio `mean`: its B-th root
     L_actor  = -E min(r_t Adv_t, clip(r_t, 1-eps, 1+eps) Adv_t) - entropy weight x E H(p)
+               with advantage `credit` for each row by itself: its own ratio, and its share of the gain (see credit.py)
     L_critic = E (V(S_t) - G_t)^2
 
 Ratios are kept as logarithms and held within +-max_log_ratio. In the first pass new and old are the same policy, so r is
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from torch import Tensor
 
 from raysift.errors import StageError
 from raysift.methods.uniform import seed_for, uniform_of
+from raysift.policy.credit import Matrix, credit_features, fit_credit, row_credits
 from raysift.policy.network import Acquisition, Critic
 from raysift.policy.picking import policy_inputs
 from raysift.policy.pool import PolicyPool
@@ -33,6 +36,9 @@ from raysift.policy.rewards import baseline_advantages, centred, generalised_adv
 from raysift.policy.settings import LearningSettings, PolicySettings
 from raysift.policy.state import STAGE_INPUTS, Episode, Numbers, State, masked, replay, summaries
 from raysift.topk import top_k
+
+Credits = Sequence[Any] | Numbers
+"""Of each step of a training: one advantage, or one for each row of the batch."""
 
 
 @dataclass(frozen=True)
@@ -64,21 +70,26 @@ class Learner:
         self.critic_steps = torch.optim.AdamW(self.critic.parameters(), lr=learning.critic_rate, weight_decay=decay)
         self.gains: list[list[Numbers]] = []
         """Of each round's trainings; the last ones are the baseline."""
+        self.credited: list[tuple[Matrix, Numbers]] = []
+        """Of each round: the mean features of its batches, and their advantages."""
+
+    def recall(self, rounds: Sequence[Sequence[Episode]]) -> None:
+        """Take note of rounds that were learned from before."""
+        for episodes in rounds:
+            self._note(episodes)
 
     def update(self, episodes: Sequence[Episode], number: int) -> Update:
         """Learn from the trainings of round `number`, in which this policy picked."""
-        gains = [rewards(episode) for episode in episodes]
+        advantages: Sequence[Credits] = self._note(episodes)
         critic_loss: float | None = None
         if self.learning.advantage == "gae":
             views = [torch.from_numpy(summaries(episode, self.pool, self.policy.blocks)) for episode in episodes]
-            advantages, returns = self._generalised(gains, views)
+            found, returns = self._generalised(self.gains[-1], views)
             critic_loss = self._teach_critic(views, returns)
-            advantages = centred(advantages)
-        else:
-            window = self.learning.baseline_window
-            advantages = baseline_advantages(gains, self.gains, self.learning.baseline_rounds, window)
-            advantages = scaled_by_step(advantages, window)
-        self.gains.append(gains)
+            advantages = centred(found)
+        if self.learning.advantage == "credit":
+            weights = fit_credit(self.credited)
+            advantages = row_credits([self._credit_features(episode) for episode in episodes], weights)
         seed = seed_for(self.seed, f"policy: update {number}")
         rows = _Rows(self.pool, episodes, self.policy, self.learning.pool_rows, seed)
         old: dict[tuple[int, int], Tensor] = {}
@@ -92,12 +103,29 @@ class Learner:
             )
         return Update(critic_loss=critic_loss, first_ratio=first["last_ratio"], **last)
 
+    def _note(self, episodes: Sequence[Episode]) -> list[Numbers]:
+        """Gains and, but for `gae`, advantages against the baseline of the rounds before, which are returned."""
+        gains = [rewards(episode) for episode in episodes]
+        advantages = []
+        if self.learning.advantage != "gae":
+            window = self.learning.baseline_window
+            advantages = baseline_advantages(gains, self.gains, self.learning.baseline_rounds, window)
+            advantages = scaled_by_step(advantages, window)
+        if self.learning.advantage == "credit":
+            batches = [step.mean(axis=0) for episode in episodes for step in self._credit_features(episode)]
+            self.credited.append((np.array(batches), np.concatenate(advantages)))
+        self.gains.append(gains)
+        return advantages
+
+    def _credit_features(self, episode: Episode) -> list[Matrix]:
+        return credit_features(episode, self.pool, masked(self.pool, self.policy.blocks))
+
     # --- actor -------------------------------------------------------------------------------------------------------
 
     def _pass(
         self,
         episodes: Sequence[Episode],
-        advantages: Sequence[Numbers],
+        advantages: Sequence[Credits],
         rows: _Rows,
         old: dict[tuple[int, int], Tensor],
     ) -> dict[str, float]:
@@ -111,12 +139,12 @@ class Learner:
             for step, (state, picked) in enumerate(replay(episode, self.pool)):
                 log_p, entropy = self._log_probabilities(leaf, rows, state, picked)
                 before = old.setdefault((which, step), log_p.detach())
-                ratio = batch_ratio(log_p, before, self.learning)
-                loss = actor_loss(ratio, float(advantages[which][step]), self.learning.clip)
-                loss = loss - self.learning.entropy * entropy
+                advantage = torch.as_tensor(advantages[which][step], dtype=log_p.dtype)
+                ratio = ratio_of(log_p, before, self.learning, by_row=advantage.ndim > 0)
+                loss = actor_loss(ratio, advantage, self.learning.clip).mean() - self.learning.entropy * entropy
                 (loss / steps).backward()  # type: ignore[no-untyped-call]
-                outside = abs(float(ratio.detach()) - 1) > self.learning.clip
-                totals += [float(loss.detach()), float(ratio.detach()), outside, float(entropy.detach())]
+                outside = ((ratio.detach() - 1).abs() > self.learning.clip).float().mean()
+                totals += [float(found) for found in (loss.detach(), ratio.detach().mean(), outside, entropy.detach())]
         static.backward(leaf.grad)  # type: ignore[no-untyped-call]
         self.actor_steps.step()
         names = ("actor_loss", "last_ratio", "clipped", "entropy")
@@ -125,7 +153,8 @@ class Learner:
     def _log_probabilities(
         self, static: Tensor, rows: _Rows, state: State, picked: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor]:
-        """Of each picked row within its class, and the entropy of the classes as a share of the greatest possible."""
+        """Of each picked row within its class, in the order of the picks; and the entropy of the classes as a share of the
+        greatest possible."""
         here = np.append(rows.positions[: rows.drawn], picked)
         stage, availability = policy_inputs(state, self.policy, here)
         parts = torch.cat([static[: rows.drawn], static[torch.from_numpy(rows.places_of(picked))]])
@@ -144,7 +173,8 @@ class Learner:
             log_sum = torch.logsumexp(inside if len(inside) else mine, 0)
             found.append(mine - log_sum - rows.log_weights[number])
             entropies.append(_entropy_share(inside - log_sum) if len(inside) else log_sum * 0)
-        return torch.cat(found), torch.stack(entropies).mean()
+        by_class = np.argsort(np.argsort(classes, kind="stable"), kind="stable")
+        return torch.cat(found)[torch.from_numpy(by_class)], torch.stack(entropies).mean()
 
     # --- critic ------------------------------------------------------------------------------------------------------
 
@@ -166,16 +196,16 @@ class Learner:
         return float(loss.detach())
 
 
-def batch_ratio(log_p: Tensor, old: Tensor, learning: LearningSettings) -> Tensor:
-    """How much likelier the batch is under the new policy than under the old."""
-    log_ratio = (log_p - old).sum()
-    if learning.ratio == "mean":
-        log_ratio = log_ratio / len(log_p)
+def ratio_of(log_p: Tensor, old: Tensor, learning: LearningSettings, by_row: bool = False) -> Tensor:
+    """How much likelier the batch, or each of its rows, is under the new policy than under the old."""
+    log_ratio = log_p - old
+    if not by_row:
+        log_ratio = log_ratio.mean() if learning.ratio == "mean" else log_ratio.sum()
     return log_ratio.clamp(-learning.max_log_ratio, learning.max_log_ratio).exp()
 
 
-def actor_loss(ratio: Tensor, advantage: float, clip: float) -> Tensor:
-    """PPO's clipped loss of one step."""
+def actor_loss(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """PPO's clipped loss of a step, or of each of its rows."""
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 

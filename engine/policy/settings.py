@@ -74,16 +74,17 @@ class LearningSettings(_Settings):
     """Learning rate of the critic. Paper: 0.2."""
     weight_decay: float = Field(default=1e-2, ge=0)
     """AdamW's, for both. Paper: 1e-2."""
-    passes: int = Field(default=8, ge=1)
+    passes: int = Field(default=4, ge=1)
     """Updates over each round's trainings. The paper has K2 of them and does not tell the number."""
     clip: float = Field(default=0.2, gt=0)
     """Epsilon of PPO. Paper: 0.2."""
     ratio: Literal["product", "mean"] = "mean"
     """The ratio of a batch: the product over its rows (paper), or the geometric mean, which stays within the clip range
     whatever the batch."""
-    advantage: Literal["gae", "step_baseline"] = "step_baseline"
+    advantage: Literal["gae", "step_baseline", "credit"] = "credit"
     """`gae`: generalised advantages with the critic (paper). `step_baseline`: a step's own reward against what that step of
-    recent rounds gained, over the spread of neighbouring steps; needs no critic."""
+    recent rounds gained, over the spread of neighbouring steps; needs no critic. `credit`: what of the latter a regression
+    over all rounds so far lays to each row's features, with a ratio for each row."""
     gamma: float = Field(default=0.99, ge=0, le=1)
     """Discount, for `gae`. Paper: 0.99."""
     lam: float = Field(default=1.0, ge=0, le=1)

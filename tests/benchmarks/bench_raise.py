@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_raise.py --out runs/raise --seeds 0 1 2 --ablations
 
-Per seed: a pool of 16,000 noisy rows, and three rare skills as the target. RAISE learns for 30 rounds and trains once under
+Per seed: a pool of 16,000 noisy rows, and three rare skills as the target. RAISE learns for 40 rounds and trains once under
 its policy, for as many steps as 1 % of the pool makes in three epochs. Beside it, with as many steps: 1 % at random for three
 epochs, fresh random batches, the 1 % of IFD and of LESS; and three epochs over everything. Printed: the learning curve, what was
 picked in the first and the last rounds, accuracy on the target skills. `--ablations` leaves out one block of features at a time.
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/raise")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=16_000)
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--questions", type=int, default=300, help="of the test set, over the target skills")
     parser.add_argument("--ablations", action="store_true")
     parser.add_argument("--only-raise", action="store_true", help="leave the others out")

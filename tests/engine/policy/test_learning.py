@@ -8,8 +8,9 @@ import torch
 from pydantic import ValidationError
 
 from raysift.errors import StageError
+from raysift.policy.credit import credit_features, fit_credit, row_credits
 from raysift.policy.drawing import Draw
-from raysift.policy.learning import Learner, _Rows, batch_ratio
+from raysift.policy.learning import Learner, _Rows, ratio_of
 from raysift.policy.picking import Picker
 from raysift.policy.pool import PolicyPool, positions
 from raysift.policy.rewards import (
@@ -26,7 +27,7 @@ from ...tiny_policies import log_of, random_log, tiny_pool  # noqa: TID252
 
 STEPS, BATCH = 6, 8
 POLICY = PolicySettings(classes=3, hidden=(10, 6), critic_hidden=(8,), temperature=0.7)
-FAST = LearningSettings(actor_rate=0.05, passes=3)
+FAST = LearningSettings(actor_rate=0.05, passes=3, advantage="step_baseline")
 
 
 def round_of(pool, number=0, count=2, **changes):
@@ -96,11 +97,14 @@ def plain_gradients(new, old, pool, policy, learning, episodes, advantages):
         for (state, picked), advantage in zip(replay(episode, pool), mine, strict=True):
             now, entropy = plain_log_p(new, pool, policy, state, picked)
             before, _ = plain_log_p(old, pool, policy, state, picked)
-            ratio = torch.prod(torch.exp(now) / torch.exp(before))
-            if learning.ratio == "mean":
-                ratio = ratio ** (1 / len(picked))
-            gain = torch.minimum(ratio * advantage, ratio.clamp(1 - learning.clip, 1 + learning.clip) * advantage)
-            losses.append(-gain - learning.entropy * entropy)
+            ratio = torch.exp(now) / torch.exp(before)
+            if learning.advantage != "credit":
+                ratio = torch.prod(ratio) ** (1 / len(picked) if learning.ratio == "mean" else 1)
+            # plain_log_p goes class by class.
+            own = np.concatenate([np.flatnonzero(pool.classes[picked] == c) for c in sorted(set(pool.classes[picked]))])
+            worth = torch.tensor(np.asarray(advantage)[own] if learning.advantage == "credit" else float(advantage))
+            gain = torch.minimum(ratio * worth, ratio.clamp(1 - learning.clip, 1 + learning.clip) * worth)
+            losses.append(-gain.mean() - learning.entropy * entropy)
     torch.stack(losses).mean().backward()
     return {name: weight.grad for name, weight in new.items()}
 
@@ -108,9 +112,14 @@ def plain_gradients(new, old, pool, policy, learning, episodes, advantages):
 def plain_advantages(pool, learner, episodes, earlier):
     """Of the trainings of a round, and their gains; before its update, which moves the critic."""
     gains, settings = [rewards(episode) for episode in episodes], learner.learning
-    if settings.advantage == "step_baseline":
+    if settings.advantage != "gae":
         found = baseline_advantages(gains, earlier, settings.baseline_rounds, settings.baseline_window)
-        return scaled_by_step(found, settings.baseline_window), gains
+        found = scaled_by_step(found, settings.baseline_window)
+        if settings.advantage == "credit":
+            rows = [credit_features(episode, pool, pool.features) for episode in episodes]
+            batches = np.array([step.mean(axis=0) for episode in rows for step in episode])
+            found = row_credits(rows, fit_credit([*learner.credited, (batches, np.concatenate(found))]))
+        return found, gains
     with torch.no_grad():
         values = [
             learner.critic(torch.from_numpy(summaries(e, pool, learner.policy.blocks))).double().numpy()
@@ -127,6 +136,7 @@ def plain_advantages(pool, learner, episodes, earlier):
         ({}, {"ratio": "product", "clip": 0.2}),
         ({}, {"ratio": "product", "clip": 0.2, "advantage": "gae", "entropy": 0.3}),
         ({"classes": 1, "max_repeats": 2}, {"ratio": "mean", "clip": 0.02, "entropy": 0.1}),
+        ({}, {"advantage": "credit", "clip": 0.02}),
     ],
 )
 def test_the_gradient_of_every_pass_is_that_of_the_plain_formula(policy, learning):
@@ -160,7 +170,7 @@ def capped_logs(pool, number):
 
 
 @pytest.mark.parametrize("ratio", ["mean", "product"])
-@pytest.mark.parametrize("advantage", ["gae", "step_baseline"])
+@pytest.mark.parametrize("advantage", ["gae", "step_baseline", "credit"])
 def test_before_the_first_update_the_ratio_is_exactly_1(ratio, advantage):
     pool = tiny_pool(60, 3)
     learner = learner_of(pool, ratio=ratio, advantage=advantage, passes=1)
@@ -172,15 +182,15 @@ def test_before_the_first_update_the_ratio_is_exactly_1(ratio, advantage):
 def test_a_product_over_many_rows_stays_a_number():
     settings = LearningSettings(ratio="product", max_log_ratio=10)
     new = torch.full((100,), -1.0, requires_grad=True)
-    ratio = batch_ratio(new, torch.full((100,), -9.0), settings)
+    ratio = ratio_of(new, torch.full((100,), -9.0), settings)
     assert float(ratio.detach()) == pytest.approx(np.exp(10))
-    small = batch_ratio(torch.full((100,), -9.0), torch.full((100,), -1.0), settings)
+    small = ratio_of(torch.full((100,), -9.0), torch.full((100,), -1.0), settings)
     assert float(small) == pytest.approx(np.exp(-10))
-    mean = batch_ratio(torch.full((100,), -1.0), torch.full((100,), -1.5), LearningSettings(ratio="mean"))
+    mean = ratio_of(torch.full((100,), -1.0), torch.full((100,), -1.5), LearningSettings(ratio="mean"))
     assert float(mean) == pytest.approx(np.exp(0.5))
 
 
-@pytest.mark.parametrize("advantage", ["gae", "step_baseline"])
+@pytest.mark.parametrize("advantage", ["gae", "step_baseline", "credit"])
 def test_an_update_repeats_to_the_bit_and_follows_from_the_seed(advantage):
     pool, found = tiny_pool(200, 3), []
     for seed in (5, 5, 6):

@@ -1,0 +1,85 @@
+"""Credit for rows out of gains of batches: a ridge regression, checked against planted weights and a slow reference."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raysift.policy.credit import PENALTIES, credit_features, fit_credit, row_credits
+from raysift.policy.state import replay
+
+from ...tiny_policies import random_log, tiny_pool  # noqa: TID252
+
+
+def planted(rounds, steps, noise, seed=0, width=12):
+    """Batch means of 16 rows each, and a gain that three of twelve features decide, but for noise."""
+    rng = np.random.default_rng(seed)
+    weights = np.zeros(width)
+    weights[:3] = 2.0, -1.0, 1.0
+    found = []
+    for _ in range(rounds):
+        batches = rng.standard_normal((steps, 16, width)).mean(axis=1)
+        found.append((batches, batches @ weights + noise * rng.standard_normal(steps)))
+    return weights, found
+
+
+def test_weights_are_found_and_more_rounds_find_them_better():
+    agreement = []
+    for rounds in (1, 4, 16, 64):
+        weights, found = planted(rounds, 30, noise=2.0)
+        fit = fit_credit(found)
+        agreement.append(fit @ weights / np.linalg.norm(fit) / np.linalg.norm(weights))
+    assert agreement == sorted(agreement) and agreement[-1] > 0.95 and agreement[0] < 0.9
+
+
+def test_the_fit_is_ridge_with_the_penalty_that_foretells_left_out_rounds_best():
+    _, found = planted(5, 20, noise=1.0)
+
+    def ridge(rounds, penalty):
+        batches, gains = np.concatenate([b for b, _ in rounds]), np.concatenate([g for _, g in rounds])
+        return np.linalg.inv(batches.T @ batches + penalty * np.eye(12)) @ batches.T @ gains
+
+    def error(penalty):
+        return sum(np.sum((g - b @ ridge(found[:i] + found[i + 1 :], penalty)) ** 2) for i, (b, g) in enumerate(found))
+
+    best = min(PENALTIES, key=error)
+    np.testing.assert_allclose(fit_credit(found), ridge(found, best), rtol=1e-8)
+
+
+def test_noise_alone_takes_the_highest_penalty_and_a_clear_signal_the_lowest():
+    rng = np.random.default_rng(3)
+    noise = [(batches, rng.standard_normal(len(batches))) for batches, _ in planted(20, 30, 0)[1]]
+    clear = planted(20, 30, noise=0.01)[1]
+    gram = sum(batches.T @ batches for batches, _ in noise)
+    product = sum(batches.T @ gains for batches, gains in noise)
+    highest = np.linalg.solve(gram + PENALTIES[-1] * np.eye(12), product)
+    np.testing.assert_allclose(fit_credit(noise), highest)
+    np.testing.assert_allclose(fit_credit(clear), planted(1, 1, 0)[0], atol=0.05)
+
+
+def test_the_order_of_rounds_does_not_matter():
+    _, found = planted(6, 20, noise=1.0)
+    np.testing.assert_allclose(fit_credit(found), fit_credit(found[::-1]), rtol=1e-9)
+
+
+def test_features_are_those_less_the_mean_of_the_pool_and_how_often_a_row_was_picked():
+    pool = tiny_pool(40, 2)
+    episode = random_log(pool, 6, 8, 1)
+    found = credit_features(episode, pool, pool.features)
+    for rows, (state, picked) in zip(found, replay(episode, pool), strict=True):
+        np.testing.assert_allclose(rows[:, :-1], pool.features[picked] - pool.features.mean(axis=0), atol=1e-6)
+        np.testing.assert_allclose(rows[:, -1], np.log1p(state.counts[picked]), rtol=1e-6)
+    assert max(rows[:, -1].max() for rows in found) > 0
+
+
+def test_credits_have_mean_0_and_spread_1_over_a_round_and_order_rows_by_their_weights():
+    pool = tiny_pool(40, 2)
+    rows = [credit_features(random_log(pool, 4, 8, n), pool, pool.features) for n in range(2)]
+    weights = np.zeros(pool.features.shape[1] + 1)
+    weights[2] = 3.0
+    credits = row_credits(rows, weights)
+    every = np.concatenate([step for episode in credits for step in episode])
+    assert every.mean() == pytest.approx(0, abs=1e-12) and every.std() == pytest.approx(1)
+    for episode, found in zip(rows, credits, strict=True):
+        for features, step in zip(episode, found, strict=True):
+            assert (np.argsort(features[:, 2]) == np.argsort(step)).all()
