@@ -37,7 +37,8 @@ def fit_credit(rounds: Sequence[tuple[Matrix, Numbers]]) -> Numbers:
     """Weights of the features, from the batch means and the advantages of each round."""
     grams = [batches.T @ batches for batches, _ in rounds]
     products = [batches.T @ advantages for batches, advantages in rounds]
-    gram, product = np.sum(grams, axis=0), np.sum(products, axis=0)
+    gram: Matrix = np.sum(grams, axis=0)
+    product: Numbers = np.sum(products, axis=0)
     penalty = FIRST_PENALTY
     if len(rounds) > 1:
         errors = [
@@ -59,5 +60,4 @@ def row_credits(features: Sequence[Sequence[Matrix]], weights: Numbers) -> list[
 
 
 def _solve(gram: Matrix, product: Numbers, penalty: float) -> Numbers:
-    weights: Numbers = np.linalg.solve(gram + penalty * np.eye(len(gram)), product)
-    return weights
+    return np.asarray(np.linalg.solve(gram + penalty * np.eye(len(gram)), product), np.float64)
