@@ -2,10 +2,11 @@
 
     python tests/benchmarks/bench_raise.py --out runs/raise --seeds 0 1 2 --ablations
 
-Per seed: a pool of 16,000 noisy rows, and three rare skills as the target. RAISE learns for 40 rounds and trains once under
-its policy, for as many steps as 1 % of the pool makes in three epochs. Beside it, with as many steps: 1 % at random for three
-epochs, fresh random batches, the 1 % of IFD and of LESS; and three epochs over everything. Printed: the learning curve, what was
-picked in the first and the last rounds, accuracy on the target skills. `--ablations` leaves out one block of features at a time.
+Per seed: a pool of 16,000 noisy rows, and three rare skills as the target. RAISE learns for 40 rounds and trains once under its
+policy, for as many steps as 1 % of the pool makes in three epochs. Beside it, with as many steps: 1 % at random for three
+epochs, fresh random batches, the 1 % of IFD, of LESS and of an oracle; and three epochs over everything. Printed: the learning
+curve, what was picked in the first and the last rounds, accuracy on the target skills. `--ablations` leaves out one block of
+features at a time.
 
 Several processes may work on one --out, each on its own --seeds; a last call with all seeds prints the tables.
 """
@@ -20,6 +21,8 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 import raysift
 from raysift.config import make_config
@@ -30,13 +33,14 @@ from raysift.jobs.rescore import find_manifest
 from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest
+from raysift.methods.uniform import uniform_of
 from raysift.nano.skills import TARGETS
 from raysift.nano.world import examples, is_clean, is_relevant, write_pool
 from raysift.policy.saved import load_episodes
 from raysift.policy.settings import Block
 from raysift.policy.state import Episode
-from raysift.records import ID, META
-from raysift.storage import Location
+from raysift.records import ID, META, ROWS
+from raysift.storage import Location, open_location
 
 BLOCKS: tuple[Block, ...] = ("stage", "difficulty", "semantic", "availability")
 SHARED = ("ingest", "validation", "encode", "difficulty", "embed", "features")
@@ -131,7 +135,18 @@ def yardsticks(folder: Path, seed: int, options: argparse.Namespace) -> list[Cel
         cells.append(Cell(name, seed, tuple(selection.files()), epochs))
     rows = find_manifest(selection.run, "ingest")
     assert rows is not None
+    cells.append(Cell("oracle 1 %", seed, (oracle_rows(selection.run, rows, seed, folder),), 3))
     return [*cells, Cell("everything, 3 epochs", seed, tuple(selection.run.files(rows, "rows")), 3)]
+
+
+def oracle_rows(run: Run, rows: Manifest, seed: int, folder: Path) -> Location:
+    """1 % of the pool, of the target skills and known to be right: what no method can know."""
+    found = pa.concat_tables(read_chunks(run.files(rows, "rows"), ROWS.names))
+    right = found.filter(pa.array([judge(json.loads(meta))["clean"] for meta in found[META].to_pylist()]))
+    order = uniform_of(right[ID].to_numpy(), seed).argsort()[: int(0.01 * rows.counts["kept"])]
+    place = open_location(str(folder)) / f"oracle-{seed}.parquet"
+    pq.write_table(right.take(pa.array(order)), place.path, filesystem=place.fs)
+    return place
 
 
 def curve(run: Run, name: str, seed: int) -> dict[str, Any]:
