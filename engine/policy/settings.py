@@ -1,7 +1,7 @@
 """Settings of RAISE that decide its result. Light: reading them imports neither torch nor ray.
 
-The defaults learn; the preset `paper` of the method is the algorithm to the letter, which on small worlds learns little
-or nothing. Each field says what the paper has, or that it is silent.
+The defaults learn on the nano world; the presets `letter` and `paper` of the method are the algorithm to the letter. Each
+field says what the paper has, or that it is silent.
 """
 
 from __future__ import annotations
