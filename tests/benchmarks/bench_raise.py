@@ -45,6 +45,15 @@ from raysift.storage import Location, open_location
 BLOCKS: tuple[Block, ...] = ("stage", "difficulty", "semantic", "availability")
 SHARED = ("ingest", "validation", "encode", "difficulty", "embed", "features")
 TRAIN = {"epochs": 3}
+YARDSTICKS: dict[str, dict[str, Any]] = {
+    "uniform": {"method": "uniform", "budget": "1%", "epochs": 3},
+    "batches": {"method": "uniform", "budget": "3%", "epochs": 1},
+    "ifd": {"method": "quality", "budget": "1%", "epochs": 3, "quality": {"scorer": {"kind": "ifd"}}},
+    "less": {"method": "less", "budget": "1%", "epochs": 3},
+    "oracle": {},
+    "everything": {},
+}
+"""Static choices that make as many steps; what no method can know; and all rows."""
 
 
 def main() -> None:
@@ -55,7 +64,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--questions", type=int, default=300, help="of the test set, over the target skills")
     parser.add_argument("--ablations", action="store_true")
-    parser.add_argument("--only-raise", action="store_true", help="leave the others out")
+    parser.add_argument("--yardsticks", nargs="*", default=list(YARDSTICKS), help=", ".join(YARDSTICKS))
     parser.add_argument("settings", nargs="*", help="raise settings, as raise.policy.classes=2")
     options = parser.parse_args()
     console, folder = Console("plain"), Path(options.out).absolute()
@@ -66,8 +75,7 @@ def main() -> None:
     with own_session():
         for seed in options.seeds:
             curves += policies(folder, seed, options, cells)
-            if not options.only_raise:
-                cells += yardsticks(folder, seed, options)
+            cells += yardsticks(folder, seed, options)
         config = make_config({"test": [str(folder / "test.jsonl")], "evaluate": {"max_new_tokens": 32}, "train": TRAIN})
         result = compare_cells(cells, config, (Run(str(folder / "compare")).folder / "cells").make_folder(), console)
     show_curves(curves, console)
@@ -121,22 +129,26 @@ def share_stages(source: Path, target: Path) -> None:
 
 
 def yardsticks(folder: Path, seed: int, options: argparse.Namespace) -> list[Cell]:
-    """Static choices that make as many steps, and everything."""
-    pool, cells = str(folder / f"pool-{seed}.jsonl"), []
-    target = [str(folder / "target.jsonl")]
-    for name, method, budget, epochs, own in (
-        ("uniform 1 %, 3 epochs", "uniform", "1%", 3, {}),
-        ("uniform batches", "uniform", "3%", 1, {}),
-        ("ifd 1 %", "quality", "1%", 3, {"quality": {"scorer": {"kind": "ifd"}}}),
-        ("less 1 %", "less", "1%", 3, {"target": target}),
-    ):
-        settings = common(folder, seed, name.split(",")[0].replace(" ", "-")) | {"budget": budget}
-        selection = raysift.select(method, pool, **settings, **own)
-        cells.append(Cell(name, seed, tuple(selection.files()), epochs))
-    rows = find_manifest(selection.run, "ingest")
+    """The training sets that RAISE is set beside."""
+    cells = []
+    for name in options.yardsticks:
+        settings = dict(YARDSTICKS[name])
+        if not settings:
+            continue
+        method, epochs = settings.pop("method"), settings.pop("epochs")
+        if method == "less":
+            settings["target"] = [str(folder / "target.jsonl")]
+        pool = str(folder / f"pool-{seed}.jsonl")
+        selection = raysift.select(method, pool, **common(folder, seed, name), **settings)
+        cells.append(Cell(f"{name} {settings['budget']}, epochs {epochs}", seed, tuple(selection.files()), epochs))
+    pool_run = Run(str(folder / f"raise-{seed}"), Console("quiet"))
+    rows = find_manifest(pool_run, "ingest")
     assert rows is not None
-    cells.append(Cell("oracle 1 %", seed, (oracle_rows(selection.run, rows, seed, folder),), 3))
-    return [*cells, Cell("everything, 3 epochs", seed, tuple(selection.run.files(rows, "rows")), 3)]
+    if "oracle" in options.yardsticks:
+        cells.append(Cell("oracle 1%, epochs 3", seed, (oracle_rows(pool_run, rows, seed, folder),), 3))
+    if "everything" in options.yardsticks:
+        cells.append(Cell("everything, epochs 3", seed, tuple(pool_run.files(rows, "rows")), 3))
+    return cells
 
 
 def oracle_rows(run: Run, rows: Manifest, seed: int, folder: Path) -> Location:
