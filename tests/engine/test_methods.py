@@ -1,6 +1,7 @@
 """The yardsticks, and what every selector keeps to."""
 
 import pkgutil
+from keyword import iskeyword
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +16,8 @@ from raysift.methods.uniform import Uniform, uniform_of
 
 
 def test_every_method_has_a_command_a_python_function_and_a_summary():
-    assert set(METHODS) == set(METHOD_HELP) == set(raysift._METHODS)
+    assert set(METHODS) == set(METHOD_HELP) == set(raysift._METHODS.values())
+    assert all(name.isidentifier() and not iskeyword(name) for name in raysift._METHODS)
     for name, method in METHODS.items():
         assert method.name == name
         assert method.summary.endswith(".")
