@@ -76,6 +76,23 @@ def test_rows_of_vllm_are_those_of_transformers_and_poisoned_ones_fail_alone(ray
     assert len({row["n_new_tokens"] for row in rows[:100]}) > 3
 
 
+def engine_killer():
+    """A function that kills the engines of the process it is called in, which cannot import this file."""
+
+    def kill():
+        import contextlib
+
+        import psutil
+
+        for process in psutil.Process().children():
+            # One that another batch has killed a moment before is a zombie, and gone.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "EngineCore" in " ".join(process.cmdline()):
+                    process.kill()
+
+    return kill
+
+
 def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_path, monkeypatch):
     """With a LoRA adapter from a place that is not a local disk, whose copy a new engine needs again."""
     from raysift.jobs import generation, vllm_stage
@@ -84,7 +101,7 @@ def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_p
     remote = Location(pafs.SubTreeFileSystem(str(tmp_path / "adapters"), pafs.LocalFileSystem()), "one")
     assert not remote.is_local
     files = write_questions(tmp_path, 300)
-    out, once = tmp_path / "by-vllm", tmp_path / "killed"
+    out, once, kill = tmp_path / "by-vllm", tmp_path / "killed", engine_killer()
     build = generation.build_engine
 
     def interrupted(*arguments):
@@ -99,17 +116,13 @@ def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_p
             async def udf(self, batch):
                 import asyncio
 
-                import psutil
-
                 self.batches += 1
                 tries = 0 if once.exists() or self.batches < 20 else 600
                 while tries and not once.exists():
                     await asyncio.sleep(0.1)
                     if sum("pending" not in str(path) for path in (out / "done").rglob("*.parquet")) >= 2:
                         once.touch()
-                        for process in psutil.Process().children():
-                            if "EngineCore" in " ".join(process.cmdline()):
-                                process.kill()
+                        kill()
                     tries -= 1
                 async for row in super().udf(batch):
                     yield row
@@ -138,7 +151,7 @@ def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_p
 def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, monkeypatch):
     from raysift.jobs import generation, vllm_stage
 
-    build, starts = generation.build_engine, tmp_path / "starts"
+    build, starts, kill = generation.build_engine, tmp_path / "starts", engine_killer()
 
     def doomed(*arguments):
         processor = build(*arguments)
@@ -146,13 +159,9 @@ def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, m
 
         class Doomed(stage.fn):
             async def udf(self, batch):
-                import psutil
-
                 with starts.open("a") as file:
                     file.write("x\n")
-                for process in psutil.Process().children():
-                    if "EngineCore" in " ".join(process.cmdline()):
-                        process.kill()
+                kill()
                 async for row in super().udf(batch):
                     yield row
 
