@@ -90,7 +90,7 @@ class LearningSettings(_Settings):
     lam: float = Field(default=1.0, ge=0, le=1)
     """Lambda, for `gae`. Paper: 1."""
     baseline_rounds: int = Field(default=6, ge=1)
-    """Recent rounds whose mean is the baseline, for `step_baseline`."""
+    """Recent rounds whose mean is the baseline, for `step_baseline` and `credit`."""
     baseline_window: int = Field(default=7, ge=1)
     """Neighbouring steps over which the baseline is smoothed; an odd number."""
     entropy: float = Field(default=0.0, ge=0)
