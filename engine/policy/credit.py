@@ -1,27 +1,42 @@
 """Which rows of a batch its gain is owed to: a ridge regression over all steps of all rounds so far.
 
-    Adv_t ~ w . mean over the batch of (x_d - mean of the pool);   credit of a row: c_d = w . (x_d - mean of the pool)
+    surprise_t ~ w . (mean over the batch of x_d - its mean at step t over all trainings)
+    credit of a row: c_d = w . x_d,  x_d being the row's features less the pool's mean
 
 A training gives T numbers, each the gain of a whole batch, and most of such a number is chance. A policy that follows one
 round's numbers follows chance; the regression hears all rounds at once, whatever policy picked in them. Features are those
 of the row and how often it had been picked before. The penalty is the one that foretells rounds left out best.
+
+Gains enter as surprises (see rewards.py). On the nano world, with batches at random and one skill of 22 as the target, a gain
+correlates with the share of that skill in its batch at 0.10 and 0.22 (two pools), its surprise at 0.24 and 0.30; after three
+rounds of 75 steps the 5 % of rows with the highest credit are of the skill in 0.87 and 1.00, by plain gains in 0.00 and 0.77.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysift.policy.pool import PolicyPool
+from raysift.policy.rewards import interval_gains, intervals, smoothed, surprises
 from raysift.policy.state import Episode, Numbers, replay
 
 Matrix = NDArray[np.float64]
 
-PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 FIRST_PENALTY = 10.0
 """While there is one round only, and nothing to be foretold."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What one training tells: of each interval between measurements the mean features of its batches, and its gain."""
+
+    batches: Matrix
+    gains: Numbers
 
 
 def credit_features(episode: Episode, pool: PolicyPool, features: NDArray[np.float32]) -> list[Matrix]:
@@ -33,18 +48,37 @@ def credit_features(episode: Episode, pool: PolicyPool, features: NDArray[np.flo
     ]
 
 
-def fit_credit(rounds: Sequence[tuple[Matrix, Numbers]]) -> Numbers:
-    """Weights of the features, from the batch means and the advantages of each round."""
-    grams = [batches.T @ batches for batches, _ in rounds]
-    products = [batches.T @ advantages for batches, advantages in rounds]
+def evidence_of(episode: Episode, features: Sequence[Matrix]) -> Evidence:
+    """What the training tells; `features` are those of `credit_features`."""
+    by_step = np.array([rows.mean(axis=0) for rows in features])
+    batches = np.array([by_step[start:stop].mean(axis=0) for start, stop in intervals(episode)])
+    return Evidence(batches, interval_gains(episode))
+
+
+def fit_credit(rounds: Sequence[Sequence[Evidence]], momentum: float, window: int) -> Numbers:
+    """Weights of the features, from what the trainings of all rounds tell; `momentum` and `window` as in `surprises`."""
+    found = surprises([one.gains for trainings in rounds for one in trainings], momentum, window)
+    batches = _against_each_other([one.batches for trainings in rounds for one in trainings], window)
+    ends = np.cumsum([len(trainings) for trainings in rounds]).tolist()
+    groups = [
+        (np.concatenate(batches[start:stop]), np.concatenate(found[start:stop]))
+        for start, stop in zip([0, *ends[:-1]], ends, strict=True)
+    ]
+    return fit_ridge(groups)
+
+
+def fit_ridge(groups: Sequence[tuple[Matrix, Numbers]]) -> Numbers:
+    """Weights with the penalty that foretells groups left out best."""
+    grams = [inputs.T @ inputs for inputs, _ in groups]
+    products = [inputs.T @ wanted for inputs, wanted in groups]
     gram: Matrix = np.sum(grams, axis=0)
     product: Numbers = np.sum(products, axis=0)
     penalty = FIRST_PENALTY
-    if len(rounds) > 1:
+    if len(groups) > 1:
         errors = [
             sum(
-                float(np.sum((advantages - batches @ _solve(gram - own, product - part, penalty)) ** 2))
-                for (batches, advantages), own, part in zip(rounds, grams, products, strict=True)
+                float(np.sum((wanted - inputs @ _solve(gram - own, product - part, penalty)) ** 2))
+                for (inputs, wanted), own, part in zip(groups, grams, products, strict=True)
             )
             for penalty in PENALTIES
         ]
@@ -57,6 +91,13 @@ def row_credits(features: Sequence[Sequence[Matrix]], weights: Numbers) -> list[
     found = [[rows @ weights for rows in episode] for episode in features]
     every = np.concatenate([credits for episode in found for credits in episode])
     return [[(credits - every.mean()) / (every.std() or 1.0) for credits in episode] for episode in found]
+
+
+def _against_each_other(batches: Sequence[Matrix], window: int) -> list[Matrix]:
+    """Less the mean over all trainings of the same and neighbouring steps, as gains are."""
+    mean = np.mean(np.stack(batches), axis=0)
+    curve = np.column_stack([smoothed(column, window) for column in mean.T])
+    return [found - curve for found in batches]
 
 
 def _solve(gram: Matrix, product: Numbers, penalty: float) -> Numbers:

@@ -28,11 +28,18 @@ from torch import Tensor
 
 from raysift.errors import StageError
 from raysift.methods.uniform import seed_for, uniform_of
-from raysift.policy.credit import Matrix, credit_features, fit_credit, row_credits
+from raysift.policy.credit import Evidence, Matrix, credit_features, evidence_of, fit_credit, row_credits
 from raysift.policy.network import Acquisition, Critic
 from raysift.policy.picking import policy_inputs
 from raysift.policy.pool import PolicyPool
-from raysift.policy.rewards import baseline_advantages, centred, generalised_advantages, rewards, scaled_by_step
+from raysift.policy.rewards import (
+    baseline_advantages,
+    centred,
+    generalised_advantages,
+    less_carried_over,
+    rewards,
+    scaled_by_step,
+)
 from raysift.policy.settings import LearningSettings, PolicySettings
 from raysift.policy.state import STAGE_INPUTS, Episode, Numbers, State, masked, replay, summaries
 from raysift.topk import top_k
@@ -69,9 +76,9 @@ class Learner:
         self.actor_steps = torch.optim.AdamW(self.actor.parameters(), lr=learning.actor_rate, weight_decay=decay)
         self.critic_steps = torch.optim.AdamW(self.critic.parameters(), lr=learning.critic_rate, weight_decay=decay)
         self.gains: list[list[Numbers]] = []
-        """Of each round's trainings; the last ones are the baseline."""
-        self.credited: list[tuple[Matrix, Numbers]] = []
-        """Of each round: the mean features of its batches, and their advantages."""
+        """Of each round's trainings; the last ones are the baseline of `step_baseline`."""
+        self.evidence: list[list[Evidence]] = []
+        """Of each round's trainings, for `credit`."""
 
     def recall(self, rounds: Sequence[Sequence[Episode]]) -> None:
         """Take note of rounds that were learned from before."""
@@ -80,16 +87,19 @@ class Learner:
 
     def update(self, episodes: Sequence[Episode], number: int) -> Update:
         """Learn from the trainings of round `number`, in which this policy picked."""
-        advantages: Sequence[Credits] = self._note(episodes)
+        self._note(episodes)
+        advantages: Sequence[Credits]
         critic_loss: float | None = None
         if self.learning.advantage == "gae":
             views = [torch.from_numpy(summaries(episode, self.pool, self.policy.blocks)) for episode in episodes]
             found, returns = self._generalised(self.gains[-1], views)
             critic_loss = self._teach_critic(views, returns)
             advantages = centred(found)
-        if self.learning.advantage == "credit":
-            weights = fit_credit(self.credited)
+        elif self.learning.advantage == "credit":
+            weights = fit_credit(self.evidence, self.learning.momentum, self.learning.baseline_window)
             advantages = row_credits([self._credit_features(episode) for episode in episodes], weights)
+        else:
+            advantages = self._own_advantages()
         seed = seed_for(self.seed, f"policy: update {number}")
         rows = _Rows(self.pool, episodes, self.policy, self.learning.pool_rows, seed)
         old: dict[tuple[int, int], Tensor] = {}
@@ -103,19 +113,17 @@ class Learner:
             )
         return Update(critic_loss=critic_loss, first_ratio=first["last_ratio"], **last)
 
-    def _note(self, episodes: Sequence[Episode]) -> list[Numbers]:
-        """Gains and, but for `gae`, advantages against the baseline of the rounds before, which are returned."""
-        gains = [rewards(episode) for episode in episodes]
-        advantages = []
-        if self.learning.advantage != "gae":
-            window = self.learning.baseline_window
-            advantages = baseline_advantages(gains, self.gains, self.learning.baseline_rounds, window)
-            advantages = scaled_by_step(advantages, window)
+    def _note(self, episodes: Sequence[Episode]) -> None:
+        """Keep of a round's trainings what later updates compare with."""
+        self.gains.append([rewards(episode) for episode in episodes])
         if self.learning.advantage == "credit":
-            batches = [step.mean(axis=0) for episode in episodes for step in self._credit_features(episode)]
-            self.credited.append((np.array(batches), np.concatenate(advantages)))
-        self.gains.append(gains)
-        return advantages
+            self.evidence.append([evidence_of(episode, self._credit_features(episode)) for episode in episodes])
+
+    def _own_advantages(self) -> list[Numbers]:
+        """Of the newest round: each step's own gain, against the rounds before."""
+        window = self.learning.baseline_window
+        found = baseline_advantages(self.gains[-1], self.gains[:-1], self.learning.baseline_rounds, window)
+        return less_carried_over(scaled_by_step(found, window), self.learning.momentum)
 
     def _credit_features(self, episode: Episode) -> list[Matrix]:
         return credit_features(episode, self.pool, masked(self.pool, self.policy.blocks))

@@ -83,14 +83,17 @@ class LearningSettings(_Settings):
     whatever the batch."""
     advantage: Literal["gae", "step_baseline", "credit"] = "credit"
     """`gae`: generalised advantages with the critic (paper). `step_baseline`: a step's own reward against what that step of
-    recent rounds gained, over the spread of neighbouring steps; needs no critic. `credit`: what of the latter a regression
-    over all rounds so far lays to each row's features, with a ratio for each row."""
+    recent rounds gained, over the spread of neighbouring steps; needs no critic. `credit`: what a regression over all
+    rounds so far lays of each step's reward to the features of its rows, with a ratio for each row."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Share of a step's gain that the step before foretells, and that is taken off in `step_baseline` and `credit`: beta1 of
+    the Adam that trains the model, whose step is mostly that of the batches before. 0 takes nothing off."""
     gamma: float = Field(default=0.99, ge=0, le=1)
     """Discount, for `gae`. Paper: 0.99."""
     lam: float = Field(default=1.0, ge=0, le=1)
     """Lambda, for `gae`. Paper: 1."""
     baseline_rounds: int = Field(default=6, ge=1)
-    """Recent rounds whose mean is the baseline, for `step_baseline` and `credit`."""
+    """Recent rounds whose mean is the baseline, for `step_baseline`; `credit` compares all rounds with each other."""
     baseline_window: int = Field(default=7, ge=1)
     """Neighbouring steps over which the baseline is smoothed; an odd number."""
     entropy: float = Field(default=0.0, ge=0)

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from raysift.errors import StageError
-from raysift.policy.credit import credit_features, fit_credit, row_credits
+from raysift.policy.credit import credit_features, evidence_of, fit_credit, row_credits
 from raysift.policy.drawing import Draw
 from raysift.policy.learning import Learner, _Rows, ratio_of
 from raysift.policy.picking import Picker
@@ -17,6 +17,7 @@ from raysift.policy.rewards import (
     baseline_advantages,
     centred,
     generalised_advantages,
+    less_carried_over,
     rewards,
     scaled_by_step,
 )
@@ -112,14 +113,14 @@ def plain_gradients(new, old, pool, policy, learning, episodes, advantages):
 def plain_advantages(pool, learner, episodes, earlier):
     """Of the trainings of a round, and their gains; before its update, which moves the critic."""
     gains, settings = [rewards(episode) for episode in episodes], learner.learning
-    if settings.advantage != "gae":
+    if settings.advantage == "credit":
+        rows = [credit_features(episode, pool, pool.features) for episode in episodes]
+        evidence = [evidence_of(episode, own) for episode, own in zip(episodes, rows, strict=True)]
+        weights = fit_credit([*learner.evidence, evidence], settings.momentum, settings.baseline_window)
+        return row_credits(rows, weights), gains
+    if settings.advantage == "step_baseline":
         found = baseline_advantages(gains, earlier, settings.baseline_rounds, settings.baseline_window)
-        found = scaled_by_step(found, settings.baseline_window)
-        if settings.advantage == "credit":
-            rows = [credit_features(episode, pool, pool.features) for episode in episodes]
-            batches = np.array([step.mean(axis=0) for episode in rows for step in episode])
-            found = row_credits(rows, fit_credit([*learner.credited, (batches, np.concatenate(found))]))
-        return found, gains
+        return less_carried_over(scaled_by_step(found, settings.baseline_window), settings.momentum), gains
     with torch.no_grad():
         values = [
             learner.critic(torch.from_numpy(summaries(e, pool, learner.policy.blocks))).double().numpy()

@@ -11,10 +11,14 @@ from raysift.policy.rewards import (
     baseline_advantages,
     centred,
     generalised_advantages,
+    interval_gains,
+    intervals,
+    less_carried_over,
     rewards,
     scaled_by_step,
     smoothed,
     step_baseline,
+    surprises,
 )
 
 from ...tiny_policies import log_of, random_log, tiny_pool  # noqa: TID252
@@ -36,6 +40,11 @@ def test_steps_between_two_measurements_share_the_gain():
     gains = rewards(log_with([-3.0, None, None, -1.5, None, -1.0]))
     assert gains.tolist() == [0.5, 0.5, 0.5, 0.25, 0.25]
     assert gains.sum() == 2.0
+
+
+def test_intervals_lie_between_measurements():
+    episode = log_with([-3.0, None, None, -1.5, None, -1.0])
+    assert intervals(episode) == [(0, 3), (3, 5)] and interval_gains(episode).tolist() == [1.5, 0.5]
 
 
 @pytest.mark.parametrize("performance", [[None, -1.0, -0.5], [-1.0, -0.5, None], [None, None]])
@@ -119,3 +128,29 @@ def test_steps_of_little_gain_count_like_those_of_much():
 def test_gains_that_are_all_alike_divide_by_nothing():
     same = [np.zeros(4), np.zeros(4)]
     assert np.array_equal(scaled_by_step(same, 3), same) and np.array_equal(centred(same), same)
+
+
+def test_what_the_step_before_foretells_is_taken_off():
+    assert less_carried_over([np.array([2.0, 1.0, 4.0])], 0.5)[0].tolist() == [2.0, 0.0, 3.5]
+    found = [np.array([2.0, 1.0]), np.array([0.0, 3.0])]
+    assert np.array_equal(less_carried_over(found, 0.0), found)
+
+
+def test_surprises_of_carried_gains_are_what_each_batch_added():
+    """Gains that decay by the momentum from step to step, with spread and curve alike in all trainings."""
+    rng = np.random.default_rng(0)
+    added = rng.standard_normal((400, 30))
+    gains = np.zeros((400, 30))
+    for step in range(30):
+        gains[:, step] = added[:, step] + (0.9 * gains[:, step - 1] if step else 0)
+    found = np.stack(surprises(list(gains + 5.0), 0.9, 1))
+    late = slice(15, None)  # where the spread has settled
+    assert np.corrcoef(found[:, late].ravel(), added[:, late].ravel())[0, 1] > 0.99
+    apart = np.corrcoef(found[:, 15:-1].ravel(), found[:, 16:].ravel())[0, 1]
+    together = np.corrcoef(gains[:, 15:-1].ravel(), gains[:, 16:].ravel())[0, 1]
+    assert abs(apart) < 0.05 and together > 0.85
+
+
+def test_one_training_alone_is_set_against_its_own_curve():
+    curve = np.array([4.0, 2.0, 1.0])
+    assert surprises([curve], 0.0, 1)[0].tolist() == [0.0, 0.0, 0.0]
