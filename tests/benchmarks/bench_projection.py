@@ -1,0 +1,127 @@
+"""How well do stored vectors rank rows? Spearman correlation of projected with exact scores, on the nano pool.
+
+    python tests/benchmarks/bench_projection.py --out runs/projection
+
+A ROSE run gives warm-up checkpoints and targets; then every row's whole Adam direction is computed once per checkpoint and sent
+through each projection. `sketch` is ours, `rademacher` the dense sign matrix of LESS, both with a map of its own for each
+checkpoint. Printed per kind of preference: how far exact scores spread, and for each kind and seed of projection the error and
+the correlation.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+
+import raysift
+from raysift.actors.checkpointed import CheckpointedModel
+from raysift.actors.target_gradients import load_targets
+from raysift.gradient_settings import ProjectionSettings
+from raysift.influence import checkpoint_weights
+from raysift.jobs.api import own_session
+from raysift.jobs.console import Console
+from raysift.jobs.gradients import WHOLE, checkpoints_of, loading
+from raysift.jobs.recipes import make_selector
+from raysift.jobs.rescore import config_of, find_manifest
+from raysift.jobs.run import Run
+from raysift.jobs.tables import read_chunks
+from raysift.nano.world import preference_pairs, write_pool
+from raysift.records import ID, MESSAGES
+from raysift.storage import Location
+
+SKILL, SHOTS, ROWS_AT_ONCE = "last_letters", 24, 64
+Scores = NDArray[np.float64]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default="runs/projection")
+    parser.add_argument("--rows", type=int, default=600)
+    parser.add_argument("--dimension", type=int, default=8192)
+    parser.add_argument("--preferences", nargs="+", default=["correctness", "style"])
+    parser.add_argument("--kinds", nargs="+", default=["sketch", "rademacher"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    options = parser.parse_args()
+    folder, console = Path(options.out).absolute(), Console("plain")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_pool(folder / "pool.jsonl", options.rows, 7)
+    lines = []
+    for preference in options.preferences:
+        run = exact_run(folder, preference)
+        exact, stored = scores_of(run, options)
+        for (kind, seed), found in stored.items():
+            error = float((found - exact).std())
+            lines.append(
+                [preference, f"{exact.std():.4f}", f"{kind} {seed}", f"{error:.4f}", f"{spearman(exact, found):.3f}"]
+            )
+        for kind in options.kinds:
+            mean = np.mean([spearman(exact, stored[kind, seed]) for seed in options.seeds])
+            console.note(f"{preference}, {kind}: {mean:.3f}")
+    heads = ["preference", "spread of exact", "projection", "error", "rank correlation"]
+    console.table(f"{len(exact)} rows, {options.dimension:,} numbers", heads, lines)
+
+
+def exact_run(folder: Path, preference: str) -> Run:
+    """ROSE without projection: warm-up, checkpoints, targets."""
+    pairs = list(preference_pairs(SHOTS, 507, [SKILL], preference))
+    target = folder / f"pairs-{preference}.jsonl"
+    target.write_bytes(b"\n".join(map(orjson.dumps, pairs)))
+    settings: dict[str, Any] = {"run": str(folder / preference), "budget": "5%", "rose": {"warmup_share": 0.2}}
+    with own_session():
+        pool = str(folder / "pool.jsonl")
+        return raysift.select("rose", pool, target=[str(target)], console=Console("quiet"), **settings).run
+
+
+def scores_of(run: Run, options: argparse.Namespace) -> tuple[Scores, dict[tuple[str, int], Scores]]:
+    """Exact scores of all rows, and those of each projection and seed."""
+    config = config_of(run)
+    settings = make_selector(config).config
+    rows, trained, target = (find_manifest(run, stage) for stage in ("ingest", "warmup", "targets"))
+    assert rows
+    assert trained
+    assert target
+    points = checkpoints_of(run, trained, settings.checkpoints)
+    weights = checkpoint_weights([point.learning_rate for point in points])
+    model = CheckpointedModel(config.model, points, settings.adam, **loading(config, settings))
+    place = run.files(target, "targets")[0]
+    targets = load_targets(Location(place.fs, place.path.rpartition("/")[0]), points)
+    table = pa.concat_tables(read_chunks(run.files(rows, "rows"), [ID, MESSAGES])).sort_by(ID).to_pylist()
+    tokens = [model.encode(row[ID], row[MESSAGES]) for row in table]
+    exact = np.zeros(len(tokens))
+    stored = {(kind, seed): np.zeros(len(tokens)) for kind in options.kinds for seed in options.seeds}
+    for index, (weight, wanted) in enumerate(zip(weights, targets, strict=True)):
+        whole = model.projections(WHOLE)[index]
+        parts = [
+            model.at(index, whole).run(tokens[start : start + ROWS_AT_ONCE]).vectors
+            for start in range(0, len(tokens), ROWS_AT_ONCE)
+        ]
+        directions = torch.from_numpy(np.concatenate(parts).astype(np.float32))
+        exact += weight * cosines(directions, wanted[0])
+        for kind, seed in stored:
+            drawn = ProjectionSettings.model_validate({"kind": kind, "dimension": options.dimension, "seed": seed})
+            projection = model.projections(drawn)[index]
+            # A sketch may overwrite what it is given, and the next projection needs the same directions.
+            found = projection.project(directions.clone())
+            stored[kind, seed] += weight * cosines(found, projection.project(wanted[:1].clone())[0])
+    return exact, stored
+
+
+def cosines(vectors: torch.Tensor, target: torch.Tensor) -> Scores:
+    """Products of rows at unit length with the target, as the store has them but for half precision."""
+    return ((vectors @ target) / vectors.norm(dim=1)).double().numpy()
+
+
+def spearman(first: Scores, second: Scores) -> float:
+    ranks = [np.argsort(np.argsort(scores, kind="stable"), kind="stable") for scores in (first, second)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+if __name__ == "__main__":
+    main()
