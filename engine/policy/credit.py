@@ -86,11 +86,15 @@ def fit_ridge(groups: Sequence[tuple[Matrix, Numbers]]) -> Numbers:
     return _solve(gram, product, penalty)
 
 
-def row_credits(features: Sequence[Sequence[Matrix]], weights: Numbers) -> list[list[Numbers]]:
-    """Of each row of each step of each training: its share of the gain, with mean 0 and spread 1 over the round."""
+def row_credits(
+    features: Sequence[Sequence[Matrix]], weights: Numbers, pool_features: NDArray[np.float32]
+) -> list[list[Numbers]]:
+    """Of each row of each step of each training: its share of the gain, with mean 0 over the round and in units of its spread
+    over the pool. By the spread of the round, a policy that picks only good rows would be driven by what is left, chance."""
     found = [[rows @ weights for rows in episode] for episode in features]
-    every = np.concatenate([credits for episode in found for credits in episode])
-    return [[(credits - every.mean()) / (every.std() or 1.0) for credits in episode] for episode in found]
+    mean = np.concatenate([credits for episode in found for credits in episode]).mean()
+    spread = float((pool_features @ weights[:-1].astype(np.float32)).std()) or 1.0
+    return [[(credits - mean) / spread for credits in episode] for episode in found]
 
 
 def _against_each_other(batches: Sequence[Matrix], window: int) -> list[Matrix]:

@@ -97,7 +97,8 @@ class Learner:
             advantages = centred(found)
         elif self.learning.advantage == "credit":
             weights = fit_credit(self.evidence, self.learning.momentum, self.learning.baseline_window)
-            advantages = row_credits([self._credit_features(episode) for episode in episodes], weights)
+            features = [self._credit_features(episode) for episode in episodes]
+            advantages = row_credits(features, weights, masked(self.pool, self.policy.blocks))
         else:
             advantages = self._own_advantages()
         seed = seed_for(self.seed, f"policy: update {number}")

@@ -117,7 +117,7 @@ def plain_advantages(pool, learner, episodes, earlier):
         rows = [credit_features(episode, pool, pool.features) for episode in episodes]
         evidence = [evidence_of(episode, own) for episode, own in zip(episodes, rows, strict=True)]
         weights = fit_credit([*learner.evidence, evidence], settings.momentum, settings.baseline_window)
-        return row_credits(rows, weights), gains
+        return row_credits(rows, weights, pool.features), gains
     if settings.advantage == "step_baseline":
         found = baseline_advantages(gains, earlier, settings.baseline_rounds, settings.baseline_window)
         return less_carried_over(scaled_by_step(found, settings.baseline_window), settings.momentum), gains
