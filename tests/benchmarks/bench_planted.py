@@ -4,8 +4,9 @@
 
 A small model (the nano foundation, fully fine-tuned on a random part of the large pool by our own fine-tune, so that it has seen
 such text) is warmed up on 5 % of the pool; every target is a subtask, so one pass of row gradients serves all. Lift is the share of
-the relevant sources among the top 5 % for that target, over their share in the pool; 1 is chance. A target without relevant
-sources is a negative control: there the largest lift of any source is given.
+the relevant sources among the top 5 % for that target, over their share in the pool; 1 is chance. Beside it, the sources of
+the highest lifts. `polite_style_1100` is a negative control: no source of the pool fits it. ROSE takes the targets that have
+preference pairs, LESS all.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import pyarrow.parquet as pq
 import raysift
 from raysift.jobs.api import own_session
 from raysift.jobs.console import Console
+from raysift.jobs.rescore import find_manifest
 
 MAX_CHARS = 600
 
@@ -58,7 +60,7 @@ def main() -> None:
             )
             console.table(
                 f"{method}: lift in the top 5 %",
-                ["target", "relevant share", "in top 5 %", "lift"],
+                ["target", "relevant share", "in top 5 %", "lift", "highest lifts of all sources"],
                 lifts(selection, planted),
             )
 
@@ -75,36 +77,58 @@ def tuned_model(data: Path, out: Path, rows: int, console: Console) -> str:
 
 
 def write_targets(data: Path, planted: dict, out: Path, count: int) -> None:
-    """Short validation pairs of each target as a subtask; for LESS their chosen answers as examples."""
+    """Each target as a subtask: for ROSE the pairs of those that have some, for LESS examples with an answer of all."""
     pairs, examples = [], []
     for name, target in sorted(planted.items()):
-        if "pref" not in target:
-            continue
-        table = pq.read_table(data / target["pref"]).filter(pc.field("split") == "val").to_pylist()
-        fits = [
-            row
-            for row in table
-            if row["chosen"].strip()
-            and row["rejected"].strip()
-            and row["chosen"] != row["rejected"]
-            and len(row["prompt"]) + max(len(row["chosen"]), len(row["rejected"])) <= MAX_CHARS
-        ]
-        order = np.random.default_rng(0).permutation(len(fits))[:count]
-        for i in order.tolist():
-            row = fits[i]
-            prompt = [{"role": "user", "content": row["prompt"]}]
-            pairs.append({"prompt": prompt, "chosen": row["chosen"], "rejected": row["rejected"], "subtask": name})
-            examples.append(
+        preferred = data / target.get("pref", f"preferences/{name}.parquet")
+        if preferred.exists():
+            pairs += [
                 {
-                    "id": f"{name}-{i}",
-                    "task": name,
-                    "prompt": prompt,
-                    "reference": row["chosen"],
-                    "metric": "exact_match",
+                    "prompt": [{"role": "user", "content": row["prompt"]}],
+                    "chosen": row["chosen"],
+                    "rejected": row["rejected"],
+                    "subtask": name,
                 }
+                for row in short_ones(read_preferences(preferred), ("prompt", "chosen"), count)
+            ]
+        examples += [
+            {
+                "id": f"{name}-{number}",
+                "task": name,
+                "prompt": [{"role": "user", "content": row["prompt"]}],
+                "reference": row["reference"],
+                "metric": "exact_match",
+            }
+            for number, row in enumerate(
+                short_ones(read_answers(data, name, target, preferred), ("prompt", "reference"), count)
             )
+        ]
     (out / "rose.jsonl").write_bytes(b"\n".join(map(orjson.dumps, pairs)))
     (out / "less.jsonl").write_bytes(b"\n".join(map(orjson.dumps, examples)))
+
+
+def read_preferences(place: Path) -> list[dict]:
+    rows = pq.read_table(place).filter(pc.field("split") == "val").to_pylist()
+    return [
+        row for row in rows if row["chosen"].strip() and row["rejected"].strip() and row["chosen"] != row["rejected"]
+    ]
+
+
+def read_answers(data: Path, name: str, target: dict, preferred: Path) -> list[dict]:
+    """The development examples, worked solutions where there are some; the preferred answers where there are no examples."""
+    if "dev" not in target:
+        return [{"prompt": row["prompt"], "reference": row["chosen"]} for row in read_preferences(preferred)]
+    rows = map(orjson.loads, (data / "eval" / f"{name}.jsonl").read_bytes().splitlines())
+    dev = [row for row in rows if row["split"] == "dev"]
+    return [{"prompt": row["prompt"], "reference": row["meta"].get("solution") or row["reference"]} for row in dev]
+
+
+def short_ones(rows: list[dict], parts: tuple[str, str], count: int) -> list[dict]:
+    """Some of the rows of at most MAX_CHARS characters, or of the shortest where too few are so short."""
+    fits = [row for row in rows if sum(len(row[part]) for part in parts) <= MAX_CHARS]
+    if len(fits) < count:
+        fits = sorted(rows, key=lambda row: sum(len(row[part]) for part in parts))[:count]
+    return [fits[i] for i in np.random.default_rng(0).permutation(len(fits))[:count].tolist()]
 
 
 def lifts(selection: raysift.Selection, planted: dict) -> list[list[object]]:
@@ -113,26 +137,34 @@ def lifts(selection: raysift.Selection, planted: dict) -> list[list[object]]:
     scores = pq.read_table(run.folder.path + "/scores.parquet")
     scores = scores.filter(scores["score"].is_valid())
     rows = pa.concat_tables(
-        pq.read_table(place.path, columns=["id", "source"])
+        pq.read_table(place.path, columns=["id", "source", "meta"])
         for place in (run.folder / "ingest").files(".parquet", recursive=True)
         if "/rows/" in place.path
     )
-    source_of = dict(zip(rows["id"].to_pylist(), rows["source"].to_pylist(), strict=True))
-    sources = np.array([source_of[i] for i in scores["id"].to_pylist()])
+    origins = {row["id"]: (row["source"], orjson.loads(row["meta"])["subset"] or "") for row in rows.to_pylist()}
+    origin = [origins[i] for i in scores["id"].to_pylist()]
+    sources = np.array([source for source, _ in origin])
     by_subtask = np.array(scores["by_subtask"].to_pylist())
-    names = sorted(name for name, target in planted.items() if "pref" in target)
+    manifest = find_manifest(run, "targets")
+    assert manifest
     lines = []
-    for column, name in enumerate(names):
-        top = sources[np.argsort(-by_subtask[:, column], kind="stable")[: len(sources) // 20]]
-        relevant = planted[name].get("relevant_sources") or []
-        if relevant:
-            share, found = np.isin(sources, relevant).mean(), np.isin(top, relevant).mean()
-            lines.append([name, f"{share:.3f}", f"{found:.3f}", f"{found / share:.2f}"])
-        else:
-            each = {s: (top == s).mean() / (sources == s).mean() for s in np.unique(sources)}
-            most = max(each, key=each.__getitem__)
-            lines.append([f"{name} (control)", "–", most, f"{each[most]:.2f}"])
+    for column, name in enumerate(manifest.values["subtasks"]):
+        top = np.argsort(-by_subtask[:, column], kind="stable")[: len(sources) // 20]
+        relevant = np.array([is_planted(planted[name], *one) for one in origin])
+        each = {s: (sources[top] == s).mean() / (sources == s).mean() for s in np.unique(sources)}
+        most = sorted(each, key=each.__getitem__, reverse=True)[:2]
+        shares = ["control", "–", "–"]
+        if relevant.any():
+            share, found = relevant.mean(), relevant[top].mean()
+            shares = [f"{share:.3f}", f"{found:.3f}", f"{found / share:.2f}"]
+        lines.append([name, *shares, ", ".join(f"{source} {each[source]:.1f}" for source in most)])
     return lines
+
+
+def is_planted(target: dict, source: str, subset: str) -> bool:
+    """Whether a row is of those that the target is known to need."""
+    prefixes = target.get("relevant_subsets_prefix", {}).get(source, [])
+    return source in target.get("relevant_sources", []) or any(subset.startswith(prefix) for prefix in prefixes)
 
 
 if __name__ == "__main__":
