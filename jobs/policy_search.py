@@ -35,7 +35,7 @@ from raysift.jobs.tables import publish
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import RaiseConfig
 from raysift.policy.pool import read_pool
-from raysift.policy.saved import POLICY, round_name
+from raysift.policy.saved import POLICY, finished_rounds, kept_round
 from raysift.policy.search_settings import PLACES, SearchSettings
 from raysift.policy.trials import (
     ALL_ROUNDS,
@@ -131,8 +131,8 @@ def try_settings(
                 f"search: no trial of {len(outcomes)} did all {wanted.rounds} rounds. {'; '.join(sorted(reasons))}"
             )
         place, found = features[apply_settings(best.settings, settings, config.train)[0].policy.classes]
-        last = folder / ROUNDS / best.folder / round_name(wanted.rounds)
-        (folder / POLICY).write((last / POLICY).read_bytes())
+        rounds = finished_rounds(folder / ROUNDS / best.folder)[: wanted.rounds]
+        (folder / POLICY).write((kept_round(rounds, settings.learning.keep) / POLICY).read_bytes())
         (folder / FITTED).write(place.files(found, "fitted")[0].read_bytes())
         (folder / BEST).write(yaml.safe_dump(best_config(config, best.settings), sort_keys=False, allow_unicode=True))
         table = pa.Table.from_pylist([describe(outcome, wanted) for outcome in ranked(outcomes, wanted)])

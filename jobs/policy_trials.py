@@ -28,7 +28,7 @@ from raysift.jobs.episodes import LocalFleet
 from raysift.jobs.policy_learning import learn_rounds
 from raysift.methods.raise_policy import RaiseConfig, count_policy_steps
 from raysift.policy.pool import PolicyPool
-from raysift.policy.saved import ROUND, finished_rounds
+from raysift.policy.saved import ROUND, finished_rounds, read_account
 from raysift.policy.search_settings import SearchSettings
 from raysift.policy.settings import LearningSettings
 from raysift.policy.trials import Settings, apply_settings, criterion
@@ -154,9 +154,3 @@ def read_settings(folder: Location) -> dict[str, Any]:
     """What `settings.json` of a lineage says."""
     found: dict[str, Any] = json.loads((folder / SETTINGS).read_text())
     return found
-
-
-def read_account(place: Location) -> dict[str, Any]:
-    """What `round.json` of a round says."""
-    account: dict[str, Any] = json.loads((place / ROUND).read_text())
-    return account

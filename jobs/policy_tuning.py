@@ -27,7 +27,6 @@ from raysift.jobs.policy_trials import (
     ROUND_NUMBER,
     ROUNDS,
     TrialWork,
-    read_account,
     read_settings,
     run_trial,
 )
@@ -35,7 +34,7 @@ from raysift.jobs.raydata import cluster_cpus, pool_size
 from raysift.jobs.run import Run
 from raysift.methods.raise_policy import RaiseConfig
 from raysift.methods.uniform import seed_for
-from raysift.policy.saved import finished_rounds
+from raysift.policy.saved import finished_rounds, read_account
 from raysift.policy.search_settings import SearchSettings
 from raysift.policy.trials import OWN, Outcome, Settings, changeable_values
 from raysift.resources import Resources

@@ -32,7 +32,7 @@ from raysift.methods.raise_policy import RaiseConfig, count_policy_steps, depart
 from raysift.methods.uniform import seed_for, uniform_of
 from raysift.policy.drawing import FINAL_DRAW, Draw
 from raysift.policy.pool import PolicyPool, positions, read_pool
-from raysift.policy.saved import POLICY, ROUND, load_policy, round_name
+from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, load_policy
 from raysift.policy.state import Episode
 from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, Example
 from raysift.storage import Location, open_location
@@ -131,14 +131,20 @@ def learn(
         with ray_fleet(setup, config.resources, settings.learning.episodes) as fleet:
             for found in learn_rounds(folder / ROUNDS, setup, settings.learning, fleet, config.seed):
                 run.record("round", "learn", **_headline(found))
-        last = round_name(settings.learning.rounds)
+        rounds = finished_rounds(folder / ROUNDS)[: settings.learning.rounds]
+        kept = kept_round(rounds, settings.learning.keep)
         return StageResult(
             files={
-                "policy": [f"{ROUNDS}/{last}/{POLICY}"],
-                "rounds": [f"{ROUNDS}/{round_name(n + 1)}/{ROUND}" for n in range(settings.learning.rounds)],
+                "policy": relative([kept / POLICY], folder),
+                "rounds": relative([place / ROUND for place in rounds], folder),
             },
             counts={"rows_in": features.counts["kept"], "kept": len(setup.pool)},
-            values={"steps": steps, "rounds": settings.learning.rounds, "departures": departures(settings)},
+            values={
+                "steps": steps,
+                "rounds": settings.learning.rounds,
+                "kept": kept.name,
+                "departures": departures(settings),
+            },
         )
 
     decides = {"policy": settings.policy, "learning": settings.learning, "steps": steps, "seed": config.seed}

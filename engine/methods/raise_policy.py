@@ -63,6 +63,7 @@ _PAPER: dict[str, Any] = {
     },
     "policy": {"exploration": "none", "deploy": "highest", "hidden": [128, 128], "critic_hidden": [128, 128]},
     "learning": {
+        "keep": "last",
         "actor_rate": 0.1,
         "critic_rate": 0.2,
         "ratio": "product",

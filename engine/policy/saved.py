@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -103,6 +103,21 @@ def finished_rounds(folder: Location) -> list[Location]:
     while (folder / round_name(len(found) + 1) / ROUND).exists():
         found.append(folder / round_name(len(found) + 1))
     return found
+
+
+def read_account(folder: Location) -> dict[str, Any]:
+    """What a finished round came to."""
+    account: dict[str, Any] = json.loads((folder / ROUND).read_text())
+    return account
+
+
+def kept_round(rounds: Sequence[Location], keep: Literal["best", "last"]) -> Location:
+    """Whose policy is used after these rounds. A round saves the policy after its update, which the next round measures:
+    the last one is not measured, and is kept only if it is asked for or alone."""
+    if keep == "last" or len(rounds) == 1:
+        return rounds[-1]
+    measured = [read_account(folder)["performance"] for folder in rounds[1:]]
+    return rounds[measured.index(max(measured))]
 
 
 def round_name(number: int) -> str:

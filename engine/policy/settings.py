@@ -68,6 +68,9 @@ class LearningSettings(_Settings):
     """Times the model is trained from the start and the policy updated after it. Paper: 20 (30 in its cost appendix)."""
     episodes: int = Field(default=1, ge=1)
     """Independent trainings in each round, pooled before the update. Paper: 1; more can run side by side."""
+    keep: Literal["best", "last"] = "best"
+    """Which round's policy is kept: the one whose training reached the highest validation performance, or that of the last
+    update (paper), which no training has measured."""
     actor_rate: float = Field(default=6e-3, gt=0)
     """Learning rate of the acquisition function. Paper: 0.1."""
     critic_rate: float = Field(default=3e-3, gt=0)

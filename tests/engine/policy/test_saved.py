@@ -17,6 +17,7 @@ from raysift.policy.saved import (
     POLICY,
     ROUND,
     finished_rounds,
+    kept_round,
     load_episodes,
     load_learner,
     load_policy,
@@ -136,3 +137,15 @@ def test_what_a_killed_round_left_is_cleared_away(tmp_path):
     save_round(folder, learner_of(pool), round_of(pool, 1, 1), {})
     names = {file.name for file in folder.files()}
     assert names == {EPISODES, ROUND, POLICY, "learner.safetensors"}
+
+
+def test_the_policy_that_is_kept_is_the_one_that_the_best_round_measured(tmp_path):
+    """Round 3 was trained under the policy that round 2 saved."""
+    pool, folder = tiny_pool(40, 2), open_location(str(tmp_path))
+    for number, performance in enumerate((-0.1, -0.9, -0.3, -0.5), start=1):
+        account = {"round": number, "performance": performance}
+        save_round(folder / round_name(number), learner_of(pool, seed=number), round_of(pool, number), account)
+    rounds = finished_rounds(folder)
+    assert kept_round(rounds, "best").name == round_name(2)
+    assert kept_round(rounds, "last").name == round_name(4)
+    assert kept_round(rounds[:1], "best").name == round_name(1)
