@@ -66,6 +66,7 @@ _PAPER: dict[str, Any] = {
         "keep": "last",
         "actor_rate": 0.1,
         "critic_rate": 0.2,
+        "rate_schedule": "constant",
         "ratio": "product",
         "advantage": "gae",
         "gamma": 0.99,

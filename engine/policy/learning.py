@@ -88,6 +88,7 @@ class Learner:
     def update(self, episodes: Sequence[Episode], number: int) -> Update:
         """Learn from the trainings of round `number`, in which this policy picked."""
         self._note(episodes)
+        self._set_rates(number)
         advantages: Sequence[Credits]
         critic_loss: float | None = None
         if self.learning.advantage == "gae":
@@ -113,6 +114,14 @@ class Learner:
                 f"Lower learning.actor_rate ({self.learning.actor_rate:g})."
             )
         return Update(critic_loss=critic_loss, first_ratio=first["last_ratio"], **last)
+
+    def _set_rates(self, number: int) -> None:
+        left = max(1, self.learning.rounds - number + 1)  # a search may do more rounds than the run it is for
+        share = left / self.learning.rounds if self.learning.rate_schedule == "linear" else 1.0
+        rates = (self.actor_steps, self.learning.actor_rate), (self.critic_steps, self.learning.critic_rate)
+        for steps, rate in rates:
+            for group in steps.param_groups:
+                group["lr"] = rate * share
 
     def _note(self, episodes: Sequence[Episode]) -> None:
         """Keep of a round's trainings what later updates compare with."""

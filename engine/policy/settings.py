@@ -75,6 +75,9 @@ class LearningSettings(_Settings):
     """Learning rate of the acquisition function. Paper: 0.1."""
     critic_rate: float = Field(default=3e-3, gt=0)
     """Learning rate of the critic. Paper: 0.2."""
+    rate_schedule: Literal["linear", "constant"] = "linear"
+    """`linear`: both rates fall from round to round, to a last one of 1 / rounds of them, so that a policy that has found
+    good rows settles; `constant` (paper) goes on moving it by chance."""
     weight_decay: float = Field(default=1e-2, ge=0)
     """AdamW's, for both. Paper: 1e-2."""
     passes: int = Field(default=4, ge=1)

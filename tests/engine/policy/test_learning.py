@@ -369,3 +369,17 @@ def test_where_gains_come_from_some_rows_the_policy_finds_them(changes):
     shares = shares_of_good(LearningSettings(actor_rate=2e-2, passes=6, **changes), rounds=14)
     assert 0.1 < np.mean(shares[:2]) < 0.35
     assert np.mean(shares[-3:]) > 0.45
+
+
+def test_rates_fall_from_round_to_round_or_stay_as_in_the_paper():
+    pool = tiny_pool(60, 2)
+    episodes = [random_log(pool, 4, 8, 1)]
+    for schedule, wanted in (("linear", [0.4, 0.3, 0.2, 0.1]), ("constant", [0.4] * 4)):
+        learning = LearningSettings(actor_rate=0.4, critic_rate=0.04, rounds=4, rate_schedule=schedule, passes=1)
+        learner = Learner(pool, PolicySettings(classes=2, hidden=(6,), critic_hidden=(4,)), learning, 0)
+        found = []
+        for number in range(1, 5):
+            learner.update(episodes, number)
+            found.append(learner.actor_steps.param_groups[0]["lr"])
+            assert learner.critic_steps.param_groups[0]["lr"] == pytest.approx(found[-1] / 10)
+        assert found == pytest.approx(wanted)
