@@ -1,6 +1,6 @@
 """A language model as judge between two answers that it reads together, in both orders (formulas in raysift.pairwise.comparing).
 
-Of what a `Judge` does it shares the next-token probabilities, and with them its engines; prompt and reply are its own.
+It shares with a `Judge` the probabilities of a reply's first token; prompt and reply are its own.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from raysift.actors.contract import Failed, Row
-from raysift.actors.judge import Judge
+from raysift.actors.judge import FirstTokens
 from raysift.actors.loaded import LoadedModel
 from raysift.errors import DataError
 from raysift.pairwise.comparing import share_among, verdict_tokens, weigh_verdicts
@@ -20,7 +20,15 @@ from raysift.pairwise.settings import ComparisonSettings
 from raysift.records import MESSAGES
 from raysift.scoring.columns import INPUT_TOKENS, TRUNCATED
 from raysift.scoring.judging import CUT_MARK, defuse, frame, special_texts
-from raysift.scoring.questions import Exchange, question_text, split_exchange, token_ends, without_oldest_turns
+from raysift.scoring.questions import (
+    Exchange,
+    Message,
+    question_text,
+    split_exchange,
+    token_ends,
+    without_oldest_turns,
+)
+from raysift.templates import encode_prompt
 
 OWN = "own_answer"
 AGAINST = "against_answer"
@@ -29,7 +37,7 @@ FIRST, SECOND, EQUAL, MASS = "p_first", "p_second", "p_tie", "mass"
 Asked = tuple[list[int], list[int]]
 
 
-class Comparer(Judge):
+class Comparer(FirstTokens):
     """Weighs `own_answer` against `against_answer` as replies to `messages`.
 
     Columns by order, such as `p_first_own_first`: the probabilities that the answer shown first is better, the one shown
@@ -53,7 +61,7 @@ class Comparer(Judge):
         **loading: Any,
     ) -> None:
         self.comparison = settings or ComparisonSettings()
-        super(Judge, self).__init__(model, template=self.comparison.template, **loading)
+        super().__init__(model, template=self.comparison.template, **loading)
         self.spellings = verdict_tokens(self.tokenizer)
         self.prefix = self.tokenizer(self.comparison.reply_prefix, add_special_tokens=False)["input_ids"]
         self.special = special_texts(self.tokenizer)
@@ -98,6 +106,9 @@ class Comparer(Judge):
             )
             prompts.append(self._encode_message({"role": "user", "content": content}))
         return prompts[0], prompts[1]
+
+    def _encode_message(self, message: Message) -> list[int]:
+        return [*encode_prompt(self.tokenizer, [message], self.template), *self.prefix]
 
     def _excess(self, asked: Asked) -> int:
         """Tokens that the longer prompt has too many; the reply takes one."""

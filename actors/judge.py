@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from raysift.actors.contract import Failed, Row
+from raysift.actors.language_model import load_tokenizer
 from raysift.actors.likelihood import Scorer
-from raysift.actors.loaded import LoadedModel
+from raysift.actors.loaded import LoadedModel, longest_input
+from raysift.actors.prompts import load_card, vocabulary_size
 from raysift.actors.text_models import quick_products
 from raysift.errors import DataError
 from raysift.records import MESSAGES
@@ -18,7 +20,102 @@ from raysift.scoring.settings import JudgeSettings
 from raysift.templates import encode_prompt
 
 
-class Judge(Scorer):
+class Rater:
+    """A row's question to a judge, and the rating in the judge's reply, for every backend that holds its weights."""
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        longest: int,
+        vocabulary: int | None,
+        settings: JudgeSettings | None = None,
+        answer_column: str | None = None,
+    ) -> None:
+        self.tokenizer, self.longest, self.vocabulary = tokenizer, longest, vocabulary
+        self.settings, self.answer_column = settings or JudgeSettings(), answer_column
+        self.spellings = {
+            str(rating): numbers
+            for rating, numbers in rating_tokens(tokenizer, self.settings.low, self.settings.high).items()
+        }
+        self.prefix = tokenizer(self.settings.reply_prefix, add_special_tokens=False)["input_ids"]
+
+    def encode(self, row: Row) -> tuple[list[int], bool] | Failed:
+        """Tokens of the question, and whether the row's texts were cut for it."""
+        try:
+            exchange = exchange_of(row, self.answer_column)
+            ids, truncated = fit_judge_message(
+                exchange, self.settings, self.tokenizer, self._encode_message, self.longest - 1
+            )
+        except DataError as error:
+            return Failed(str(error))
+        if not ids:
+            return Failed(
+                f"the question to the judge does not fit into {self.longest} tokens even without the row's texts"
+            )
+        if self.vocabulary is not None and max(ids) >= self.vocabulary:
+            return Failed(f"the prompt has token {max(ids)}; the model knows those below {self.vocabulary}")
+        return ids, truncated
+
+    def rate(self, n_tokens: int, truncated: bool, logprobs: Sequence[tuple[str, float]]) -> Row | Failed:
+        """A judge's columns, from the log-probability of each spelling of each rating after a question of `n_tokens`."""
+        rating = expected_rating(logprobs, self.settings.low, self.settings.high)
+        problem = check_rating(rating, self.settings)
+        if problem is not None:
+            return Failed(problem)
+        return {JUDGE_SCORE: rating.score, RATING_MASS: rating.mass, INPUT_TOKENS: n_tokens, TRUNCATED: truncated}
+
+    def _encode_message(self, message: Message) -> list[int]:
+        return [*encode_prompt(self.tokenizer, [message], self.settings.template), *self.prefix]
+
+
+def load_rater(
+    model: str,
+    settings: JudgeSettings | None = None,
+    answer_column: str | None = None,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+) -> Rater:
+    """A rater for a model whose weights another process holds."""
+    tokenizer, card = load_tokenizer(model, trust_remote_code), load_card(model, trust_remote_code)
+    return Rater(tokenizer, longest_input(card, max_length), vocabulary_size(card), settings, answer_column)
+
+
+def flatten(spellings: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
+    """Each text with each token that spells it."""
+    return [(text, number) for text, numbers in spellings.items() for number in numbers]
+
+
+class FirstTokens(Scorer):
+    """A causal language model, and how probable each of `spellings` is as the first token of its reply."""
+
+    spellings: Mapping[str, Sequence[int]]
+
+    def next_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[tuple[str, float]]]:
+        """Log-probability of each spelling of each text as the token that follows each prompt."""
+        import numpy as np
+        import torch
+
+        from raysift.gradients.loss import label_logits
+        from raysift.gradients.rows import IGNORED, TokenRow, pad_rows, plan_batches
+
+        spelt = flatten(self.spellings)
+        columns = torch.tensor([number for _, number in spelt], device=self.model.device)
+        found: list[list[tuple[str, float]]] = [[] for _ in prompts]
+        with torch.inference_mode(), quick_products(self.model):
+            for members in plan_batches([len(prompt) + 1 for prompt in prompts], self.batch_tokens):
+                # A label after the prompt asks for the logits there; which token it is does not matter.
+                rows = [
+                    TokenRow(0, np.array([*prompts[i], 0]), np.array([*[IGNORED] * len(prompts[i]), 0]))
+                    for i in members
+                ]
+                logits = label_logits(self.model, pad_rows(rows, self.model.device), self.head).float()
+                logprobs = (logits[:, columns] - logits.logsumexp(1, keepdim=True)).double().tolist()
+                for i, values in zip(members, logprobs, strict=True):
+                    found[i] = [(text, value) for (text, _), value in zip(spelt, values, strict=True)]
+        return found
+
+
+class Judge(FirstTokens):
     """Rates the last answer of `messages`, or in its place the text in `answer_column`."""
 
     inputs: ClassVar[Sequence[str]] = (MESSAGES,)
@@ -34,62 +131,13 @@ class Judge(Scorer):
     ) -> None:
         settings = settings or JudgeSettings()
         super().__init__(model, template=settings.template, **loading)
-        self.settings, self.answer_column = settings, answer_column
-        self.spellings = {
-            str(rating): numbers
-            for rating, numbers in rating_tokens(self.tokenizer, settings.low, settings.high).items()
-        }
-        self.prefix = self.tokenizer(settings.reply_prefix, add_special_tokens=False)["input_ids"]
+        self.rater = Rater(self.tokenizer, self.longest, vocabulary_size(self.model), settings, answer_column)
+        self.spellings = self.rater.spellings
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
-        encoded = [self._encode(row) for row in rows]
+        encoded = [self.rater.encode(row) for row in rows]
         replies = iter(self.next_logprobs([item[0] for item in encoded if not isinstance(item, Failed)]))
-        return [item if isinstance(item, Failed) else self._rate(*item, next(replies)) for item in encoded]
-
-    def next_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[tuple[str, float]]]:
-        """Log-probability of each spelling of each rating as the token that follows each prompt."""
-        import numpy as np
-        import torch
-
-        from raysift.gradients.loss import label_logits
-        from raysift.gradients.rows import IGNORED, TokenRow, pad_rows, plan_batches
-
-        spelt = [(rating, number) for rating, numbers in self.spellings.items() for number in numbers]
-        columns = torch.tensor([number for _, number in spelt], device=self.model.device)
-        found: list[list[tuple[str, float]]] = [[] for _ in prompts]
-        with torch.inference_mode(), quick_products(self.model):
-            for members in plan_batches([len(prompt) + 1 for prompt in prompts], self.batch_tokens):
-                # A label after the prompt asks for the logits there; which token it is does not matter.
-                rows = [
-                    TokenRow(0, np.array([*prompts[i], 0]), np.array([*[IGNORED] * len(prompts[i]), 0]))
-                    for i in members
-                ]
-                logits = label_logits(self.model, pad_rows(rows, self.model.device), self.head).float()
-                logprobs = (logits[:, columns] - logits.logsumexp(1, keepdim=True)).double().tolist()
-                for i, values in zip(members, logprobs, strict=True):
-                    found[i] = [(rating, value) for (rating, _), value in zip(spelt, values, strict=True)]
-        return found
-
-    def _encode(self, row: Row) -> tuple[list[int], bool] | Failed:
-        try:
-            exchange = exchange_of(row, self.answer_column)
-            ids, truncated = fit_judge_message(
-                exchange, self.settings, self.tokenizer, self._encode_message, self.longest - 1
-            )
-        except DataError as error:
-            return Failed(str(error))
-        if not ids:
-            return Failed(
-                f"the question to the judge does not fit into {self.longest} tokens even without the row's texts"
-            )
-        return ids, truncated
-
-    def _encode_message(self, message: Message) -> list[int]:
-        return [*encode_prompt(self.tokenizer, [message], self.template), *self.prefix]
-
-    def _rate(self, ids: Sequence[int], truncated: bool, logprobs: Sequence[tuple[str, float]]) -> Row | Failed:
-        rating = expected_rating(logprobs, self.settings.low, self.settings.high)
-        problem = check_rating(rating, self.settings)
-        if problem is not None:
-            return Failed(problem)
-        return {JUDGE_SCORE: rating.score, RATING_MASS: rating.mass, INPUT_TOKENS: len(ids), TRUNCATED: truncated}
+        return [
+            item if isinstance(item, Failed) else self.rater.rate(len(item[0]), item[1], next(replies))
+            for item in encoded
+        ]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Names that ray.data.llm reads and writes.
 PROMPT = "tokenized_prompt"
 GENERATED = "generated_tokens"
+LOGPROBS = "logprobs"
 ENGINE_ERROR = "__inference_error__"
 
 

@@ -1,7 +1,7 @@
-"""vLLM: what an engine is started with, and one to be held by an actor, for what `ray.data.llm` cannot do.
+"""vLLM: what an engine is started with, and one to be held by an actor.
 
-Text goes through `ray.data.llm` (raysift.jobs.generation). That hands log-probabilities on as dicts of dicts for each
-token of each row; an actor with an `Engine` of its own keeps the few numbers it wants.
+Answers and ratings go through `ray.data.llm` (raysift.jobs.vllm_stage); an `Engine` of its own is what an actor has that
+gives rewards.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from raysift.actors.language_model import local_copy, resolve_model
+from raysift.actors.language_model import resolve_model
 from raysift.actors.loaded import NO_LIMIT, longest_input
 from raysift.actors.prompts import load_card
 from raysift.errors import ModelError, StageError
-from raysift.storage import Location, open_location
+from raysift.storage import Location
 
 MAX_RESTARTS = 3
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for
@@ -97,27 +97,20 @@ def engine_environment() -> dict[str, str]:
 
 
 class Engine:
-    """An engine in a child of this process; `generate` outlives a few deaths of it, then it ends the run."""
+    """An engine in a child of this process; `classify` outlives a few deaths of it, then it ends the run."""
 
     def __init__(
         self,
         model: str,
         *,
-        adapter: str | Location | None = None,
         max_length: int | None = None,
         gpus: float = 0.0,
         trust_remote_code: bool = False,
         restarts: int = MAX_RESTARTS,
         **arguments: Any,
     ) -> None:
-        place = None if adapter is None else open_location(adapter)
-        placed = engine_arguments(
-            model, max_length=max_length, adapter=place, gpus=gpus, trust_remote_code=trust_remote_code
-        )
+        placed = engine_arguments(model, max_length=max_length, gpus=gpus, trust_remote_code=trust_remote_code)
         self.arguments = {"model": resolve_model(model), **placed, **arguments}
-        # The adapter is read with the first request, so a copy of a remote one has to stay.
-        self._copies = contextlib.ExitStack()
-        self._adapter = None if place is None else self._copies.enter_context(local_copy(place))
         self.restarts = restarts
         self.start()
 
@@ -125,23 +118,16 @@ class Engine:
         """Load the model into a new engine."""
         os.environ |= engine_environment()
         from vllm import LLM
-        from vllm.lora.request import LoRARequest
 
         self.llm = LLM(**self.arguments)
-        self.lora = None if self._adapter is None else LoRARequest("adapter", 1, self._adapter)
-
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Any) -> list[Any]:
-        """vLLM's outputs for tokenised prompts, in their order; `sampling` is one `SamplingParams`, or one a prompt."""
-        return self._ask(
-            lambda: self.llm.generate(_requests(prompts), sampling, lora_request=self.lora, use_tqdm=False)
-        )
 
     def classify(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
         """Logits of a classifier, for tokenised texts in their order; the engine must run as one (`runner="pooling"`)."""
         from vllm import PoolingParams
 
         logits = PoolingParams(use_activation=False)
-        outputs = self._ask(lambda: self.llm.classify(_requests(prompts), pooling_params=logits, use_tqdm=False))
+        requests = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        outputs = self._ask(lambda: self.llm.classify(requests, pooling_params=logits, use_tqdm=False))
         return [output.outputs.probs for output in outputs]
 
     def _ask(self, call: Callable[[], Iterable[Any]]) -> list[Any]:
@@ -176,9 +162,8 @@ class Engine:
             thread.join()
 
     def close(self) -> None:
-        """End the engine's process and remove a copied adapter."""
+        """End the engine's process."""
         self.llm.llm_engine.engine_core.shutdown()
-        self._copies.close()
 
     def _restart(self, error: Exception) -> None:
         if not self.restarts:
@@ -190,7 +175,3 @@ class Engine:
         log.warning("vllm: the engine died; starting another, which may be done %d more times", self.restarts)
         self.llm.llm_engine.engine_core.shutdown()
         self.start()
-
-
-def _requests(prompts: Sequence[Sequence[int]]) -> list[dict[str, list[int]]]:
-    return [{"prompt_token_ids": list(prompt)} for prompt in prompts]

@@ -1,69 +1,54 @@
-"""The judge on vLLM: one token a row, and the log-probabilities of its rating tokens alone.
+"""The judge where an engine elsewhere holds the model: its questions, and the ratings in what the engine gave.
 
-Rows, prompts, ratings and failures are those of `Judge`; the numbers differ from transformers' in the last bits.
+Prompts, ratings and failures are those of `Judge`; the numbers differ from transformers' in the last bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
-from raysift.actors.judge import Judge
-from raysift.actors.language_model import load_tokenizer
-from raysift.actors.likelihood import Scorer
-from raysift.actors.loaded import longest_input
-from raysift.actors.prompts import load_card
-from raysift.actors.vllm_engine import Engine
-from raysift.errors import ModelError
-from raysift.storage import Location
+import pyarrow as pa
 
-MOST_TOKENS = 128  # whose log-probabilities vLLM gives at once
+from raysift.actors.contract import Failed, Row, RowActor
+from raysift.actors.judge import flatten, load_rater
+from raysift.actors.responder import ENGINE_ERROR, LOGPROBS, PROMPT
+from raysift.records import MESSAGES
+from raysift.scoring.columns import INPUT_TOKENS, JUDGE_SCHEMA, TRUNCATED
 
 
-class EngineScorer(Scorer):
-    """Stands where a `Scorer` loads a model: the same model in an engine, which knows no losses of labels."""
+class JudgeAsker(RowActor):
+    """The questions to the judge, and what a rating says about them; a row that cannot be asked carries its error."""
 
-    def __init__(
-        self,
-        model: str,
-        *,
-        adapter: str | Location | None = None,
-        template: str = "auto",
-        max_length: int | None = None,
-        gpus: float = 0.0,
-        trust_remote_code: bool = False,
-        **arguments: Any,
-    ) -> None:
-        self.tokenizer, self.template = load_tokenizer(model, trust_remote_code), template
-        self.longest = longest_input(load_card(model, trust_remote_code), max_length)
-        self.engine = Engine(
-            model,
-            adapter=adapter,
-            max_length=max_length,
-            gpus=gpus,
-            trust_remote_code=trust_remote_code,
-            **arguments,
-        )
+    inputs = (MESSAGES,)
+    outputs = pa.schema([(PROMPT, pa.list_(pa.int64())), (INPUT_TOKENS, pa.int64()), (TRUNCATED, pa.bool_())])
+
+    def __init__(self, model: str, **settings: Any) -> None:
+        self.rater = load_rater(model, **settings)
+
+    def answer(self, rows: list[Row]) -> list[Row | Failed]:
+        """The tokens of each question."""
+        return [
+            item if isinstance(item, Failed) else {PROMPT: item[0], INPUT_TOKENS: len(item[0]), TRUNCATED: item[1]}
+            for item in map(self.rater.encode, rows)
+        ]
 
 
-class VllmJudge(Judge, EngineScorer):
-    """A `Judge` whose model is in a vLLM engine; `gpus` says how much of the actor's GPU is the engine's."""
+class JudgeReader(RowActor):
+    """The columns of a `Judge` from the log-probabilities that an engine gave for the rater's tokens, in their order."""
 
-    def next_logprobs(self, prompts: Sequence[Sequence[int]]) -> list[list[tuple[str, float]]]:
-        """Log-probability of each spelling of each rating as the token that follows each prompt."""
-        from vllm import SamplingParams
+    inputs = (LOGPROBS, ENGINE_ERROR, INPUT_TOKENS, TRUNCATED)
+    outputs = JUDGE_SCHEMA
 
-        spelt = [(rating, number) for rating, numbers in self.spellings.items() for number in numbers]
-        if len(spelt) > MOST_TOKENS:
-            raise ModelError(
-                f"judge: the ratings have {len(spelt)} spellings; vLLM gives log-probabilities of {MOST_TOKENS} tokens. "
-                "Set judge.low and judge.high to a smaller scale, or judge with transformers."
-            )
-        if not prompts:
-            return []
-        sampling = SamplingParams(
-            max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=[number for _, number in spelt]
-        )
-        outputs = self.engine.generate(prompts, sampling)
-        first = [output.outputs[0].logprobs[0] for output in outputs]
-        return [[(rating, found[number].logprob) for rating, number in spelt] for found in first]
+    def __init__(self, model: str, **settings: Any) -> None:
+        self.rater = load_rater(model, **settings)
+        self.ratings = [rating for rating, _ in flatten(self.rater.spellings)]
+
+    def answer(self, rows: list[Row]) -> list[Row | Failed]:
+        """What failed before the engine or in it keeps its message."""
+        return [Failed(row[ENGINE_ERROR]) if row[ENGINE_ERROR] else self._read(row) for row in rows]
+
+    def _read(self, row: Row) -> Row | Failed:
+        # On the way through pandas a NaN becomes a null.
+        values = [math.nan if value is None else value for value in row[LOGPROBS]]
+        return self.rater.rate(row[INPUT_TOKENS], row[TRUNCATED], list(zip(self.ratings, values, strict=True)))

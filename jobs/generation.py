@@ -13,14 +13,15 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from raysift.actors.language_model import resolve_model
+from raysift.actors.prompts import load_prompts
 from raysift.actors.responder import Asker, Reader, Responder
 from raysift.errors import ConfigError, StageError
 from raysift.generation_settings import AUTO, TRANSFORMERS, VLLM, GenerationSettings
 from raysift.jobs.raydata import answer_rows, map_rows
-from raysift.jobs.vllm_stage import HELPER_CPUS, build_engine, engine_count, explained
+from raysift.jobs.vllm_stage import Request, answer_through_engine, build_engine, explained, sampling_of
 from raysift.records import ID, MESSAGES
 from raysift.resources import Resources
 from raysift.storage import Location, open_location
@@ -62,7 +63,7 @@ def generate(
     answer = partial(
         _answer_through_vllm, model=model, adapter=place, settings=settings, resources=resources, rules=rules
     )
-    with explained():
+    with explained("generate"):
         return answer_rows(files, [ID, MESSAGES], answer, out, resources, progress=progress)
 
 
@@ -127,14 +128,9 @@ def _answer_through_vllm(
     resources: Resources,
     rules: dict[str, Any],
 ) -> Dataset:
-    engines = engine_count(resources)
-    helper = {
-        "batch_format": "pyarrow",
-        "batch_size": resources.batch_rows,
-        "compute": ActorPoolStrategy(min_size=1, max_size=engines),
-        "num_cpus": HELPER_CPUS,
-        "zero_copy_batch": True,
-    }
-    processor = build_engine(model, adapter, settings, resources, engines, rules)
-    asked = dataset.map_batches(Asker, fn_constructor_kwargs={"model": model, **rules}, **helper)
-    return processor(asked).map_batches(Reader, fn_constructor_kwargs={"model": model, **rules}, **helper)
+    request = Request(
+        sampling_of(settings, load_prompts(model, **rules).ends),
+        seed=settings.seed if settings.temperature > 0 else None,
+    )
+    engine = build_engine(model, adapter, request, resources, settings.max_length, rules["trust_remote_code"])
+    return answer_through_engine(dataset, Asker, engine, Reader, {"model": model, **rules}, resources)

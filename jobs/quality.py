@@ -6,31 +6,38 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+from ray.data import Dataset
 
 from raysift.actors.contract import RowActor
 from raysift.actors.ifd import Ifd
-from raysift.actors.judge import Judge
+from raysift.actors.judge import Judge, flatten, load_rater
+from raysift.actors.responder import LOGPROBS
 from raysift.actors.reward import Reward
-from raysift.actors.vllm_judge import VllmJudge
+from raysift.actors.vllm_judge import JudgeAsker, JudgeReader
 from raysift.actors.vllm_reward import VllmReward
 from raysift.config import CommonConfig
 from raysift.jobs.generation import require_vllm
+from raysift.jobs.raydata import answer_rows, map_rows
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.selection import write_rows
 from raysift.jobs.stages import model_fingerprint
 from raysift.jobs.tables import count_answers, count_true, read_chunks, relative
+from raysift.jobs.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
 from raysift.manifest import Manifest
-from raysift.records import ID
-from raysift.scoring.columns import SCORE_COLUMN, TRUNCATED
+from raysift.records import ERROR, ID
+from raysift.scoring.columns import INPUT_TOKENS, SCORE_COLUMN, TRUNCATED
 from raysift.scoring.settings import QualitySettings, Threshold
 from raysift.scoring.thresholds import Cut, cut_above, cut_below, describe_cut, describe_scale, gather_scores, histogram
 from raysift.storage import Location
 
+UNPARSABLE = "unparsable:"  # how the message of a reply that is no rating begins (raysift.scoring.judging)
+
+# What scores by itself; a judge on vLLM does not, see `_judge_through_vllm`.
 SCORERS: dict[tuple[str, str], type[RowActor]] = {
     ("reward", "transformers"): Reward,
     ("reward", "vllm"): VllmReward,
     ("judge", "transformers"): Judge,
-    ("judge", "vllm"): VllmJudge,
     ("ifd", "transformers"): Ifd,
 }
 
@@ -84,30 +91,62 @@ def score_answers(
     expected: int,
     folder: Location,
 ) -> StageResult:
-    """Every row of the files, scored by the actor of that kind."""
-    from raysift.jobs.raydata import map_rows
-
-    arguments: dict[str, Any] = {"model": settings.scorer, "max_length": settings.max_length}
+    """Every row of the files, scored by what scores that kind on that backend."""
     if settings.backend == "vllm":
         require_vllm(stage)
-        arguments |= {"gpus": config.resources.gpus_per_worker, "trust_remote_code": config.trust_remote_code}
-    else:
-        arguments |= loading(config)
-    part: Any = settings if settings.kind == "reward" else getattr(settings, settings.kind)
-    answers = map_rows(
-        files,
-        SCORERS[settings.kind, settings.backend],
-        arguments | {"settings": part},
-        folder,
-        config.resources,
-        progress=run.console.shows_progress,
-    )
+    score = _judge_through_vllm if (settings.kind, settings.backend) == ("judge", "vllm") else _score_on_actors
+    answers = score(stage, run, config, settings, files, folder)
     counts = count_answers(stage, answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
     if counts["truncated"]:
         run.console.note(
             f"{stage}: {counts['truncated']} of {expected} rows were longer than the scorer reads, and cut"
         )
+    if settings.kind == "judge":
+        counts["unparsable"] = _count_unparsable(answers)
+    if counts.get("unparsable"):
+        run.console.note(
+            f"{stage}: {counts['unparsable']} of {expected} replies of the judge were no rating, and these rows have no "
+            "score; column 'error' of the stage's answers says what each lacked"
+        )
     return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=expected)
+
+
+def _count_unparsable(answers: Sequence[Location]) -> int:
+    errors = (chunk[ERROR] for chunk in read_chunks(answers, [ERROR]))
+    return sum(pc.sum(pc.starts_with(error, UNPARSABLE)).as_py() or 0 for error in errors)
+
+
+def _score_on_actors(
+    stage: str, run: Run, config: CommonConfig, settings: QualitySettings, files: Sequence[Location], folder: Location
+) -> list[Location]:
+    part: Any = settings if settings.kind == "reward" else getattr(settings, settings.kind)
+    arguments = {"model": settings.scorer, "max_length": settings.max_length, "settings": part}
+    if settings.backend == "vllm":
+        placed = {"gpus": config.resources.gpus_per_worker, "trust_remote_code": config.trust_remote_code}
+    else:
+        placed = loading(config)
+    actor = SCORERS[settings.kind, settings.backend]
+    shown = run.console.shows_progress
+    return map_rows(files, actor, arguments | placed, folder, config.resources, progress=shown)
+
+
+def _judge_through_vllm(
+    stage: str, run: Run, config: CommonConfig, settings: QualitySettings, files: Sequence[Location], folder: Location
+) -> list[Location]:
+    model, limit, trusted = settings.scorer, settings.max_length, config.trust_remote_code
+    rules = {"settings": settings.judge, "max_length": limit, "trust_remote_code": trusted}
+    arguments: dict[str, Any] = {"model": model, **rules}
+    tokens = [number for _, number in flatten(load_rater(**arguments).spellings)]
+    request = Request(logprobs_of(tokens), LOGPROBS, beside={INPUT_TOKENS: 0, TRUNCATED: False})
+
+    def answer(dataset: Dataset) -> Dataset:
+        engine = build_engine(model, None, request, config.resources, limit, trusted)
+        return answer_through_engine(dataset, JudgeAsker, engine, JudgeReader, arguments, config.resources)
+
+    with explained(stage):
+        return answer_rows(
+            files, [ID, *JudgeAsker.inputs], answer, folder, config.resources, progress=run.console.shows_progress
+        )
 
 
 def loading(config: CommonConfig) -> dict[str, Any]:

@@ -19,16 +19,20 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
+from ray.data import ActorPoolStrategy, Dataset
 
+from raysift.actors.contract import RowActor
 from raysift.actors.language_model import local_copy, resolve_model
-from raysift.actors.prompts import load_prompts, row_seed
-from raysift.actors.responder import ENGINE_ERROR, GENERATED, PROMPT
+from raysift.actors.prompts import row_seed
+from raysift.actors.responder import ENGINE_ERROR, GENERATED, LOGPROBS, PROMPT
 from raysift.actors.vllm_engine import MAX_RESTARTS, engine_arguments, engine_environment, offline_batching
-from raysift.errors import RaysiftError, StageError
+from raysift.errors import ModelError, RaysiftError, StageError
 from raysift.generation_settings import GenerationSettings
 from raysift.jobs.raydata import actor_cpus, pool_size
 from raysift.records import ERROR, ID
@@ -41,6 +45,7 @@ if TYPE_CHECKING:
 ENGINE_STAGE = "vLLMEngineStage"
 HELPER_CPUS = 0.05  # what each stage beside the engine books
 CONCURRENT_BLOCKS = 16  # in an engine at a time, four batches of each
+MOST_TOKENS = 128  # whose log-probabilities vLLM gives at once
 MOST_SEED = 2**63 - 1  # vLLM takes -1 for no seed
 GUARD_S = 1.0
 
@@ -57,32 +62,62 @@ def engine_count(resources: Resources) -> int:
     return min(room, resources.workers or machines)
 
 
+class Request(NamedTuple):
+    """What is asked of an engine for all rows alike, and what comes back of each."""
+
+    sampling: dict[str, Any]
+    """Arguments of `SamplingParams`."""
+    reply: str = GENERATED
+    """`GENERATED`: the tokens of the reply. `LOGPROBS`: in their place the log-probabilities, as the first token of it, of
+    the tokens named in `logprob_token_ids`, in their order."""
+    beside: Mapping[str, Any] = MappingProxyType({})
+    """Columns that go past the engine from the asking actor to the reading one, with what stands in them where a row has
+    failed."""
+    seed: int | None = None
+    """Seeds the draws, together with the row's id."""
+
+
+def answer_through_engine(
+    dataset: Dataset,
+    asker: type[RowActor],
+    engine: Processor,
+    reader: type[RowActor],
+    arguments: dict[str, Any],
+    resources: Resources,
+) -> Dataset:
+    """Rows asked by one actor, answered by `build_engine`'s engine and read by another; both actors take `arguments`."""
+    helper = {
+        "fn_constructor_kwargs": arguments,
+        "batch_format": "pyarrow",
+        "batch_size": resources.batch_rows,
+        "compute": ActorPoolStrategy(min_size=1, max_size=engine_count(resources)),
+        "num_cpus": HELPER_CPUS,
+        "zero_copy_batch": True,
+    }
+    return engine(dataset.map_batches(asker, **helper)).map_batches(reader, **helper)
+
+
 def build_engine(
     model: str,
     adapter: Location | None,
-    settings: GenerationSettings,
+    request: Request,
     resources: Resources,
-    engines: int,
-    rules: dict[str, Any],
+    max_length: int | None,
+    trust_remote_code: bool,
 ) -> Processor:
-    """`ray.data.llm`'s processor for rows of an `Asker`; Ray must be running."""
+    """`ray.data.llm`'s processor for rows of an asking actor; Ray must be running."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    ends = load_prompts(model, **rules).ends
     gpus = resources.gpus_per_worker
     cpus = resources.cpus_per_worker if gpus else max(0.01, round(actor_cpus(resources) - 4 * HELPER_CPUS, 2))
     config = vLLMEngineProcessorConfig(
         model_source=resolve_model(model),
         engine_kwargs=engine_arguments(
-            model,
-            max_length=settings.max_length,
-            adapter=adapter,
-            gpus=gpus,
-            trust_remote_code=rules["trust_remote_code"],
+            model, max_length=max_length, adapter=adapter, gpus=gpus, trust_remote_code=trust_remote_code
         )
         # Tokens are wanted once, at the end: without this each of them is a message to the event loop.
-        | {"stream_interval": settings.max_new_tokens},
-        concurrency=(1, engines),
+        | {"stream_interval": request.sampling["max_tokens"]},
+        concurrency=(1, engine_count(resources)),
         batch_size=resources.batch_rows,
         max_concurrent_batches=CONCURRENT_BLOCKS,
         placement_group_config={"bundle_per_worker": {"CPU": cpus, **({"GPU": min(1.0, gpus)} if gpus else {})}},
@@ -99,7 +134,11 @@ def build_engine(
     few = {"num_cpus": HELPER_CPUS}
     with _as_told():
         processor = build_processor(
-            config, preprocess=_request, postprocess=_reply, preprocess_map_kwargs=few, postprocess_map_kwargs=few
+            config,
+            preprocess=partial(_to_engine, reply=request.reply, beside=dict(request.beside)),
+            postprocess=partial(_from_engine, kept=(request.reply, *request.beside)),
+            preprocess_map_kwargs=few,
+            postprocess_map_kwargs=few,
         )
     stage = processor.get_stage_by_name(ENGINE_STAGE)
     stage.map_batches_kwargs["max_restarts"] = MAX_RESTARTS
@@ -107,8 +146,9 @@ def build_engine(
         stage,
         our_engine(stage.fn),
         served=name,
-        sampling=sampling_of(settings, ends),
-        seed=settings.seed if settings.temperature > 0 else None,
+        sampling=request.sampling,
+        reply=request.reply,
+        seed=request.seed,
         adapters={name: adapter} if adapter is not None and not adapter.is_local else {},
     )
     return processor
@@ -126,8 +166,9 @@ def replace_engine(stage: Any, engine: type, **arguments: Any) -> None:
 def our_engine(stage: Any) -> Any:
     """The engine's class with less to carry, a guard beside each batch, and copies of remote adapters while it runs.
 
-    What all rows have in common is put to them here instead of travelling with each, and of a reply only the tokens go
-    on. The guard: vLLM 0.32 forgets requests that were sent just before it noticed that its engine had died.
+    What all rows have in common is put to them here instead of travelling with each, and of a reply only the part that is
+    wanted goes on: log-probabilities come as a dict of dicts for each token of it. The guard: vLLM 0.32 forgets requests
+    that were sent just before it noticed that its engine had died.
     """
 
     class OurEngine(stage):  # type: ignore[misc]
@@ -138,6 +179,7 @@ def our_engine(stage: Any) -> Any:
             expected_input_keys: list[str],
             served: str,
             sampling: dict[str, Any],
+            reply: str,
             seed: int | None,
             adapters: Mapping[str, Location],
             **others: Any,
@@ -146,7 +188,7 @@ def our_engine(stage: Any) -> Any:
             super().__init__(engine_kwargs=batching | engine_kwargs, expected_input_keys=[PROMPT], **others)
             from vllm.lora.request import LoRARequest
 
-            self.served, self.sampling, self.seed = served, sampling, seed
+            self.served, self.sampling, self.reply, self.seed = served, sampling, reply, seed
             self.copies = contextlib.ExitStack()
             for number, (name, place) in enumerate(adapters.items(), start=1):
                 folder = self.copies.enter_context(local_copy(place))
@@ -158,8 +200,9 @@ def our_engine(stage: Any) -> Any:
                 row |= {"model": self.served, "sampling_params": self.sampling | drawn}
             guard = asyncio.create_task(self._guard())
             try:
-                async for reply in super().udf(batch):
-                    yield {name: reply[name] for name in (self.IDX_IN_BATCH_COLUMN, GENERATED, ENGINE_ERROR)}
+                async for found in super().udf(batch):
+                    passed = {name: found[name] for name in (self.IDX_IN_BATCH_COLUMN, ENGINE_ERROR)}
+                    yield passed | {self.reply: _wanted_part(found, self.reply, self.sampling)}
             finally:
                 guard.cancel()
                 for row in batch:
@@ -184,14 +227,33 @@ def sampling_of(settings: GenerationSettings, ends: frozenset[int]) -> dict[str,
     }
 
 
-def _request(row: dict[str, Any]) -> dict[str, Any]:
-    """A row of an `Asker` as the engine's stage takes it; one with an error is passed by the engine."""
+def logprobs_of(tokens: Sequence[int]) -> dict[str, Any]:
+    """The same for replies of which only the log-probabilities of these first tokens are wanted; greedy, so any will do."""
+    if len(tokens) > MOST_TOKENS:
+        raise ModelError(
+            f"vllm: log-probabilities of {len(tokens)} tokens are wanted; vLLM gives those of {MOST_TOKENS}. Judge on a "
+            "smaller scale (judge.low, judge.high), or set backend=transformers."
+        )
+    return {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "logprob_token_ids": list(tokens)}
+
+
+def _wanted_part(found: Mapping[str, Any], reply: str, sampling: Mapping[str, Any]) -> list[Any]:
+    """Of all that the engine says about a row; nothing where the row failed in it."""
+    if reply == GENERATED:
+        return list(found[GENERATED])
+    first = found[LOGPROBS][0] if found[LOGPROBS] else {}
+    return [first[token]["logprob"] for token in sampling["logprob_token_ids"]] if first else []
+
+
+def _to_engine(row: dict[str, Any], reply: str, beside: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of an asking actor as the engine's stage takes it; one with an error is passed by the engine."""
     prompt = [] if row[PROMPT] is None else row[PROMPT]
-    return {PROMPT: prompt, GENERATED: [], ENGINE_ERROR: row.pop(ERROR) or ""}
+    filled = {name: otherwise if row[name] is None else row[name] for name, otherwise in beside.items()}
+    return {PROMPT: prompt, reply: [], ENGINE_ERROR: row.pop(ERROR) or "", **filled}
 
 
-def _reply(row: dict[str, Any]) -> dict[str, Any]:
-    return {ID: row[ID], GENERATED: row[GENERATED]}
+def _from_engine(row: dict[str, Any], kept: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name] for name in (ID, *kept)}
 
 
 @contextlib.contextmanager
@@ -209,8 +271,8 @@ def _as_told() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def explained() -> Iterator[None]:
-    """What ended a run through vLLM, in words."""
+def explained(stage: str) -> Iterator[None]:
+    """What ended a stage through vLLM, in words."""
     try:
         yield
     except RaysiftError:
@@ -220,7 +282,7 @@ def explained() -> Iterator[None]:
         lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines()]
         said = [line for line in lines if _CAUSE.match(line)] or [line for line in lines if line] or ["no message"]
         raise StageError(
-            f"generate: could not go on through vLLM ({type(error).__name__}; {said[-1]}). An engine that dies is "
+            f"{stage}: could not go on through vLLM ({type(error).__name__}; {said[-1]}). An engine that dies is "
             f"started again {MAX_RESTARTS} times; its log is in Ray's session folder (logs/worker-*.err). Mend the "
             "cause and start the run again, it will continue; or set backend=transformers."
         ) from error

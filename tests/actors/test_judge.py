@@ -104,6 +104,15 @@ def test_own_answer_is_rated_in_place_of_the_rows(loaded):
     assert second[ERROR] == "there is no text in 'own'"
 
 
+def test_a_token_that_the_model_does_not_know_fails_its_row(tmp_path):
+    """Fed to a model on a GPU it would end the process."""
+    known = load(tiny_llama(tmp_path))
+    known.tokenizer.add_tokens([f"unused{i}" for i in range(40)])
+    odd, plain = Judge(known, settings=SETTINGS)(table([talk("unused39", "a"), talk("q", "a")])).to_pylist()
+    assert odd[ERROR] == f"the prompt has token {len(known.tokenizer) - 1}; the model knows those below 272"
+    assert plain[ERROR] is None
+
+
 def test_model_that_gives_no_numbers_fails_its_rows(tmp_path):
     broken = load(tiny_llama(tmp_path))
     broken.model.model.norm.weight.data.fill_(float("nan"))

@@ -1,76 +1,85 @@
-"""An engine of our own and the judge on it, against transformers, on the nano model."""
-
-import os
+"""The two ends of a judge whose model is in an engine, around the judge's own pass in the engine's place."""
 
 import pyarrow as pa
 import pytest
 
-pytest.importorskip("vllm", reason="needs vLLM; see CONTRIBUTING.md for one without a GPU")
-
-import psutil
-
-from raysift.actors.judge import Judge
-from raysift.actors.vllm_judge import VllmJudge
-from raysift.errors import StageError
+from raysift.actors.judge import Judge, flatten
+from raysift.actors.loaded import LoadedModel, load
+from raysift.actors.responder import ENGINE_ERROR, LOGPROBS, PROMPT
+from raysift.actors.vllm_judge import JudgeAsker, JudgeReader
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 from raysift.scoring.settings import JudgeSettings
 
-pytestmark = pytest.mark.vllm
+from ..tiny_models import tiny_llama  # noqa: TID252
 
-# A judge of 1.3M parameters rates nothing on its own accord: any mass will do.
-SETTINGS = JudgeSettings(min_mass=0.0)
+SETTINGS = JudgeSettings(prompt="{request}\n{answer}\nRate {low} to {high}.", min_mass=0, reply_prefix="Rating: ")
 
 
-def rows(count):
-    from raysift.nano.world import generate_pool
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> str:
+    return tiny_llama(tmp_path_factory.mktemp("model"), initializer_range=0.2)
 
-    records = [{ID: i, MESSAGES: row["messages"]} for i, row in enumerate(generate_pool(count, 0))]
-    records += [{ID: count, MESSAGES: [{"role": "user", "content": "no answer"}]}]
+
+@pytest.fixture(scope="module")
+def loaded(folder) -> LoadedModel:
+    return load(folder, threads=1)
+
+
+def talk(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+CONVERSATIONS = [
+    talk("2 + 3?", "5"),
+    talk("Ünï", ""),
+    talk("q" * 400, "a" * 400),
+    talk("hi", "there"),
+    talk("?", "x " * 40),
+    [{"role": "user", "content": "no answer"}],
+    [{"role": "assistant", "content": "nobody asked"}],
+]
+
+
+def table(conversations):
+    records = [{ID: i, MESSAGES: each} for i, each in enumerate(conversations)]
     return pa.Table.from_pylist(records, schema=pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE))]))
 
 
-def assert_alike(answers, wanted, rel):
-    for name in answers.column_names:
-        values, others = (table[name].to_pylist() for table in (answers, wanted))
-        if pa.types.is_floating(answers.schema.field(name).type):
-            assert [value is None for value in values] == [value is None for value in others]
-            values, others = ([value for value in side if value is not None] for side in (values, others))
-            assert values == pytest.approx(others, rel=rel)
-        else:
-            assert values == others
+@pytest.mark.parametrize(("batch", "min_mass"), [(1, 0), (7, 0), (7, 0.9)])
+def test_asker_engine_reader_give_what_a_judge_gives(folder, loaded, batch, min_mass):
+    settings = SETTINGS.model_copy(update={"min_mass": min_mass})
+    judge, rows = Judge(loaded, settings=settings, batch_tokens=1), table(CONVERSATIONS)
+    expected = judge(rows)
+    errors = expected[ERROR].to_pylist()
+    assert all(errors[5:]) and [error is None for error in errors[:5]] == [min_mass == 0] * 5
+    assert expected["truncated"].to_pylist()[:5] == [None if min_mass else i == 2 for i in range(5)]
+    asker = JudgeAsker(folder, settings=settings)
+    asked = pa.concat_tables([asker(rows[i : i + batch]) for i in range(0, 7, batch)])
+    replies = []
+    for row in asked.to_pylist():
+        reply = {**row, LOGPROBS: [], ENGINE_ERROR: row[ERROR] or ""}
+        if row[PROMPT]:
+            (found,) = judge.next_logprobs([row[PROMPT]])
+            reply[LOGPROBS] = [logprob for _, logprob in found]
+        replies.append(reply)
+    assert JudgeReader(folder, settings=settings)(pa.Table.from_pylist(replies)).equals(expected)
 
 
-def engine_cores():
-    return [p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
-
-
-def test_ratings_are_those_of_transformers_also_after_the_engine_died():
-    table = rows(60)
-    ours, theirs = VllmJudge("nano", settings=SETTINGS), Judge("nano", settings=SETTINGS, threads=1)
-    try:
-        prompts = [item[0] for item in map(theirs._encode, table.to_pylist()[:60])]
-        found, expected = ours.next_logprobs(prompts), theirs.next_logprobs(prompts)
-        for one, other in zip(found, expected, strict=True):
-            assert [rating for rating, _ in one] == [rating for rating, _ in other]
-            assert [value for _, value in one] == pytest.approx([value for _, value in other], abs=1e-3)
-        answers, wanted = ours(table), theirs(table)
-        assert answers.schema == wanted.schema
-        assert_alike(answers, wanted, rel=1e-3)
-        assert "expected an answer of the assistant" in answers[ERROR].to_pylist()[60]
-
-        (core,) = engine_cores()
-        core.kill()
-        assert_alike(ours(table), answers, rel=1e-6)
-        assert ours.engine.restarts == 2
-
-        ours.engine.restarts = 0
-        (core,) = engine_cores()
-        core.kill()
-        with pytest.raises(StageError, match="the engine died again and again"):
-            ours(table)
-    finally:
-        ours.engine.close()
-    assert engine_cores() == []
-
-
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+def test_errors_of_the_engine_stay_with_their_rows_and_what_is_no_number_is_no_rating(folder):
+    reader = JudgeReader(folder, settings=SETTINGS.model_copy(update={"min_mass": 0.01}))
+    tokens = len(flatten(reader.rater.spellings))
+    beside = {"n_tokens": 9, "truncated": False}
+    replies = [
+        {ID: 0, LOGPROBS: [-1.7] * tokens, ENGINE_ERROR: "", **beside},
+        {ID: 1, LOGPROBS: [], ENGINE_ERROR: "ValueError: too long", **beside},
+        {ID: 2, LOGPROBS: [None] * tokens, ENGINE_ERROR: "", **beside},
+        {ID: 3, LOGPROBS: [-9.0] * tokens, ENGINE_ERROR: "", **beside},
+        {ID: 4, LOGPROBS: [], ENGINE_ERROR: "", **beside},
+    ]
+    rows = reader(pa.Table.from_pylist(replies)).to_pylist()
+    assert rows[0]["judge_score"] == pytest.approx(3.0) and rows[0]["n_tokens"] == 9
+    assert rows[1][ERROR] == "ValueError: too long"
+    assert rows[2][ERROR] == "the judge gave no finite probabilities"
+    assert rows[3][ERROR].startswith("unparsable: the ratings 1 to 5 together have probability 0.000")
+    assert rows[4][ERROR].startswith("ValueError"), "a reply without numbers was rated"
+    assert [row["judge_score"] is None for row in rows] == [False] + [True] * 4

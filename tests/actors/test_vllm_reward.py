@@ -1,4 +1,4 @@
-"""Rewards from a vLLM engine against those of transformers, on the nano reward model."""
+"""Rewards from a vLLM engine against those of transformers, on the nano reward model, also after the engine died."""
 
 import os
 
@@ -7,8 +7,11 @@ import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM; see CONTRIBUTING.md for one without a GPU")
 
+import psutil
+
 from raysift.actors.reward import Reward
 from raysift.actors.vllm_reward import VllmReward
+from raysift.errors import StageError
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 
 pytestmark = pytest.mark.vllm
@@ -16,7 +19,11 @@ pytestmark = pytest.mark.vllm
 LONG = "three one two " * 400
 
 
-def test_rewards_are_those_of_transformers():
+def engine_cores():
+    return [p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
+
+
+def test_rewards_are_those_of_transformers_also_after_the_engine_died():
     from raysift.nano.world import generate_pool
 
     conversations = [row["messages"] for row in generate_pool(100, 0)]
@@ -29,8 +36,21 @@ def test_rewards_are_those_of_transformers():
     ours, theirs = VllmReward("nano:reward"), Reward("nano:reward", threads=1)
     try:
         answers, wanted = ours(table), theirs(table)
+        (core,) = engine_cores()
+        core.kill()
+        again = ours(table)
+        assert ours.engine.restarts == 2
+
+        ours.engine.restarts = 0
+        (core,) = engine_cores()
+        core.kill()
+        with pytest.raises(StageError, match="the engine died again and again"):
+            ours(table)
     finally:
         ours.engine.close()
+    assert engine_cores() == []
+    assert again.drop(["reward"]).equals(answers.drop(["reward"]))
+    assert again["reward"].to_pylist()[:101] == pytest.approx(answers["reward"].to_pylist()[:101], abs=1e-5)
     assert answers.schema == wanted.schema
     assert answers.drop(["reward"]).equals(wanted.drop(["reward"]))
     assert answers["truncated"].to_pylist()[99:101] == [False, True]

@@ -68,9 +68,13 @@ def _bare(model: str, questions: Location, settings: GenerationSettings, report:
     tokens = [item for item in encoded if isinstance(item, list)]
     sampling = SamplingParams(**sampling_of(settings, prompts.ends))
     engine = Engine(model, max_length=settings.max_length)
-    engine.generate([prompt[: len(prompt) // 2] for prompt in tokens[:8]], sampling)
+
+    def generate(prompts: list[list[int]]) -> None:
+        engine.llm.generate([{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False)
+
+    generate([prompt[: len(prompt) // 2] for prompt in tokens[:8]])
     began = time.perf_counter()
-    engine.generate(tokens, sampling)
+    generate(tokens)
     report.send(len(tokens) / (time.perf_counter() - began))
     engine.close()
 

@@ -223,3 +223,17 @@ def test_auto_takes_vllm_where_it_is_built_for_the_workers_device(monkeypatch, v
     else:
         with pytest.raises(ConfigError, match=r"Install raysift\[vllm\]"):
             generation.pick_backend(named, Resources(gpus_per_worker=gpus))
+
+
+def test_of_an_engines_reply_the_wanted_part_goes_on():
+    from raysift.actors.responder import GENERATED, LOGPROBS
+    from raysift.jobs.vllm_stage import MOST_TOKENS, _wanted_part, logprobs_of
+
+    first = {token: {"logprob": -token / 8, "rank": 1, "decoded_token": None} for token in (3, 5, 9)}
+    found = {GENERATED: [9], LOGPROBS: [first]}
+    assert _wanted_part(found, GENERATED, {}) == [9]
+    assert _wanted_part(found, LOGPROBS, logprobs_of([5, 3])) == [-0.625, -0.375]
+    assert _wanted_part({GENERATED: [], LOGPROBS: None}, LOGPROBS, logprobs_of([5, 3])) == []
+    logprobs_of(range(MOST_TOKENS))
+    with pytest.raises(ModelError, match="of 129 tokens are wanted; vLLM gives those of 128"):
+        logprobs_of(range(MOST_TOKENS + 1))

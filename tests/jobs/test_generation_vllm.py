@@ -1,4 +1,4 @@
-"""Generation through `ray.data.llm` on a real vLLM engine, on CPUs: its rows, its failures, and engines that are killed.
+"""Answers and ratings through `ray.data.llm` on a real vLLM engine, on CPUs: rows, failures, and engines that are killed.
 
 An engine takes ten to twenty seconds to come up, so each test looks at several things in one run.
 """
@@ -6,7 +6,10 @@ An engine takes ten to twenty seconds to come up, so each test looks at several 
 import os
 import time
 from functools import partial
+from itertools import pairwise
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 pytest.importorskip("vllm", reason="needs vLLM; see CONTRIBUTING.md for one without a GPU")
@@ -19,7 +22,8 @@ from raysift.generation_settings import GenerationSettings
 from raysift.records import ERROR, ID
 from raysift.storage import Location, open_location
 
-from .test_generation import POISONED, SCHEMA, committed, ids, read_answers, resources, write_adapter, write_questions
+from .test_generation import POISONED, SCHEMA, committed, ids, read_answers, write_adapter, write_questions
+from .test_generation import resources as plain_resources
 
 pytestmark = [pytest.mark.ray, pytest.mark.vllm]
 
@@ -51,6 +55,11 @@ def engines(mark):
 
 def settings(**changes):
     return GenerationSettings(**({"max_new_tokens": 16, "backend": "vllm"} | changes))
+
+
+def resources(**changes):
+    """On a busy machine an engine may take minutes to come up, in which nothing moves."""
+    return plain_resources(**({"no_progress_timeout_s": 600} | changes))
 
 
 def test_rows_of_vllm_are_those_of_transformers_and_poisoned_ones_fail_alone(ray_local, tmp_path, monkeypatch):
@@ -93,35 +102,28 @@ def engine_killer():
     return kill
 
 
-def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_path, monkeypatch):
-    """With a LoRA adapter from a place that is not a local disk, whose copy a new engine needs again."""
-    from raysift.jobs import generation, vllm_stage
+def killed_once(build, out, mark, at):
+    """`build_engine` with an engine that is killed once: at batch `at`, as soon as rows of two blocks are committed."""
+    from raysift.jobs import vllm_stage
 
-    write_adapter(tmp_path / "adapters" / "one", rank=4)
-    remote = Location(pafs.SubTreeFileSystem(str(tmp_path / "adapters"), pafs.LocalFileSystem()), "one")
-    assert not remote.is_local
-    files = write_questions(tmp_path, 300)
-    out, once, kill = tmp_path / "by-vllm", tmp_path / "killed", engine_killer()
-    build = generation.build_engine
+    kill = engine_killer()
 
     def interrupted(*arguments):
         processor = build(*arguments)
         stage = processor.get_stage_by_name(vllm_stage.ENGINE_STAGE)
 
         class Interrupted(stage.fn):
-            """Kills its engine once: at the 20th of 38 batches, as soon as rows of earlier ones are committed."""
-
             batches = 0
 
             async def udf(self, batch):
                 import asyncio
 
                 self.batches += 1
-                tries = 0 if once.exists() or self.batches < 20 else 600
-                while tries and not once.exists():
+                tries = 0 if mark.exists() or self.batches < at else 600
+                while tries and not mark.exists():
                     await asyncio.sleep(0.1)
                     if sum("pending" not in str(path) for path in (out / "done").rglob("*.parquet")) >= 2:
-                        once.touch()
+                        mark.touch()
                         kill()
                     tries -= 1
                 async for row in super().udf(batch):
@@ -130,13 +132,30 @@ def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_p
         vllm_stage.replace_engine(stage, Interrupted)
         return processor
 
+    return interrupted
+
+
+def finished_before(out, mark):
+    """Rows that were committed before the kill and stand in the files of that time."""
+    assert mark.exists(), "the engine was not killed"
+    when = mark.stat().st_mtime_ns
+    return [number for number, written in committed(out).items() if written < when]
+
+
+def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_path, monkeypatch):
+    """With a LoRA adapter from a place that is not a local disk, whose copy a new engine needs again."""
+    from raysift.jobs import generation
+
+    write_adapter(tmp_path / "adapters" / "one", rank=4)
+    remote = Location(pafs.SubTreeFileSystem(str(tmp_path / "adapters"), pafs.LocalFileSystem()), "one")
+    assert not remote.is_local
+    files = write_questions(tmp_path, 300)
+    out, once = tmp_path / "by-vllm", tmp_path / "killed"
+    interrupted = killed_once(generation.build_engine, out, once, at=20)  # of 38 batches
     monkeypatch.setattr(generation, "build_engine", interrupted)
     generate = generation.generate
     answers = generate(files, "nano", open_location(out), settings(), resources(), adapter=remote)
-    assert once.exists(), "the engine was not killed"
-    when = once.stat().st_mtime_ns
-    before = [number for number, written in committed(out).items() if written < when]
-    assert 20 <= len(before) < 300, "rows that were finished were written again"
+    assert 20 <= len(finished_before(out, once)) < 300, "rows that were finished were written again"
     rows = read_answers(answers).to_pylist()
     assert [row[ID] for row in rows] == ids(300)
     local = open_location(tmp_path / "adapters" / "one")
@@ -201,6 +220,55 @@ def test_draws_follow_the_row_and_not_its_batch(ray_local, tmp_path):
     same = sum(a == b for a, b in zip(one.to_pylist(), two.to_pylist(), strict=True))
     assert same >= 58, f"{same} of 60 drawn answers are the same"
     assert one[ERROR].null_count == 60
+
+
+def test_ratings_are_those_of_transformers_also_when_the_engine_is_killed_and_rows_are_poisoned(
+    ray_local, tmp_path, monkeypatch
+):
+    """A judge of 1.3M parameters rates nothing of its own accord: the bar is put where half of its replies are below."""
+    from raysift.actors.judge import Judge
+    from raysift.config import CommonConfig
+    from raysift.jobs import quality, vllm_stage
+    from raysift.jobs.run import Run
+    from raysift.scoring.settings import JudgeSettings, QualitySettings
+
+    # The engine is given less room than the rows were measured by, so it raises at the one that is cut to 1023 tokens.
+    room = partial(vllm_stage.engine_arguments, max_length=600)
+    monkeypatch.setattr(vllm_stage, "engine_arguments", lambda model, max_length, **others: room(model, **others))
+    files = write_questions(tmp_path, 60, POISONED)
+    table = pa.concat_tables([pq.read_table(file.path) for file in files]).sort_by(ID)
+    wanted = Judge("nano", settings=JudgeSettings(min_mass=0), threads=1)(table).to_pylist()
+    low, high = max(pairwise(sorted(row["rating_mass"] for row in wanted[:60])[20:40]), key=lambda two: two[1] - two[0])
+    bar = (low + high) / 2
+
+    run, once = Run(str(tmp_path / "run")), tmp_path / "killed"
+    interrupted = killed_once(quality.build_engine, tmp_path / "run", once, at=10)  # of 13 batches
+    monkeypatch.setattr(quality, "build_engine", interrupted)
+    config = CommonConfig(resources=resources(block_rows=10, batch_rows=5))
+    scorer = QualitySettings(kind="judge", backend="vllm", judge=JudgeSettings(min_mass=bar))
+    result = quality.score_answers("quality", run, config, scorer, files, 62, run.folder)
+    assert 10 <= len(finished_before(tmp_path / "run", once)) < 62, "rows that were finished were written again"
+
+    answers = read_answers([run.folder / name for name in result.files["answers"]])
+    assert answers.schema == Judge.answer_schema()
+    rows = answers.to_pylist()
+    assert [row[ID] for row in rows] == ids(62)
+    for row, other in zip(rows[:60], wanted[:60], strict=True):
+        if other["rating_mass"] < bar:
+            assert row[ERROR].startswith("unparsable: the ratings 1 to 5 together have probability 0.")
+            assert row["judge_score"] is row["rating_mass"] is row["n_tokens"] is row["truncated"] is None
+        else:
+            assert row[ERROR] is None
+            assert row["judge_score"] == pytest.approx(other["judge_score"], abs=1e-2)
+            assert row["rating_mass"] == pytest.approx(other["rating_mass"], rel=1e-2)
+            assert (row["n_tokens"], row["truncated"]) == (other["n_tokens"], other["truncated"])
+    assert wanted[60]["truncated"] and "maximum context length is 600 tokens" in rows[60][ERROR]
+    assert rows[61] == wanted[61] and "nothing was asked" in rows[61][ERROR]
+    unparsable = sum(row["rating_mass"] < bar for row in wanted[:60])
+    assert 20 <= unparsable <= 40
+    assert result.counts == {
+        "rows_in": 62, "kept": 60 - unparsable, "failed": unparsable + 2, "truncated": 0, "unparsable": unparsable
+    }  # fmt: skip
 
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
