@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from raysift.nano.skills import Payload, Skill, pick, style_answer
+from raysift.nano.problems import Payload, pick
+from raysift.nano.skills import Skill
+from raysift.nano.styles import style_answer
 
 RAMBLING_STARTS = (
     "Well, that is a good question and there are many ways to look at it",

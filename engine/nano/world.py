@@ -21,7 +21,9 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from raysift.nano.noise import NOISE_KINDS, SPOILERS, edit_prompt
-from raysift.nano.skills import SKILLS, STYLES, TARGETS, Payload, Skill, find_skill, is_exact_match, pick, style_answer
+from raysift.nano.problems import Payload, pick
+from raysift.nano.skills import SKILLS, TARGETS, Skill, find_skill
+from raysift.nano.styles import STYLES, is_exact_match, style_answer
 
 __all__ = [
     "WorldConfig",

@@ -18,7 +18,8 @@ from raysift.jobs.nano_build.training import (
     pad,
     share,
 )
-from raysift.nano.skills import SKILLS, is_exact_match
+from raysift.nano.skills import SKILLS
+from raysift.nano.styles import is_exact_match
 from raysift.nano.world import WorldConfig, examples, generate_pool
 
 if TYPE_CHECKING:

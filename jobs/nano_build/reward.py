@@ -24,7 +24,9 @@ from raysift.jobs.nano_build.training import (
 )
 from raysift.nano import nano_path
 from raysift.nano.noise import NOISE_KINDS, SPOILERS
-from raysift.nano.skills import SKILLS, STYLES, pick, style_answer
+from raysift.nano.problems import pick
+from raysift.nano.skills import SKILLS
+from raysift.nano.styles import STYLES, style_answer
 from raysift.nano.world import draw_problem, generate_pool, is_clean
 
 if TYPE_CHECKING:

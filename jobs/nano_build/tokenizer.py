@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import Any
 
 from raysift.nano.noise import RAMBLING_ENDS, RAMBLING_STARTS
-from raysift.nano.skills import SENTENCE_START, SKILLS
+from raysift.nano.skills import SKILLS
+from raysift.nano.styles import SENTENCE_START
 from raysift.nano.words import NOUNS
 
 SPECIAL_TOKENS = ("<|pad|>", "<|begin|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>")

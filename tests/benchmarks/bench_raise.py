@@ -36,7 +36,7 @@ from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest
 from raysift.methods.uniform import uniform_of
-from raysift.nano.skills import STYLES, style_answer
+from raysift.nano.styles import STYLES, style_answer
 from raysift.nano.world import examples, is_clean, is_relevant, write_pool
 from raysift.policy.saved import load_episodes
 from raysift.policy.settings import Block

@@ -71,7 +71,8 @@ def test_exact_match(answer, reference, right):
 
 
 def test_exact_match_is_the_nano_worlds_own_judgement():
-    from raysift.nano.skills import SKILLS, STYLES, is_exact_match, style_answer
+    from raysift.nano.skills import SKILLS
+    from raysift.nano.styles import STYLES, is_exact_match, style_answer
 
     rng, seen = Random(0), {True: 0, False: 0}
     for skill in SKILLS.values():

@@ -10,7 +10,8 @@ import pytest
 
 from raysift.nano import nano_path
 from raysift.nano.noise import NOISE_KINDS
-from raysift.nano.skills import SKILLS, STYLES, TARGETS, extract_answer, is_exact_match, style_answer
+from raysift.nano.skills import SKILLS, TARGETS
+from raysift.nano.styles import STYLES, extract_answer, is_exact_match, style_answer
 from raysift.nano.world import (
     WorldConfig,
     examples,
