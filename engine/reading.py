@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from raysift.files import BLOCK_BYTES, BadFile, Chunk, SourceFile, open_stream, read_blocks
+from raysift.chunks import Chunk
+from raysift.files import BLOCK_BYTES, BadFile, SourceFile, open_stream, read_blocks
 from raysift.json_arrays import split_elements
 
 BATCH_ROWS = 8192

@@ -24,9 +24,10 @@ from ray.data.datasource import FilenameProvider
 from rich.progress import Progress
 
 from raysift.checks import FAILURES, IngestConfig
+from raysift.chunks import Chunk, chunk_bytes_for
 from raysift.dedup import bucket_bounds
 from raysift.errors import DataError, RaysiftError, StageError, StaleRunError
-from raysift.files import BadFile, Chunk, SourceFile, chunk_bytes_for, find_files
+from raysift.files import BadFile, SourceFile, find_files
 from raysift.fingerprint import canonical, differences
 from raysift.formats import find_layout
 from raysift.jobs.ingest_tasks import (

@@ -21,9 +21,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysift.checks import IngestConfig
+from raysift.chunks import Chunk, FilePlan, plan_file
 from raysift.dedup import find_losers, read_parts, write_ids, write_parts
 from raysift.errors import RaysiftError
-from raysift.files import Chunk, FilePlan, SourceFile, plan_file
+from raysift.files import SourceFile
 from raysift.formats import LAYOUTS, recognise
 from raysift.json_text import original_text
 from raysift.normalise import PLACED_ROWS, POSITION, Normalised, Normaliser

@@ -8,8 +8,9 @@ from typing import Any
 
 import orjson
 
+from raysift.chunks import chunk_bytes_for, plan_file
 from raysift.errors import ConfigError, DataError
-from raysift.files import SourceFile, chunk_bytes_for, find_files, plan_file
+from raysift.files import SourceFile, find_files
 from raysift.formats import preference
 from raysift.formats.problem import RecordProblem
 from raysift.formats.turns import Turns

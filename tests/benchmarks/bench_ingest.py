@@ -29,7 +29,8 @@ from typing import Any
 import psutil
 
 from raysift.checks import IngestConfig
-from raysift.files import find_files, plan_file
+from raysift.chunks import plan_file
+from raysift.files import find_files
 from raysift.formats import LAYOUTS, recognise
 from raysift.identity import canonical_role, row_id
 from raysift.records import Message

@@ -6,9 +6,10 @@ import pyarrow as pa
 import pytest
 
 from raysift.checks import IngestConfig
+from raysift.chunks import plan_file
 from raysift.errors import ConfigError, DataError
 from raysift.export import SHAPES, dataset_info, write_export, write_rows
-from raysift.files import find_files, plan_file
+from raysift.files import find_files
 from raysift.formats import recognise
 from raysift.identity import row_id
 from raysift.normalise import Normaliser

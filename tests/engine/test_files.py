@@ -12,8 +12,9 @@ import pytest
 import zstandard
 
 from raysift import files as files_module
+from raysift.chunks import Chunk, chunk_bytes_for, plan_file
 from raysift.errors import DataError
-from raysift.files import BadFile, Chunk, chunk_bytes_for, find_files, line_of, plan_file
+from raysift.files import BadFile, find_files, line_of
 from raysift.json_arrays import split_elements
 from raysift.normalise import records_of
 from raysift.reading import read_chunk

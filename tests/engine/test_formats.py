@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 
 from raysift.checks import FAILURES, REASONS, IngestConfig, find_reasons, trim_trailing
+from raysift.chunks import plan_file
 from raysift.errors import ConfigError
-from raysift.files import find_files, plan_file
+from raysift.files import find_files
 from raysift.formats import LAYOUTS, read_pairs, recognise
 from raysift.formats.pairs import PAIR_PROBLEMS
 from raysift.identity import row_id
