@@ -55,11 +55,13 @@ class CheckpointedModel:
         device: str = "auto",
         threads: int | None = None,
         trust_remote_code: bool = False,
+        quantization: str = "none",
     ) -> None:
         from raysift.gradients import RowGradients
 
         self.checkpoints = tuple(checkpoints)
-        loaded = load(model, self.checkpoints[0].adapter, dtype, device, threads, trust_remote_code)
+        adapter = self.checkpoints[0].adapter
+        loaded = load(model, adapter, dtype, device, threads, trust_remote_code, quantization)
         self.tokenizer = loaded.tokenizer
         self.template = template
         self.max_length = longest_input(loaded.model, max_length)

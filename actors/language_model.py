@@ -2,6 +2,9 @@
 
 A model is named `nano` (also `nano:foundation`, `nano:reward`, `nano:encoder`: shipped with the package), by a local
 folder, or by its id on the Hugging Face hub.
+
+Placed on `spread`, its layers are shared out among all GPUs that the process sees, and a pass goes from one to the next:
+room for a large base, no speed. A base in four bits is that of QLoRA: NF4, its scales quantised as well.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from raysift.errors import ModelError
 from raysift.storage import Location, open_location
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
+SPREAD = "spread"
 
 
 def resolve_model(name: str) -> str:
@@ -48,12 +52,27 @@ def portable_name(name: str) -> str:
 
 
 def pick_device(device: str = "auto") -> str:
-    """`cuda` where there is one, unless another device is named."""
-    import torch
-
+    """`cuda` where there is one, unless another device is named; the first GPU for what `spread` does not share out."""
+    if device == SPREAD:
+        spread_over_gpus()
+        return "cuda"
     if device != "auto":
         return device
+    import torch
+
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def spread_over_gpus() -> Any:
+    """The `device_map` that fills all GPUs of this process evenly; raises where there is none."""
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ModelError(
+            "model: resources.device is 'spread', but this process sees no GPU. Ask for some "
+            "(resources.gpus_per_worker), or set resources.device to auto or cpu."
+        )
+    return "auto"
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
@@ -76,17 +95,82 @@ def load_language_model(
     dtype: str = "auto",
     device: str = "auto",
     trust_remote_code: bool = False,
+    quantization: str = "none",
 ) -> Any:
     """A causal language model in eval mode, with a PEFT adapter from a folder (also a remote one) on top if named."""
     from transformers import AutoModelForCausalLM
 
+    settings: dict[str, Any] = {"dtype": torch_dtype(dtype), "trust_remote_code": trust_remote_code}
+    if quantization != "none":
+        settings |= {"quantization_config": four_bits(dtype), "device_map": {"": pick_device(device)}}
+    if device == SPREAD:
+        settings["device_map"] = spread_over_gpus()
     with _explained(model, "language model"):
-        loaded = AutoModelForCausalLM.from_pretrained(
-            resolve_model(model), dtype=torch_dtype(dtype), trust_remote_code=trust_remote_code
-        )
+        loaded = AutoModelForCausalLM.from_pretrained(resolve_model(model), **settings)
+    if device == SPREAD:
+        _refuse_offloaded(loaded, model)
+    if quantization != "none":
+        _keep_differentiable(loaded, model)
     if adapter is not None:
         loaded = load_adapter(loaded, adapter)
-    return loaded.to(pick_device(device)).eval()
+    return move(loaded, device).eval()
+
+
+def move(model: Any, device: str) -> Any:
+    """The model on that device; one that is spread, or in four bits, stays where it was loaded, for it cannot be moved."""
+    if device == SPREAD or getattr(model, "is_quantized", False):
+        return model
+    return model.to(pick_device(device))
+
+
+def four_bits(dtype: str) -> Any:
+    """How transformers loads a base in four bits; products are made in `dtype`."""
+    import importlib.util
+
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(
+            "model: a base in four bits needs the package bitsandbytes, which is not installed: "
+            "pip install 'raysift[4bit]'. Or set train.quantization to none."
+        )
+    products = torch_dtype(dtype)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.float32 if products == "auto" else products,
+    )
+
+
+def _refuse_offloaded(loaded: Any, model: str) -> None:
+    """Where the GPUs are full, transformers leaves the other layers on the host or on disk, without asking."""
+    weights = dict(loaded.named_parameters())
+    outside = [name for name, weight in weights.items() if weight.device.type in ("cpu", "meta")]
+    if outside:
+        raise ModelError(
+            f"model: '{model}' does not fit on the GPUs of this process: {len(outside)} of its {len(weights)} weights would "
+            f"lie outside them, first {outside[0]}. Ask for more GPUs (resources.gpus_per_worker), or set "
+            "train.quantization to 4bit."
+        )
+
+
+def _keep_differentiable(loaded: Any, model: str) -> None:
+    """Keep gradients right on CPUs with bfloat16 instructions.
+
+    There a linear layer of bitsandbytes, in its first pass without gradient, repacks its weights for good into a form
+    through which later gradients are not propagated; torch only warns. Seen with 0.50.2.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    layers = [module for module in loaded.modules() if isinstance(module, Linear4bit)]
+    if not layers:
+        raise ModelError(
+            f"model: '{model}' has no linear layer that can be held in four bits; set quantization to none."
+        )
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
 
 
 def load_adapter(model: Any, adapter: str | Location, trainable: bool = False) -> Any:

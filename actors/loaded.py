@@ -27,6 +27,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     trust_remote_code: bool = False,
+    quantization: str = "none",
 ) -> LoadedModel:
     """The named model ready to answer; one that is loaded already passes through as it is."""
     if isinstance(model, LoadedModel):
@@ -38,7 +39,8 @@ def load(
 
         torch.set_num_threads(threads)
     tokenizer = load_tokenizer(model, trust_remote_code)
-    return LoadedModel(load_language_model(model, adapter, dtype, device, trust_remote_code), tokenizer)
+    found = load_language_model(model, adapter, dtype, device, trust_remote_code, quantization)
+    return LoadedModel(found, tokenizer)
 
 
 def longest_input(model: Any, max_length: int | None) -> int:

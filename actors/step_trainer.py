@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from raysift.actors.effective_batches import Place
 from raysift.actors.encoded_rows import COUNTED, INPUT_IDS, EncodedRows
-from raysift.actors.language_model import load_tokenizer, pick_device
+from raysift.actors.language_model import load_tokenizer
 from raysift.actors.train_checkpoints import (
     EPOCH_RECORD,
     MOMENTS,
@@ -31,7 +31,7 @@ from raysift.actors.train_checkpoints import (
     restore_moments,
     write_checkpoint,
 )
-from raysift.actors.trainee import build_model, own_settings, step_seed
+from raysift.actors.trainee import build_placed, own_settings, step_seed
 from raysift.errors import StageError
 from raysift.moments import load_moments, save_moments
 from raysift.recipes import TrainConfig, epoch_mean_learning_rates, learning_rates
@@ -63,11 +63,11 @@ class StepTrainer:
         self.rows = _checked(rows)
         self.rates = learning_rates(config, steps)
         with own_settings(place):
-            self.model = build_model(config, model, adapter, place.trust_remote_code).to(pick_device(place.device))
+            self.model = build_placed(config, model, adapter, place)
         if place.gradient_checkpointing:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.trainable = trainable_parameters(self.model)
-        self.device = next(iter(self.trainable.values())).device
+        self.device = self.model.get_input_embeddings().weight.device
         self.optimizer = torch.optim.AdamW(
             _decay_groups(self.model, self.trainable, config.weight_decay),
             lr=config.learning_rate,

@@ -29,10 +29,12 @@ import pyarrow as pa
 
 from raysift.actors.effective_batches import EffectiveBatches, Place
 from raysift.actors.language_model import (
+    SPREAD,
     load_adapter,
     load_language_model,
     load_tokenizer,
     local_copy,
+    move,
     pick_device,
 )
 from raysift.actors.train_checkpoints import (
@@ -54,20 +56,32 @@ from raysift.templates import IGNORED
 log = logging.getLogger(__name__)
 
 
-def build_model(config: TrainConfig, model: str, start: str | Location | None, trust_remote_code: bool = False) -> Any:
+def build_model(
+    config: TrainConfig,
+    model: str,
+    start: str | Location | None,
+    trust_remote_code: bool = False,
+    device: str = "cpu",
+) -> Any:
     """The model with its trainable weights: a new adapter, or the adapter or weights of the folder `start`.
 
-    What is trained is float32. Frozen weights under an adapter are kept in the products' own type.
+    What is trained is float32. Frozen weights under an adapter are kept in the products' own type, or in four bits.
     """
     import torch
     from peft import LoraConfig, get_peft_model
 
     if config.method == "full":
         if start is None:
-            return load_language_model(model, dtype="fp32", device="cpu", trust_remote_code=trust_remote_code)
+            return load_language_model(model, dtype="fp32", device=device, trust_remote_code=trust_remote_code)
         with local_copy(open_location(start)) as folder:
-            return load_language_model(folder, dtype="fp32", device="cpu", trust_remote_code=trust_remote_code)
-    base = load_language_model(model, dtype=config.dtype, device="cpu", trust_remote_code=trust_remote_code)
+            return load_language_model(folder, dtype="fp32", device=device, trust_remote_code=trust_remote_code)
+    base = load_language_model(
+        model,
+        dtype=config.dtype,
+        device=device,
+        trust_remote_code=trust_remote_code,
+        quantization=config.quantization,
+    )
     if start is not None:
         return load_adapter(base, start, trainable=True)
     targets = config.lora_targets if isinstance(config.lora_targets, str) else list(config.lora_targets)
@@ -82,6 +96,28 @@ def build_model(config: TrainConfig, model: str, start: str | Location | None, t
             task_type="CAUSAL_LM",
         ),
     )
+
+
+def build_placed(config: TrainConfig, model: str, start: str | Location | None, place: Place) -> Any:
+    """The same on the device of `place`."""
+    built = build_model(config, model, start, place.trust_remote_code, loading_device(config, place))
+    return move(built, place.device)
+
+
+def loading_device(config: TrainConfig, place: Place) -> str:
+    """The CPU, to be moved from there, but for a base that has to be loaded where it will stay."""
+    if place.device == SPREAD:
+        if place.world_size > 1:
+            raise StageError(
+                f"training: {place.world_size} ranks cannot share a model that is spread over the GPUs. Set "
+                "resources.train_workers to 0, or resources.device to auto."
+            )
+        return SPREAD
+    if config.quantization == "none":
+        return "cpu"
+    device = pick_device(place.device)
+    # Ray Train names the GPU of each of its workers so; accelerate, below transformers' Trainer, goes by it too.
+    return os.environ.get("ACCELERATE_TORCH_DEVICE", device) if device == "cuda" else device
 
 
 def train(
@@ -105,7 +141,7 @@ def train(
         start = adapter
         if last:
             start = last[0] / ("adapter" if config.method == "lora" else "model")
-        trained = build_model(config, model, start, place.trust_remote_code)
+        trained = build_model(config, model, start, place.trust_remote_code, loading_device(config, place))
         tokenizer = load_tokenizer(model, place.trust_remote_code)
         batches = EffectiveBatches(rows, config, place, tokenizer.pad_token_id, last[1].step if last else 0)
         if batches.first_step >= batches.steps:

@@ -16,9 +16,8 @@ import pyarrow as pa
 
 from raysift.actors.effective_batches import EncodeRows, Place, split_trainable
 from raysift.actors.encoded_rows import EncodedRows
-from raysift.actors.language_model import pick_device
 from raysift.actors.step_trainer import autocast, copy_weights, trainable_parameters
-from raysift.actors.trainee import build_model, own_settings
+from raysift.actors.trainee import build_placed, own_settings
 from raysift.errors import DataError, StageError
 from raysift.recipes import TrainConfig
 from raysift.records import ID, MESSAGES
@@ -53,8 +52,7 @@ class Validator:
         """Nats and tokens of every row of the batches of these numbers, by row number, under these trained weights."""
         if self._model is None:
             with own_settings(self.place):
-                built = build_model(self.config, self.name, self.adapter, self.place.trust_remote_code)
-                self._model = built.to(pick_device(self.place.device))
+                self._model = build_placed(self.config, self.name, self.adapter, self.place)
         copy_weights(trainable_parameters(self._model), weights)
         return self.losses_of(self._model, numbers)
 
@@ -80,7 +78,7 @@ class Validator:
         from raysift.gradients.loss import find_head, label_logits, row_losses
         from raysift.gradients.rows import pad_rows
 
-        device = next(model.parameters()).device
+        device = model.get_input_embeddings().weight.device
         batch = pad_rows(self.rows.token_rows(members), device)
         with autocast(self.config, device):
             logits = label_logits(model, batch, find_head(model))

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from raysift.errors import ConfigError
 
@@ -26,6 +26,8 @@ class TrainConfig(BaseModel):
 
     method: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter over frozen weights, `full` trains every weight."""
+    quantization: Literal["none", "4bit"] = "none"
+    """`4bit` keeps the frozen weights in four bits (NF4), under training and in gradients; answers come from the whole ones."""
     lora_rank: int = Field(default=16, ge=1)
     """Columns of the adapter's matrices; more of them can learn more, and cost more per stored gradient."""
     lora_alpha: float = Field(default=32.0, gt=0)
@@ -64,6 +66,15 @@ class TrainConfig(BaseModel):
     """The tokenizer's own chat template, or one of raysift.templates."""
     seed: int = Field(default=0, ge=0)
     """Decides the adapter's first weights, the order of rows and the dropout."""
+
+    @field_validator("quantization")
+    @classmethod
+    def _only_frozen_weights(cls, value: str, info: ValidationInfo) -> str:
+        if value != "none" and info.data.get("method") == "full":
+            raise ValueError(
+                f"'{value}' holds weights that cannot be trained: set method to lora, or quantization to none"
+            )
+        return value
 
 
 _ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")

@@ -15,7 +15,7 @@ class Resources(BaseModel):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs an actor or task asks for. Small values (0.25) leave room for readers when actors hold GPUs."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs an actor asks for; a fraction lets several share one. 0 runs on the CPU."""
+    """GPUs an actor asks for; a fraction lets several share one, several are for `device: spread`. 0 runs on the CPU."""
     batch_rows: int = Field(default=64, ge=1)
     """Rows handed to an actor at once; within it an actor makes its own batches by length."""
     block_rows: int = Field(default=2000, ge=1)
@@ -33,7 +33,7 @@ class Resources(BaseModel):
     threads: int | None = Field(default=None, ge=1)
     """Torch threads in a worker; none: the CPUs it asked for."""
     device: str = "auto"
-    """`auto`, `cpu` or `cuda`."""
+    """`auto`, `cpu`, `cuda`, or `spread`: a language model lies layer by layer on all GPUs that its process sees."""
     store: str | None = None
     """Folder or URI of the gradient store (`matching: store`), which several runs may share; none: `store` in the run's folder."""
     no_progress_timeout_s: int = Field(default=1800, ge=5)

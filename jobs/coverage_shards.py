@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raysift.actors.language_model import pick_device
 from raysift.embeddings import EmbeddingTable, Keep, Piece, deal, read_embeddings
 from raysift.errors import StageError, find_cause
 from raysift.kcenter.forecast import Speed, measure_speed
@@ -41,15 +42,6 @@ class Load:
     def options(self) -> dict[str, Any]:
         """Keywords of Shard."""
         return {"metric": self.metric, "device": pick_device(self.device), "threads": self.threads}
-
-
-def pick_device(device: str) -> str:
-    """`cuda` where this process has one, unless another device is named."""
-    if device != "auto":
-        return device
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def only(among: Ids | None) -> Keep | None:

@@ -39,9 +39,9 @@ from raysift.actors.effective_batches import (
     Place,
     split_trainable,
 )
-from raysift.actors.language_model import portable_name, resolve_model
+from raysift.actors.language_model import SPREAD, portable_name, resolve_model
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord, delete_steps, epoch_records, last_checkpoint
-from raysift.errors import RaysiftError, StageError, StaleRunError
+from raysift.errors import ConfigError, RaysiftError, StageError, StaleRunError
 from raysift.fingerprint import canonical, differences, file_fingerprint, fingerprint
 from raysift.recipes import TrainConfig, count_steps
 from raysift.records import ERROR, ID, MESSAGES, REASON
@@ -98,6 +98,11 @@ def finetune(
     `callbacks` are transformers' TrainerCallbacks, called on every worker.
     """
     resources, out = resources or Resources(), open_location(out)
+    if resources.device == SPREAD and resources.train_workers:
+        raise ConfigError(
+            f"finetune: resources.device is 'spread' and resources.train_workers {resources.train_workers}: workers of Ray "
+            "Train hold a whole model each. Set train_workers to 0: this process trains, on all GPUs that it sees."
+        )
     settings = _settings(rows, config, model, adapter)
     identity = fingerprint(settings)
     _claim(out, settings, identity)

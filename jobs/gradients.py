@@ -298,6 +298,7 @@ def loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:
         "template": train.template,
         "max_length": train.max_length,
         "dtype": train.dtype,
+        "quantization": train.quantization,
         "token_budget": config.resources.tokens_per_pass,
         "device": config.resources.device,
         "threads": config.resources.threads,

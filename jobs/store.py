@@ -89,7 +89,7 @@ def store_of(
         adam=settings.adam,
         template=train.template,
         max_length=train.max_length,
-        dtype=train.dtype,
+        dtype=train.dtype if train.quantization == "none" else f"{train.dtype} over {train.quantization}",
     )
     named = {checkpoint_hash(p.adapter, p.moments if with_moments else None): p for p in points}
     whole = settings.projection.kind == "none"

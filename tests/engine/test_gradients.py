@@ -25,6 +25,7 @@ from raysift.gradients import (
     find_adapter,
     plan_batches,
 )
+from raysift.gradients.collect import _Sums
 from raysift.projection import Projection
 
 VOCABULARY = 61
@@ -444,3 +445,40 @@ def test_gradients_need_neither_ray_nor_transformers_and_settings_not_even_torch
         "assert not {'ray', 'transformers', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")
+
+
+class Elsewhere(Tensor):
+    """Claims to lie on another device; whoever moves it gets the numbers."""
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        return torch.device("cuda", 1)
+
+    def to(self, *_: Any, **__: Any) -> Tensor:
+        return self.as_subclass(Tensor)
+
+
+def test_sums_over_several_devices_are_those_of_one() -> None:
+    layout = find_adapter(make_model()).layout
+    parts = [torch.randn(3, size, generator=torch.Generator().manual_seed(size)) for size in layout.sizes]
+    found = []
+    for spread in (False, True):
+        sums = _Sums(Projection(ProjectionSettings(kind="none"), layout), None, 3)
+        for index, part in enumerate(parts):
+            sums.receive(index, part.as_subclass(Elsewhere) if spread and index % 3 else part)
+        assert len(sums._sums) == 1 + spread
+        found.append(sums.finish())
+    assert np.array_equal(found[0][0], found[1][0])
+    assert np.allclose(found[0][1], found[1][1], rtol=1e-6)
+
+
+def test_a_base_dispatched_by_accelerate_gives_the_same_gradients() -> None:
+    """As a model over several GPUs is run: every block's forward is wrapped by a hook that brings its inputs."""
+    from accelerate import dispatch_model
+
+    plain, rows = make_model(target_modules=ATTENTION), make_rows()
+    expected = whole(plain, token_budget=64).run(rows)
+    names = ("model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head")
+    dispatch_model(plain.get_base_model(), dict.fromkeys(names, "cpu"), force_hooks=True)
+    assert hasattr(plain.get_base_model().lm_head, "_hf_hook")
+    assert np.array_equal(whole(plain, token_budget=64).run(rows).vectors, expected.vectors)

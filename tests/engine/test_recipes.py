@@ -68,3 +68,14 @@ def test_a_recipe_takes_changes_and_refuses_unknown_ones():
         recipe("lima")
     with pytest.raises(ConfigError, match="'learning_rat'"):
         recipe("less", learning_rat=1.0)
+
+
+def test_four_bits_are_for_frozen_weights_alone():
+    assert recipe("less", quantization="4bit").quantization == "4bit"
+    assert recipe("less").quantization == recipe("mods").quantization == "none"
+    with pytest.raises(ConfigError, match=r"'quantization': .*set method to lora"):
+        recipe("mods", quantization="4bit")
+    with pytest.raises(ConfigError, match="'quantization': "):
+        recipe("less", quantization="4bit", method="full")
+    with pytest.raises(ConfigError, match="'quantization'"):
+        recipe("less", quantization="8bit")

@@ -22,7 +22,7 @@ from safetensors.numpy import load_file
 from raysift.actors.effective_batches import EffectiveBatches, EncodeRows, Place, split_trainable
 from raysift.actors.train_checkpoints import last_checkpoint
 from raysift.actors.trainee import build_model
-from raysift.errors import StageError, StaleRunError
+from raysift.errors import ConfigError, StageError, StaleRunError
 from raysift.jobs.finetune import finetune
 from raysift.moments import load_moments
 from raysift.recipes import TrainConfig, epoch_mean_learning_rates, learning_rates
@@ -212,6 +212,11 @@ def test_nothing_to_train_on_is_an_error_that_says_why(tmp_path, model):
     rows = [row | {"messages": row["messages"][:1]} for row in some_rows(3)]
     with pytest.raises(StageError, match=r"none of 3 rows can be trained on.*rows_no_label_tokens.: 3"):
         finetune(write_rows(tmp_path, rows), tmp_path / "out", CONFIG, model, HERE)
+
+
+def test_workers_of_ray_train_do_not_take_a_spread_model(tmp_path, model):
+    with pytest.raises(ConfigError, match=r"device is 'spread' and resources\.train_workers 1.*Set train_workers to 0"):
+        finetune(write_rows(tmp_path, some_rows()), tmp_path / "out", CONFIG, model, Resources(device="spread"))
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path, model):
