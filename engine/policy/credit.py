@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysift.policy.pool import PolicyPool
-from raysift.policy.rewards import interval_gains, intervals, smoothed, surprises
+from raysift.policy.rewards import carried_over, interval_gains, interval_steps, intervals, smoothed, surprises
 from raysift.policy.state import Episode, Numbers, replay
 
 Matrix = NDArray[np.float64]
@@ -37,6 +37,8 @@ class Evidence:
 
     batches: Matrix
     gains: Numbers
+    steps: int = 1
+    """Of an interval; the last one may have fewer."""
 
 
 def credit_features(episode: Episode, pool: PolicyPool, features: NDArray[np.float32]) -> list[Matrix]:
@@ -52,12 +54,13 @@ def evidence_of(episode: Episode, features: Sequence[Matrix]) -> Evidence:
     """What the training tells; `features` are those of `credit_features`."""
     by_step = np.array([rows.mean(axis=0) for rows in features])
     batches = np.array([by_step[start:stop].mean(axis=0) for start, stop in intervals(episode)])
-    return Evidence(batches, interval_gains(episode))
+    return Evidence(batches, interval_gains(episode), interval_steps(episode))
 
 
 def fit_credit(rounds: Sequence[Sequence[Evidence]], momentum: float, window: int) -> Numbers:
     """Weights of the features, from what the trainings of all rounds tell; `momentum` and `window` as in `surprises`."""
-    found = surprises([one.gains for trainings in rounds for one in trainings], momentum, window)
+    carried = carried_over(momentum, rounds[0][0].steps)
+    found = surprises([one.gains for trainings in rounds for one in trainings], carried, window)
     batches = _against_each_other([one.batches for trainings in rounds for one in trainings], window)
     ends = np.cumsum([len(trainings) for trainings in rounds]).tolist()
     groups = [

@@ -40,10 +40,21 @@ def interval_gains(episode: Episode) -> Numbers:
     return np.array([episode.performance[stop] - episode.performance[start] for start, stop in intervals(episode)])
 
 
+def interval_steps(episode: Episode) -> int:
+    """Steps of an interval; the last one may have fewer."""
+    start, stop = intervals(episode)[0]
+    return stop - start
+
+
+def over_steps(numbers: Numbers, episode: Episode) -> Numbers:
+    """A number for each interval, repeated for each of its steps."""
+    return np.repeat(numbers, [stop - start for start, stop in intervals(episode)])
+
+
 def rewards(episode: Episode) -> Numbers:
     """The gain of each step; steps between two measurements share the gain alike."""
-    lengths = [stop - start for start, stop in intervals(episode)]
-    return np.repeat(interval_gains(episode) / np.array(lengths), lengths)
+    lengths = np.array([stop - start for start, stop in intervals(episode)])
+    return over_steps(interval_gains(episode) / lengths, episode)
 
 
 def generalised_advantages(gains: Numbers, values: Numbers, gamma: float, lam: float) -> tuple[Numbers, Numbers]:
@@ -94,6 +105,16 @@ def scaled_by_step(advantages: Sequence[Numbers], window: int) -> list[Numbers]:
 def less_carried_over(advantages: Sequence[Numbers], momentum: float) -> list[Numbers]:
     """Of each step, less what the step before it foretells."""
     return [found - momentum * np.append(0.0, found[:-1]) for found in advantages]
+
+
+def carried_over(momentum: float, steps: int) -> float:
+    """The share of an interval's gain that the interval before it foretells, each of so many steps: of one it is `momentum`.
+
+    Gains of single steps being an autoregression, it is the covariance of neighbouring sums over the variance of one.
+    """
+    apart = np.abs(np.subtract.outer(np.arange(steps), np.arange(steps)))
+    between = sum(momentum**lag for start in range(steps) for lag in range(start + 1, start + 1 + steps))
+    return float(between / np.sum(momentum**apart))
 
 
 def surprises(gains: Sequence[Numbers], momentum: float, window: int) -> list[Numbers]:

@@ -9,11 +9,14 @@ import pytest
 
 from raysift.policy.rewards import (
     baseline_advantages,
+    carried_over,
     centred,
     generalised_advantages,
     interval_gains,
+    interval_steps,
     intervals,
     less_carried_over,
+    over_steps,
     rewards,
     scaled_by_step,
     smoothed,
@@ -45,6 +48,8 @@ def test_steps_between_two_measurements_share_the_gain():
 def test_intervals_lie_between_measurements():
     episode = log_with([-3.0, None, None, -1.5, None, -1.0])
     assert intervals(episode) == [(0, 3), (3, 5)] and interval_gains(episode).tolist() == [1.5, 0.5]
+    assert interval_steps(episode) == 3
+    assert over_steps(np.array([7.0, 8.0]), episode).tolist() == [7.0, 7.0, 7.0, 8.0, 8.0]
 
 
 @pytest.mark.parametrize("performance", [[None, -1.0, -0.5], [-1.0, -0.5, None], [None, None]])
@@ -154,3 +159,15 @@ def test_surprises_of_carried_gains_are_what_each_batch_added():
 def test_one_training_alone_is_set_against_its_own_curve():
     curve = np.array([4.0, 2.0, 1.0])
     assert surprises([curve], 0.0, 1)[0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_longer_intervals_foretell_less_of_the_next():
+    assert carried_over(0.9, 1) == pytest.approx(0.9) and carried_over(0.0, 4) == 0.0
+    shares = [carried_over(0.9, steps) for steps in (1, 2, 5, 20)]
+    assert shares == sorted(shares, reverse=True) and shares[-1] > 0
+    rng = np.random.default_rng(0)
+    gains = np.zeros(200_001)
+    for step in range(1, len(gains)):
+        gains[step] = 0.9 * gains[step - 1] + rng.standard_normal()
+    blocks = gains[1:].reshape(-1, 5).sum(axis=1)
+    assert np.corrcoef(blocks[:-1], blocks[1:])[0, 1] == pytest.approx(carried_over(0.9, 5), abs=0.02)
