@@ -12,8 +12,7 @@ left is owed to the picks; over the spread of neighbouring steps, the small gain
 
 The third form takes out what was under way. Adam's step is a mean over the last batches, the newest of which has a weight of
 1 - beta1, a tenth: most of what a step gains was decided by the batches before it. Gains of neighbouring steps therefore
-correlate at 0.8 and more, and hide what the newest batch did. With `momentum` at beta1 the correlation goes, and the
-gain's correlation with the batch comes out two to three times as high.
+correlate at 0.8 to 0.9 on the nano world, and hide what the newest batch did (figures in credit.py).
 """
 
 from __future__ import annotations
