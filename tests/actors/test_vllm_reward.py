@@ -14,7 +14,7 @@ from raysift.actors.vllm_reward import VllmReward
 from raysift.errors import StageError
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 
-pytestmark = pytest.mark.vllm
+pytestmark = pytest.mark.extra
 
 LONG = "three one two " * 400
 

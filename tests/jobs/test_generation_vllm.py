@@ -25,7 +25,7 @@ from raysift.storage import Location, open_location
 from .test_generation import POISONED, SCHEMA, committed, ids, read_answers, write_adapter, write_questions
 from .test_generation import resources as plain_resources
 
-pytestmark = [pytest.mark.ray, pytest.mark.vllm]
+pytestmark = [pytest.mark.ray, pytest.mark.extra]
 
 MARK = "VLLM_RAYSIFT_TEST"
 

@@ -220,7 +220,7 @@ def test_a_scorer_through_vllm_is_refused_where_vllm_is_not_installed(ray_local,
 
 
 @pytest.mark.ray
-@pytest.mark.vllm
+@pytest.mark.extra
 def test_quality_through_vllm_ranks_as_through_transformers(chosen, pool, tmp_path):
     pytest.importorskip("vllm", reason="needs vLLM; see CONTRIBUTING.md for one without a GPU")
     found = raysift.quality(
