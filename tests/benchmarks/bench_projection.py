@@ -1,6 +1,7 @@
 """How well do stored vectors rank rows? Spearman correlation of projected with exact scores, on the nano pool.
 
     python tests/benchmarks/bench_projection.py --out runs/projection
+    python tests/benchmarks/bench_projection.py --out runs/projection-official --recipe rose-official
 
 A ROSE run gives warm-up checkpoints and targets; then every row's whole Adam direction is computed once per checkpoint and sent
 through each projection. `sketch` is ours, `rademacher` the dense sign matrix of LESS, both with a map of its own for each
@@ -36,7 +37,7 @@ from raysift.nano.world import preference_pairs, write_pool
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
 
-SKILL, SHOTS, ROWS_AT_ONCE = "last_letters", 24, 64
+SKILL, ROWS_AT_ONCE = "last_letters", 64
 Scores = NDArray[np.float64]
 
 
@@ -44,6 +45,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/projection")
     parser.add_argument("--rows", type=int, default=600)
+    parser.add_argument("--shots", type=int, default=24, help="preference pairs of the target")
+    parser.add_argument("--recipe", default="nano-warmup", help="of the warm-up: nano-warmup, or rose-official")
     parser.add_argument("--dimension", type=int, default=8192)
     parser.add_argument("--preferences", nargs="+", default=["correctness", "style"])
     parser.add_argument("--kinds", nargs="+", default=["sketch", "rademacher"])
@@ -54,7 +57,7 @@ def main() -> None:
     write_pool(folder / "pool.jsonl", options.rows, 7)
     lines = []
     for preference in options.preferences:
-        run = exact_run(folder, preference)
+        run = exact_run(folder, preference, options)
         exact, stored = scores_of(run, options)
         for (kind, seed), found in stored.items():
             error = float((found - exact).std())
@@ -68,12 +71,13 @@ def main() -> None:
     console.table(f"{len(exact)} rows, {options.dimension:,} numbers", heads, lines)
 
 
-def exact_run(folder: Path, preference: str) -> Run:
+def exact_run(folder: Path, preference: str, options: argparse.Namespace) -> Run:
     """ROSE without projection: warm-up, checkpoints, targets."""
-    pairs = list(preference_pairs(SHOTS, 507, [SKILL], preference))
+    pairs = list(preference_pairs(options.shots, 507, [SKILL], preference))
     target = folder / f"pairs-{preference}.jsonl"
     target.write_bytes(b"\n".join(map(orjson.dumps, pairs)))
-    settings: dict[str, Any] = {"run": str(folder / preference), "budget": "5%", "rose": {"warmup_share": 0.2}}
+    rose = {"warmup_share": 0.2, "warmup": {"recipe": options.recipe, "dtype": "fp32", "template": "auto"}}
+    settings: dict[str, Any] = {"run": str(folder / preference), "budget": "5%", "rose": rose}
     with own_session():
         pool = str(folder / "pool.jsonl")
         return raysift.select("rose", pool, target=[str(target)], console=Console("quiet"), **settings).run

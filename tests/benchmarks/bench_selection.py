@@ -5,7 +5,8 @@
 Per seed: a pool of 4,000 noisy rows; ROSE from 24 preference pairs (right against wrong answers), LESS from 24 examples; both
 from a warm-up on a random 5 %. Printed: precision (rows of the target skill, and of those the clean ones, among the top 5 %)
 and accuracy on the target skill after training on the selection, beside uniform, longest, the full pool and the oracle. With
-`--kind style` the target is a style (a sentence against the bare answer, both right) and precision counts that style.
+`--kind style` the target is a style (a sentence against the bare answer, both right), precision counts that style, and what is
+tested is whether the tuned model finds the right answer more probable as a sentence than bare.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
 import orjson
 
@@ -34,6 +36,7 @@ from raysift.jobs.demo import (
 )
 from raysift.jobs.run import Run
 from raysift.manifest import Manifest
+from raysift.nano.styles import style_answer
 from raysift.nano.world import examples, is_clean, is_relevant, preference_pairs, write_pool
 
 SHOTS = 24
@@ -61,7 +64,9 @@ def main() -> None:
         show_precision(precision, options.kind, console)
         if not options.no_train:
             run = Run(str(folder / "compare"), Console("quiet"))
-            config = make_config({"test": [str(folder / "test.jsonl")], "evaluate": {"max_new_tokens": 32}})
+            # What is whole is compared, not what is probable for its length: greedy decoding takes the more probable one.
+            settings = {"max_new_tokens": 32, "choice_normalisation": "sum"}
+            config = make_config({"test": [str(folder / "test.jsonl")], "evaluate": settings})
             result = compare_cells(cells, config, (run.folder / "cells").make_folder(), console)
             compare = Manifest(stage="compare", fingerprint="", values=dict(result.values))
             show_comparison(compare, console, len(options.seeds))
@@ -104,7 +109,15 @@ def write_targets(folder: Path, seed: int, kind: str) -> None:
     ]
     (folder / f"less-target-{seed}.jsonl").write_bytes(b"\n".join(map(orjson.dumps, lines)))
     tests = examples(TEST_ROWS, 1000, [TARGET], "test")
+    if kind == "style":
+        tests = map(ask_for_style, tests)
     (folder / "test.jsonl").write_bytes(b"\n".join(map(orjson.dumps, tests)))
+
+
+def ask_for_style(question: dict[str, Any]) -> dict[str, Any]:
+    """The right answer as a sentence, or bare?"""
+    choices = [style_answer(question["reference"], style) for style in ("sentence", "plain")]
+    return question | {"choices": choices, "answer_index": 0, "reference": choices[0], "metric": "mc_accuracy"}
 
 
 def precision_of(selection: raysift.Selection, kind: str) -> dict[str, float]:
