@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raysift.actors.contract import Failed, Row, RowActor
-from raysift.actors.language_model import load_tokenizer, resolve_model
-from raysift.actors.loaded import takes
+from raysift.actors.language_model import resolve_model
+from raysift.actors.loaded import budget_on, takes
 from raysift.actors.text_models import BATCH_TOKENS, TextTokens, load_text_model, pad_texts, quick_products, text_limit
 from raysift.errors import ModelError
 from raysift.records import MESSAGES
@@ -65,17 +65,14 @@ class Embedder(RowActor):
         threads: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
         self.settings = settings = settings or EmbeddingSettings()
         self.files = read_encoder_files(settings.model)
         self.pooling = self.files.pooling if settings.pooling == "auto" else settings.pooling
-        self.tokenizer = load_tokenizer(self.files.folder, trust_remote_code)
-        self.model = load_text_model("AutoModel", self.files.folder, dtype, device, trust_remote_code, UNUSED)
+        self.model, self.tokenizer = load_text_model(
+            "AutoModel", self.files.folder, dtype, device, threads, trust_remote_code, UNUSED
+        )
         self.longest = text_limit(self.model, self.tokenizer, settings.max_tokens or self.files.max_tokens)
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cuda"])
+        self.batch_tokens = batch_tokens or budget_on(self.model, BATCH_TOKENS)
         self.extra = {"use_cache": False} if takes(self.model, "use_cache") else {}
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import pyarrow as pa
 
 from raysift.actors.contract import Failed, Row, RowActor
-from raysift.actors.loaded import LoadedModel, end_tokens, load, longest_input, takes
+from raysift.actors.loaded import LoadedModel, budget_on, end_tokens, load, longest_input, takes
 from raysift.actors.prompts import ANSWER, FINISHED, NEW_TOKENS, Prompts, row_seed, vocabulary_size
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
@@ -69,7 +69,7 @@ class Generator(RowActor):
         self.prompts = Prompts(
             self.tokenizer, template, self.ends, longest_prompt, max_new_tokens, vocabulary_size(self.model)
         )
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cuda"])
+        self.batch_tokens = batch_tokens or budget_on(self.model, BATCH_TOKENS)
         self.takes_positions = takes(self.model, "position_ids")
         self.thinning = {"logits_to_keep": 1} if takes(self.model, "logits_to_keep") else {}
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from raysift.actors.contract import Failed, Row, RowActor
-from raysift.actors.loaded import NO_LIMIT, LoadedModel, load, longest_input
+from raysift.actors.loaded import NO_LIMIT, LoadedModel, budget_on, load, longest_input
 from raysift.errors import DataError
 from raysift.records import MESSAGES
 from raysift.storage import Location
@@ -59,7 +59,7 @@ class Scorer(RowActor):
         self.longest = longest_input(self.model, max_length)
         self.head = find_head(self.model)
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        budget = batch_tokens or BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cuda"])
+        budget = batch_tokens or budget_on(self.model, BATCH_TOKENS)
         self.batch_tokens = min(budget, max(1, MAX_LOGITS // vocabulary))
 
     def label_losses(self, encoded: Sequence[Encoded]) -> list[float]:

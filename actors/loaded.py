@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from raysift.actors.language_model import load_language_model, load_tokenizer
@@ -34,13 +35,23 @@ def load(
         if adapter is not None:
             raise ModelError("model: an adapter cannot be put on a model that is loaded already; load both together.")
         return model
+    use_threads(threads)
+    tokenizer = load_tokenizer(model, trust_remote_code)
+    found = load_language_model(model, adapter, dtype, device, trust_remote_code, quantization)
+    return LoadedModel(found, tokenizer)
+
+
+def use_threads(threads: int | None) -> None:
+    """Torch in this process computes on so many threads; None leaves it as it is."""
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-    tokenizer = load_tokenizer(model, trust_remote_code)
-    found = load_language_model(model, adapter, dtype, device, trust_remote_code, quantization)
-    return LoadedModel(found, tokenizer)
+
+
+def budget_on(model: Any, budgets: Mapping[str, int]) -> int:
+    """The batch size for the device that the model is on; devices that are not named are as large as a GPU."""
+    return budgets.get(model.device.type, budgets["cuda"])
 
 
 def longest_input(model: Any, max_length: int | None) -> int:

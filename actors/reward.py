@@ -14,8 +14,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
 from raysift.actors.contract import Failed, Row, RowActor
-from raysift.actors.language_model import load_tokenizer
-from raysift.actors.loaded import LoadedModel, takes
+from raysift.actors.loaded import LoadedModel, budget_on, takes
 from raysift.actors.text_models import (
     BATCH_TOKENS,
     TextTokens,
@@ -55,20 +54,15 @@ class Reward(RowActor):
         threads: int | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        if threads is not None:
-            import torch
-
-            torch.set_num_threads(threads)
         if not isinstance(model, LoadedModel):
-            tokenizer = load_tokenizer(model, trust_remote_code)
             kind = "AutoModelForSequenceClassification"
-            model = LoadedModel(load_text_model(kind, model, dtype, device, trust_remote_code), tokenizer)
+            model = load_text_model(kind, model, dtype, device, threads, trust_remote_code)
         self.model, self.tokenizer = model
         self.settings, self.answer_column = settings or RewardSettings(), answer_column
         self.template = resolve_reward_template(self.tokenizer, self.settings.template)
         self.output = pick_output(self.model.config, self.settings.label)
         self.longest = text_limit(self.model, self.tokenizer, max_length)
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.model.device.type, BATCH_TOKENS["cuda"])
+        self.batch_tokens = batch_tokens or budget_on(self.model, BATCH_TOKENS)
         self.text_config = self.model.config.get_text_config()
         self.pad: int | None = self.text_config.pad_token_id
         self.extra = {"use_cache": False} if takes(self.model, "use_cache") else {}

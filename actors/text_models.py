@@ -10,8 +10,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from raysift.actors.language_model import _explained as explained
-from raysift.actors.language_model import pick_device, resolve_model, torch_dtype
-from raysift.actors.loaded import NO_LIMIT, longest_input, takes
+from raysift.actors.language_model import load_tokenizer, pick_device, resolve_model, torch_dtype
+from raysift.actors.loaded import NO_LIMIT, LoadedModel, longest_input, takes, use_threads
 from raysift.errors import ModelError
 
 if TYPE_CHECKING:
@@ -80,15 +80,23 @@ def _permission_changes_nothing() -> bool:
 
 
 def load_text_model(
-    kind: str, model: str, dtype: str, device: str, trust_remote_code: bool, unused: Sequence[str] = ()
-) -> Any:
-    """A model by the name of its Auto class, in eval mode.
+    kind: str,
+    model: str,
+    dtype: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+    unused: Sequence[str] = (),
+) -> LoadedModel:
+    """A model by the name of its Auto class, in eval mode, and its tokenizer.
 
     Weights that the checkpoint lacks are drawn at random by transformers, with no more than a warning; here they are an
     error, but for layers in `unused`, whose output nobody reads.
     """
     import transformers
 
+    use_threads(threads)
+    tokenizer = load_tokenizer(model, trust_remote_code)
     with explained(model, "model"):
         loaded, report = getattr(transformers, kind).from_pretrained(
             resolve_model(model),
@@ -103,7 +111,7 @@ def load_text_model(
             f"{' ...' if len(lacking) > 4 else ''}, so what {kind} reads there would be random. "
             "Name a model that was trained for this."
         )
-    return loaded.to(pick_device(device)).eval()
+    return LoadedModel(loaded.to(pick_device(device)).eval(), tokenizer)
 
 
 def text_limit(model: Any, tokenizer: Any, max_length: int | None) -> int:
