@@ -5,8 +5,8 @@
 
 A ROSE run gives warm-up checkpoints and targets; then every row's whole Adam direction is computed once per checkpoint and sent
 through each projection. `sketch` is ours, `rademacher` the dense sign matrix of LESS, both with a map of its own for each
-checkpoint. Printed per kind of preference: how far exact scores spread, and for each kind and seed of projection the error and
-the correlation.
+checkpoint. Printed per kind of preference: how far exact scores spread, and for each kind and seed of projection the error,
+the correlations, and how much of the best 5 % both have in common.
 """
 
 from __future__ import annotations
@@ -61,13 +61,21 @@ def main() -> None:
         exact, stored = scores_of(run, options)
         for (kind, seed), found in stored.items():
             error = float((found - exact).std())
-            lines.append(
-                [preference, f"{exact.std():.4f}", f"{kind} {seed}", f"{error:.4f}", f"{spearman(exact, found):.3f}"]
-            )
+            agreement = [spearman(exact, found), float(np.corrcoef(exact, found)[0, 1]), shared_top(exact, found)]
+            spread, name = f"{exact.std():.4f}", f"{kind} {seed}"
+            lines.append([preference, spread, name, f"{error:.4f}", *(f"{number:.3f}" for number in agreement)])
         for kind in options.kinds:
             mean = np.mean([spearman(exact, stored[kind, seed]) for seed in options.seeds])
             console.note(f"{preference}, {kind}: {mean:.3f}")
-    heads = ["preference", "spread of exact", "projection", "error", "rank correlation"]
+    heads = [
+        "preference",
+        "spread of exact",
+        "projection",
+        "error",
+        "rank correlation",
+        "correlation",
+        "shared top 5 %",
+    ]
     console.table(f"{len(exact)} rows, {options.dimension:,} numbers", heads, lines)
 
 
@@ -125,6 +133,12 @@ def cosines(vectors: torch.Tensor, target: torch.Tensor) -> Scores:
 def spearman(first: Scores, second: Scores) -> float:
     ranks = [np.argsort(np.argsort(scores, kind="stable"), kind="stable") for scores in (first, second)]
     return float(np.corrcoef(*ranks)[0, 1])
+
+
+def shared_top(first: Scores, second: Scores) -> float:
+    """The share of the best twentieth that both name."""
+    count = max(1, len(first) // 20)
+    return len(np.intersect1d(*(np.argsort(scores, kind="stable")[-count:] for scores in (first, second)))) / count
 
 
 if __name__ == "__main__":

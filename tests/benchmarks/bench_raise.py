@@ -123,8 +123,12 @@ def policies(folder: Path, seed: int, options: argparse.Namespace, cells: list[C
             "episode": {"validation_rows": 72},
         }
         for setting in options.settings:
-            section, key = setting.partition("=")[0].split(".")[1:]
-            own.setdefault(section, {})[key] = json.loads(setting.partition("=")[2])
+            path, _, value = setting.partition("=")
+            *sections, key = path.split(".")[1:]
+            place = own
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[key] = json.loads(value)
         if block:
             share_stages(folder / f"raise-{seed}", Path(settings["run"]))
         selection = raysift.select("raise", str(pool), **settings, **{"raise": own})
