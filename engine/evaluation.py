@@ -295,17 +295,10 @@ def _line(task: str, metric: str, records: Sequence[Record], config: EvalConfig)
     if not scores:
         return TaskScore(task, metric, 0, None, None, None, failed, cut_off)
     if metric in GRADED:
-        interval = _within(mean_interval(scores, config.confidence))
+        interval = mean_interval(scores, config.confidence).within(0, 1)
     else:
         interval = wilson_interval(round(sum(scores)), len(scores), config.confidence)
     return TaskScore(task, metric, len(scores), *interval, failed, cut_off)
-
-
-def _within(interval: Interval) -> Interval:
-    """Scores lie between 0 and 1, and so does their mean."""
-    if interval.low is None or interval.high is None:
-        return interval
-    return Interval(interval.mean, max(0.0, interval.low), min(1.0, interval.high))
 
 
 def _loss_line(task: str, metric: str, records: Sequence[Record], config: EvalConfig) -> TaskScore:
@@ -328,7 +321,7 @@ def _overall(tasks: Sequence[TaskScore], config: EvalConfig) -> TaskScore:
         halves = [(line.high - line.low) / 2 for line in scored if line.low is not None and line.high is not None]
         if len(halves) == len(scored):
             half = sum(h * h for h in halves) ** 0.5 / len(scored)
-            interval = _within(Interval(mean, mean - half, mean + half))
+            interval = Interval(mean, mean - half, mean + half).within(0, 1)
     return TaskScore(
         "overall",
         "mean of tasks",

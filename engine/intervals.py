@@ -32,6 +32,12 @@ class Interval(NamedTuple):
     low: float | None
     high: float | None
 
+    def within(self, least: float, most: float) -> Interval:
+        """The same where means can only lie between the two; an interval by spread knows nothing of that."""
+        if self.low is None or self.high is None:
+            return self
+        return Interval(self.mean, max(least, self.low), min(most, self.high))
+
 
 def wilson_interval(right: int, n: int, confidence: float = 0.95) -> Interval:
     """The interval of a share of right answers."""

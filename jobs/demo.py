@@ -170,7 +170,7 @@ def show_comparison(compare: Manifest, console: Console, seeds: int, of: str = T
     lines = []
     for name in dict.fromkeys(result["name"] for result in results):
         own = [result for result in results if result["name"] == name]
-        mean, low, high = seeds_interval([result["scores"] for result in own])
+        mean, low, high = seeds_interval([result["scores"] for result in own]).within(0, 1)
         lines.append([name, own[0]["rows"], len(own), f"{mean:.3f}", f"{low:.3f}", f"{high:.3f}"])
     questions = len(results[0]["scores"])
     title = f"Accuracy on {of} ({questions} questions, {seeds} seeds, 95 % intervals)"

@@ -141,10 +141,10 @@ def win_line(name: str, outcomes: Sequence[Outcome], confidence: float = 0.95) -
     swapped = [outcome.flipped for outcome in outcomes if outcome.flipped is not None]
     score = low = high = None
     if points:
-        mean, below, above = mean_interval(points, confidence)
+        mean, below, above = mean_interval(points, confidence).within(-1, 1)
         score = 1 + mean
         if below is not None and above is not None:
-            low, high = max(0.0, 1 + below), min(2.0, 1 + above)
+            low, high = 1 + below, 1 + above
     return WinLine(
         name=name,
         n=len(points),

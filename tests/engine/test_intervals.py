@@ -67,6 +67,14 @@ def test_interval_moves_with_a_shift_and_does_not_know_the_order():
     assert moved == pytest.approx([x + 10 for x in seeds_interval(scores)])
 
 
+def test_an_interval_ends_where_means_can_lie():
+    wide = mean_interval([0.7, 1.0])
+    assert wide.high > 1 and wide.low < 0
+    assert wide.within(0, 1) == (wide.mean, 0, 1)
+    assert mean_interval([0.4, 0.5, 0.6]).within(0, 1) == mean_interval([0.4, 0.5, 0.6])
+    assert mean_interval([0.4]).within(0, 1) == (0.4, None, None)
+
+
 def test_seeds_interval_is_as_wide_as_seeds_alone_when_examples_agree():
     by_seed = np.array([0.2, 0.5, 0.3, 0.4])
     table = np.repeat(by_seed[:, None], 50, axis=1)
