@@ -207,8 +207,8 @@ def test_a_killed_driver_continues_without_computing_finished_rows_again(driver,
     process, log = driver("killed", matching)
     finish(process)
     assert selection_of(tmp_path / "killed") == selection_of(tmp_path / "calm")
-    # At each kill two actors had a few blocks of 20 rows open.
-    assert count_repeated(log, f"{matching}, driver killed three times") <= 3 * 120
+    # At each kill two actors had two blocks of 20 rows at most open.
+    assert count_repeated(log, f"{matching}, driver killed three times") <= 3 * 80
 
 
 def count_repeated(log, where):
