@@ -37,7 +37,7 @@ from raysift.nano.world import preference_pairs, write_pool
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
 
-SKILL, ROWS_AT_ONCE = "last_letters", 64
+SKILL, SHOTS, ROWS_AT_ONCE = "last_letters", 24, 64
 Scores = NDArray[np.float64]
 
 
@@ -45,7 +45,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/projection")
     parser.add_argument("--rows", type=int, default=600)
-    parser.add_argument("--shots", type=int, default=24, help="preference pairs of the target")
     parser.add_argument("--recipe", default="nano-warmup", help="of the warm-up: nano-warmup, or rose-official")
     parser.add_argument("--dimension", type=int, default=8192)
     parser.add_argument("--preferences", nargs="+", default=["correctness", "style"])
@@ -57,7 +56,7 @@ def main() -> None:
     write_pool(folder / "pool.jsonl", options.rows, 7)
     lines = []
     for preference in options.preferences:
-        run = exact_run(folder, preference, options)
+        run = exact_run(folder, preference, options.recipe)
         exact, stored = scores_of(run, options)
         for (kind, seed), found in stored.items():
             error = float((found - exact).std())
@@ -79,12 +78,12 @@ def main() -> None:
     console.table(f"{len(exact)} rows, {options.dimension:,} numbers", heads, lines)
 
 
-def exact_run(folder: Path, preference: str, options: argparse.Namespace) -> Run:
+def exact_run(folder: Path, preference: str, recipe: str) -> Run:
     """ROSE without projection: warm-up, checkpoints, targets."""
-    pairs = list(preference_pairs(options.shots, 507, [SKILL], preference))
+    pairs = list(preference_pairs(SHOTS, 507, [SKILL], preference))
     target = folder / f"pairs-{preference}.jsonl"
     target.write_bytes(b"\n".join(map(orjson.dumps, pairs)))
-    rose = {"warmup_share": 0.2, "warmup": {"recipe": options.recipe, "dtype": "fp32", "template": "auto"}}
+    rose = {"warmup_share": 0.2, "warmup": {"recipe": recipe, "dtype": "fp32", "template": "auto"}}
     settings: dict[str, Any] = {"run": str(folder / preference), "budget": "5%", "rose": rose}
     with own_session():
         pool = str(folder / "pool.jsonl")
