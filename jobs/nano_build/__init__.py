@@ -42,7 +42,7 @@ class BuildConfig:
     )
     """Target skill and weight (0.05 for any other skill) in what the foundation reads. Letter skills borrow from their
     neighbours: at 0.012 `reverse` reached 0.94."""
-    reward_steps: int = 1300
+    reward_steps: int = 4000
     """Steps of 40 pairs; two cores busy with nothing else need about five minutes."""
     encoder_steps: int = 250
     """Steps of 88 rows, four of each skill."""
