@@ -1,10 +1,12 @@
 """Does MoDS work? On a noisy pool of the nano world, where the truth about every row is known.
 
     python tests/benchmarks/bench_mods.py --out runs/mods --seeds 3
+    python tests/benchmarks/bench_mods.py --out runs/mods-large --seeds 3 --rows 20000 --noise 0.5
 
-Per seed: a pool of 4,000 rows of all skills; MoDS, uniform, quality alone and k-center alone choose 2 %. Printed: how many of each
-kind of noise pass the quality threshold, how well quality tells right rows from others (AUC), how many skills the seeds cover
-beside as many uniform rows, and accuracy over all skills after training, beside the full noisy pool.
+Per seed: a pool of all skills; MoDS, uniform, quality alone and k-center alone choose 2 %. Printed: how many of each kind of
+noise pass the quality threshold, how well quality tells right rows from others (AUC), how many skills the seeds cover beside as
+many uniform rows, and accuracy over all skills after training, beside the full noisy pool and an oracle: as many rows drawn from
+the right ones.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 import numpy as np
 import orjson
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 import raysift
 from raysift.config import make_config
@@ -30,9 +33,10 @@ from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest
 from raysift.nano.skills import SKILLS
-from raysift.nano.world import examples, is_clean, write_pool
+from raysift.nano.world import WorldConfig, examples, is_clean, write_pool
 from raysift.records import ID, META
 from raysift.scoring.ranking import auc
+from raysift.storage import open_location
 
 BUDGET = "2%"
 METHODS = ("uniform", "quality", "coverage", "mods")
@@ -43,6 +47,7 @@ def main() -> None:
     parser.add_argument("--out", default="runs/mods")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=4000)
+    parser.add_argument("--noise", type=float, default=WorldConfig.noise_rate, help="share of spoilt rows in the pool")
     parser.add_argument("--questions", type=int, default=220, help="of the test set, over all skills")
     parser.add_argument("--train", default="{}", help="changes to the recipe of the final training, as JSON")
     parser.add_argument("--no-train", action="store_true", help="selections only")
@@ -71,7 +76,7 @@ def main() -> None:
 def select_all(folder: Path, seed: int, options: argparse.Namespace, found: list[dict[str, Any]]) -> list[Cell]:
     """The training sets of one seed; what the stages of MoDS did is added to `found`."""
     pool = folder / f"pool-{seed}.jsonl"
-    write_pool(pool, options.rows, 2000 + seed)
+    write_pool(pool, options.rows, 2000 + seed, WorldConfig(noise_rate=options.noise))
     cells, runs = [], {}
     for method in METHODS:
         settings: dict[str, Any] = {"seed": seed, "budget": BUDGET, "run": str(folder / f"{method}-{seed}")}
@@ -84,6 +89,8 @@ def select_all(folder: Path, seed: int, options: argparse.Namespace, found: list
     found.append(findings(runs["mods"].run, runs))
     rows = find_manifest(runs["uniform"].run, "ingest")
     assert rows is not None
+    oracle = draw_right(runs["uniform"].run, rows, len(runs["uniform"].ids), seed, folder / f"oracle-{seed}.parquet")
+    cells.append(Cell(f"oracle {BUDGET}", seed, (open_location(oracle),)))
     cells.append(Cell("full pool", seed, tuple(runs["uniform"].run.files(rows, "rows")), PASSES_OVER_ALL))
     return cells
 
@@ -105,6 +112,15 @@ def findings(run: Run, selections: dict[str, raysift.Selection]) -> dict[str, An
         "skills of uniform": len({truth[i]["skill"] for i in uniform}),
         "right": {name: share_right(truth, s.ids) for name, s in selections.items()},
     }
+
+
+def draw_right(run: Run, rows: Manifest, count: int, seed: int, out: Path) -> Path:
+    """A uniform draw from the rows that are right, as a file."""
+    pool = pa.concat_tables([pq.read_table(file.path, filesystem=file.fs) for file in run.files(rows, "rows")])
+    right = pool.filter([is_clean(json.loads(meta)) for meta in pool[META].to_pylist()]).sort_by(ID)
+    drawn = np.random.default_rng(seed).choice(len(right), count, replace=False)
+    pq.write_table(right.take(np.sort(drawn)), out)
+    return out
 
 
 def truth_of(run: Run, manifest: Manifest) -> dict[int, dict[str, Any]]:
