@@ -13,6 +13,7 @@ from raysift.gradient_settings import AdamSettings, ProjectionSettings
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
 from raysift.store import CUT
+from raysift.vectors import VectorForm
 
 MATCHES = "matches"
 VECTORS = "vectors"
@@ -78,9 +79,9 @@ class GradientMatch(_RowGradients):
 
 
 class GradientVectors(_RowGradients):
-    """Projected gradients at unit length, half precision, all checkpoints of a row one after the other."""
+    """Projected gradients as the store keeps them, all checkpoints of a row one after the other."""
 
-    outputs = pa.schema([(VECTORS, pa.binary()), *_COMMON])  # checkpoints x dimension numbers, float16, little endian
+    outputs = pa.schema([(VECTORS, pa.binary()), *_COMMON])
 
     def __init__(
         self,
@@ -92,11 +93,9 @@ class GradientVectors(_RowGradients):
     ) -> None:
         super().__init__(model, checkpoints, adam, **loading)
         self.sinks = self.model.projections(projection)
+        self.form = VectorForm.of(projection, self.sinks[0].width)
 
     def _pack(self, entries: list[tuple[Any, float, float]]) -> Row:
         import numpy as np
 
-        from raysift.influence import unit_rows
-
-        units, _ = unit_rows(np.stack([vector for vector, *_ in entries]))
-        return {VECTORS: units.astype("<f2").tobytes()}
+        return {VECTORS: self.form.pack(np.stack([vector for vector, *_ in entries])).tobytes()}

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+def _usual_dimension(known: dict[str, Any]) -> int:
+    """16 KiB a row and checkpoint, whatever the kind."""
+    return 131072 if known.get("kind") == "signs" else 8192
 
 
 class _Settings(BaseModel):
@@ -14,17 +19,25 @@ class _Settings(BaseModel):
 class ProjectionSettings(_Settings):
     """How a gradient of millions of numbers becomes a vector that can be stored."""
 
-    kind: Literal["sketch", "rademacher", "none"] = "sketch"
-    """`sketch`: random signs, one rotation per block, sum of blocks. `rademacher`: the dense sign matrix of LESS,
-    hundreds of times the arithmetic for the same accuracy. `none`: the gradient itself, for small adapters."""
-    dimension: int = Field(default=8192, ge=1)
-    """Numbers per row. A cosine is off by about 1 / sqrt(dimension); bytes grow in proportion. Without effect for
-    `none`."""
+    kind: Literal["sketch", "signs", "rademacher", "none"] = "sketch"
+    """`sketch`: random signs, one rotation per block, sum of blocks. `signs`: the same, of whose numbers only the signs are
+    kept, one bit each: in the same bytes a third of the error, for more time in matching. `rademacher`: the dense sign
+    matrix of LESS, hundreds of times the arithmetic for the same accuracy. `none`: the gradient itself, for small
+    adapters."""
+    dimension: int = Field(default_factory=_usual_dimension, ge=1)
+    """Numbers per row: 8192, or 131072 signs, which take the same bytes. A cosine is off by about 1 / sqrt(dimension), with
+    signs by a quarter more; bytes grow in proportion. Without effect for `none`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Draws another random map of the same kind; vectors of different seeds must not be compared."""
     own_map: bool = True
     """Each checkpoint draws a map of its own, from the seed and its weights, so that errors average out over checkpoints; off,
     all share one, as in LESS, and the errors of checkpoints that are alike add up."""
+
+    @model_validator(mode="after")
+    def _rotates(self) -> ProjectionSettings:
+        if self.kind == "signs" and (self.dimension < 8 or self.dimension.bit_count() != 1):
+            raise ValueError(f"dimension is {self.dimension}; signs need a power of two from 8 up, such as 131072")
+        return self
 
 
 class AdamSettings(_Settings):

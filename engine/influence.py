@@ -18,13 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 from raysift.errors import DataError
 from raysift.gradient_settings import MatchSettings
 from raysift.topk import TopK
+from raysift.vectors import Array, Stored, dimension_of, scale_of, widen
 
-Array = NDArray[np.floating]
-
-# One shape for all products, the last chunk filled up with zeros: a product's rounding may depend on its shape, and a
-# row's score must not depend on the shard that it came in.
+_CHUNK_NUMBERS = 2**23
 _CHUNK_ROWS = 1024
-_SMALLEST_NORM = 1e-30
 
 
 @dataclass(frozen=True)
@@ -68,39 +65,28 @@ def checkpoint_weights(rates: Sequence[float], renormalise: bool = True) -> NDAr
     return weights / weights.sum() if renormalise else weights
 
 
-def unit_rows(vectors: Array, dtype: type[np.floating] = np.float16) -> tuple[Array, NDArray[np.float32]]:
-    """Rows at length 1, as they are stored, and their lengths. Scaled before the cast: small gradients survive half
-    precision."""
-    norms = np.linalg.norm(vectors.astype(np.float64, copy=False), axis=1)
-    bad = ~np.isfinite(norms) | (norms < _SMALLEST_NORM)
-    if bad.any():
+def match_rows(rows: Array | Stored, targets: Array) -> NDArray[np.float32]:
+    """Products of rows as stored with target vectors (subtasks, d); the same bits for a row in any shard."""
+    if rows.ndim != 2 or targets.ndim != 2 or dimension_of(rows) != targets.shape[1]:
         raise DataError(
-            f"store: {int(bad.sum())} of {len(bad)} row vectors are zero or not finite, first at "
-            f"{int(np.argmax(bad))}. "
-            "They have no direction and must be set aside with a reason."
-        )
-    return (vectors / norms[:, None]).astype(dtype), norms.astype(np.float32)
-
-
-def match_rows(units: Array, targets: Array) -> NDArray[np.float32]:
-    """Products of stored rows (n, d) with target vectors (subtasks, d); the same bits for a row in any shard."""
-    if units.ndim != 2 or targets.ndim != 2 or units.shape[1] != targets.shape[1]:
-        raise DataError(
-            f"match: rows of shape {units.shape} against targets of shape {targets.shape}. Rebuild one of them."
+            f"match: rows of shape {rows.shape} against targets of shape {targets.shape}. Rebuild one of them."
         )
     wide = np.ascontiguousarray(targets.T, dtype=np.float32)
-    scores = np.empty((len(units), len(targets)), np.float32)
-    chunk = np.zeros((_CHUNK_ROWS, units.shape[1]), np.float32)
-    for start in range(0, len(units), _CHUNK_ROWS):
-        part = units[start : start + _CHUNK_ROWS]
-        chunk[: len(part)] = part
+    scores = np.empty((len(rows), len(targets)), np.float32)
+    # One shape for all products, the last chunk filled up with zeros: a product's rounding may depend on its shape, and
+    # a row's score must not depend on the shard that it came in.
+    size = max(1, min(_CHUNK_ROWS, _CHUNK_NUMBERS // targets.shape[1]))
+    chunk = np.zeros((size, targets.shape[1]), np.float32)
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        widen(part, chunk[: len(part)])
         chunk[len(part) :] = 0
         scores[start : start + len(part)] = (chunk @ wide)[: len(part)]
-    return scores
+    return scores * np.float32(scale_of(rows))
 
 
 def weighted_match(
-    units_by_checkpoint: Sequence[Array], targets_by_checkpoint: Sequence[Array], weights: ArrayLike
+    units_by_checkpoint: Sequence[Array | Stored], targets_by_checkpoint: Sequence[Array], weights: ArrayLike
 ) -> NDArray[np.float64]:
     """The inner sum of the formula above, (rows, subtasks), for the rows of one shard at all checkpoints."""
     total: NDArray[np.float64] | float = 0.0

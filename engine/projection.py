@@ -6,6 +6,7 @@ Let g be a row's gradient as one vector, parameters in the order of `ParameterLa
   matrix. E<Sx, Sy> = <x, y>, and Var <Sx, Sy> = 1/d sum over blocks k != l of (|x_k|^2 |y_l|^2 + <x_k, y_k> <x_l,
   y_l>), which is never more than that of the dense matrix but for the coordinates that the latter's diagonal spares.
 - *rademacher*: out = R g / sqrt(d) with a dense matrix of signs, as LESS has it through TRAK, drawn block by block.
+- *signs*: the sketch, rotated so that its numbers are alike (`rotation`); the store keeps their signs (`vectors`).
 - *none*: the gradient itself.
 
 Signs and shifts are bits of splitmix64 at a counter, drawn on the host: the same on every device, in any process, for
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from raysift.errors import ConfigError
 from raysift.gradient_settings import ProjectionSettings
+from raysift.rotation import rotate
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
@@ -90,14 +92,14 @@ class Projection:
         if self.settings.kind == "none":
             offset = self.layout.offsets[index]
             accumulator[:, offset : offset + gradients.shape[1]].add_(gradients)
-        elif self.settings.kind == "sketch":
+        elif self.settings.kind in ("sketch", "signs"):
             self._add_sketch(accumulator, index, gradients)
         else:
             self._add_rademacher(accumulator, index, gradients)
 
     def finish(self, accumulator: Tensor) -> Tensor:
-        """The projected rows; nothing is left to do once every tensor was added."""
-        return accumulator
+        """The projected rows, once every tensor was added."""
+        return rotate(accumulator) if self.settings.kind == "signs" else accumulator
 
     def project(self, vectors: Tensor) -> Tensor:
         """Projects whole gradients, (rows, layout.total), at once."""
@@ -106,7 +108,7 @@ class Projection:
         out = vectors.new_zeros(len(vectors), self.width)
         for index, part in enumerate(torch.split(vectors, list(self.layout.sizes), dim=1)):
             self.add(out, index, part)
-        return out
+        return self.finish(out)
 
     def _add_sketch(self, accumulator: Tensor, index: int, gradients: Tensor) -> None:
         d, start, size = self.width, self.layout.offsets[index], self.layout.sizes[index]
@@ -144,40 +146,6 @@ class Projection:
             drawn = parameter_signs(self.settings.seed, start, start + self.layout.sizes[index])
             self._signs[key] = torch.from_numpy(drawn).to(device)
         return self._signs[key]
-
-
-@dataclass(frozen=True)
-class Distortion:
-    """How far a cosine of projected vectors strays from the true one, by theory."""
-
-    dimension: int
-    parameters: int
-
-    def cosine_sd(self, cosine: float = 0.0) -> float:
-        """Standard deviation of the projected cosine around the true one; largest where the vectors are at right
-        angles."""
-        return (1 - cosine**2) / math.sqrt(self.dimension)
-
-    @property
-    def inner_product_sd(self) -> float:
-        """Upper bound on the standard deviation of an inner product of two unit vectors (reached where they are
-        equal)."""
-        return math.sqrt(2 / self.dimension)
-
-    def __str__(self) -> str:
-        sd = self.cosine_sd()
-        return (
-            f"{self.parameters:,} numbers into {self.dimension:,}: a cosine is off by {sd:.4f} (one standard "
-            "deviation), "
-            f"by less than {2 * sd:.4f} for 95 rows in 100; a cosine of 0.5 by {self.cosine_sd(0.5):.4f}"
-        )
-
-
-def estimate_distortion(projection: Projection) -> Distortion | None:
-    """The expected error of the chosen dimension, for the log; None where nothing is projected."""
-    if projection.settings.kind == "none":
-        return None
-    return Distortion(projection.width, projection.layout.total)
 
 
 def parameter_signs(seed: int, start: int, stop: int) -> NDArray[np.int8]:

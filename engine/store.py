@@ -2,12 +2,13 @@
 
     store.json                  the identity: two sets of vectors may be compared only where it is the same
     segments/HASH/index.parquet id of every row of one pass, whether it was cut, and why it failed
-    segments/HASH/shards/       id and, per checkpoint, the row's unit vector (float16), loss and gradient norm
+    segments/HASH/shards/       id and, per checkpoint, the row's unit vector (`vectors`), loss and gradient norm
     segments/HASH/segment.json  written last: without it the segment does not count
 
 HASH is that of the store's identity, the pass's row ids and its checkpoints, so a killed pass finds its own folder again.
 Vectors lie in columns of fixed width, uncompressed and without dictionary: random numbers do not compress, and a
-memory-mapped file is scored at nearly the speed of an array. Rows cost checkpoints x dimension x 2 bytes each.
+memory-mapped file is scored at nearly the speed of an array. Rows cost checkpoints x dimension x 2 bytes each, or a
+sixteenth of that where signs are stored.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from raysift.gradient_settings import AdamSettings, ProjectionSettings
 from raysift.records import ERROR, ID
 from raysift.storage import Location
 from raysift.topk import Ids
+from raysift.vectors import Stored, VectorForm
 
 CODE_VERSION = 1
 """Raised when the code changes what a vector holds."""
@@ -36,6 +38,7 @@ STORE, SEGMENT, INDEX = "store.json", "segment.json", "index.parquet"
 CUT = "cut"
 INDEX_COLUMNS = pa.schema([(ID, pa.int64()), (CUT, pa.bool_()), (ERROR, pa.string())])
 
+_NUMBERS = b"numbers"  # numpy's name of what a cell of a shard holds; half precision where nothing is said
 _PRODUCT_ROWS = 1024  # `influence.match_rows` multiplies so many at once; a row group is a multiple of them
 _ROW_GROUP_BYTES = 32 * 2**20
 
@@ -179,44 +182,41 @@ def is_among(ids: Ids, wanted: Ids) -> NDArray[np.bool_]:
     return np.asarray(wanted[where] == ids)
 
 
-def group_rows(checkpoints: int, dimension: int) -> int:
+def group_rows(checkpoints: int, form: VectorForm) -> int:
     """Rows of one row group: some 32 MiB, in whole products."""
-    return _PRODUCT_ROWS * max(1, _ROW_GROUP_BYTES // (_PRODUCT_ROWS * checkpoints * dimension * 2))
+    return _PRODUCT_ROWS * max(1, _ROW_GROUP_BYTES // (_PRODUCT_ROWS * checkpoints * form.bytes))
 
 
-def shard_schema(checkpoints: Sequence[str], dimension: int) -> pa.Schema:
+def shard_schema(checkpoints: Sequence[str], form: VectorForm) -> pa.Schema:
     """Columns of a shard."""
     fields = [(ID, pa.int64())]
     for name in checkpoints:
-        fields += [(f"vector_{name}", pa.binary(2 * dimension)), (f"loss_{name}", pa.float32())]
+        fields += [(f"vector_{name}", pa.binary(form.bytes)), (f"loss_{name}", pa.float32())]
         fields += [(f"norm_{name}", pa.float32())]
-    return pa.schema(fields)
+    return pa.schema(fields, metadata={_NUMBERS: form.dtype.str.encode()})
 
 
 def shard_table(
     ids: Ids,
-    vectors: NDArray[np.float16],
+    vectors: Stored,
     losses: NDArray[np.float32],
     norms: NDArray[np.float32],
     checkpoints: Sequence[str],
+    form: VectorForm,
 ) -> pa.Table:
-    """A piece of a shard; `vectors` is (rows, checkpoints, dimension), the others (rows, checkpoints)."""
+    """A piece of a shard; `vectors` is (rows, checkpoints, items of the form), the others (rows, checkpoints)."""
     columns: list[pa.Array] = [pa.array(ids)]
     for i in range(len(checkpoints)):
-        part = np.ascontiguousarray(vectors[:, i], dtype="<f2")
-        columns.append(
-            pa.FixedSizeBinaryArray.from_buffers(
-                pa.binary(2 * vectors.shape[2]), len(ids), [None, pa.py_buffer(part.reshape(-1))]
-            )
-        )
+        part = pa.py_buffer(np.ascontiguousarray(vectors[:, i], dtype=form.dtype).reshape(-1))
+        columns.append(pa.FixedSizeBinaryArray.from_buffers(pa.binary(form.bytes), len(ids), [None, part]))
         columns += [pa.array(np.ascontiguousarray(values[:, i])) for values in (losses, norms)]
-    return pa.Table.from_arrays(columns, schema=shard_schema(checkpoints, vectors.shape[2]))
+    return pa.Table.from_arrays(columns, schema=shard_schema(checkpoints, form))
 
 
-def write_shard(place: Location, checkpoints: Sequence[str], dimension: int, tables: Iterable[pa.Table]) -> int:
+def write_shard(place: Location, checkpoints: Sequence[str], form: VectorForm, tables: Iterable[pa.Table]) -> int:
     """One shard of any number of pieces, in row groups of equal size; gives the number of rows."""
-    size, rows = group_rows(len(checkpoints), dimension), 0
-    schema = shard_schema(checkpoints, dimension)
+    size, rows = group_rows(len(checkpoints), form), 0
+    schema = shard_schema(checkpoints, form)
     plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
     with pq.ParquetWriter(place.path, schema, filesystem=place.fs, **plain) as writer:
         for table in _in_groups(tables, size):
@@ -239,19 +239,19 @@ def _in_groups(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
         yield pa.concat_tables(held)
 
 
-def read_shard(place: Location, checkpoints: Sequence[str]) -> Iterator[tuple[Ids, list[NDArray[np.float16]]]]:
-    """Ids and one (rows, dimension) array of unit vectors per checkpoint, a row group at a time, without a copy."""
+def read_shard(place: Location, checkpoints: Sequence[str]) -> Iterator[tuple[Ids, list[Stored]]]:
+    """Ids and one array of stored vectors per checkpoint, a row group at a time, without a copy."""
     names = [f"vector_{name}" for name in checkpoints]
     source = {"memory_map": True} if place.is_local else {"filesystem": place.fs}
     with pq.ParquetFile(place.path, **source) as file:
+        dtype = np.dtype((file.schema_arrow.metadata or {}).get(_NUMBERS, b"<f2").decode())
         for group in range(file.num_row_groups):
             table = file.read_row_group(group, columns=[ID, *names], use_threads=False).combine_chunks()
-            yield table[ID].to_numpy(), [_numbers(table[name]) for name in names]
+            yield table[ID].to_numpy(), [_cells(table[name], dtype) for name in names]
 
 
-def _numbers(column: pa.ChunkedArray) -> NDArray[np.float16]:
-    """The numbers of a column of fixed width, as a view of Arrow's own memory."""
+def _cells(column: pa.ChunkedArray, dtype: np.dtype) -> Stored:
+    """A column of fixed width, as a view of Arrow's own memory."""
     cells = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-    width = cells.type.byte_width // 2
-    view = np.frombuffer(cells.buffers()[1], dtype="<f2").reshape(-1, width)
+    view = np.frombuffer(cells.buffers()[1], dtype=dtype).reshape(-1, cells.type.byte_width // dtype.itemsize)
     return view[cells.offset : cells.offset + len(cells)]

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from raysift.actors.checkpointed import Checkpoint
 from raysift.actors.row_gradients import LOSSES, NORMS, VECTORS, GradientVectors
 from raysift.config import CommonConfig
+from raysift.distortion import estimate_distortion
 from raysift.errors import StageError
 from raysift.jobs.gradients import checkpoints_of, loading, warmup_recipe
 from raysift.jobs.run import Run, StageResult
@@ -46,6 +47,7 @@ from raysift.store import (
     write_shard,
 )
 from raysift.topk import Ids
+from raysift.vectors import VectorForm
 
 SHARD_BYTES = 256 * 2**20
 PIECE_ROWS = 1024
@@ -59,7 +61,14 @@ class Store:
     identity: StoreIdentity
     points: dict[str, Checkpoint]
     """By hash, in the order of the training."""
-    dimension: int
+    parameters: int
+    """Numbers of a whole gradient."""
+
+    @property
+    def form(self) -> VectorForm:
+        """What its vectors look like on disk."""
+        projection = self.identity.projection_settings
+        return VectorForm.of(projection, self.parameters if projection.kind == "none" else projection.dimension)
 
     def held(self) -> list[tuple[Segment, pa.Table]]:
         """Finished segments with their indexes."""
@@ -92,9 +101,7 @@ def store_of(
         dtype=train.dtype if train.quantization == "none" else f"{train.dtype} over {train.quantization}",
     )
     named = {checkpoint_hash(p.adapter, p.moments if with_moments else None): p for p in points}
-    whole = settings.projection.kind == "none"
-    dimension = target.values["parameters"] if whole else settings.projection.dimension
-    return Store(place, identity, named, dimension)
+    return Store(place, identity, named, target.values["parameters"])
 
 
 def fill(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest, store: Store) -> Manifest:
@@ -107,6 +114,8 @@ def fill(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifes
         computed = sum(len(share.ids) * len(share.checkpoints) for share in missing)
         if computed < len(wanted) * len(names):
             run.console.note(f"gradients: {len(wanted) * len(names) - computed:,} vectors are in {store.place} already")
+        if missing and (distortion := estimate_distortion(settings.projection, store.parameters)):
+            run.console.note(f"gradients: {distortion}")
         for share in missing:
             compute_segment(run, config, settings, rows, store, share)
         held = store.held()
@@ -155,13 +164,13 @@ def compute_segment(
         progress=run.console.shows_progress,
     )
     counts = count_answers("gradients", answers, len(share.ids))
-    shards = seal(answers, share.checkpoints, store.dimension, folder, config.resources)
+    shards = seal(answers, share.checkpoints, store.form, folder, config.resources)
     _write_index(answers, folder / INDEX)
     segment = Segment(
         name=name,
         store=store.identity.hash,
         checkpoints=share.checkpoints,
-        dimension=store.dimension,
+        dimension=store.form.dimension,
         rows=counts["rows_in"],
         failed=counts["failed"],
         shards=tuple(relative(shards, folder)),
@@ -172,7 +181,7 @@ def compute_segment(
 
 
 def seal(
-    answers: Sequence[Location], checkpoints: Sequence[str], dimension: int, folder: Location, resources: Resources
+    answers: Sequence[Location], checkpoints: Sequence[str], form: VectorForm, folder: Location, resources: Resources
 ) -> list[Location]:
     """Turn the answers of a pass into shards of like size, as the store keeps them."""
     from raysift.jobs.ray_tasks import run_tasks
@@ -180,13 +189,13 @@ def seal(
     (folder / "shards").make_folder()
     groups = _groups(answers, SHARD_BYTES)
     places = [folder / "shards" / f"part-{number:05d}.parquet" for number in range(len(groups))]
-    tasks = [(group, tuple(checkpoints), dimension, place) for group, place in zip(groups, places, strict=True)]
+    tasks = [(group, tuple(checkpoints), form, place) for group, place in zip(groups, places, strict=True)]
     for _ in run_tasks(seal_shard, tasks, resources, "gradients: sealing the store's shards"):
         pass
     return places
 
 
-def seal_shard(answers: Sequence[Location], checkpoints: Sequence[str], dimension: int, place: Location) -> int:
+def seal_shard(answers: Sequence[Location], checkpoints: Sequence[str], form: VectorForm, place: Location) -> int:
     """One shard of the rows that have a vector; gives their number."""
 
     def pieces() -> Iterator[pa.Table]:
@@ -195,9 +204,9 @@ def seal_shard(answers: Sequence[Location], checkpoints: Sequence[str], dimensio
                 for batch in source.iter_batches(PIECE_ROWS, columns=[ID, VECTORS, LOSSES, NORMS, ERROR]):
                     good = pa.Table.from_batches([batch.filter(batch[ERROR].is_null())])
                     if len(good):
-                        yield _piece(good.combine_chunks(), checkpoints, dimension)
+                        yield _piece(good.combine_chunks(), checkpoints, form)
 
-    return write_shard(place, checkpoints, dimension, pieces())
+    return write_shard(place, checkpoints, form, pieces())
 
 
 def row_ids(files: Sequence[Location]) -> Ids:
@@ -248,12 +257,12 @@ def _groups(files: Sequence[Location], size: int) -> list[list[Location]]:
     return groups
 
 
-def _piece(good: pa.Table, checkpoints: Sequence[str], dimension: int) -> pa.Table:
+def _piece(good: pa.Table, checkpoints: Sequence[str], form: VectorForm) -> pa.Table:
     """Answers of the actor as a piece of a shard."""
     rows, count = len(good), len(checkpoints)
-    cells = good[VECTORS].combine_chunks().cast(pa.binary(2 * dimension * count))
+    cells = good[VECTORS].combine_chunks().cast(pa.binary(form.bytes * count))
     cells = cells.chunk(0) if isinstance(cells, pa.ChunkedArray) else cells
-    numbers = np.frombuffer(cells.buffers()[1], "<f2").reshape(-1, count, dimension)
-    vectors = numbers[cells.offset : cells.offset + rows]
+    items = np.frombuffer(cells.buffers()[1], form.dtype).reshape(-1, count, form.items)
+    vectors = items[cells.offset : cells.offset + rows]
     losses, norms = (good[name].combine_chunks().flatten().to_numpy().reshape(rows, count) for name in (LOSSES, NORMS))
-    return shard_table(good[ID].to_numpy(), vectors, losses, norms, checkpoints)
+    return shard_table(good[ID].to_numpy(), vectors, losses, norms, checkpoints, form)

@@ -22,6 +22,7 @@ TENSOR_MATHS = (
     "raysift.policy.picking",
     "raysift.preference",
     "raysift.projection",
+    "raysift.rotation",
 )
 # What runs before a command's settings are checked: no heavy library may be loaded by then.
 LIGHT_JOBS = ["raysift.jobs.api", "raysift.jobs.cli", "raysift.jobs.console", "raysift.jobs.run", "raysift.jobs.submit"]

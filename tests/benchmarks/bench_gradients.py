@@ -6,7 +6,8 @@
 One process, contestants take turns, medians of the rounds. All see the same random Llama, LoRA adapter and rows.
 
 - bare: forward and backward of padded batches with the adapter's weight gradients, and nothing else: the usual floor.
-- ours: per-row gradients, official Adam direction, sketch; also with exact matching instead of a projection.
+- ours: per-row gradients, official Adam direction, sketch; also with a rotated one for signs, sixteen times as wide, and
+  with exact matching instead of a projection.
 - row_by_row: one row at a time, autograd, Adam direction, *no* projection: no batch-of-one recipe is faster.
 - less: the recipe of LESS: row by row, then 16 rows at a time through a dense sign matrix drawn block by block.
 - less_drawn_once: the same with a single drawn block used over and over: its arithmetic without its random numbers.
@@ -32,10 +33,11 @@ import numpy as np
 import torch
 
 from raysift.adam import AdamDirection, FlatMoments
+from raysift.distortion import estimate_distortion
 from raysift.gradient_settings import AdamSettings, ProjectionSettings
 from raysift.gradients import ExactMatch, RowGradients, TokenRow, plan_batches
 from raysift.gradients.rows import IGNORED
-from raysift.projection import Projection, estimate_distortion
+from raysift.projection import Projection
 
 RIVALS = ["bergson_global", "bergson_two_sided", "dattri_logra"]
 Contestant = Callable[[list[TokenRow]], None]
@@ -99,15 +101,16 @@ def bare(model: Any, args: argparse.Namespace) -> Contestant:
     return run
 
 
-def ours(model: Any, args: argparse.Namespace, exact_targets: int = 0) -> Contestant:
+def ours(model: Any, args: argparse.Namespace, exact_targets: int = 0, signs: bool = False) -> Contestant:
     gradients = RowGradients(model, token_budget=args.token_budget)
     layout = gradients.adapter.layout
     if exact_targets:
         generator = torch.Generator().manual_seed(2)
         gradients.sink = ExactMatch(torch.randn(exact_targets, layout.total, generator=generator), layout)
     else:
-        gradients.sink = Projection(ProjectionSettings(dimension=args.dimension), layout)
-        print(f"sketch {gradients.sink.hash}: {estimate_distortion(gradients.sink)}", file=sys.stderr)
+        drawn = {"kind": "signs", "dimension": 16 * args.dimension} if signs else {"dimension": args.dimension}
+        gradients.sink = Projection(ProjectionSettings.model_validate(drawn), layout)
+        print(estimate_distortion(gradients.sink.settings, layout.total), file=sys.stderr)
     gradients.direction = AdamDirection(AdamSettings(), make_moments(model))
 
     def run(rows: list[TokenRow]) -> None:
@@ -199,6 +202,7 @@ def main() -> None:
     contestants: dict[str, tuple[Contestant, int]] = {
         "bare": (bare(model, args), args.rows),
         "ours": (ours(model, args), args.rows),
+        "ours_signs": (ours(model, args, signs=True), args.rows),
         "ours_exact_8_targets": (ours(model, args, exact_targets=8), args.rows),
         "row_by_row": (row_by_row(model, args, "never"), args.slow_rows),
         "less_drawn_once": (row_by_row(model, args, "once"), args.slow_rows),

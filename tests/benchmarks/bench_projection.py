@@ -3,10 +3,11 @@
     python tests/benchmarks/bench_projection.py --out runs/projection
     python tests/benchmarks/bench_projection.py --out runs/projection-official --recipe rose-official
 
-A ROSE run gives warm-up checkpoints and targets; then every row's whole Adam direction is computed once per checkpoint and sent
-through each projection. `sketch` is ours, `rademacher` the dense sign matrix of LESS, both with a map of its own for each
-checkpoint. Printed per kind of preference: how far exact scores spread, and for each kind and seed of projection the error,
-the correlations, and how much of the best 5 % both have in common.
+A run of ROSE (or, for `answers`, of LESS) gives warm-up checkpoints and targets; then every row's whole Adam direction is
+computed once per checkpoint, sent through each projection and matched as the store holds it. `sketch` is ours, `signs` the
+rotated sketch of whose numbers only signs are stored, sixteen times as many of them in the same bytes, `rademacher` the dense
+sign matrix of LESS; each with a map of its own for each checkpoint. Printed per kind of target: how far exact scores spread,
+and for each kind and seed of projection the error, the correlations, and how much of the best 5 % both have in common.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import raysift
 from raysift.actors.checkpointed import CheckpointedModel
 from raysift.actors.target_gradients import load_targets
 from raysift.gradient_settings import ProjectionSettings
-from raysift.influence import checkpoint_weights
+from raysift.influence import checkpoint_weights, match_rows
 from raysift.jobs.api import own_session
 from raysift.jobs.console import Console
 from raysift.jobs.gradients import WHOLE, checkpoints_of, loading
@@ -33,9 +34,10 @@ from raysift.jobs.recipes import make_selector
 from raysift.jobs.rescore import config_of, find_manifest
 from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
-from raysift.nano.world import preference_pairs, write_pool
+from raysift.nano.world import examples, preference_pairs, write_pool
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
+from raysift.vectors import VectorForm
 
 SKILL, SHOTS, ROWS_AT_ONCE = "last_letters", 24, 64
 Scores = NDArray[np.float64]
@@ -46,28 +48,28 @@ def main() -> None:
     parser.add_argument("--out", default="runs/projection")
     parser.add_argument("--rows", type=int, default=600)
     parser.add_argument("--recipe", default="nano-warmup", help="of the warm-up: nano-warmup, or rose-official")
-    parser.add_argument("--dimension", type=int, default=8192)
-    parser.add_argument("--preferences", nargs="+", default=["correctness", "style"])
-    parser.add_argument("--kinds", nargs="+", default=["sketch", "rademacher"])
+    parser.add_argument("--dimension", type=int, default=8192, help="signs get 16 times as many")
+    parser.add_argument("--targets", nargs="+", default=["correctness", "style", "answers"])
+    parser.add_argument("--kinds", nargs="+", default=["sketch", "signs", "rademacher"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     folder, console = Path(options.out).absolute(), Console("plain")
     folder.mkdir(parents=True, exist_ok=True)
     write_pool(folder / "pool.jsonl", options.rows, 7)
     lines = []
-    for preference in options.preferences:
-        run = exact_run(folder, preference, options.recipe)
+    for wanted in options.targets:
+        run = exact_run(folder, wanted, options.recipe)
         exact, stored = scores_of(run, options)
         for (kind, seed), found in stored.items():
             error = float((found - exact).std())
             agreement = [spearman(exact, found), float(np.corrcoef(exact, found)[0, 1]), shared_top(exact, found)]
             spread, name = f"{exact.std():.4f}", f"{kind} {seed}"
-            lines.append([preference, spread, name, f"{error:.4f}", *(f"{number:.3f}" for number in agreement)])
+            lines.append([wanted, spread, name, f"{error:.4f}", *(f"{number:.3f}" for number in agreement)])
         for kind in options.kinds:
             mean = np.mean([spearman(exact, stored[kind, seed]) for seed in options.seeds])
-            console.note(f"{preference}, {kind}: {mean:.3f}")
+            console.note(f"{wanted}, {kind}: {mean:.3f}")
     heads = [
-        "preference",
+        "target",
         "spread of exact",
         "projection",
         "error",
@@ -75,19 +77,21 @@ def main() -> None:
         "correlation",
         "shared top 5 %",
     ]
-    console.table(f"{len(exact)} rows, {options.dimension:,} numbers", heads, lines)
+    console.table(f"{len(exact)} rows, {2 * options.dimension:,} bytes a row and checkpoint", heads, lines)
 
 
-def exact_run(folder: Path, preference: str, recipe: str) -> Run:
-    """ROSE without projection: warm-up, checkpoints, targets."""
-    pairs = list(preference_pairs(SHOTS, 507, [SKILL], preference))
-    target = folder / f"pairs-{preference}.jsonl"
-    target.write_bytes(b"\n".join(map(orjson.dumps, pairs)))
-    rose = {"warmup_share": 0.2, "warmup": {"recipe": recipe, "dtype": "fp32", "template": "auto"}}
-    settings: dict[str, Any] = {"run": str(folder / preference), "budget": "5%", "rose": rose}
+def exact_run(folder: Path, wanted: str, recipe: str) -> Run:
+    """Without projection: warm-up, checkpoints, targets."""
+    less = wanted == "answers"
+    shots = examples(SHOTS, 507, [SKILL]) if less else preference_pairs(SHOTS, 507, [SKILL], wanted)
+    target = folder / f"{wanted}.jsonl"
+    target.write_bytes(b"\n".join(map(orjson.dumps, shots)))
+    method = "less" if less else "rose"
+    trained = {"warmup_share": 0.2, "warmup": {"recipe": recipe, "dtype": "fp32", "template": "auto"}}
+    settings: dict[str, Any] = {"run": str(folder / wanted), "budget": "5%", method: trained}
     with own_session():
         pool = str(folder / "pool.jsonl")
-        return raysift.select("rose", pool, target=[str(target)], console=Console("quiet"), **settings).run
+        return raysift.select(method, pool, target=[str(target)], console=Console("quiet"), **settings).run
 
 
 def scores_of(run: Run, options: argparse.Namespace) -> tuple[Scores, dict[tuple[str, int], Scores]]:
@@ -114,19 +118,16 @@ def scores_of(run: Run, options: argparse.Namespace) -> tuple[Scores, dict[tuple
             for start in range(0, len(tokens), ROWS_AT_ONCE)
         ]
         directions = torch.from_numpy(np.concatenate(parts).astype(np.float32))
-        exact += weight * cosines(directions, wanted[0])
+        exact += weight * ((directions @ wanted[0]) / directions.norm(dim=1)).double().numpy()
         for kind, seed in stored:
-            drawn = ProjectionSettings.model_validate({"kind": kind, "dimension": options.dimension, "seed": seed})
+            dimension = options.dimension * (16 if kind == "signs" else 1)
+            drawn = ProjectionSettings.model_validate({"kind": kind, "dimension": dimension, "seed": seed})
             projection = model.projections(drawn)[index]
             # A sketch may overwrite what it is given, and the next projection needs the same directions.
-            found = projection.project(directions.clone())
-            stored[kind, seed] += weight * cosines(found, projection.project(wanted[:1].clone())[0])
+            found = VectorForm.of(drawn, dimension).pack(projection.project(directions.clone()).numpy())
+            target_vectors = projection.project(wanted[:1].clone()).numpy()
+            stored[kind, seed] += weight * match_rows(found, target_vectors)[:, 0].astype(np.float64)
     return exact, stored
-
-
-def cosines(vectors: torch.Tensor, target: torch.Tensor) -> Scores:
-    """Products of rows at unit length with the target, as the store has them but for half precision."""
-    return ((vectors @ target) / vectors.norm(dim=1)).double().numpy()
 
 
 def spearman(first: Scores, second: Scores) -> float:

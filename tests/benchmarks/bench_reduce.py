@@ -10,6 +10,8 @@ them into float32 in pieces of 1,024 rows and multiply by the same targets; they
   was just read), find the wanted ids, multiply, write the cosines of every row to a Parquet file.
 - ray: the same through `match_segments` on a local Ray (`--ray`).
 
+With `--signs` the shards hold signs in the same bytes, sixteen times the numbers; the bare product is still that of float16.
+
 Peak memory is that of a process of its own that scores all shards: resident, mapped file pages included, and anonymous.
 """
 
@@ -40,6 +42,7 @@ from raysift.jobs.store_match import match_segments, match_shard
 from raysift.resources import Resources
 from raysift.storage import open_location
 from raysift.store import Segment, Share, StoreIdentity, read_shard, shard_table, write_shard
+from raysift.vectors import VectorForm
 
 NAME = "bench"
 PIECE = 1024
@@ -49,26 +52,26 @@ IDENTITY = StoreIdentity(
 )  # fmt: skip
 
 
-def make_shards(folder: Path, rows: int, dimension: int) -> list[str]:
-    """Unit rows of random numbers in shards of the usual size."""
+def make_shards(folder: Path, rows: int, form: VectorForm) -> list[str]:
+    """Random rows in shards of the usual size."""
     rng = np.random.default_rng(0)
     home = folder / "segments" / NAME / "shards"
     home.mkdir(parents=True)
-    per_shard = max(PIECE, SHARD_BYTES // (2 * dimension) // PIECE * PIECE)
+    per_shard = max(PIECE, SHARD_BYTES // form.bytes // PIECE * PIECE)
     names = []
     for start in range(0, rows, per_shard):
         count = min(per_shard, rows - start)
 
         def pieces(start: int = start, count: int = count):  # type: ignore[no-untyped-def]
-            for first in range(0, count, 16 * PIECE):
-                size = min(16 * PIECE, count - first)
-                numbers = rng.standard_normal((size, 1, dimension), dtype=np.float32) / np.sqrt(dimension)
+            for first in range(0, count, PIECE):
+                size = min(PIECE, count - first)
+                cells = form.pack(rng.standard_normal((size, form.dimension), dtype=np.float32))
                 zeros = np.zeros((size, 1), np.float32)
                 ids = np.arange(start + first, start + first + size)
-                yield shard_table(ids, numbers.astype(np.float16), zeros, zeros, [NAME])
+                yield shard_table(ids, cells[:, None], zeros, zeros, [NAME], form)
 
         names.append(f"shards/part-{len(names):05d}.parquet")
-        write_shard(open_location(folder / "segments" / NAME / names[-1]), [NAME], dimension, pieces())
+        write_shard(open_location(folder / "segments" / NAME / names[-1]), [NAME], form, pieces())
     return names
 
 
@@ -143,7 +146,8 @@ def _status_mib(field: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--dimension", type=int, default=1024)
+    parser.add_argument("--dimension", type=int, default=1024, help="float16 numbers of a row")
+    parser.add_argument("--signs", action="store_true", help="16 times as many signs instead")
     parser.add_argument("--subtasks", type=int, default=8)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
@@ -151,7 +155,8 @@ def main() -> None:
     parser.add_argument("--folder", help="where the shards go; default: a temporary folder")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    targets = np.random.default_rng(1).standard_normal((args.subtasks, args.dimension)).astype(np.float32)
+    form = VectorForm(args.dimension * 16, signs=True) if args.signs else VectorForm(args.dimension)
+    targets = np.random.default_rng(1).standard_normal((args.subtasks, form.dimension)).astype(np.float32)
     wanted = np.arange(args.rows)
     if args.memory_of:
         shards = sorted(
@@ -160,18 +165,20 @@ def main() -> None:
         measure_memory(Path(args.memory_of), shards, targets, wanted, args.workers)
         return
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        compare(args, Path(name), targets, wanted)
+        compare(args, Path(name), form, targets, wanted)
 
 
-def compare(args: argparse.Namespace, folder: Path, targets: np.ndarray, wanted: np.ndarray) -> None:
+def compare(args: argparse.Namespace, folder: Path, form: VectorForm, targets: np.ndarray, wanted: np.ndarray) -> None:
     """Alternate the sides and print medians, ratios and the memory of the reduce."""
-    shards = make_shards(folder, args.rows, args.dimension)
+    shards = make_shards(folder, args.rows, form)
     numbers = np.empty((args.rows, args.dimension), np.float16)
     for shard in shards:
         for ids, (units,) in read_shard(open_location(folder / "segments" / NAME / shard), [NAME]):
-            numbers[ids] = units
+            # Of signs any numbers do: the time of a product does not depend on them.
+            numbers[ids] = units[:, : args.dimension] if form.signs else units
+    short = targets[:, : args.dimension]
     sides: dict[str, Callable[[], None]] = {
-        "bare": lambda: multiply(numbers, targets, args.workers),
+        "bare": lambda: multiply(numbers, short, args.workers),
         "shards": lambda: score_shards(folder, shards, targets, wanted, args.workers),
     }
     if args.ray:
@@ -194,6 +201,7 @@ def compare(args: argparse.Namespace, folder: Path, targets: np.ndarray, wanted:
         print(f"{side:>7}: {median:6.2f} s ({spread}), {args.rows / median:12,.0f} rows/s, {ratio:.2f} of bare")
     command = [sys.executable, __file__, "--memory-of", str(folder), "--rows", str(args.rows)]
     command += ["--dimension", str(args.dimension), "--subtasks", str(args.subtasks), "--workers", str(args.workers)]
+    command += ["--signs"] * form.signs
     print("memory, MiB:", subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip())
 
 

@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 import torch
 
+from raysift.distortion import estimate_distortion
 from raysift.errors import ConfigError
 from raysift.gradient_settings import ProjectionSettings
+from raysift.influence import match_rows
 from raysift.projection import (
     ParameterLayout,
     Projection,
     block_shifts,
-    estimate_distortion,
     parameter_signs,
     sign_matrix,
 )
+from raysift.rotation import hadamard, rotate
+from raysift.vectors import VectorForm
 
 LAYOUT = ParameterLayout(("a", "b", "c", "d"), ((4, 30), (25, 4), (1, 7), (40, 9)))  # 587 parameters
 
@@ -72,7 +75,7 @@ def test_rademacher_is_a_dense_product_with_signs(dimension: int) -> None:
     assert torch.allclose(make("rademacher", dimension, 5).project(vectors(2)), expected, rtol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["sketch", "rademacher", "none"])
+@pytest.mark.parametrize("kind", ["sketch", "signs", "rademacher", "none"])
 def test_tensors_in_any_order_and_on_any_shard_sum_to_the_whole(kind: str) -> None:
     whole, projection = vectors(5), make(kind)
     expected = projection.project(whole.clone())
@@ -84,7 +87,7 @@ def test_tensors_in_any_order_and_on_any_shard_sum_to_the_whole(kind: str) -> No
             total = torch.zeros_like(expected)
             for index in group:
                 other.add(total, index, parts[index].clone())
-            shards.append(total)
+            shards.append(other.finish(total))
         assert torch.allclose(sum(shards), expected, rtol=1e-12, atol=1e-12)  # type: ignore[arg-type]
 
 
@@ -113,13 +116,14 @@ def test_hash_changes_with_everything_that_changes_the_numbers_and_with_nothing_
     swapped = ParameterLayout(("b", "a", "c", "d"), (LAYOUT.shapes[1], LAYOUT.shapes[0], *LAYOUT.shapes[2:]))
     others = [
         make("rademacher"),
+        make("signs"),
         make(dimension=65),
         make(seed=1),
         make(layout=renamed),
         make(layout=swapped),
         make("none"),
     ]
-    assert len({make().hash, *(other.hash for other in others)}) == 7
+    assert len({make().hash, *(other.hash for other in others)}) == 8
     assert make().hash == make().hash
     assert make("none", 1, 1).hash == make("none", 2, 2).hash
 
@@ -151,30 +155,70 @@ def test_inner_products_are_unbiased_and_vary_as_theory_says(kind: str) -> None:
     assert found.var() == pytest.approx(variance, rel=0.2)
 
 
-@pytest.mark.parametrize("kind", ["sketch", "rademacher"])
+@pytest.mark.parametrize("kind", ["sketch", "rademacher", "signs"])
 def test_cosines_stray_no_further_than_the_printed_estimate(kind: str) -> None:
     layout = ParameterLayout(("a", "b"), ((30, 40), (20, 60)))
     x, y = correlated_pair(layout.total)
     cosine = float(x @ y)
-    projection = make(kind, 64, layout=layout)
-    estimate = estimate_distortion(projection)
+    estimate = estimate_distortion(make(kind, 64).settings, layout.total)
     assert estimate is not None
     found = []
-    for seed in range(60):
-        px, py = make(kind, 64, seed, layout).project(torch.stack([x, y]))
-        found.append(float(torch.nn.functional.cosine_similarity(px, py, dim=0)) - cosine)
-    assert np.std(found) == pytest.approx(estimate.cosine_sd(cosine), rel=0.35)
-    assert "64: a cosine is off by 0.1250" in str(estimate)
+    for seed in range(200):
+        projected = make(kind, 64, seed, layout).project(torch.stack([x, y])).numpy()
+        stored = VectorForm(64, kind == "signs").pack(projected[:1])
+        target = projected[1:] / np.linalg.norm(projected[1])
+        found.append(float(match_rows(stored, target)[0, 0]) - cosine)
+    assert np.std(found) == pytest.approx(estimate.cosine_sd(cosine), rel=0.2)
+    assert abs(np.mean(found)) < 4 * estimate.cosine_sd(cosine) / len(found) ** 0.5
+    off, what = ("0.1567", "signs") if kind == "signs" else ("0.1250", "numbers")
+    assert f"2,400 numbers into 64 {what}: a cosine is off by {off}" in str(estimate)
+
+
+def test_signs_are_of_a_rotated_sketch_and_in_the_same_bytes_err_a_third_as_much() -> None:
+    x, y = correlated_pair(20_000)
+    layout = ParameterLayout(("a",), ((20_000,),))
+    whole = torch.stack([x, y])
+    sketch, rotated = (make(kind, 1024, 3, layout).project(whole.clone()) for kind in ("sketch", "signs"))
+    assert torch.allclose(rotated @ rotated.T, sketch @ sketch.T)
+    assert not torch.allclose(rotated, sketch)
+    errors = {}
+    for kind, dimension in (("sketch", 64), ("signs", 1024)):  # 128 bytes each
+        found = []
+        for seed in range(100):
+            projected = make(kind, dimension, seed, layout).project(whole.clone()).numpy()
+            form = VectorForm(dimension, kind == "signs")
+            assert form.bytes == 128
+            found.append(float(match_rows(form.pack(projected[:1]), projected[1:])[0, 0]) - float(x @ y))
+        errors[kind] = np.sqrt(np.mean(np.square(found)))
+    assert errors["signs"] < errors["sketch"] / 2.5
+
+
+@pytest.mark.parametrize("size", [1, 2, 8, 64, 128, 8192])
+def test_the_rotation_is_hadamards_matrix(size: int) -> None:
+    matrix = hadamard(size) if size <= 128 else None
+    some = vectors(3, size=size)
+    if matrix is not None:
+        assert torch.allclose(matrix @ matrix, torch.eye(size, dtype=torch.float64))
+        assert torch.allclose(matrix.abs(), torch.full_like(matrix, size**-0.5))
+        assert torch.allclose(rotate(some), some @ matrix)
+    assert torch.allclose(rotate(rotate(some)), some)  # symmetric and orthogonal: its own inverse
+
+
+@pytest.mark.parametrize("dimension", [4, 100])
+def test_signs_need_a_power_of_two(dimension: int) -> None:
+    with pytest.raises(ValueError, match="power of two from 8 up"):
+        ProjectionSettings(kind="signs", dimension=dimension)
+    assert ProjectionSettings(kind="signs").dimension == 131072
 
 
 def test_nothing_is_distorted_without_projection() -> None:
     projection = make("none")
-    assert estimate_distortion(projection) is None and projection.width == LAYOUT.total
+    assert estimate_distortion(projection.settings, LAYOUT.total) is None and projection.width == LAYOUT.total
     assert torch.equal(projection.project(vectors(2)), vectors(2))
 
 
 def test_single_precision_equals_double_to_rounding() -> None:
-    for kind in ("sketch", "rademacher"):
+    for kind in ("sketch", "signs", "rademacher"):
         double = make(kind).project(vectors(4))
         assert torch.allclose(make(kind).project(vectors(4).float()).double(), double, rtol=1e-4, atol=1e-4)
 

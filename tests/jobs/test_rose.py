@@ -12,7 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from raysift.distortion import estimate_distortion
 from raysift.errors import ConfigError, DataError
+from raysift.gradient_settings import ProjectionSettings
 from raysift.jobs.rescore import find_manifest
 from raysift.jobs.run import open_run
 from raysift.manifest import read_manifest
@@ -83,14 +85,17 @@ def test_beta_changes_scores_only_where_pairs_are_not_normalised(rose_run, repea
 
 
 @pytest.mark.slow
-def test_projected_scores_are_off_by_what_theory_allows_and_by_less_in_more_dimensions(repeat, stored_run, tmp_path):
-    """One standard deviation of a cosine with target t is |t| / sqrt(dimension), where |t| <= 1."""
-    errors = {}
-    for dimension in (512, 8192):
-        run = repeat(tmp_path / f"{dimension}", rose__matching="store", rose__projection__dimension=dimension)
-        errors[dimension] = (numbers(run) - numbers(stored_run)).std()
-        assert errors[dimension] < 1 / np.sqrt(dimension)
-    assert errors[8192] < errors[512] / 2
+def test_projected_scores_are_off_by_what_theory_allows_and_by_less_in_more_numbers(repeat, stored_run, tmp_path):
+    """One standard deviation of a cosine with target t is that of a unit vector times |t|, where |t| <= 1."""
+    errors = []
+    for kind, dimension in (("sketch", 512), ("sketch", 8192), ("signs", 131072)):
+        drawn = {"rose__projection__kind": kind, "rose__projection__dimension": dimension}
+        run = repeat(tmp_path / f"{kind}-{dimension}", rose__matching="store", **drawn)
+        errors.append((numbers(run) - numbers(stored_run)).std())
+        theory = estimate_distortion(ProjectionSettings(kind=kind, dimension=dimension), 1)
+        assert errors[-1] < theory.cosine_sd()
+    assert errors[1] < errors[0] / 2
+    assert errors[2] < errors[1] / 2
 
 
 def test_less_takes_examples_and_its_rows_get_their_own_directions(repeat, tmp_path):

@@ -11,7 +11,6 @@ import pytest
 
 from raysift.errors import ConfigError, DataError, StageError, StaleRunError
 from raysift.gradient_settings import AdamSettings, ProjectionSettings
-from raysift.influence import unit_rows
 from raysift.jobs import store as jobs_store
 from raysift.jobs.recipes import make_selector
 from raysift.jobs.rescore import BorrowingRun, config_of, find_manifest, rescore
@@ -34,6 +33,7 @@ from raysift.store import (
     share_reading,
     write_shard,
 )
+from raysift.vectors import VectorForm
 
 from .conftest import nano_pairs, write_lines
 
@@ -109,15 +109,17 @@ def test_a_store_of_another_projection_is_refused_with_both_hashes_and_the_field
 # --- shards ------------------------------------------------------------------------------------------------------------
 
 
-def vectors(rows, checkpoints=2, dimension=64, seed=0):
-    rng = np.random.default_rng(seed)
-    units, _ = unit_rows(rng.standard_normal((rows * checkpoints, dimension)))
-    return units.reshape(rows, checkpoints, dimension)
+HALVES, SIGNS = VectorForm(64), VectorForm(64, signs=True)
 
 
-def piece(ids, units, names=("a", "b")):
+def vectors(rows, checkpoints=2, form=HALVES):
+    rng = np.random.default_rng(0)
+    return form.pack(rng.standard_normal((rows * checkpoints, form.dimension))).reshape(rows, checkpoints, -1)
+
+
+def piece(ids, units, names=("a", "b"), form=HALVES):
     zeros = np.zeros(units.shape[:2], np.float32)
-    return shard_table(np.asarray(ids), units, zeros, zeros, names)
+    return shard_table(np.asarray(ids), units, zeros, zeros, names, form)
 
 
 def folder_of(tmp_path, remote):
@@ -128,22 +130,24 @@ def folder_of(tmp_path, remote):
     )
 
 
-@pytest.mark.parametrize("remote", [False, True])
-def test_a_shard_gives_back_the_same_bits_and_only_the_checkpoints_asked_for(tmp_path, remote):
-    units = vectors(3000)
+@pytest.mark.parametrize(("remote", "form"), [(False, HALVES), (True, HALVES), (False, SIGNS), (True, SIGNS)])
+def test_a_shard_gives_back_the_same_bits_and_only_the_checkpoints_asked_for(tmp_path, remote, form):
+    units = vectors(3000, form=form)
     place = Location(folder_of(tmp_path, remote).fs, "s.parquet" if remote else str(tmp_path / "s.parquet"))
-    pieces = (piece(np.arange(i, min(i + 700, 3000)), units[i : i + 700]) for i in range(0, 3000, 700))
-    assert write_shard(place, ("a", "b"), 64, pieces) == 3000
+    pieces = (piece(np.arange(i, min(i + 700, 3000)), units[i : i + 700], form=form) for i in range(0, 3000, 700))
+    assert write_shard(place, ("a", "b"), form, pieces) == 3000
     ids, found = zip(*read_shard(place, ["b", "a"]), strict=True)
     assert np.concatenate(ids).tolist() == list(range(3000))
     assert np.concatenate([part[0] for part in found]).tobytes() == units[:, 1].tobytes()
     assert np.concatenate([part[1] for part in found]).tobytes() == units[:, 0].tobytes()
+    assert {part[0].dtype for part in found} == {form.dtype}
 
 
-def test_a_row_costs_two_bytes_a_number(tmp_path):
+@pytest.mark.parametrize("form", [VectorForm(1024), VectorForm(16384, signs=True)])
+def test_a_row_costs_two_bytes_a_number_or_one_bit_a_sign(tmp_path, form):
     place = open_location(tmp_path / "s.parquet")
-    write_shard(place, ("a", "b"), 1024, [piece(np.arange(2000), vectors(2000, dimension=1024))])
-    assert 1.0 <= place.size() / (2000 * 1024 * 2 * 2) < 1.01
+    write_shard(place, ("a", "b"), form, [piece(np.arange(2000), vectors(2000, form=form), form=form)])
+    assert 1.0 <= place.size() / (2000 * 2 * 2048) < 1.01
 
 
 # --- the reduce --------------------------------------------------------------------------------------------------------
@@ -156,7 +160,7 @@ def write_store(place, rows, shards, names=("a", "b"), name="s1"):
     for number in range(shards):
         own = np.arange(number, rows, shards)
         picked = units[own][:, [("a", "b").index(n) for n in names]]
-        write_shard(folder / f"{number}.parquet", names, 64, [piece(own, picked, names)])
+        write_shard(folder / f"{number}.parquet", names, HALVES, [piece(own, picked, names)])
         files.append(f"shards/{number}.parquet")
     return segment(name, names, files)
 

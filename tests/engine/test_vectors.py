@@ -1,0 +1,43 @@
+"""Stored vectors: scale never shows, rows without direction stay out, signs come back as they were."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from raysift.errors import DataError
+from raysift.vectors import VectorForm, dimension_of, unit_rows, widen
+
+
+def test_scale_of_a_row_never_shows_in_the_store_and_tiny_gradients_survive_half_precision() -> None:
+    vectors = np.random.default_rng(0).standard_normal((5, 64)).astype(np.float32)
+    units, norms = unit_rows(vectors)
+    scaled, small = unit_rows(vectors * np.float32(2.0**-40))
+    assert units.dtype == np.float16 and np.array_equal(units, scaled)
+    assert np.allclose(small, norms * 2.0**-40)
+    assert np.allclose(np.linalg.norm(units.astype(np.float64), axis=1), 1, atol=1e-3)
+
+
+@pytest.mark.parametrize("bad", [0.0, float("nan"), float("inf")])
+def test_rows_without_direction_do_not_enter_the_store(bad: float) -> None:
+    vectors = np.ones((3, 4), np.float32)
+    vectors[1] = bad
+    with pytest.raises(DataError, match="1 of 3 row vectors are zero or not finite, first at 1"):
+        unit_rows(vectors)
+    for signs in (False, True):
+        with pytest.raises(DataError, match="no direction"):
+            VectorForm(8, signs).pack(np.zeros((1, 8), np.float32))
+
+
+@pytest.mark.parametrize("signs", [False, True])
+def test_stored_rows_come_back(signs: bool) -> None:
+    form, vectors = VectorForm(1000 if not signs else 1024, signs), np.random.default_rng(1)
+    rows = vectors.standard_normal((7, form.dimension)).astype(np.float32)
+    stored = form.pack(rows)
+    assert stored.dtype == form.dtype and stored.shape == (7, form.items) and stored.nbytes == 7 * form.bytes
+    assert dimension_of(stored) == form.dimension
+    wide = np.empty((7, form.dimension), np.float32)
+    widen(stored, wide)
+    expected = np.sign(rows) if signs else rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    assert np.allclose(wide, expected, atol=1e-4)
+    assert np.array_equal(form.pack(rows * np.float32(2.0**-60)), stored)
