@@ -17,7 +17,6 @@ from typing import Any, ClassVar, NamedTuple
 from raysift.actors.contract import Failed, Row
 from raysift.actors.likelihood import Scorer
 from raysift.actors.loaded import NO_LIMIT, LoadedModel
-from raysift.actors.text_models import quick_products
 from raysift.errors import DataError, ModelError
 from raysift.records import MESSAGES
 from raysift.scoring.columns import CONDITIONAL_LOSS, DIRECT_LOSS, IFD, IFD_SCHEMA, LABEL_TOKENS, TRUNCATED
@@ -54,8 +53,7 @@ class LastAnswer(Scorer):
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
         encoded = [self._encode(row) for row in rows]
         sound = [item for item in encoded if not isinstance(item, Failed)]
-        with quick_products(self.model):
-            losses = iter(self.label_losses([side for item in sound for side in (item.conditional, item.direct)]))
+        losses = iter(self.label_losses([side for item in sound for side in (item.conditional, item.direct)]))
         return [item if isinstance(item, Failed) else self.weigh(item, next(losses), next(losses)) for item in encoded]
 
     def weigh(self, sides: Sides, conditional: float, direct: float) -> Row | Failed:

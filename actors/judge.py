@@ -10,7 +10,6 @@ from raysift.actors.language_model import load_tokenizer
 from raysift.actors.likelihood import Scorer
 from raysift.actors.loaded import LoadedModel, longest_input
 from raysift.actors.prompts import load_card, vocabulary_size
-from raysift.actors.text_models import quick_products
 from raysift.errors import DataError
 from raysift.records import MESSAGES
 from raysift.scoring.columns import INPUT_TOKENS, JUDGE_SCHEMA, JUDGE_SCORE, RATING_MASS, TRUNCATED
@@ -95,6 +94,7 @@ class FirstTokens(Scorer):
         import numpy as np
         import torch
 
+        from raysift.cpu_products import quick_products
         from raysift.gradients.loss import label_logits
         from raysift.gradients.rows import IGNORED, TokenRow, pad_rows, plan_batches
 

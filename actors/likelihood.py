@@ -66,12 +66,13 @@ class Scorer(RowActor):
         """The summed loss of each conversation's labels: minus their log-probability."""
         import torch
 
+        from raysift.cpu_products import quick_products
         from raysift.gradients.loss import label_logits, row_losses
         from raysift.gradients.rows import pad_rows, plan_batches
 
         rows = [_token_row(item) for item in encoded]
         losses = [0.0] * len(rows)
-        with torch.inference_mode():
+        with torch.inference_mode(), quick_products(self.model):
             for members in plan_batches([len(row) for row in rows], self.batch_tokens):
                 batch = pad_rows([rows[i] for i in members], self.model.device)
                 weights = torch.ones(len(batch.targets), device=self.model.device)

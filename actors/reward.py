@@ -20,7 +20,6 @@ from raysift.actors.text_models import (
     TextTokens,
     load_text_model,
     pad_texts,
-    quick_products,
     text_limit,
 )
 from raysift.errors import DataError, ModelError
@@ -79,6 +78,7 @@ class Reward(RowActor):
         """The model's output for each text, in their order."""
         import torch
 
+        from raysift.cpu_products import quick_products
         from raysift.gradients.rows import plan_batches
 
         scores = [0.0] * len(texts)

@@ -92,10 +92,12 @@ class StepTrainer:
 
     def step(self, ids: Sequence[int] | np.ndarray) -> float:
         """One optimizer step over the rows of these ids; the mean loss of their tokens as it was before the step."""
+        from raysift.cpu_products import quick_products
+
         started = time.perf_counter()
         positions = self._batch(ids)
         tokens = int(self.rows.labels_per_row[positions].sum())
-        with own_settings(self.place):
+        with own_settings(self.place), quick_products(self.model):
             self._seed()
             self.model.train()
             nats = self._backward(positions, tokens)

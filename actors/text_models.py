@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from raysift.actors.language_model import _explained as explained
@@ -31,52 +28,6 @@ class TextTokens:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-
-@contextlib.contextmanager
-def quick_products(model: Any) -> Iterator[None]:
-    """Multiplies float32 matrices on the CPU by oneDNN where that is exact, and as usual elsewhere.
-
-    Torch takes MKL, which on AMD leaves AVX-512 unused: 100 against 210 Gflop/s on one core. Its one switch to oneDNN
-    permits bfloat16 as well, which processors with matrix units then use; so the switch is tried on a product first.
-    """
-    import torch
-
-    quick = model.device.type == "cpu" and model.dtype == torch.float32 and _permission_changes_nothing()
-    with _bfloat16_permitted() if quick else contextlib.nullcontext():
-        yield
-
-
-@contextlib.contextmanager
-def _bfloat16_permitted() -> Iterator[None]:
-    import torch
-
-    backend: Any = torch.backends.mkldnn
-    switch = backend.matmul
-    before = switch.fp32_precision
-    switch.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        switch.fp32_precision = before
-
-
-@lru_cache(maxsize=1)
-def _permission_changes_nothing() -> bool:
-    """Whether products stay at float32's precision on this processor where bfloat16's is permitted."""
-    import torch
-
-    if not hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision"):
-        return False  # torch before 2.9
-    # Kernels are kept by shape, and every batch brings new ones: the usual 1024 took 700 MB, 64 are as fast with 300.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    draw = torch.Generator().manual_seed(0)
-    left, right = (torch.randn(2, 64, 512, generator=draw) for _ in range(2))
-    exact = left.double() @ right.double().mT
-    with _bfloat16_permitted():
-        found = left @ right.mT, torch.nn.functional.linear(left[0], right[0]).unsqueeze(0)
-    # Sums of 512 products are about 23; float32 is off by some 1e-5, bfloat16 by some 1e-1.
-    return all(bool((product - exact[: len(product)]).abs().max() < 1e-3) for product in found)
 
 
 def load_text_model(

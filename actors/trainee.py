@@ -136,6 +136,8 @@ def train(
 
     `on_epoch` is called on every rank after each epoch. All rows are held in memory, five bytes a token.
     """
+    from raysift.cpu_products import quick_products
+
     with own_settings(place):
         last = last_checkpoint(out)
         start = adapter
@@ -153,7 +155,8 @@ def train(
             keeper = _keeper(trainer, tokenizer, batches, out, identity, last, on_epoch)
             for callback in (keeper, *callbacks):
                 trainer.add_callback(callback)
-            trainer.train()
+            with quick_products(trained):
+                trainer.train()
 
 
 def _trainer(model: Any, batches: EffectiveBatches, config: TrainConfig, place: Place, scratch: str) -> Any:

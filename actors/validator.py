@@ -60,12 +60,14 @@ class Validator:
         """The same under a live model, a `StepTrainer`'s; it is left in the mode it was in."""
         import torch
 
+        from raysift.cpu_products import quick_products
+
         was_training = model.training
         model.eval()
         found: dict[int, tuple[float, int]] = {}
         try:
             # Not inference_mode: what a model caches in there (rotary tables) could not be trained through later.
-            with own_settings(self.place), torch.no_grad():
+            with own_settings(self.place), torch.no_grad(), quick_products(model):
                 for number in numbers:
                     found |= self._losses_of_batch(model, self.batches[number])
         finally:

@@ -15,6 +15,7 @@ HEAVY = {"ray", "torch", "transformers", "peft", "vllm", "accelerate", "faiss"}
 # Maths on tensors: these engine files, and no others, load torch when they are imported.
 TENSOR_MATHS = (
     "raysift.adam",
+    "raysift.cpu_products",
     "raysift.gradients",
     "raysift.policy.attribution",
     "raysift.policy.learning",

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from raysift.adam import AdamDirection
+from raysift.cpu_products import quick_products
 from raysift.errors import DataError, ModelError
 from raysift.gradient_settings import ProjectionSettings
 from raysift.gradients.adapter import Adapter, find_adapter
@@ -129,7 +130,7 @@ class RowGradients:
             raise DataError(f"gradients: row {refused[0].id} has no loss: {refused[0].message}")
         out = np.empty(len(rows))
         places = {row.id: i for i, row in enumerate(rows)}
-        with torch.no_grad():
+        with torch.no_grad(), quick_products(self.model):
             for part in self._batches(list(rows)):
                 batch = pad_rows(part, self._device())
                 logits = label_logits(self.model, batch, self._head)
@@ -219,7 +220,7 @@ class RowGradients:
         batch = pad_rows(part, self._device())
         sums = _Sums(self.sink, self.direction, len(part))
         capture = Capture(self.adapter, (len(part), batch.input_ids.shape[1]), sums.receive)
-        with capture.hooked(self.model), torch.enable_grad():
+        with capture.hooked(self.model), torch.enable_grad(), quick_products(self.model):
             logits = label_logits(self.model, batch, self._head)
             capture.check_called()
             losses, gradient = row_losses(logits, batch, _position_weights(batch, reduction), with_gradient=True)

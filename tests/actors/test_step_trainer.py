@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from raysift import cpu_products
 from raysift.actors.effective_batches import EffectiveBatches, EncodeRows, Place, split_trainable
 from raysift.actors.language_model import load_language_model
 from raysift.actors.step_trainer import StepTrainer
@@ -128,6 +129,18 @@ def test_the_tiny_model_gets_the_weights_of_a_fine_tune(tmp_path, tiny, changes)
     ]
     assert means[0].names == means[1].names and means[0].step == means[1].step
     assert largest_difference(means[0].exp_avg, means[1].exp_avg) < 1e-6
+
+
+def test_a_wide_model_gets_the_weights_of_a_fine_tune_with_either_library_of_products(tmp_path, monkeypatch):
+    wide = tiny_llama(tmp_path / "wide", hidden=cpu_products.WORTH_IT)
+    rows, found = tiny_rows(wide), []
+    for quick in (True, False):
+        if not quick:
+            monkeypatch.setattr(cpu_products, "_permission_changes_nothing", lambda: False)
+        tuned, stepped, moved, _ = trained_and_stepped(rows, TINY, wide, tmp_path / str(quick))
+        assert largest_difference(tuned, stepped) < 1e-6 and moved > 1e-3
+        found.append(tuned)
+    assert largest_difference(*found) < 1e-4  # Adam divides by small numbers, and enlarges rounding
 
 
 def test_bfloat16_is_that_of_a_fine_tune(tmp_path, tiny):

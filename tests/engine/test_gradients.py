@@ -14,6 +14,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from raysift import cpu_products
+from raysift.cpu_products import WORTH_IT
 from raysift.errors import DataError, ModelError
 from raysift.gradient_settings import ProjectionSettings
 from raysift.gradients import (
@@ -71,11 +73,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def make_model(kind: str = "llama", dtype: torch.dtype = torch.float32, **lora: Any) -> Any:
+def make_model(kind: str = "llama", dtype: torch.dtype = torch.float32, width: int | None = None, **lora: Any) -> Any:
     """A tiny random decoder with an adapter that does something: B is not zero."""
     torch.manual_seed(0)
     settings = {"initializer_range": 0.2} if kind == "gpt2" else SMALL
-    config = transformers.AutoConfig.for_model(kind, **{**settings, "vocab_size": VOCABULARY, **DECODERS[kind]})
+    wide = {"hidden_size": width, "initializer_range": 0.05} if width else {}
+    config = transformers.AutoConfig.for_model(kind, **{**settings, "vocab_size": VOCABULARY, **DECODERS[kind], **wide})
     base = transformers.AutoModelForCausalLM.from_config(config)
     chosen = {
         "r": 3,
@@ -151,6 +154,14 @@ def test_row_gradients_equal_autograd_one_row_at_a_time(kind: str) -> None:
 def test_row_gradients_equal_autograd_in_double_precision(kind: str) -> None:
     model, rows = make_model(kind, torch.float64), make_rows()
     assert deviation(whole(model, token_budget=64).run(rows).vectors, slow_gradients(model, rows)) < 1e-10
+
+
+@pytest.mark.parametrize("quick", [False, True])
+def test_wide_models_agree_too_with_either_library_of_products(quick: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, rows = make_model(width=WORTH_IT), make_rows()
+    if not quick:
+        monkeypatch.setattr(cpu_products, "_permission_changes_nothing", lambda: False)
+    assert deviation(whole(model, token_budget=64).run(rows).vectors, slow_gradients(model, rows)) < 1e-5
 
 
 def test_check_finds_agreement_and_disagreement() -> None:

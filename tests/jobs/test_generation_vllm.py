@@ -167,8 +167,12 @@ def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_p
     assert same >= 297, f"{same} of 300 greedy answers with an adapter are the same"
 
 
-def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, monkeypatch):
-    from raysift.jobs import generation, vllm_stage
+@pytest.mark.parametrize("asked_by", ["generation", "quality"])
+def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, monkeypatch, asked_by):
+    from raysift.config import CommonConfig
+    from raysift.jobs import generation, quality, vllm_stage
+    from raysift.jobs.run import Run
+    from raysift.scoring.settings import QualitySettings
 
     build, starts, kill = generation.build_engine, tmp_path / "starts", engine_killer()
 
@@ -188,11 +192,15 @@ def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, m
         return processor
 
     monkeypatch.setattr(vllm_stage, "MAX_RESTARTS", 1)
-    monkeypatch.setattr(generation, "build_engine", doomed)
+    monkeypatch.setattr({"generation": generation, "quality": quality}[asked_by], "build_engine", doomed)
     files = write_questions(tmp_path, 20)
     one_batch = resources(block_rows=100, batch_rows=100)
     with pytest.raises(StageError, match=r"could not go on through vLLM .* started again 1 times"):
-        generation.generate(files, "nano", open_location(tmp_path / "out"), settings(), one_batch)
+        if asked_by == "generation":
+            generation.generate(files, "nano", open_location(tmp_path / "out"), settings(), one_batch)
+        else:
+            run, judge = Run(str(tmp_path / "run")), QualitySettings(kind="judge", backend="vllm")
+            quality.score_answers("quality", run, CommonConfig(resources=one_batch), judge, files, 20, run.folder)
     assert starts.read_text().count("x") == 2
 
 
