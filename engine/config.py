@@ -166,7 +166,8 @@ def _explain(problem: Any) -> str:
         return f"config: '{where}' is no setting.{hint} Known here: {', '.join(known)}."
     if problem["type"] == "missing":
         return f"config: '{where}' is missing."
-    message = problem["msg"][0].lower() + problem["msg"][1:]
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     return f"config: '{where}' is {problem['input']!r}: {message}."
 
 

@@ -39,6 +39,10 @@ def test_a_recipe_stands_for_its_settings_and_own_keys_win():
     [
         ({"bugdet": "5%"}, r"'bugdet' is no setting\. Did you mean 'budget'\?"),
         ({"longest": {"unit": "words"}}, r"'longest\.unit' is 'words': input should be 'tokens' or 'chars'"),
+        (
+            {"rose": {"projection": {"kind": "signs", "dimension": 1000}}},
+            r"'rose\.projection' is \{.*\}: dimension is 1000; signs need a power of two",
+        ),
         ({"resources": {"wrokers": 2}}, r"'resources\.wrokers' is no setting\. Did you mean 'workers'\?"),
         ({"resources": {"workers": 0}}, r"'resources\.workers' is 0: input should be greater than or equal to 1"),
         ({"seed": "abc"}, r"'seed' is 'abc': input should be a valid integer"),
