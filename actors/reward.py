@@ -15,13 +15,7 @@ from typing import Any, ClassVar, TypeVar
 
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.loaded import LoadedModel, budget_on, takes
-from raysift.actors.text_models import (
-    BATCH_TOKENS,
-    TextTokens,
-    load_text_model,
-    pad_texts,
-    text_limit,
-)
+from raysift.actors.text_models import BATCH_TOKENS, TextTokens, load_text_model, pad_texts, text_limit
 from raysift.errors import DataError, ModelError
 from raysift.records import MESSAGES
 from raysift.scoring.columns import INPUT_TOKENS, REWARD, REWARD_SCHEMA, TRUNCATED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -85,3 +85,14 @@ class MatchSettings(_Settings):
     renormalise_weights: bool = True
     """Divide the checkpoint weights by their sum, so that scores are comparable between runs of different learning
     rates."""
+    target_weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = Field(None, min_length=1)
+    """One number per target file: each is then a target of its own, and a row's score the weighted sum of what `subtasks`
+    gives for each of them. None: all files together are one target."""
+
+    @model_validator(mode="after")
+    def _weighs_scores(self) -> MatchSettings:
+        if self.target_weights and self.subtasks == "round_robin":
+            raise ValueError(
+                "target_weights weigh scores, and under round_robin subtasks pick by rank; leave one of them out"
+            )
+        return self

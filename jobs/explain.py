@@ -235,15 +235,16 @@ def compute_pulls(
     """The cosine of the row's direction with every pair's gradient, strongest first; loads the model for this one row."""
     import ray
 
-    from raysift.jobs.gradients import checkpoints_of, read_targets
+    from raysift.jobs.gradients import checkpoints_of
     from raysift.jobs.recipes import make_selector
+    from raysift.jobs.targeting import read_targets, subtask_of
 
     selector = make_selector(config)
     warm = find_manifest(run, "warmup")
     if warm is None or not isinstance(selector.config, GradientConfig):
         return None
     points = checkpoints_of(run, warm, selector.config.checkpoints)
-    members, _ = read_targets(run, config, selector)
+    members = read_targets(run, config, selector.config).members
     task = ray.remote(num_cpus=min(1.0, config.resources.cpus_per_worker), num_gpus=config.resources.gpus_per_worker)
     by_checkpoint = ray.get(task(_pulls_in_task).remote(list(messages), members, points, config, selector.config))
     weights = scores.values["checkpoint_weights"]
@@ -252,8 +253,7 @@ def compute_pulls(
     for number in numbers:
         cosines = [found.get(number) for found in by_checkpoint]
         total = sum(w * c for w, c in zip(weights, cosines, strict=True) if c is not None)
-        subtask = getattr(members[number], "subtask", None) or members[number].subset or members[number].task
-        pulls.append(Pull(number + 1, subtask, total, cosines))
+        pulls.append(Pull(number + 1, subtask_of(members[number]), total, cosines))
     return sorted(pulls, key=lambda pull: (-abs(pull.pull), pull.number))
 
 
@@ -265,7 +265,8 @@ def _pulls_in_task(
     settings: GradientConfig,
 ) -> list[dict[int, float]]:
     from raysift.actors.target_gradients import TargetGradients
-    from raysift.jobs.gradients import WHOLE, loading, targets_by
+    from raysift.jobs.gradients import WHOLE, loading
+    from raysift.jobs.targeting import targets_by
 
     actor = TargetGradients(config.model, points, settings.projection, settings.adam, **loading(config, settings))
     if len(members) * actor.model.layout.total <= HELD_NUMBERS:

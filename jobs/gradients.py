@@ -5,7 +5,6 @@ Row gradients are matched as they arise (`matching: exact`), or stored and reduc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +16,7 @@ from raysift.actors.checkpointed import Checkpoint, find_moments
 from raysift.actors.row_gradients import MATCHES, GradientMatch
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.config import CommonConfig
-from raysift.errors import ConfigError, DataError, StageError
-from raysift.examples import read_examples
-from raysift.fingerprint import file_fingerprint
-from raysift.formats import read_pairs
+from raysift.errors import ConfigError, StageError
 from raysift.gradient_settings import ProjectionSettings
 from raysift.influence import TargetColumns, aggregate_subtasks, checkpoint_weights
 from raysift.jobs import stages
@@ -30,16 +26,15 @@ from raysift.jobs.tables import count_answers, count_true, publish, read_chunks,
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
-from raysift.methods.rose import Rose
 from raysift.methods.uniform import seed_for, uniform_of
 from raysift.recipes import TrainConfig
-from raysift.records import ERROR, ID, SCORE, Pair
-from raysift.storage import Location, open_location
+from raysift.records import ERROR, ID, SCORE
+from raysift.storage import Location
 from raysift.store import CUT
 from raysift.topk import top_k
 
 if TYPE_CHECKING:
-    from raysift.actors.target_gradients import TargetGradients
+    pass
 
 WHOLE = ProjectionSettings(kind="none")
 
@@ -82,111 +77,6 @@ def checkpoints_of(run: Run, trained: Manifest, last: int | None) -> list[Checkp
         record = EpochRecord.model_validate_json((folder / EPOCH_RECORD).read_bytes())
         found.append(Checkpoint(folder.name, folder / "adapter", find_moments(folder), record.mean_learning_rate))
     return found[-last:] if last else found
-
-
-def read_targets(run: Run, config: CommonConfig, selector: Selector) -> tuple[list[Any], dict[str, int]]:
-    """Preference pairs for ROSE, examples for LESS, with what was wrong with the others counted."""
-    if not config.target:
-        what = "preference pairs" if isinstance(selector, Rose) else "examples with a reference answer"
-        raise ConfigError(f"config: 'target' is missing. {config.method} needs {what}: --target FILE...")
-    if not isinstance(selector, Rose):
-        examples = [e for path in config.target for e in read_examples(path, split=config.evaluate.split)]
-        return examples, {}
-    pairs: list[Pair] = []
-    problems: dict[str, int] = {}
-    for path in config.target:
-        reader = read_pairs(path, keep_identical=True)  # they count as zeros, and are reported
-        pairs.extend(reader)
-        for reason, count in reader.problems.items():
-            problems[reason] = problems.get(reason, 0) + count
-            run.console.note(f"targets: {path}: {count} records give no pair: {reason}")
-    if not pairs:
-        raise DataError(f"targets: {', '.join(config.target)} hold no usable pair ({problems}).")
-    return pairs, problems
-
-
-def targets(
-    run: Run, config: CommonConfig, settings: GradientConfig, selector: Selector, trained: Manifest
-) -> Manifest:
-    """The gradient of the target loss at each checkpoint, one vector per subtask."""
-    points = checkpoints_of(run, trained, settings.checkpoints)
-    projection = settings.projection if settings.matching == "store" else WHOLE
-    train = warmup_recipe(config, settings)
-
-    def body(folder: Location) -> StageResult:
-        import ray
-
-        members, problems = read_targets(run, config, selector)
-        task = ray.remote(
-            num_cpus=min(1.0, config.resources.cpus_per_worker),
-            num_gpus=config.resources.gpus_per_worker,
-            max_retries=2,
-        )(_compute_targets)
-        values = ray.get(task.remote(members, points, config, settings, projection, folder))
-        for reason, count in values["set_aside"].items():
-            run.console.note(f"targets: {count} of {len(members)}: {reason}")
-        files = {"targets": [f"{point.name}.safetensors" for point in points], "members": ["members.json"]}
-        counts = {"rows_in": len(members) + sum(problems.values()), "kept": len(members), "unreadable": problems}
-        return StageResult(files=files, counts=counts | {"set_aside": values["set_aside"]}, values=values)
-
-    files = [open_location(path) for path in config.target]
-    inputs = {"target": [[place.name, file_fingerprint(place)] for place in files], "warmup": trained.fingerprint}
-    decides: dict[str, Any] = {
-        "projection": projection,
-        "targets": settings.targets,
-        "checkpoints": settings.checkpoints,
-        "template": train.template,
-        "max_length": train.max_length,
-        "split": config.evaluate.split,
-    }
-    if isinstance(selector, Rose):
-        decides |= {"preference": selector.config.preference, "end_prompt": selector.config.end_prompt}
-    return run.stage("targets", decides, inputs, body)
-
-
-def _compute_targets(
-    members: Sequence[Any],
-    points: Sequence[Checkpoint],
-    config: CommonConfig,
-    settings: GradientConfig,
-    projection: ProjectionSettings,
-    folder: Location,
-) -> dict[str, Any]:
-    """In a task of its own, for it needs the model: writes the vectors, gives what the manifest keeps."""
-    from raysift.actors.target_gradients import TargetGradients, save_targets
-
-    actor = TargetGradients(config.model, points, projection, **loading(config, settings))
-    found = targets_by(actor, members, config, settings)
-    save_targets(folder, points, found, actor.hash)
-    account = {
-        point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
-    }
-    (folder / "members.json").write(json.dumps(account))
-    set_aside: dict[str, int] = {}
-    for why in found[0].set_aside:
-        set_aside[why.reason] = set_aside.get(why.reason, 0) + 1
-    return {
-        "subtasks": list(found[0].subtasks),
-        "projection": actor.hash,
-        "layout": actor.model.layout.hash,
-        "parameters": actor.model.layout.total,
-        "set_aside": set_aside,
-        "mean_losses": [float(np.mean([member.loss for member in target.members])) for target in found],
-    }
-
-
-def targets_by(
-    actor: TargetGradients,
-    members: Sequence[Any],
-    config: CommonConfig,
-    settings: GradientConfig,
-    keep_units: bool = False,
-) -> list[Any]:
-    """`raysift.preference.Targets` of each checkpoint, from pairs or from examples."""
-    if not isinstance(members[0], Pair):
-        return actor.from_examples(members, settings.targets, keep_units)
-    rose = getattr(config, "rose")  # noqa: B009 - a section made by the registry of methods
-    return actor.from_pairs(members, rose.preference, settings.targets, rose.end_prompt, keep_units)
 
 
 def gradients(
@@ -235,7 +125,8 @@ def influence(
     """Weigh the checkpoints, reduce over subtasks: one score per row."""
     points = checkpoints_of(run, trained, settings.checkpoints)
     weights = checkpoint_weights([p.learning_rate for p in points], settings.match.renormalise_weights)
-    columns = TargetColumns.single(target.values["subtasks"])
+    by_target = settings.match.target_weights or (1.0,)
+    columns = TargetColumns(tuple(target.values["subtasks"]), tuple(target.values["target_of"]), by_target)
 
     def body(folder: Location) -> StageResult:
         place = folder / "scores.parquet"
@@ -279,7 +170,8 @@ def score_table(
     """Scores of rows, with the subtask that each helps most."""
     rule = "max" if settings.match.subtasks == "round_robin" else settings.match.subtasks
     scores = aggregate_subtasks(by_subtask, columns, rule)
-    best = np.asarray(columns.subtasks, dtype=object)[by_subtask.argmax(axis=1)] if len(ids) else []
+    pulls = by_subtask * np.array([columns.weights[of] for of in columns.target_of])
+    best = np.asarray(columns.subtasks, dtype=object)[pulls.argmax(axis=1)] if len(ids) else []
     return pa.table(
         {ID: ids, SCORE: scores, "subtask": pa.array(best, pa.string()), "by_subtask": list(by_subtask)}, schema=schema
     )

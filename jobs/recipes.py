@@ -9,7 +9,18 @@ from typing import Any
 from raysift.budget import parse_budget
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError
-from raysift.jobs import centers, gradients, mods, policy_features, quality, raise_policy, stages, store, store_match
+from raysift.jobs import (
+    centers,
+    gradients,
+    mods,
+    policy_features,
+    quality,
+    raise_policy,
+    stages,
+    store,
+    store_match,
+    targeting,
+)
 from raysift.jobs.policy_transfer import Learnt, learnt_by
 from raysift.jobs.run import Run
 from raysift.manifest import Manifest, read_manifest
@@ -135,6 +146,7 @@ def by_gradient(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """ROSE and LESS: warm up on a random share, match each row's gradient with the target's at every checkpoint."""
     selector = make_selector(config)
     settings: Any = selector.config
+    targeting.check_targets(config, settings)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
     warm_rows = gradients.warmup_rows(run, config, settings, rows)
@@ -148,7 +160,7 @@ def match_and_choose(
     """The second half, which `raysift rescore` repeats for other targets: exactly, or over the store at `place`."""
     selector = make_selector(config)
     settings: Any = selector.config
-    target = gradients.targets(run, config, settings, selector, warm)
+    target = targeting.targets(run, config, settings, selector, warm)
     if settings.matching == "store":
         kept = store.store_of(run, config, settings, warm, target, place)
         stored = store.fill(run, config, settings, rows, kept)

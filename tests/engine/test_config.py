@@ -43,6 +43,11 @@ def test_a_recipe_stands_for_its_settings_and_own_keys_win():
             {"rose": {"projection": {"kind": "signs", "dimension": 1000}}},
             r"'rose\.projection' is \{.*\}: dimension is 1000; signs need a power of two",
         ),
+        (
+            {"rose": {"match": {"subtasks": "round_robin", "target_weights": [1, 2]}}},
+            r"'rose\.match' is \{.*\}: target_weights weigh scores",
+        ),
+        ({"less": {"match": {"target_weights": [1, 0]}}}, r"'less\.match\.target_weights\.1' is 0: .* greater than 0"),
         ({"resources": {"wrokers": 2}}, r"'resources\.wrokers' is no setting\. Did you mean 'workers'\?"),
         ({"resources": {"workers": 0}}, r"'resources\.workers' is 0: input should be greater than or equal to 1"),
         ({"seed": "abc"}, r"'seed' is 'abc': input should be a valid integer"),

@@ -15,7 +15,7 @@ import pytest
 from raysift.distortion import estimate_distortion
 from raysift.errors import ConfigError, DataError
 from raysift.gradient_settings import ProjectionSettings
-from raysift.jobs.rescore import find_manifest
+from raysift.jobs.rescore import config_of, find_manifest
 from raysift.jobs.run import open_run
 from raysift.manifest import read_manifest
 from raysift.nano.world import examples, write_pool
@@ -105,6 +105,29 @@ def test_less_takes_examples_and_its_rows_get_their_own_directions(repeat, tmp_p
     assert read_manifest(run.folder / "targets").values["subtasks"] == ["add", "subtract"]
     with pytest.raises(ConfigError, match=r"target.* is missing. rose needs preference pairs"):
         repeat(tmp_path / "none", target=[])
+
+
+def test_target_files_with_weights_are_targets_of_their_own(rose_run, repeat, tmp_path):
+    """The first file is that of `rose_run`; the second has two subtasks."""
+    (first,) = config_of(open_run(rose_run)).target
+    second = write_lines(
+        tmp_path / "second.jsonl",
+        [pair | {"subtask": name} for name in ("x", "y") for pair in nano_pairs(3, ord(name), "style")],
+    )
+    run = repeat(tmp_path / "run", target=[first, second], rose__match__target_weights=[2.0, 0.5])
+    target = read_manifest(run.folder / "targets")
+    own = [name.startswith("pairs: ") for name in target.values["subtasks"]]
+    assert target.values["subtasks"][own.count(True) :] == ["second: x", "second: y"]
+    assert target.values["target_of"] == [0] * own.count(True) + [1, 1]
+    found = scores(run).drop_null()
+    by_subtask = np.stack(found["by_subtask"].to_pylist())
+    first_best, second_best = by_subtask[:, own].max(axis=1), by_subtask[:, -2:].max(axis=1)
+    np.testing.assert_allclose(numbers(run), 2 * first_best + 0.5 * second_best, atol=1e-6)
+    np.testing.assert_allclose(first_best, numbers(open_run(rose_run)), atol=1e-5)
+    pulls = by_subtask * np.where(own, 2, 0.5)
+    assert found["subtask"].to_pylist() == [target.values["subtasks"][i] for i in pulls.argmax(axis=1)]
+    with pytest.raises(ConfigError, match=r"target_weights' has 2 numbers for 1 target files"):
+        repeat(tmp_path / "one", target=[first], rose__match__target_weights=[2.0, 0.5])
 
 
 def test_targets_without_any_usable_pair_are_refused(repeat, tmp_path):
