@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from raysift.preference import TokenPair
     from raysift.projection import Projection
 
-OPTIMIZER_FILES = ("moments.safetensors", "optimizer.pt")
+OPTIMIZER_FILES = ("moments.safetensors", "optimizer.pt", "optimizer.bin")  # the last is accelerate's, under FSDP
 
 
 @dataclass(frozen=True)

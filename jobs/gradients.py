@@ -29,7 +29,7 @@ from raysift.methods.gradient import GradientConfig
 from raysift.methods.uniform import seed_for, uniform_of
 from raysift.recipes import TrainConfig
 from raysift.records import ERROR, ID, SCORE
-from raysift.storage import Location
+from raysift.storage import Location, open_location
 from raysift.store import CUT
 from raysift.topk import top_k
 
@@ -72,11 +72,20 @@ def warmup_recipe(config: CommonConfig, settings: GradientConfig) -> TrainConfig
 
 def checkpoints_of(run: Run, trained: Manifest, last: int | None) -> list[Checkpoint]:
     """The epochs of the warm-up, with their moments and recorded learning rates; only the last so many where asked."""
-    found = []
-    for folder in run.files(trained, "epochs"):
-        record = EpochRecord.model_validate_json((folder / EPOCH_RECORD).read_bytes())
-        found.append(Checkpoint(folder.name, folder / "adapter", find_moments(folder), record.mean_learning_rate))
+    if given := trained.values.get("given"):
+        found = [_given_checkpoint(**point) for point in given]
+    else:
+        found = [_own_checkpoint(folder) for folder in run.files(trained, "epochs")]
     return found[-last:] if last else found
+
+
+def _own_checkpoint(folder: Location) -> Checkpoint:
+    record = EpochRecord.model_validate_json((folder / EPOCH_RECORD).read_bytes())
+    return Checkpoint(folder.name, folder / "adapter", find_moments(folder), record.mean_learning_rate)
+
+
+def _given_checkpoint(name: str, adapter: str, moments: str | None, learning_rate: float) -> Checkpoint:
+    return Checkpoint(name, open_location(adapter), open_location(moments) if moments else None, learning_rate)
 
 
 def gradients(

@@ -21,6 +21,7 @@ from raysift.jobs import (
     store_match,
     targeting,
 )
+from raysift.jobs.given_checkpoints import adopt_checkpoints
 from raysift.jobs.policy_transfer import Learnt, learnt_by
 from raysift.jobs.run import Run
 from raysift.manifest import Manifest, read_manifest
@@ -149,8 +150,11 @@ def by_gradient(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     targeting.check_targets(config, settings)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
-    warm_rows = gradients.warmup_rows(run, config, settings, rows)
-    warm = gradients.warmup(run, config, settings, warm_rows)
+    if settings.warmup_from:
+        warm = adopt_checkpoints(run, settings.warmup_from)
+    else:
+        warm_rows = gradients.warmup_rows(run, config, settings, rows)
+        warm = gradients.warmup(run, config, settings, warm_rows)
     return match_and_choose(run, config, rows, warm, lengths, store.store_place(run, config))
 
 

@@ -28,6 +28,9 @@ class GradientConfig(MethodConfig):
     """Share of the pool, drawn at random, on which the adapter is warmed up. Too small, and gradients say little."""
     warmup: TrainConfig | None = None
     """Recipe of the warm-up; none: that of the final training (`train`), as in the papers."""
+    warmup_from: str | None = None
+    """Checkpoints trained elsewhere, in place of a warm-up: a folder with `checkpoint-N` of transformers' Trainer or `epoch-N` of
+    `raysift finetune`, or a run. Rows become tokens as `warmup` says, so it should say what that training did."""
     checkpoints: int | None = Field(None, ge=1)
     """Only the last so many epochs of the warm-up are matched; none: all. One checkpoint costs a quarter of four."""
     matching: Literal["exact", "store"] = "exact"

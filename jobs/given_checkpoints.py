@@ -1,0 +1,108 @@
+"""Checkpoints of a training that was done elsewhere, in place of a warm-up (`warmup_from`).
+
+    FOLDER/checkpoint-105/   adapter_model.safetensors, optimizer.pt, trainer_state.json     transformers' Trainer
+    FOLDER/epoch-1/          adapter/, moments.safetensors, epoch.json                       `raysift finetune`
+    RUN                      the checkpoints of its warm-up or fine-tune                     a run of raysift
+
+A checkpoint weighs the mean learning rate since the one before it, as its training recorded it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+
+from raysift.actors.checkpointed import Checkpoint, find_moments
+from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
+from raysift.errors import DataError
+from raysift.jobs.gradients import checkpoints_of
+from raysift.jobs.run import Run, StageResult
+from raysift.manifest import Manifest
+from raysift.storage import Location, open_location
+from raysift.store import checkpoint_hash
+
+WEIGHTS, TRAINER_STATE = "adapter_model.safetensors", "trainer_state.json"
+_NUMBERED = re.compile(r"(?:checkpoint|epoch)-(\d+)")
+
+
+def adopt_checkpoints(run: Run, source: str) -> Manifest:
+    """Stands for the stage `warmup`: names the checkpoints below `source`, and trains nothing."""
+    points = find_checkpoints(source)
+
+    def body(folder: Location) -> StageResult:
+        given = [
+            {
+                "name": point.name,
+                "adapter": str(point.adapter),
+                "moments": point.moments and str(point.moments),
+                "learning_rate": point.learning_rate,
+            }
+            for point in points
+        ]
+        return StageResult(values={"given": given})
+
+    contents = [[p.name, checkpoint_hash(p.adapter, p.moments), p.learning_rate] for p in points]
+    return run.stage("warmup", {"from": str(open_location(source))}, {"checkpoints": contents}, body)
+
+
+def find_checkpoints(source: str) -> list[Checkpoint]:
+    """In the order of their training."""
+    from raysift.jobs.rescore import find_manifest, open_any_run
+    from raysift.jobs.run import CONFIG
+
+    place = open_location(source)
+    if (place / CONFIG).exists():
+        other = open_any_run(source)
+        trained = find_manifest(other, "warmup", "finetune")
+        if trained is None:
+            raise DataError(f"warmup: run {source} has trained no adapter.")
+        return checkpoints_of(other, trained, None)
+    folders = {file.path.rpartition("/")[0] for file in place.files(f"/{WEIGHTS}", recursive=True)}
+    numbered = {}
+    for path in folders:
+        folder = Location(place.fs, path.removesuffix("/adapter"))
+        if found := _NUMBERED.fullmatch(folder.name):
+            numbered[int(found[1])] = folder, Location(place.fs, path)
+    if not numbered:
+        raise DataError(
+            f"warmup: {source} holds no checkpoint-N or epoch-N with {WEIGHTS}. Name the folder that they are in; an adapter "
+            "saved as a pickle (adapter_model.bin) is not loaded."
+        )
+    steps = sorted(numbered)
+    rates = _learning_rates([numbered[step][0] for step in steps], steps)
+    return [
+        Checkpoint(folder.name, adapter, find_moments(folder), rate)
+        for (folder, adapter), rate in zip((numbered[step] for step in steps), rates, strict=True)
+    ]
+
+
+def _learning_rates(folders: list[Location], steps: list[int]) -> list[float]:
+    if all((folder / EPOCH_RECORD).exists() for folder in folders):
+        records = [EpochRecord.model_validate_json((folder / EPOCH_RECORD).read_bytes()) for folder in folders]
+        return [record.mean_learning_rate for record in records]
+    state = folders[-1] / TRAINER_STATE
+    if not state.exists():
+        raise DataError(
+            f"warmup: {folders[-1]} has neither {TRAINER_STATE} nor {EPOCH_RECORD}, which tell the learning rates that "
+            "weigh the checkpoints."
+        )
+    logged = [(line["step"], line["learning_rate"]) for line in _log_of(state) if "learning_rate" in line]
+    rates = []
+    for before, step in zip([0, *steps[:-1]], steps, strict=True):
+        own = [rate for at, rate in logged if before < at <= step]
+        if not own:
+            raise DataError(
+                f"warmup: {state} has no learning rate for the steps {before + 1} to {step}. Train with a smaller "
+                "logging_steps."
+            )
+        rates.append(float(np.mean(own)))
+    return rates
+
+
+def _log_of(state: Location) -> list[dict[str, float]]:
+    try:
+        return list(json.loads(state.read_text())["log_history"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"warmup: {state} is no state of transformers' Trainer: {error!r}.") from error
