@@ -18,7 +18,7 @@ from raysift.actors.checkpointed import Checkpoint, find_moments
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.errors import DataError
 from raysift.jobs.gradients import checkpoints_of
-from raysift.jobs.run import Run, StageResult
+from raysift.jobs.run import CONFIG, Run, StageResult
 from raysift.manifest import Manifest
 from raysift.storage import Location, open_location
 from raysift.store import checkpoint_hash
@@ -50,7 +50,6 @@ def adopt_checkpoints(run: Run, source: str) -> Manifest:
 def find_checkpoints(source: str) -> list[Checkpoint]:
     """In the order of their training."""
     from raysift.jobs.rescore import find_manifest, open_any_run
-    from raysift.jobs.run import CONFIG
 
     place = open_location(source)
     if (place / CONFIG).exists():
