@@ -137,9 +137,8 @@ def targets(
         "template": train.template,
         "max_length": train.max_length,
         "split": config.evaluate.split,
+        "apart": settings.match.target_weights is not None,
     }
-    if settings.match.target_weights:
-        decides["apart"] = True
     if isinstance(selector, Rose):
         decides |= {"preference": selector.config.preference, "end_prompt": selector.config.end_prompt}
     return run.stage("targets", decides, inputs, body)
