@@ -59,15 +59,21 @@ def find_checkpoints(source: str) -> list[Checkpoint]:
             raise DataError(f"warmup: run {source} has trained no adapter.")
         return checkpoints_of(other, trained, None)
     folders = {file.path.rpartition("/")[0] for file in place.files(f"/{WEIGHTS}", recursive=True)}
-    numbered = {}
-    for path in folders:
+    numbered: dict[int, tuple[Location, Location]] = {}
+    parents: set[str] = set()
+    for path in sorted(folders):
         folder = Location(place.fs, path.removesuffix("/adapter"))
         if found := _NUMBERED.fullmatch(folder.name):
+            parents.add(folder.path.rpartition("/")[0])
             numbered[int(found[1])] = folder, Location(place.fs, path)
     if not numbered:
         raise DataError(
             f"warmup: {source} holds no checkpoint-N or epoch-N with {WEIGHTS}. Name the folder that they are in; an adapter "
             "saved as a pickle (adapter_model.bin) is not loaded."
+        )
+    if len(parents) > 1:
+        raise DataError(
+            f"warmup: {source} holds checkpoints of several trainings: {', '.join(sorted(parents))}. Name one of them."
         )
     steps = sorted(numbered)
     rates = _learning_rates([numbered[step][0] for step in steps], steps)

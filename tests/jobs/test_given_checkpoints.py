@@ -97,6 +97,12 @@ def test_what_transformers_trainer_leaves_is_taken_as_it_is(rose_run, tmp_path):
 def test_what_cannot_be_taken_is_named(rose_run, tmp_path):
     with pytest.raises(DataError, match=r"holds no checkpoint-N or epoch-N with adapter_model.safetensors"):
         find_checkpoints(str(tmp_path))
+    with pytest.raises(DataError, match="holds no checkpoint-N"):
+        find_checkpoints(str(tmp_path / "nowhere"))
+    for name in ("one", "two"):
+        trainer_folder(rose_run, tmp_path / "both" / name)
+    with pytest.raises(DataError, match=r"checkpoints of several trainings: .*/both/one, .*/both/two. Name one"):
+        find_checkpoints(str(tmp_path / "both"))
     place = trainer_folder(rose_run, tmp_path / "out", logged=((1, 1e-3),))
     with pytest.raises(DataError, match=r"no learning rate for the steps 2 to 3. Train with a smaller logging_steps"):
         find_checkpoints(place)
