@@ -6,7 +6,7 @@ Row gradients are matched as they arise (`matching: exact`), or stored and reduc
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,9 +32,6 @@ from raysift.records import ERROR, ID, SCORE
 from raysift.storage import Location, open_location
 from raysift.store import CUT
 from raysift.topk import top_k
-
-if TYPE_CHECKING:
-    pass
 
 WHOLE = ProjectionSettings(kind="none")
 
