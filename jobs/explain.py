@@ -72,6 +72,8 @@ class Explanation:
     checkpoints: list[str] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     subtasks: list[str] = field(default_factory=list)
+    subtask_weights: list[float] | None = None
+    """What each subtask's target weighs, where several targets do."""
     matches: list[list[float]] | None = None
     pulls: list[Pull] | None = None
     policy: RowStory | None = None
@@ -216,16 +218,18 @@ def _nearest(run: Run, row_id: int, chosen: Manifest) -> dict[str, Any]:
 
 
 def _matches(run: Run, scores: Manifest, row_id: int) -> dict[str, Any]:
-    """Cosines per checkpoint and subtask, with what the checkpoints weigh."""
+    """Cosines per checkpoint and subtask, with what the checkpoints and the targets weigh."""
     matched, target = find_manifest(run, "match", "gradients"), find_manifest(run, "targets")
     if matched is None or target is None:
         return {}
     line = find_row(run.files(matched, "answers"), row_id, [MATCHES])
+    by_target = scores.values.get("target_weights", [])
     return {
         "matches": line[MATCHES] if line else None,
         "checkpoints": scores.values["checkpoints"],
         "weights": scores.values["checkpoint_weights"],
         "subtasks": target.values["subtasks"],
+        "subtask_weights": [by_target[of] for of in target.values["target_of"]] if len(by_target) > 1 else None,
     }
 
 
@@ -306,8 +310,10 @@ def show(found: Explanation, console: Console) -> None:
             for name, weight, cosines in zip(found.checkpoints, found.weights, found.matches, strict=True)
         ]
         totals = np.array(found.weights) @ np.array(found.matches)
-        heads = ["checkpoint", "weight", *found.subtasks]
-        console.table("Cosine with the target", heads, [*table, ["weighted", None, *totals.tolist()]])
+        table.append(["weighted", None, *totals.tolist()])
+        if found.subtask_weights:
+            table.append(["target ×", None, *found.subtask_weights])
+        console.table("Cosine with the target", ["checkpoint", "weight", *found.subtasks], table)
     if found.pulls:
         strongest = [[f"{p.number}", p.subtask, p.pull, *p.cosines] for p in found.pulls[:SHOWN_PAIRS]]
         console.table(

@@ -149,6 +149,7 @@ def influence(
             raise StageError(f"influence: {written + failed} rows have a line, ingest kept {rows.counts['kept']}.")
         counts = {"rows_in": written + failed, "kept": written, "failed": failed}
         values = {"checkpoint_weights": weights.tolist(), "checkpoints": [p.name for p in points]}
+        values["target_weights"] = list(by_target)
         return StageResult(files={"scores": ["scores.parquet"]}, counts=counts, values=values, rows=written)
 
     inputs = {"rows": rows.fingerprint, "matched": matched.fingerprint, "targets": target.fingerprint}

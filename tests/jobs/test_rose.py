@@ -15,6 +15,8 @@ import pytest
 from raysift.distortion import estimate_distortion
 from raysift.errors import ConfigError, DataError
 from raysift.gradient_settings import ProjectionSettings
+from raysift.jobs.console import Console
+from raysift.jobs.explain import explain, show
 from raysift.jobs.rescore import config_of, find_manifest
 from raysift.jobs.run import open_run
 from raysift.manifest import read_manifest
@@ -107,7 +109,7 @@ def test_less_takes_examples_and_its_rows_get_their_own_directions(repeat, tmp_p
         repeat(tmp_path / "none", target=[])
 
 
-def test_target_files_with_weights_are_targets_of_their_own(rose_run, repeat, tmp_path):
+def test_target_files_with_weights_are_targets_of_their_own(rose_run, repeat, tmp_path, capsys):
     """The first file is that of `rose_run`; the second has two subtasks."""
     (first,) = config_of(open_run(rose_run)).target
     second = write_lines(
@@ -126,6 +128,9 @@ def test_target_files_with_weights_are_targets_of_their_own(rose_run, repeat, tm
     np.testing.assert_allclose(first_best, numbers(open_run(rose_run)), atol=1e-5)
     pulls = by_subtask * np.where(own, 2, 0.5)
     assert found["subtask"].to_pylist() == [target.values["subtasks"][i] for i in pulls.argmax(axis=1)]
+    show(told := explain(str(run.folder.path), found["id"][0].as_py(), pairs=False), Console("plain"))
+    assert told.subtask_weights == [2.0 if mine else 0.5 for mine in own]
+    assert "target ×" in capsys.readouterr().out
     with pytest.raises(ConfigError, match=r"target_weights' has 2 numbers for 1 target files"):
         repeat(tmp_path / "one", target=[first], rose__match__target_weights=[2.0, 0.5])
 
