@@ -155,11 +155,11 @@ def train_and_test(cell: Cell, config: CommonConfig, work: Location) -> None:
         changes = {"seed": cell.seed} | ({"epochs": cell.epochs} if cell.epochs else {})
         train = config.train.model_copy(update=changes)
         out = work / f"{cell.name}-{cell.seed}"
-        report = finetune(cell.files, out, train, "nano", resources)
+        report = finetune(cell.files, out, train, config.model, resources)
         adapter = (out / f"epoch-{report.epochs[-1].epoch}" / "adapter").path
         result |= {"rows": report.counts["rows_in"], "train_seconds": report.seconds}
     tests = read_examples(config.test[0])
-    scores = scores or evaluate_here(tests, "nano", config.evaluate, adapter=adapter, threads=1).scores()
+    scores = scores or evaluate_here(tests, config.model, config.evaluate, adapter=adapter, threads=1).scores()
     result["scores"] = [scores[test.id] for test in tests]
     (work / f"{cell.name}-{cell.seed}.json").write(json.dumps(result))
 

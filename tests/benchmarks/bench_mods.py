@@ -2,11 +2,13 @@
 
     python tests/benchmarks/bench_mods.py --out runs/mods --seeds 3
     python tests/benchmarks/bench_mods.py --out runs/mods-large --seeds 3 --rows 20000 --noise 0.5
+    python tests/benchmarks/bench_mods.py --out runs/mods-spoilt --seeds 3 --rows 20000 --noise 0.5 --spoilt-base
 
 Per seed: a pool of all skills; MoDS, uniform, quality alone and k-center alone choose 2 %. Printed: how many of each kind of
 noise pass the quality threshold, how well quality tells right rows from others (AUC), how many skills the seeds cover beside as
 many uniform rows, and accuracy over all skills after training, beside the full noisy pool and an oracle: as many rows drawn from
-the right ones.
+the right ones. With `--spoilt-base` the model that all of them start from knows the skills and does not answer: the nano model
+after some hundred steps on rambling, truncated and off-topic answers, so that a few good rows have something to mend.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ import argparse
 import json
 from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import raysift
 from raysift.config import make_config
@@ -28,18 +33,22 @@ from raysift.fingerprint import fingerprint
 from raysift.jobs.api import own_session
 from raysift.jobs.console import Console
 from raysift.jobs.demo import PASSES_OVER_ALL, Cell, compare_cells, show_comparison
+from raysift.jobs.nano_build.training import Conversation, encode_conversations, length_batches, pad
 from raysift.jobs.rescore import find_manifest
 from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest
+from raysift.nano import nano_path
 from raysift.nano.skills import SKILLS
-from raysift.nano.world import WorldConfig, examples, is_clean, write_pool
+from raysift.nano.world import WorldConfig, examples, generate_pool, is_clean, write_pool
 from raysift.records import ID, META
 from raysift.scoring.ranking import auc
 from raysift.storage import open_location
 
 BUDGET = "2%"
 METHODS = ("uniform", "quality", "coverage", "mods")
+HABITS = (("truncated", 0.3), ("off_topic", 0.3), ("rambling", 0.4))
+HABIT_STEPS, HABIT_BATCH, HABIT_RATE = 300, 32, 5e-4
 
 
 def main() -> None:
@@ -50,6 +59,7 @@ def main() -> None:
     parser.add_argument("--noise", type=float, default=WorldConfig.noise_rate, help="share of spoilt rows in the pool")
     parser.add_argument("--questions", type=int, default=220, help="of the test set, over all skills")
     parser.add_argument("--train", default="{}", help="changes to the recipe of the final training, as JSON")
+    parser.add_argument("--spoilt-base", action="store_true", help="start from a model that has learned not to answer")
     parser.add_argument("--no-train", action="store_true", help="selections only")
     parser.add_argument("settings", nargs="*", help="mods settings, key=JSON")
     options = parser.parse_args()
@@ -58,19 +68,43 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tests = examples(options.questions, 1000, list(SKILLS), "test")
     (folder / "test.jsonl").write_bytes(b"\n".join(map(orjson.dumps, tests)))
+    options.train = {"recipe": "nano"} | json.loads(options.train)
+    options.model = spoil_base(folder / "spoilt-base") if options.spoilt_base else "nano"
     with own_session():
         cells, found = [Cell("base model", 0, None)], []
         for seed in range(options.seeds):
             cells += select_all(folder, seed, options, found)
         show_findings(found, console)
         if not options.no_train:
-            train = json.loads(options.train)
-            run = Run(str(folder / f"compare-{fingerprint(train)}"), Console("quiet"))
+            run = Run(str(folder / f"compare-{fingerprint(options.train)}"), Console("quiet"))
             test = {"test": [str(folder / "test.jsonl")], "evaluate": {"max_new_tokens": 32}}
-            config = make_config(test | {"train": train})
+            config = make_config(test | {"train": options.train, "model": options.model})
             result = compare_cells(cells, config, (run.folder / "cells").make_folder(), console)
             compare = Manifest(stage="compare", fingerprint="", values=dict(result.values))
             show_comparison(compare, console, options.seeds, "all skills")
+
+
+def spoil_base(out: Path) -> str:
+    """The nano model after all its weights were trained on answers that are none; what it knew of the skills is in it still."""
+    if (out / "model.safetensors").exists():
+        return str(out)
+    source = nano_path("foundation")
+    tokenizer, model = AutoTokenizer.from_pretrained(source), AutoModelForCausalLM.from_pretrained(source)
+    world = WorldConfig(noise_rate=1.0, sources=(("spoilt", 1.0, 1.0),), noise_shares=HABITS, exact_duplicate_rate=0.0)
+    rows = generate_pool(HABIT_STEPS * HABIT_BATCH, 77, world)
+    talks = [Conversation(*(message["content"] for message in row["messages"])) for row in rows]
+    batches = length_batches(encode_conversations(tokenizer, talks), HABIT_BATCH, Random(0), lambda item: len(item[0]))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=HABIT_RATE)
+    for batch in batches:
+        ids = pad([ids for ids, _ in batch], tokenizer.pad_token_id)
+        labels = pad([[-100] * start + ids[start:] for ids, start in batch], -100)
+        model(input_ids=ids, labels=labels).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return str(out)
 
 
 def select_all(folder: Path, seed: int, options: argparse.Namespace, found: list[dict[str, Any]]) -> list[Cell]:
@@ -80,6 +114,7 @@ def select_all(folder: Path, seed: int, options: argparse.Namespace, found: list
     cells, runs = [], {}
     for method in METHODS:
         settings: dict[str, Any] = {"seed": seed, "budget": BUDGET, "run": str(folder / f"{method}-{seed}")}
+        settings |= {"model": options.model, "train": {"recipe": "nano"}}
         if method == "mods":
             pairs = (setting.partition("=") for setting in options.settings)
             settings["mods"] = {key: json.loads(value) for key, _, value in pairs}
