@@ -46,7 +46,7 @@ def start_ray(**options: Any) -> bool:
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
-    if os.environ.get("RAY_ADDRESS"):
+    if os.environ.get("RAY_ADDRESS", "local") != "local":
         settings = {"log_to_driver": False, "logging_level": "ERROR"}
     ray.init(**(settings | options))
     level = max(logging.WARNING, logging.getLogger().level)
