@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from raysift.budget import parse_budget
 from raysift.checks import IngestConfig
 from raysift.errors import ConfigError
+from raysift.generation_settings import GenerationSettings
 from raysift.methods import METHODS, Selector
 from raysift.metrics import EvalConfig
 from raysift.pairwise.settings import WinRateSettings
@@ -44,8 +45,9 @@ class CommonConfig(BaseModel):
     """Run code that ships with a model. Off unless asked for; recorded in the manifests when on."""
     budget: str = "5%"
     """`5%` of the pool, `2000` rows, `1.5Mtok` tokens."""
-    seed: int = 0
-    """Every random choice follows from it and from row ids."""
+    seed: int = Field(0, ge=0)
+    """Every random choice follows from it and from row ids; trainings may have a seed of their own. Projections have one
+    (`projection.seed`), so that runs of any seed share a store."""
     run: str = "runs/run"
     """Where results go: a folder or a URI."""
     output_format: str = "messages"
@@ -67,6 +69,7 @@ class CommonConfig(BaseModel):
 _SECTIONS: dict[str, Any] = {
     name: (method.Config, Field(default_factory=method.Config)) for name, method in METHODS.items()
 }
+_BAR = {"value", "quantile"}  # a threshold is one of them: the later one takes the other's place
 RunConfig: Any = create_model("RunConfig", __base__=CommonConfig, **_SECTIONS)
 
 
@@ -87,16 +90,14 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
     for name in ("pool", "target", "test"):
         if isinstance(values.get(name), str):
             values[name] = [values[name]]
-    # The nano models are a thousand times smaller than those of the papers, whose learning rates teach them nothing.
-    is_nano = str(values.get("model", "nano")).startswith("nano")
     train = values.get("train") or {}
     if isinstance(train, Mapping):
-        values["train"] = _with_recipe(({"recipe": "nano"} if is_nano else {}) | dict(train))
+        values["train"] = _with_recipe({**_usual_recipe(values), **train}) | _seed(values, train)
     for name, method in METHODS.items():
-        section = values.get(name) or {}
-        if isinstance(section, Mapping):
-            usual = {"warmup": {"recipe": "nano-warmup"}} if is_nano and "warmup" in method.Config.model_fields else {}
-            values[name] = _with_preset(method, usual | dict(section))
+        if isinstance(section := values.get(name) or {}, Mapping):
+            values[name] = _with_own_seeds(method.Config, _with_preset(method, section, values), values)
+    if isinstance(section := values.get("win_rate"), Mapping):
+        values["win_rate"] = _with_own_seeds(WinRateSettings, dict(section), values)
     if "budget" in values:
         values["budget"] = str(values["budget"])
     try:
@@ -114,18 +115,55 @@ def _with_recipe(train: Mapping[str, Any]) -> dict[str, Any]:
     return own if name is None else recipe(str(name)).model_dump() | own
 
 
-def _with_preset(method: type[Selector], section: Mapping[str, Any]) -> dict[str, Any]:
+def _usual_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+    """How the run's method trains where nothing is said: as its preset has it, on a real model."""
+    if _is_nano(values):
+        return {"recipe": "nano"}
+    method, section = METHODS.get(str(values.get("method"))), values.get(str(values.get("method")))
+    preset = section.get("preset") if isinstance(section, Mapping) else None
+    return dict(method.presets.get(str(preset), {}).get("train", {})) if method else {}
+
+
+def _with_preset(method: type[Selector], section: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
     """`rose.preset: paper` stands for the settings in which the paper differs; keys beside it are the user's own."""
     own = dict(section)
     preset = own.pop("preset", None)
     if preset is not None and preset not in method.presets:
         known = ", ".join(sorted(method.presets)) or "none"
         raise ConfigError(f"config: {method.name}.preset is '{preset}'. Known: {known}.")
-    merged: dict[str, Any] = dict(method.presets[preset]) if preset else {}
+    merged = {key: value for key, value in method.presets.get(preset, {}).items() if key != "train"}
+    if _is_nano(values) and "warmup" in method.Config.model_fields:
+        merged["warmup"] = {"recipe": "nano-warmup"}
     for key, value in own.items():
-        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
-        merged[key] = {**merged[key], **value} if both else value
-    return {key: _with_recipe(v) if isinstance(v, Mapping) and "recipe" in v else v for key, v in merged.items()}
+        below = merged.get(key)
+        both = isinstance(value, Mapping) and isinstance(below, Mapping) and not value.keys() & _BAR
+        merged[key] = {**below, **value} if both else value
+    return merged
+
+
+def _with_own_seeds(
+    section_type: type[BaseModel], section: dict[str, Any], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A method's own trainings start from a recipe or else from `train`, so that one setting changed leaves the others as
+    they are; they and the answers that it draws have the run's seed, unless they name one."""
+    for name, field in section_type.model_fields.items():
+        own = section.get(name)
+        if TrainConfig in get_args(field.annotation) and isinstance(own, Mapping):
+            below = {} if "recipe" in own or not isinstance(values["train"], Mapping) else values["train"]
+            section[name] = {**below, **_with_recipe(own)} | _seed(values, own)
+        if field.annotation is GenerationSettings and isinstance(own or {}, Mapping):
+            section[name] = {**(own or {})} | _seed(values, own or {})
+    return section
+
+
+def _is_nano(values: Mapping[str, Any]) -> bool:
+    """The nano models are a thousand times smaller than those of the papers, whose learning rates teach them nothing."""
+    return str(values.get("model", "nano")).startswith("nano")
+
+
+def _seed(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    seed = values.get("seed", 0)
+    return {"seed": seed} if "seed" not in own and isinstance(seed, int) and seed >= 0 else {}
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
@@ -151,6 +189,8 @@ def _set_dotted(values: dict[str, Any], override: str) -> None:
         place = place.setdefault(section, {})
         if not isinstance(place, dict):
             raise ConfigError(f"config: '{key}': '{section}' is a value, not a section.")
+    for other in _BAR if last in _BAR else ():
+        place.pop(other, None)
     try:
         place[last] = yaml.safe_load(text)
     except yaml.YAMLError:

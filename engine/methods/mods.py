@@ -90,7 +90,7 @@ _PAPER: dict[str, Any] = {
         "normalise": False,
     },
     "generation": {"max_new_tokens": 1024, "template": "alpaca"},
-    "seed_train": {"recipe": "mods"},
+    "train": {"recipe": "mods"},
 }
 
 
@@ -103,7 +103,7 @@ class Mods(Selector):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": _PAPER,
         "official": _PAPER
-        | {"necessity_newline": True, "second_coverage": False, "seed_train": {"recipe": "mods-official"}},
+        | {"necessity_newline": True, "second_coverage": False, "train": {"recipe": "mods-official"}},
     }
     columns: ClassVar[pa.Schema] = pa.schema(
         [

@@ -2,7 +2,7 @@
 
 All of LESS, but the target is the gradient of the preference loss of the warmed-up model against its base. With pairs normalised
 one by one (`mean_of_units`, the official code) beta and the reference cancel; they matter in `preset: paper`. Departures of
-the official code that are kept as its preset: an end token between prompt and answer, summed log-probabilities.
+the official code that are kept as its preset: an end token between prompt and answer, and training in batches of 4.
 """
 
 from __future__ import annotations
@@ -31,5 +31,8 @@ class Rose(GradientSelector):
     name = "rose"
     summary = "Rows whose gradient lowers a preference loss on a few pairs (ROSE)."
     Config = RoseConfig
-    presets: ClassVar[dict[str, dict[str, Any]]] = {"official": {"end_prompt": True}, "paper": PAPER}
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "official": {"end_prompt": True, "train": {"recipe": "rose-official"}},
+        "paper": PAPER,
+    }
     config: RoseConfig

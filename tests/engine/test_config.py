@@ -1,11 +1,12 @@
 """Settings: where they come from, which wins, and how a wrong one is explained."""
 
 import pytest
+import yaml
 
 from raysift.config import load_config, make_config
 from raysift.errors import ConfigError
 from raysift.fingerprint import fingerprint
-from raysift.recipes import RECIPES
+from raysift.recipes import RECIPES, recipe
 
 
 def test_options_win_over_the_file_and_dotted_keys_over_both(tmp_path):
@@ -18,8 +19,6 @@ def test_options_win_over_the_file_and_dotted_keys_over_both(tmp_path):
 
 
 def test_a_saved_config_replays_to_the_same_settings(tmp_path):
-    import yaml
-
     config = make_config({"method": "longest", "pool": ["a.jsonl"], "train": {"recipe": "less", "epochs": 2}})
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
@@ -32,6 +31,44 @@ def test_a_recipe_stands_for_its_settings_and_own_keys_win():
     assert config.train.lora_rank == RECIPES["less"].lora_rank
     with pytest.raises(ConfigError, match="unknown recipe 'lesss'; known: less"):
         make_config({"train": {"recipe": "lesss"}})
+
+
+def test_a_method_s_own_training_changes_only_what_is_named():
+    nano = make_config({"rose": {"warmup": {"epochs": 2}}}).rose.warmup
+    assert nano == recipe("nano-warmup", epochs=2)
+    real = make_config({"model": "./llama", "train": {"recipe": "less"}, "rose": {"warmup": {"epochs": 1}}})
+    assert real.rose.warmup == recipe("less", epochs=1)
+    assert make_config({"mods": {"seed_train": {"recipe": "mods", "epochs": 1}}}).mods.seed_train.epochs == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "preset", "name"),
+    [("less", "official", "less"), ("rose", "official", "rose-official"), ("mods", "official", "mods-official")],
+)
+def test_a_preset_brings_its_recipe_on_a_real_model(method, preset, name):
+    given = {"method": method, "model": "./llama", method: {"preset": preset}}
+    assert make_config(given).train == RECIPES[name]
+    assert make_config(given | {"train": {"epochs": 1}}).train == recipe(name, epochs=1)
+    assert make_config(given | {"train": {"recipe": "raise"}}).train == RECIPES["raise"]
+    assert make_config(given | {"model": "nano"}).train == RECIPES["nano"]
+    assert make_config(given | {"method": "uniform"}).train != RECIPES[name]
+
+
+def test_trainings_and_draws_follow_the_seed_of_the_run_unless_they_have_their_own():
+    config = make_config({"seed": 5, "less": {"warmup": {"seed": 3}}})
+    assert (config.train.seed, config.rose.warmup.seed, config.less.warmup.seed) == (5, 5, 3)
+    assert config.mods.generation.seed == 5
+    assert make_config({"seed": 5, "win_rate": {"generation": {"top_p": 0.5}}}).win_rate.generation.seed == 5
+    assert config.rose.projection.seed == 0, "runs of any seed share a store"
+
+
+def test_the_later_of_value_and_quantile_takes_the_place_of_the_other(tmp_path):
+    assert make_config({"mods": {"preset": "paper", "alpha": {"quantile": 0.5}}}).mods.alpha.quantile == 0.5
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(make_config({}).model_dump(mode="json")))
+    assert load_config(str(file), {}, ["mods.beta.value=-100"]).mods.beta.value == -100
+    with pytest.raises(ConfigError, match="a value or a quantile, not both"):
+        make_config({"mods": {"alpha": {"quantile": 0.5, "value": 1}}})
 
 
 @pytest.mark.parametrize(

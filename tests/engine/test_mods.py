@@ -71,17 +71,20 @@ def test_nothing_in_order_is_an_error():
 
 
 def test_presets_hold_what_paper_and_code_say():
-    paper, official = (make_config({"mods": {"preset": name}}).mods for name in ("paper", "official"))
+    real = {"method": "mods", "model": "./llama"}
+    runs = [make_config(real | {"mods": {"preset": name}}) for name in ("paper", "official")]
+    paper, official = (run.mods for run in runs)
     assert (paper.alpha.value, paper.beta.value) == (0.0, 0.0)
     assert paper.second_coverage and not official.second_coverage
     assert not paper.necessity_newline and official.necessity_newline
-    assert (paper.seed_train.batch_size, official.seed_train.batch_size) == (128, 512)
+    assert [run.train.batch_size for run in runs] == [128, 512]
+    assert paper.seed_train is official.seed_train is None, "the model is tuned on the seeds by the final recipe"
     assert (official.embedding.pooling, official.embedding.max_tokens, official.embedding.normalise) == (
         "cls",
         96,
         False,
     )
-    changed = make_config({"mods": {"preset": "paper", "seed_train": {"epochs": 1}}}).mods
+    changed = make_config(real | {"mods": {"preset": "paper", "seed_train": {"epochs": 1}}}).mods
     assert (changed.seed_train.epochs, changed.seed_train.batch_size) == (1, 128)
 
 
