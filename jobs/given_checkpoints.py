@@ -4,32 +4,39 @@
     FOLDER/epoch-1/          adapter/, moments.safetensors, epoch.json                       `raysift finetune`
     RUN                      the checkpoints of its warm-up or fine-tune                     a run of raysift
 
-A checkpoint weighs the mean learning rate since the one before it, as its training recorded it.
+A checkpoint weighs the mean learning rate since the one before it, as its training recorded it. An adapter fits any base of the
+same shapes, so what PEFT wrote down of its base is compared with the run's model.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from pathlib import PurePath
 
 import numpy as np
 
 from raysift.actors.checkpointed import Checkpoint, find_moments
+from raysift.actors.language_model import resolve_model
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.errors import DataError
+from raysift.jobs.console import Console
 from raysift.jobs.gradients import checkpoints_of
 from raysift.jobs.run import CONFIG, Run, StageResult
+from raysift.jobs.stages import model_fingerprint
 from raysift.manifest import Manifest
 from raysift.storage import Location, open_location
 from raysift.store import checkpoint_hash
 
-WEIGHTS, TRAINER_STATE = "adapter_model.safetensors", "trainer_state.json"
+WEIGHTS, ADAPTER_CONFIG, TRAINER_STATE = "adapter_model.safetensors", "adapter_config.json", "trainer_state.json"
 _NUMBERED = re.compile(r"(?:checkpoint|epoch)-(\d+)")
 
 
-def adopt_checkpoints(run: Run, source: str) -> Manifest:
+def adopt_checkpoints(run: Run, model: str, source: str) -> Manifest:
     """Stands for the stage `warmup`: names the checkpoints below `source`, and trains nothing."""
     points = find_checkpoints(source)
+    check_base([point.adapter for point in points], model, run.console)
 
     def body(folder: Location) -> StageResult:
         given = [
@@ -44,7 +51,23 @@ def adopt_checkpoints(run: Run, source: str) -> Manifest:
         return StageResult(values={"given": given})
 
     contents = [[p.name, checkpoint_hash(p.adapter, p.moments), p.learning_rate] for p in points]
-    return run.stage("warmup", {"from": str(open_location(source))}, {"checkpoints": contents}, body)
+    inputs = {"model": model_fingerprint(model), "checkpoints": contents}
+    return run.stage("warmup", {"from": str(open_location(source))}, inputs, body)
+
+
+def check_base(adapters: Sequence[Location], model: str, console: Console) -> None:
+    """Refuses adapters of other weights; where their base is not at hand, a base of another name is told."""
+    own = resolve_model(model)
+    configs = [json.loads((adapter / ADAPTER_CONFIG).read_text()) for adapter in adapters]
+    for base in dict.fromkeys(config.get("base_model_name_or_path") or own for config in configs):
+        if open_location(base).is_folder() and open_location(own).is_folder():
+            if model_fingerprint(base, "*.safetensors", "*.bin") != model_fingerprint(own, "*.safetensors", "*.bin"):
+                raise DataError(
+                    f"warmup: the adapters were trained over {base}, whose weights are not those of the run's model, {own}. "
+                    "Give that model (--model), or checkpoints of this one."
+                )
+        elif PurePath(base).name != PurePath(own).name:
+            console.note(f"warmup: the adapters name {base} as their base, the run's model is {own}: is it the same?")
 
 
 def find_checkpoints(source: str) -> list[Checkpoint]:
@@ -54,7 +77,7 @@ def find_checkpoints(source: str) -> list[Checkpoint]:
     place = open_location(source)
     if (place / CONFIG).exists():
         other = open_any_run(source)
-        trained = find_manifest(other, "warmup", "finetune")
+        trained = find_manifest(other, "warmup", "final")
         if trained is None:
             raise DataError(f"warmup: run {source} has trained no adapter.")
         return checkpoints_of(other, trained, None)

@@ -34,6 +34,7 @@ from raysift.store import CUT
 from raysift.topk import top_k
 
 WHOLE = ProjectionSettings(kind="none")
+MANY_BYTES = 2 * 2**30
 
 
 def warmup_rows(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest) -> Manifest:
@@ -58,6 +59,12 @@ def warmup(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manif
         raise ConfigError(
             f"config: '{config.method}.warmup.method' is '{train.method}': row gradients are those of a LoRA adapter. "
             "Set it to lora; the final training (train.method) may be full."
+        )
+    adam = settings.adam
+    if adam.form != "none" and (adam.beta1, adam.beta2) != (train.adam_beta1, train.adam_beta2):
+        run.console.note(
+            f"warmup: trains with Adam's betas {train.adam_beta1:g} and {train.adam_beta2:g}, directions take "
+            f"{adam.beta1:g} and {adam.beta2:g} ({config.method}.adam): they are not the steps of this training."
         )
     return stages.finetune(run, config.model_copy(update={"train": train}), rows, "warmup")
 
@@ -92,8 +99,14 @@ def gradients(
     from raysift.jobs.raydata import map_rows
 
     points = checkpoints_of(run, trained, settings.checkpoints)
+    held = 4 * len(points) * len(target.values["subtasks"]) * target.values["parameters"]
 
     def body(folder: Location) -> StageResult:
+        if held > MANY_BYTES:
+            run.console.note(
+                f"gradients: every actor holds {held / 2**30:.1f} GiB of target gradients, {len(target.values['subtasks'])} "
+                f"subtasks at {len(points)} checkpoints. Where that is too much: {config.method}.matching=store."
+            )
         place = run.files(target, "targets")[0]
         arguments = {
             "model": config.model,
@@ -114,6 +127,7 @@ def gradients(
 
     train = warmup_recipe(config, settings)
     decides = {"adam": settings.adam, "template": train.template, "max_length": train.max_length}
+    decides |= {"dtype": train.dtype, "quantization": train.quantization}
     inputs = {"rows": rows.fingerprint, "warmup": trained.fingerprint, "targets": target.fingerprint}
     return run.stage("gradients", decides, inputs, body)
 

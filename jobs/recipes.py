@@ -151,7 +151,7 @@ def by_gradient(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
     if settings.warmup_from:
-        warm = adopt_checkpoints(run, settings.warmup_from)
+        warm = adopt_checkpoints(run, config.model, settings.warmup_from)
     else:
         warm_rows = gradients.warmup_rows(run, config, settings, rows)
         warm = gradients.warmup(run, config, settings, warm_rows)

@@ -8,10 +8,14 @@ import pytest
 
 import raysift
 from raysift.errors import DataError
-from raysift.jobs.given_checkpoints import find_checkpoints
+from raysift.jobs.console import Console
+from raysift.jobs.given_checkpoints import check_base, find_checkpoints
 from raysift.jobs.gradients import checkpoints_of
 from raysift.jobs.rescore import config_of, find_manifest
 from raysift.jobs.run import open_run
+from raysift.jobs.stages import model_fingerprint
+from raysift.nano.world import generate_pool
+from raysift.storage import open_location
 
 from .conftest import nano_pairs, write_lines
 
@@ -42,6 +46,34 @@ def test_a_run_and_its_folder_of_epochs_give_the_runs_own_checkpoints(rose_run):
     assert find_checkpoints(rose_run) == find_checkpoints(epochs) == own
 
 
+def test_the_epochs_of_a_fine_tune_are_checkpoints_too(rose_run, tmp_path):
+    rows = write_lines(tmp_path / "rows.jsonl", list(generate_pool(40, 3)))
+    train = {"recipe": "nano", "epochs": 2, "max_length": 64}
+    run = str(tmp_path / "run")
+    raysift.finetune(rows, run=run, train=train, resources={"train_workers": 0})
+    assert [point.name for point in find_checkpoints(run)] == ["epoch-1", "epoch-2"]
+
+
+def test_adapters_of_other_weights_are_refused_and_a_base_of_another_name_is_told(rose_run, tmp_path, capsys):
+    adapter = own_points(rose_run)[0].adapter
+    record = json.loads((adapter / "adapter_config.json").read_text())
+    other, copy = tmp_path / "other" / "foundation", open_location(str(tmp_path / "adapter"))
+    other.mkdir(parents=True)
+    (other / "model.safetensors").write_bytes(b"other weights")
+
+    def over(base):
+        (copy / "adapter_config.json").write(json.dumps(record | {"base_model_name_or_path": base}))
+        check_base([copy], "nano", Console("plain"))
+        return capsys.readouterr().err
+
+    assert over(record["base_model_name_or_path"]) == ""
+    assert over(None) == ""
+    with pytest.raises(DataError, match=r"trained over .*/other/foundation, whose weights are not those of the run's"):
+        over(str(other))
+    assert over("/gone/foundation") == ""
+    assert "name somebody/llama as their base" in over("somebody/llama")
+
+
 def test_checkpoints_of_transformers_weigh_the_mean_rate_since_the_one_before(rose_run, tmp_path):
     found = find_checkpoints(
         trainer_folder(rose_run, tmp_path / "out", ends=(2, 11), logged=((1, 4.0), (2, 2.0), (11, 1.0)))
@@ -64,6 +96,9 @@ def test_a_selection_over_them_is_that_of_the_training_itself(rose_run, tmp_path
     ]
     np.testing.assert_allclose(*scores, atol=1e-6)
     assert not (again.run.folder / "warmup_rows").exists()
+    # Another model in the same folder must not be served this one's results.
+    assert find_manifest(again.run, "warmup").inputs["model"] == model_fingerprint("nano")
+    assert find_manifest(again.run, "gradients").settings["dtype"] == "fp32"
 
 
 @pytest.mark.slow
