@@ -183,8 +183,15 @@ def load_adapter(model: Any, adapter: str | Location, trainable: bool = False) -
             f"model: '{place}' holds no adapter_config.json, so it is no PEFT adapter. A fine-tune writes "
             "epoch-N/adapter after each epoch."
         )
-    with local_copy(place) as folder, _explained(str(place), "adapter"):
-        return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+    with local_copy(place) as folder:
+        try:
+            return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            reason = " ".join(str(error).split())[:300] or "no message"
+            raise ModelError(
+                f"model: cannot load the adapter {place} over this base model: {type(error).__name__}: {reason} Give "
+                "an adapter that PEFT saved over the same model, with the model that it was trained on."
+            ) from error
 
 
 def torch_dtype(name: str) -> Any:
