@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ from raysift.errors import ModelError
 from raysift.gradient_settings import AdamSettings, ProjectionSettings
 from raysift.methods.uniform import seed_for
 from raysift.moments import load_moments
-from raysift.records import Pair
+from raysift.records import Message, Pair
 from raysift.storage import Location
 from raysift.store import checkpoint_hash
 from raysift.templates import IGNORED, encode_conversation
@@ -118,26 +119,34 @@ class CheckpointedModel:
         """
         from raysift.preference import TokenPair
 
-        chosen, rejected = (self._encode_answer(pair, answer, end_prompt) for answer in (pair.chosen, pair.rejected))
-        return TokenPair(number, chosen, rejected, pair.subtask)
+        chosen, one_cut = self.encode_answer(number, pair.prompt, pair.chosen, end_prompt)
+        rejected, other_cut = self.encode_answer(number, pair.prompt, pair.rejected, end_prompt)
+        return TokenPair(number, chosen, rejected, pair.subtask, one_cut or other_cut)
 
-    def _encode_answer(self, pair: Pair, answer: str, end_prompt: bool) -> TokenRow:
+    def encode_answer(
+        self, number: int, prompt: Sequence[Message], answer: str, end_prompt: bool = False
+    ) -> tuple[TokenRow, bool]:
+        """Prompt and answer with labels on the answer alone, and whether tokens of the answer were cut off.
+
+        The two are told apart before they are cut: an answer past the longest input leaves no token that counts.
+        """
         import numpy as np
 
         from raysift.gradients import TokenRow
 
-        turns = [{"role": m.role, "content": m.content} for m in pair.prompt]
-        row = self.encode(0, [*turns, {"role": "assistant", "content": answer}])
-        labels = np.asarray(row.labels)
+        turns = [{"role": m.role, "content": m.content} for m in prompt]
+        messages = [*turns, {"role": "assistant", "content": answer}]
+        whole = encode_conversation(self.tokenizer, messages, sys.maxsize, self.template)
+        ids, labels = np.asarray(whole.input_ids), np.asarray(whole.labels)
         counted = np.flatnonzero(labels != IGNORED)
-        if not len(counted):
-            return row
-        breaks = np.flatnonzero(np.diff(counted) > 1)
-        start = int(counted[breaks[-1] + 1] if len(breaks) else counted[0])
-        ids, labels = np.asarray(row.input_ids), np.where(np.arange(len(labels)) < start, IGNORED, labels)
-        if end_prompt and self.tokenizer.eos_token_id is not None:
-            ids, labels = np.insert(ids, start, self.tokenizer.eos_token_id), np.insert(labels, start, IGNORED)
-        return TokenRow(0, ids[: self.max_length], labels[: self.max_length])
+        if len(counted):
+            breaks = np.flatnonzero(np.diff(counted) > 1)
+            start = int(counted[breaks[-1] + 1] if len(breaks) else counted[0])
+            labels[:start] = IGNORED
+            if end_prompt and self.tokenizer.eos_token_id is not None:
+                ids, labels = np.insert(ids, start, self.tokenizer.eos_token_id), np.insert(labels, start, IGNORED)
+        cut = bool(np.any(labels[self.max_length :] != IGNORED))
+        return TokenRow(number, ids[: self.max_length], labels[: self.max_length]), cut
 
     def _read_weights(self, checkpoint: Checkpoint) -> list[Any]:
         """The adapter's factors in the layout's order, as float32 on the host."""

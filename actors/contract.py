@@ -27,6 +27,8 @@ class Failed:
     """Stands in for an answer: why this row has none."""
 
     message: str
+    of_the_row: bool = False
+    """The row's own fault, such as nothing to work on: the circuit breaker, which looks for broken models, passes it over."""
 
 
 class RowActor:
@@ -34,7 +36,7 @@ class RowActor:
 
     A batch that raises is tried again row by row, so that one poisoned row does not take its batch mates along.
     `max_failures_in_a_row` is the circuit breaker: past it the actor raises `StageError`, because a broken model must
-    end the run instead of marking a million rows as failed.
+    end the run instead of marking a million rows as failed. Rows at fault themselves (`Failed.of_the_row`) do not count.
     """
 
     inputs: ClassVar[Sequence[str]] = ()
@@ -67,7 +69,8 @@ class RowActor:
                 records.append({ID: row[ID], ERROR: answer.message})
             else:
                 records.append({ID: row[ID], ERROR: None, **answer})
-            self._count(isinstance(answer, Failed), records[-1][ERROR])
+            if not (isinstance(answer, Failed) and answer.of_the_row):
+                self._count(isinstance(answer, Failed), records[-1][ERROR])
         return pa.Table.from_pylist(records, schema=self.answer_schema())
 
     @classmethod

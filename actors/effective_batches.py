@@ -62,7 +62,6 @@ class EncodeRows(RowActor):
             pa.field("template", pa.string()),
         ]
     )
-    max_failures_in_a_row = 10_000  # a pool may hold a long stretch of rows that the chat template refuses
 
     def __init__(self, model: str, template: str, max_length: int, trust_remote_code: bool = False) -> None:
         self.tokenizer = load_tokenizer(model, trust_remote_code)
@@ -75,7 +74,7 @@ class EncodeRows(RowActor):
         try:
             encoded = encode_conversation(self.tokenizer, row[MESSAGES], self.max_length, self.template)
         except DataError as error:
-            return Failed(str(error))
+            return Failed(str(error), of_the_row=True)
         # The first token has nothing before it to be predicted from, so it never counts.
         counted = [label != IGNORED for label in encoded.labels]
         return {

@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
 from raysift.actors.contract import Failed, Row, RowActor
+from raysift.errors import DataError
 from raysift.gradient_settings import AdamSettings, ProjectionSettings
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
@@ -36,19 +37,27 @@ class _RowGradients(RowActor):
         self.sinks: list[Any] = []
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
-        encoded = [self.model.encode_and_tell(row[ID], row[MESSAGES]) for row in rows]
-        tokens = [row for row, _ in encoded]
+        from raysift.gradients.rows import NO_LABELS, TOO_LONG
+
         failed: dict[int, Failed] = {}
+        encoded: dict[int, tuple[Any, bool]] = {}
+        for row in rows:
+            try:
+                encoded[row[ID]] = self.model.encode_and_tell(row[ID], row[MESSAGES])
+            except DataError as error:  # the chat template refuses it
+                failed[row[ID]] = Failed(str(error), of_the_row=True)
+        tokens = [row for row, _ in encoded.values()]
         found: dict[int, list[tuple[Any, float, float]]] = {row.id: [] for row in tokens}
         for index, sink in enumerate(self.sinks):
             result = self.model.at(index, sink).run([row for row in tokens if row.id not in failed])
             for why in result.set_aside:
-                failed[why.id] = Failed(f"{why.reason}: {why.message}")
+                own = why.reason in (NO_LABELS, TOO_LONG)
+                failed[why.id] = Failed(f"{why.reason}: {why.message}", of_the_row=own)
             for entry in zip(result.ids, result.vectors, result.losses, result.gradient_norms, strict=True):
                 found[int(entry[0])].append(entry[1:])
         return [
-            failed.get(row.id) or {**self._pack(found[row.id]), **_common(found[row.id]), CUT: cut}
-            for row, cut in encoded
+            failed.get(id_) or {**self._pack(found[id_]), **_common(found[id_]), CUT: encoded[id_][1]}
+            for id_ in (row[ID] for row in rows)
         ]
 
     def _pack(self, entries: list[tuple[Any, float, float]]) -> Row:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
 from raysift.errors import DataError
+from raysift.examples import reference_answer
 from raysift.gradient_settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.records import Example, Pair
 from raysift.storage import Location
+
+if TYPE_CHECKING:
+    from raysift.preference import TokenExample
 
 PLAIN = AdamSettings(form="none")
 
@@ -60,9 +64,9 @@ class TargetGradients:
         self, examples: Sequence[Example], targets: TargetSettings, keep_units: bool = False
     ) -> list[Any]:
         """The same from the reference answers of examples, by cross-entropy."""
-        from raysift.preference import TokenExample, cross_entropy_targets
+        from raysift.preference import cross_entropy_targets
 
-        tokens = [TokenExample(self._row(number, e), e.subset or e.task) for number, e in enumerate(examples)]
+        tokens = [self._encode(number, example) for number, example in enumerate(examples)]
         return [
             cross_entropy_targets(self.model.at(index, self.sinks[index]), tokens, targets, keep_units)
             for index in range(len(self.model.checkpoints))
@@ -82,11 +86,14 @@ class TargetGradients:
             found.append({member.id: float(c) for member, c in zip(target.members, cosines, strict=True)})
         return found
 
-    def _row(self, number: int, example: Example) -> Any:
-        if example.reference is None:
-            raise DataError(f"targets: example {example.id} has no reference answer, so it has no loss to lower.")
-        turns = [{"role": m.role, "content": m.content} for m in example.prompt]
-        return self.model.encode(number, [*turns, {"role": "assistant", "content": example.reference}])
+    def _encode(self, number: int, example: Example) -> TokenExample:
+        from raysift.preference import TokenExample
+
+        answer = reference_answer(example)
+        if answer is None:
+            raise DataError(f"targets: example '{example.id}' has no right answer, so it has no loss to lower.")
+        row, cut = self.model.encode_answer(number, example.prompt, answer)
+        return TokenExample(row, example.subset or example.task, cut)
 
 
 def save_targets(folder: Location, checkpoints: Sequence[Checkpoint], targets: Sequence[Any], hash_: str) -> list[str]:

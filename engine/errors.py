@@ -41,11 +41,15 @@ class ModelError(RaysiftError):
 
 
 def find_cause(error: BaseException | None) -> RaysiftError | None:
-    """The raysift error inside an error that a library wrapped around it, if there is one."""
+    """The raysift error inside an error that a library wrapped around it, if there is one.
+
+    Ray's error for a failed task is of the class of its cause too, but its text is a traceback: then the cause is meant.
+    """
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, RaysiftError):
+        inner = getattr(error, "cause", None)
+        if isinstance(error, RaysiftError) and not isinstance(inner, RaysiftError):
             return error
-        error = getattr(error, "cause", None) or error.__cause__ or error.__context__
+        error = inner or error.__cause__ or error.__context__
     return None

@@ -32,7 +32,7 @@ def read_examples(
 ) -> list[Example]:
     """All examples of a file, a folder of files, or several of them; of one `split`, at most `limit` of each task."""
     places = [uri] if isinstance(uri, str | Location) else list(uri)
-    files = [file for place in places for file in _files(open_location(place))]
+    files = [file for place in places for file in example_files(open_location(place))]
     found: list[Example] = []
     seen: dict[str, str] = {}
     splits: set[str] = set()
@@ -121,7 +121,8 @@ def reference_answer(example: Example) -> str | None:
     return example.reference
 
 
-def _files(place: Location) -> list[Location]:
+def example_files(place: Location) -> list[Location]:
+    """The file itself, or those of a folder that are read."""
     if not place.exists():
         raise DataError(f"examples: there is no '{place}'. Expected a file or a folder of {', '.join(SUFFIXES)}.")
     files = place.files() if place.is_folder() else [place]

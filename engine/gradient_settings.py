@@ -74,6 +74,12 @@ class TargetSettings(_Settings):
     aggregation: Literal["mean_of_units", "unit_of_mean"] = "mean_of_units"
     """`mean_of_units`: mean of the normalised gradients, as the official code has it. `unit_of_mean`: the normalised
     mean of raw gradients, as the papers' formulas have it; pairs that the model gets wrong then weigh more."""
+    columns: dict[str, str] | None = None
+    """Columns of preference files that are called otherwise, by field: `columns.chosen=better`. ROSE only."""
+    subtask: str | None = None
+    """Column of preference files that tells subtasks apart; none: `subtask`, where there is one. ROSE only."""
+    split: str | None = None
+    """Only examples of this split are the target; none: all. LESS only."""
 
 
 class MatchSettings(_Settings):

@@ -31,6 +31,7 @@ from raysift.gradients.rows import NOT_FINITE, ZERO, SetAside, TokenRow, check_r
 T = TypeVar("T")
 
 SAME_ANSWERS = "chosen_equals_rejected"
+SAME_UNTIL_CUT = "equal_up_to_the_cut"
 
 _HELD_NUMBERS = 2**27  # of unaggregated gradients at once: 512 MiB in float32
 
@@ -44,6 +45,8 @@ class TokenPair:
     chosen: TokenRow
     rejected: TokenRow
     subtask: str = "all"
+    truncated: bool = False
+    """Tokens of an answer were cut off."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,20 @@ class TokenExample:
 
     row: TokenRow
     subtask: str = "all"
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
 class Member:
-    """What one pair or example brought: its loss, its margin (pairs only) and the length of its gradient."""
+    """What one pair or example brought: its loss, its margin (pairs only) and the length of its gradient; whether tokens
+    of an answer were cut off."""
 
     id: int
     subtask: str
     loss: float
     norm: float
     margin: float | None = None
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,7 +108,7 @@ def preference_targets(
     kept, set_aside = _checked_pairs(gradients, pairs)
     means = _SubtaskMeans(targets, [pair.subtask for pair in pairs], keep_units)
     for why in set_aside:
-        if why.reason == SAME_ANSWERS:
+        if why.reason in (SAME_ANSWERS, SAME_UNTIL_CUT):
             means.count_zero(next(pair.subtask for pair in pairs if pair.id == why.id))
     with _plain(gradients):
         for chunk in _chunks(kept, gradients, per_item=2):
@@ -120,9 +126,10 @@ def cross_entropy_targets(
     with _plain(gradients):
         for chunk in _chunks(list(examples), gradients, per_item=1):
             result = gradients.run([example.row for example in chunk])
-            subtask_of = {example.row.id: example.subtask for example in chunk}
+            by_id = {example.row.id: example for example in chunk}
             for id_, vector, loss in zip(result.ids.tolist(), result.vectors, result.losses, strict=True):
-                means.add(vector, Member(id_, subtask_of[id_], float(loss), float(np.linalg.norm(vector))))
+                norm, cut = float(np.linalg.norm(vector)), by_id[id_].truncated
+                means.add(vector, Member(id_, by_id[id_].subtask, float(loss), norm, truncated=cut))
             set_aside += result.set_aside
     return means.finish(set_aside)
 
@@ -164,10 +171,10 @@ def _pair_gradient(
     norm = float(np.linalg.norm(difference))
     if norm == 0 or pull > 0:
         return difference * pull.astype(difference.dtype), Member(
-            pair.id, pair.subtask, float(loss), norm * float(pull), margin
+            pair.id, pair.subtask, float(loss), norm * float(pull), margin, pair.truncated
         )
     # The pull of a pair that is already right by far underflows; its direction is still that of the difference.
-    return difference, Member(pair.id, pair.subtask, float(loss), norm, margin)
+    return difference, Member(pair.id, pair.subtask, float(loss), norm, margin, pair.truncated)
 
 
 class _SubtaskMeans:
@@ -204,8 +211,8 @@ class _SubtaskMeans:
         if empty:
             reasons = sorted({why.reason for why in set_aside})
             raise DataError(
-                f"target: no pair or example of subtask {empty[0]!r} has a gradient (set aside: {len(set_aside)}, "
-                f"reasons {reasons}). Give it others, or drop the subtask."
+                f"targets: no pair or example of subtask '{empty[0]}' has a gradient; {len(set_aside)} were set aside "
+                f"({', '.join(reasons)}). Give it others, or drop the subtask."
             )
         vectors = np.stack([self._sums[name] / self._counts[name] for name in self._names])
         if self._settings.aggregation == "unit_of_mean":
@@ -226,7 +233,8 @@ def _checked_pairs(gradients: RowGradients, pairs: Sequence[TokenPair]) -> tuple
         if why is not None:
             set_aside.append(SetAside(pair.id, why.reason, why.message))
         elif all(np.array_equal(getattr(sides[0], f), getattr(sides[1], f)) for f in ("input_ids", "labels")):
-            set_aside.append(SetAside(pair.id, SAME_ANSWERS, "it says nothing about what is better; it counts as zero"))
+            reason = SAME_UNTIL_CUT if pair.truncated else SAME_ANSWERS
+            set_aside.append(SetAside(pair.id, reason, "it says nothing about what is better; it counts as zero"))
         else:
             kept.append(pair)
     return kept, set_aside

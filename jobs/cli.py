@@ -338,17 +338,14 @@ def run_guarded(body: Callable[[], None]) -> int:
     """Run a command; what goes wrong becomes a message and an exit code. RAYSIFT_DEBUG=1 shows the traceback."""
     try:
         body()
-    except RaysiftError as error:
-        _complain(str(error))
-        return error.exit_code
     except KeyboardInterrupt:
         _complain("interrupted; the same command continues the run.")
         return 130
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
-        cause = find_cause(error)
-        if os.environ.get("RAYSIFT_DEBUG"):
+        cause = find_cause(error)  # of an error of ours, too: one that was raised in a Ray task wears Ray's traceback
+        if os.environ.get("RAYSIFT_DEBUG") and not isinstance(error, RaysiftError):
             raise
         _complain(str(cause or f"{type(error).__name__}: {error}\nSet RAYSIFT_DEBUG=1 for the traceback."))
         return cause.exit_code if cause else 1

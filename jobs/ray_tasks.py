@@ -7,17 +7,19 @@ from typing import Any
 
 import ray
 
-from raysift.errors import StageError
+from raysift.errors import StageError, find_cause
 from raysift.jobs.raydata import cluster_cpus
 from raysift.resources import Resources
+from raysift.storage import Location
 
 
 def run_tasks(
-    work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], resources: Resources, what: str
+    work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], resources: Resources, what: str, advice: str = ""
 ) -> Iterator[tuple[int, Any]]:
     """Call `work` with the arguments of each task; gives (number of the task, its answer) as they end.
 
-    A task whose process dies is tried again three times. `what` names the things worked on, in messages.
+    A task whose process dies is tried again three times. `what` names the things worked on, in messages; `advice`, a
+    sentence with a space before it, says what to do about a task that fails.
     """
     remote = ray.remote(work).options(num_cpus=resources.cpus_per_worker, max_retries=3)
     window = resources.workers or 2 * max(1, int(cluster_cpus() / resources.cpus_per_worker))
@@ -38,6 +40,12 @@ def run_tasks(
         try:
             answer = ray.get(ready[0])
         except ray.exceptions.RayError as error:
-            cause = str(error).strip().splitlines()[-1]
-            raise StageError(f"{what}: task {number} of {len(tasks)} did not finish: {cause}") from error
+            if cause := find_cause(error):
+                raise cause from error
+            last = str(error).strip().splitlines()[-1]
+            files = [a for a in tasks[number] if isinstance(a, Location) and a.name.endswith(".parquet")]
+            named = f" ({files[0]})" if files else ""
+            raise StageError(
+                f"{what}: task {number} of {len(tasks)}{named} did not finish: {last.rstrip('.')}.{advice}"
+            ) from error
         yield number, answer

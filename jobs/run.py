@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from raysift.errors import ConfigError, RaysiftError
+from raysift.errors import ConfigError, find_cause
 from raysift.fingerprint import canonical, fingerprint
 from raysift.jobs.console import Console
 from raysift.manifest import Manifest, installed_versions, read_manifest, require_same, write_manifest
@@ -73,9 +73,14 @@ class Run:
         started, clock = datetime.now(UTC), time.perf_counter()
         try:
             result = body(work.make_folder())
+        except Exception as error:
+            cause = find_cause(error)
+            self.record("failed", name, error=str(cause) if cause else type(error).__name__)
+            if cause is not None and cause is not error:
+                raise cause from error
+            raise
         except BaseException as error:
-            message = str(error) if isinstance(error, RaysiftError) else type(error).__name__
-            self.record("failed", name, error=message)
+            self.record("failed", name, error=type(error).__name__)
             raise
         seconds = time.perf_counter() - clock
         manifest = Manifest(

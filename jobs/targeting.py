@@ -6,6 +6,7 @@ All files together are one target, unless `match.target_weights` makes each of t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
@@ -16,9 +17,11 @@ import numpy as np
 from raysift.actors.checkpointed import Checkpoint
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
-from raysift.examples import read_examples
+from raysift.examples import example_files, read_examples, reference_answer
+from raysift.files import find_files
 from raysift.fingerprint import file_fingerprint
 from raysift.formats import read_pairs
+from raysift.formats.pairs import PAIR_PROBLEMS
 from raysift.gradient_settings import ProjectionSettings
 from raysift.jobs.gradients import WHOLE, checkpoints_of, loading, warmup_recipe
 from raysift.jobs.run import Run, StageResult
@@ -31,6 +34,10 @@ from raysift.storage import Location, open_location
 
 if TYPE_CHECKING:
     from raysift.actors.target_gradients import TargetGradients
+    from raysift.preference import Targets
+
+
+SHOWN = 3  # records that a note names
 
 
 class TargetMembers(NamedTuple):
@@ -41,28 +48,60 @@ class TargetMembers(NamedTuple):
     """Which target a subtask belongs to."""
     problems: dict[str, int]
     """Records that give no pair, by reason."""
+    notes: list[str]
+    """The same in words, with the first records of each file."""
 
 
 def check_targets(config: CommonConfig, settings: GradientConfig) -> None:
-    """Refuses target files that are missing or do not fit their weights, before anything is trained."""
+    """Refuses target files that are missing, of the wrong kind, of no use or that do not fit their weights, before anything
+    is trained."""
+    _read_all(config, settings)
+
+
+def read_targets(run: Run, config: CommonConfig, settings: GradientConfig) -> TargetMembers:
+    """Preference pairs for ROSE, examples for LESS, with what was wrong with the others counted and said."""
+    found = _read_all(config, settings)
+    for note in found.notes:
+        run.console.note(f"targets: {note}")
+    return found
+
+
+def _check_settings(config: CommonConfig, settings: GradientConfig) -> None:
+    takes_pairs = config.method == Rose.name
     if not config.target:
-        what = "preference pairs" if config.method == Rose.name else "examples with a reference answer"
+        what = "preference pairs" if takes_pairs else "examples with a reference answer"
         raise ConfigError(f"config: 'target' is missing. {config.method} needs {what}: --target FILE...")
     weights = settings.match.target_weights
     if weights and len(weights) != len(config.target):
         raise ConfigError(
             f"config: '{config.method}.match.target_weights' has {len(weights)} numbers for {len(config.target)} target "
-            f"files ({', '.join(config.target)}). Give each file one, in their order."
+            f"files ({', '.join(config.target)}). Give each file one, in their order; "
+            f"{config.method}.match.target_weights=null takes them off."
         )
+    for name in ("split",) if takes_pairs else ("columns", "subtask"):
+        if getattr(settings.targets, name) is not None:
+            raise ConfigError(
+                f"config: '{config.method}.targets.{name}' is set, but {config.method} takes {_wanted(config)}. Leave it out."
+            )
 
 
-def read_targets(run: Run, config: CommonConfig, settings: GradientConfig) -> TargetMembers:
-    """Preference pairs for ROSE, examples for LESS, with what was wrong with the others counted."""
-    check_targets(config, settings)
+def _wanted(config: CommonConfig) -> str:
+    if config.method == Rose.name:
+        return "preference pairs: prompt, chosen and rejected (rose.targets.columns.chosen=NAME names another column)"
+    return "examples with a right answer: id, prompt, metric, and reference, or choices and answer_index"
+
+
+def _read_all(config: CommonConfig, settings: GradientConfig) -> TargetMembers:
+    _check_settings(config, settings)
     names = _names(config.target) if settings.match.target_weights else None
-    found = TargetMembers([], {}, {})
+    found = TargetMembers([], {}, {}, [])
     for number, path in enumerate(config.target):
-        members = _read_file(run, config, path, found.problems)
+        try:
+            members = _read_file(config, settings, path, found)
+        except (ConfigError, DataError) as error:
+            reason = str(error).partition(": ")[2]  # without the reader's own name
+            kind = ConfigError if isinstance(error, ConfigError) else DataError
+            raise kind(f"targets: {reason} {config.method} takes {_wanted(config)}.") from error
         if names:
             members = [_of_target(member, names[number]) for member in members]
             if not members:
@@ -70,19 +109,38 @@ def read_targets(run: Run, config: CommonConfig, settings: GradientConfig) -> Ta
             found.target_of.update(dict.fromkeys(map(subtask_of, members), number))
         found.members.extend(members)
     if not found.members:
-        raise DataError(f"targets: {', '.join(config.target)} hold no usable pair ({found.problems}).")
+        raise DataError(f"targets: no usable pair. {' '.join(found.notes)} {config.method} takes {_wanted(config)}.")
     return found
 
 
-def _read_file(run: Run, config: CommonConfig, path: str, problems: dict[str, int]) -> list[Any]:
+def _read_file(config: CommonConfig, settings: GradientConfig, path: str, found: TargetMembers) -> list[Any]:
+    wanted = settings.targets
     if config.method != Rose.name:
-        return list(read_examples(path, split=config.evaluate.split))
-    reader = read_pairs(path, keep_identical=True)  # they count as zeros, and are reported
+        examples = read_examples(path, split=wanted.split)
+        mute = [example.id for example in examples if not (reference_answer(example) or "").strip()]
+        if mute:
+            raise DataError(
+                f"examples: {path}: {len(mute)} of {len(examples)} examples have no right answer, so they have no loss to "
+                f"lower; the first is '{mute[0]}'."
+            )
+        return examples
+    reader = read_pairs(path, columns=wanted.columns, subtask=wanted.subtask, keep_identical=True)  # counted as zeros
     pairs = list(reader)
     for reason, count in reader.problems.items():
-        problems[reason] = problems.get(reason, 0) + count
-        run.console.note(f"targets: {path}: {count} records give no pair: {reason}")
+        found.problems[reason] = found.problems.get(reason, 0) + count
+        places = [place.removeprefix(f"{path}, ") for place in reader.places if place.endswith(f": {reason}")]
+        first = "; ".join(place.removesuffix(f": {reason}") for place in places[:SHOWN])
+        text = PAIR_PROBLEMS.get(reason, reason)
+        where = f" First: {first}." if first else ""
+        found.notes.append(f"{path}: {count} records give no pair ({reason}). {text}{where}")
     return pairs
+
+
+def target_files(config: CommonConfig) -> list[Location]:
+    """All files that the targets are read from; folders and globs stand for theirs."""
+    if config.method == Rose.name:
+        return [file.location for path in config.target for file in find_files([path])]
+    return [file for path in config.target for file in example_files(open_location(path))]
 
 
 def subtask_of(member: Pair | Example) -> str:
@@ -107,6 +165,7 @@ def targets(
     run: Run, config: CommonConfig, settings: GradientConfig, selector: Selector, trained: Manifest
 ) -> Manifest:
     """The gradient of the target loss at each checkpoint, one vector per subtask."""
+    found = _read_all(config, settings)
     points = checkpoints_of(run, trained, settings.checkpoints)
     projection = settings.projection if settings.matching == "store" else WHOLE
     train = warmup_recipe(config, settings)
@@ -114,29 +173,45 @@ def targets(
     def body(folder: Location) -> StageResult:
         import ray
 
-        members, target_of, problems = read_targets(run, config, settings)
+        for note in found.notes:
+            run.console.note(f"targets: {note}")
+        members, problems = found.members, found.problems
         task = ray.remote(
             num_cpus=min(1.0, config.resources.cpus_per_worker),
             num_gpus=config.resources.gpus_per_worker,
             max_retries=2,
         )(_compute_targets)
         values = ray.get(task.remote(members, points, config, settings, projection, folder))
-        values["target_of"] = [target_of.get(subtask, 0) for subtask in values["subtasks"]]
+        values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")
         files = {"targets": [f"{point.name}.safetensors" for point in points], "members": ["members.json"]}
-        counts = {"rows_in": len(members) + sum(problems.values()), "kept": len(members), "unreadable": problems}
-        return StageResult(files=files, counts=counts | {"set_aside": values["set_aside"]}, values=values)
+        aside, truncated = values["set_aside"], values.pop("truncated")
+        if truncated:
+            run.console.note(
+                f"targets: {truncated} of {len(members)} have an answer of which a part is cut off: the longest input is "
+                f"{values['longest_input']} tokens."
+            )
+        counts = {
+            "rows_in": len(members) + sum(problems.values()),
+            "kept": len(members) - sum(aside.values()),
+            "unreadable": problems,
+            "set_aside": aside,
+            "truncated": truncated,
+        }
+        return StageResult(files=files, counts=counts, values=values)
 
-    files = [open_location(path) for path in config.target]
-    inputs = {"target": [[place.name, file_fingerprint(place)] for place in files], "warmup": trained.fingerprint}
+    files = [[place.name, file_fingerprint(place)] for place in target_files(config)]
+    inputs = {"target": files, "warmup": trained.fingerprint}
     decides: dict[str, Any] = {
         "projection": projection,
-        "targets": settings.targets,
+        "targets": settings.targets.model_dump(exclude_none=True, exclude={"split"}),
         "checkpoints": settings.checkpoints,
         "template": train.template,
         "max_length": train.max_length,
-        "split": config.evaluate.split,
+        "split": settings.targets.split,
+        "dtype": train.dtype,
+        "quantization": train.quantization,
         "apart": settings.match.target_weights is not None,
     }
     if isinstance(selector, Rose):
@@ -162,17 +237,26 @@ def _compute_targets(
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
     (folder / "members.json").write(json.dumps(account))
-    set_aside: dict[str, int] = {}
-    for why in found[0].set_aside:
-        set_aside[why.reason] = set_aside.get(why.reason, 0) + 1
+    set_aside, truncated = count_members(found)
     return {
         "subtasks": list(found[0].subtasks),
         "projection": actor.hash,
         "layout": actor.model.layout.hash,
         "parameters": actor.model.layout.total,
         "set_aside": set_aside,
+        "truncated": truncated,
+        "longest_input": actor.model.max_length,
         "mean_losses": [float(np.mean([member.loss for member in target.members])) for target in found],
     }
+
+
+def count_members(found: Sequence[Targets]) -> tuple[dict[str, int], int]:
+    """Members without a gradient at some checkpoint, by the first reason, and those of the others with a cut answer."""
+    reasons: dict[int, str] = {}
+    for why in (why for target in found for why in target.set_aside):
+        reasons.setdefault(why.id, why.reason)
+    cut = {member.id for target in found for member in target.members if member.truncated}
+    return dict(Counter(reasons.values())), len(cut - reasons.keys())
 
 
 def targets_by(

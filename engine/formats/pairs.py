@@ -148,7 +148,7 @@ def _read_records(
     if missing:
         raise ConfigError(
             f"pairs: {file.name} has no column for {missing} (found: {', '.join(sorted(plan.columns))}). Preference "
-            "files need chosen and rejected; name other columns with columns={'chosen': ...}."
+            "files need chosen and rejected; `columns` says which others hold them."
         )
     first = 0
     for chunk in plan.chunks:

@@ -71,6 +71,18 @@ def test_breaker_raises_past_its_limit_and_over_batches(text):
         actor(batch(*[text] * 3))
 
 
+def test_rows_at_fault_themselves_neither_trip_nor_reset_the_breaker():
+    class Strict(Lengths):
+        def answer(self, rows):
+            return [Failed("no text", of_the_row=True) if row["text"] == "" else Failed("broken") for row in rows]
+
+    actor = Strict(breaker=2)
+    assert actor(batch(*[""] * 9))[ERROR].to_pylist() == ["no text"] * 9
+    actor(batch("a", "", "b"))
+    with pytest.raises(StageError, match="3 rows failed one after the other, the last with 'broken'"):
+        actor(batch("", "c"))
+
+
 def test_a_good_row_resets_the_breaker():
     actor = Lengths(breaker=2)
     for _ in range(5):

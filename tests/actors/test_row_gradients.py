@@ -16,10 +16,10 @@ from tiny_models import tiny_llama
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel, find_moments
 from raysift.actors.row_gradients import CUT, MATCHES, VECTORS, GradientMatch, GradientVectors
 from raysift.actors.target_gradients import TargetGradients, save_targets
-from raysift.errors import ModelError
+from raysift.errors import DataError, ModelError
 from raysift.gradient_settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.moments import Moments, save_moments
-from raysift.records import ERROR, ID, MESSAGES, Message, Pair
+from raysift.records import ERROR, ID, MESSAGES, Example, Message, Pair
 from raysift.storage import open_location
 
 ADAM, WHOLE = AdamSettings(), ProjectionSettings(kind="none")
@@ -101,6 +101,25 @@ def test_long_rows_are_cut_as_in_training_and_told_and_those_without_labels_fail
     assert answers[2][VECTORS] is None
 
 
+def test_a_long_stretch_of_rows_without_labels_or_refused_by_the_template_does_not_end_the_run(world, monkeypatch):
+    actor = GradientVectors(base(world), [checkpoint(world)], ADAM, WHOLE, **LOADING)
+    actor.max_failures_in_a_row = 3
+    unseen = [conversation(i, "seen?", "what " * 20) for i in range(9)]
+    answers = actor(pa.Table.from_pylist([*unseen, conversation(9, "yes")])).to_pylist()
+    assert [row[ERROR] is None for row in answers] == [False] * 9 + [True]
+    encode = actor.model.encode_and_tell
+
+    def refuse(row_id, messages):
+        if row_id < 9:
+            raise DataError("template: refused")
+        return encode(row_id, messages)
+
+    monkeypatch.setattr(actor.model, "encode_and_tell", refuse)
+    again = actor(pa.Table.from_pylist([*unseen, conversation(9, "yes")])).to_pylist()
+    assert [row[ERROR] for row in again] == ["template: refused"] * 9 + [None]
+    assert again[9][VECTORS] == answers[9][VECTORS]
+
+
 def test_moments_by_number_of_a_trainer_give_the_same_direction_as_ours_by_name(world):
     found = [
         GradientVectors(base(world), [checkpoint(world, 1, name)], ADAM, WHOLE, **LOADING)(ROWS).column(VECTORS)
@@ -157,7 +176,9 @@ def test_an_adapter_of_a_deeper_base_is_refused_and_not_cut_off_silently(world, 
 
 def test_an_adapter_of_a_wider_base_is_refused(world, tmp_path):
     wide = tiny_llama(tmp_path, hidden=64)
-    with pytest.raises(ModelError, match="cannot load the adapter"):
+    with pytest.raises(
+        ModelError, match=r"cannot load the adapter .* over this base model: .*size mismatch .*trained on"
+    ):
         load(world, checkpoint(world), model=wide)
 
 
@@ -190,6 +211,40 @@ def test_an_end_token_between_prompt_and_answer_never_makes_a_pair_too_long(worl
     with_end, without = (model.encode_pair(0, pair, end) for end in (True, False))
     assert len(with_end.chosen) == len(without.chosen) == 48
     assert not np.array_equal(with_end.chosen.input_ids, without.chosen.input_ids)
+
+
+def test_answers_past_the_longest_input_leave_no_label_and_not_those_of_the_prompts_own_turns(world):
+    turns = (Message("user", "a"), Message("assistant", "early"), Message("user", "long " * 60))
+    unseen = Pair(turns, "yes", "no")
+    model = load(world, checkpoint(world))
+    found = model.encode_pair(0, unseen, end_prompt=False)
+    assert (found.chosen.n_labels, found.rejected.n_labels, found.truncated) == (0, 0, True)
+
+    prompt = (Message("user", "which"),)
+    pairs = [Pair(prompt, "this one", "that"), unseen, Pair(prompt, "yes", "no " * 60)]
+    pairs.append(Pair(prompt, "no " * 60 + "never", "no " * 60 + "yes"))
+    actor = TargetGradients(base(world), [checkpoint(world)], WHOLE, **LOADING)
+    (target,) = actor.from_pairs(pairs, PreferenceSettings(), TargetSettings(), end_prompt=False)
+    assert [(why.id, why.reason) for why in target.set_aside] == [(1, "no_label_tokens"), (3, "equal_up_to_the_cut")]
+    assert {member.id: member.truncated for member in target.members} == {0: False, 2: True}
+
+
+def test_of_an_examples_turns_only_the_right_answer_counts(world):
+    prompt = (Message("user", "which"), Message("assistant", "what?"), Message("user", "that"))
+    row, cut = load(world, checkpoint(world)).encode_answer(7, prompt, "yes")
+    one_turn, _ = load(world, checkpoint(world)).encode_answer(7, prompt[2:], "yes")
+    assert (row.id, row.n_labels, cut) == (7, one_turn.n_labels, False)
+
+
+def test_examples_with_choices_pull_towards_the_right_choice_in_words(world):
+    prompt = (Message("user", "which"),)
+    in_words = Example("1", "mc", prompt, "exact_match", reference="a word")
+    by_letter = Example("1", "mc", prompt, "mc_accuracy", reference="B", choices=("no", "a word"), answer_index=1)
+    silent = replace(by_letter, reference=None)
+    actor = TargetGradients(base(world), [checkpoint(world)], WHOLE, **LOADING)
+    words, letter, none = (actor.from_examples([e], TargetSettings())[0].vectors for e in (in_words, by_letter, silent))
+    np.testing.assert_array_equal(words, letter)
+    np.testing.assert_array_equal(words, none)
 
 
 def test_each_checkpoint_has_a_map_of_its_own_that_only_its_weights_and_the_seed_decide(world):

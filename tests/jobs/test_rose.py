@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysift.distortion import estimate_distortion
-from raysift.errors import ConfigError, DataError
+from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.gradient_settings import ProjectionSettings
 from raysift.jobs.console import Console
 from raysift.jobs.explain import explain, show
@@ -52,11 +52,22 @@ def test_every_row_is_accounted_for_and_rows_without_labels_are_never_selected(r
     assert len(selected(run)) == 12
 
 
+def test_targets_of_another_precision_are_not_taken_for_these(repeat, tmp_path):
+    repeat(tmp_path / "run")
+    for name, value in (("dtype", "bf16"), ("quantization", "4bit")):
+        with pytest.raises(StaleRunError, match=rf"targets: .*\n  settings\.{name}: '.*' -> '{value}'"):
+            repeat(tmp_path / "run", **{f"rose__warmup__{name}": value})
+
+
 def test_target_records_that_give_no_pair_are_counted_and_equal_answers_count_as_zero(rose_run):
     counts = read_manifest(open_run(rose_run).folder / "targets").counts
     assert counts["unreadable"] == {"no_prompt": 1, "one_sided": 1}
     assert counts["set_aside"] == {"chosen_equals_rejected": 1}
-    assert (counts["rows_in"], counts["kept"]) == (PAIRS + 3, PAIRS + 1)
+    assert (counts["rows_in"], counts["kept"]) == (PAIRS + 3, PAIRS)
+
+
+def test_settings_of_target_files_decide_only_where_they_are_set(rose_run):
+    assert read_manifest(open_run(rose_run).folder / "targets").settings["targets"] == {"aggregation": "mean_of_units"}
 
 
 def test_selection_does_not_depend_on_workers_batches_or_blocks(rose_run, repeat, tmp_path):
@@ -131,14 +142,18 @@ def test_target_files_with_weights_are_targets_of_their_own(rose_run, repeat, tm
     show(told := explain(str(run.folder.path), found["id"][0].as_py(), pairs=False), Console("plain"))
     assert told.subtask_weights == [2.0 if mine else 0.5 for mine in own]
     assert "target ×" in capsys.readouterr().out
-    with pytest.raises(ConfigError, match=r"target_weights' has 2 numbers for 1 target files"):
+    with pytest.raises(
+        ConfigError, match=r"target_weights' has 2 numbers for 1 target files .*target_weights=null takes them off"
+    ):
         repeat(tmp_path / "one", target=[first], rose__match__target_weights=[2.0, 0.5])
 
 
 def test_targets_without_any_usable_pair_are_refused(repeat, tmp_path):
     pairs = [pair | {"rejected": None} for pair in nano_pairs(2, 0)]
     path = write_lines(tmp_path / "pairs.jsonl", pairs)
-    with pytest.raises(DataError, match=r"hold no usable pair.*one_sided"):
+    with pytest.raises(
+        DataError, match=r"no usable pair.*2 records give no pair \(one_sided\).*First: record 1; record 2\."
+    ):
         repeat(tmp_path / "run", target=[path])
 
 

@@ -45,6 +45,22 @@ def test_other_settings_or_inputs_are_refused_field_by_field(tmp_path, change, l
         stage(Run(tmp_path / "r"), **change)
 
 
+@pytest.mark.ray
+def test_an_error_of_a_ray_task_is_told_in_one_sentence_without_its_traceback(ray_local, tmp_path):
+    import ray
+
+    @ray.remote(max_retries=0)
+    def work():
+        raise DataError("targets: nothing to work on.")
+
+    run = Run(tmp_path / "r")
+    with pytest.raises(DataError) as caught:
+        run.stage("targets", {}, {}, lambda folder: ray.get(work.remote()))
+    assert str(caught.value) == "targets: nothing to work on."
+    last = json.loads((tmp_path / "r/events.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["error"]) == ("failed", "targets: nothing to work on.")
+
+
 def test_a_killed_stage_continues_in_its_own_folder_and_only_with_the_same_settings(tmp_path):
     run = Run(tmp_path / "r")
 
