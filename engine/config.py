@@ -131,13 +131,14 @@ def _with_preset(method: type[Selector], section: Mapping[str, Any], values: Map
     if preset is not None and preset not in method.presets:
         known = ", ".join(sorted(method.presets)) or "none"
         raise ConfigError(f"config: {method.name}.preset is '{preset}'. Known: {known}.")
-    merged = {key: value for key, value in method.presets.get(preset, {}).items() if key != "train"}
+    merged: dict[str, Any] = {key: value for key, value in method.presets.get(str(preset), {}).items() if key != "train"}
     if _is_nano(values) and "warmup" in method.Config.model_fields:
         merged["warmup"] = {"recipe": "nano-warmup"}
     for key, value in own.items():
-        below = merged.get(key)
-        both = isinstance(value, Mapping) and isinstance(below, Mapping) and not value.keys() & _BAR
-        merged[key] = {**below, **value} if both else value
+        if isinstance(value, Mapping) and isinstance(below := merged.get(key), Mapping) and not value.keys() & _BAR:
+            merged[key] = {**below, **value}
+        else:
+            merged[key] = value
     return merged
 
 

@@ -13,10 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from raysift.actors.row_gradients import MATCHES
+from raysift.budget import parse_budget
 from raysift.config import CommonConfig
 from raysift.embeddings import find_vectors
 from raysift.errors import ConfigError, DataError
 from raysift.jobs.console import Console
+from raysift.jobs.pulls import Pull, changed_targets, compute_pulls
 from raysift.jobs.rescore import config_of, find_manifest, open_any_run
 from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 SHOWN_PAIRS = 5
 NEAREST_ROW = "nearest chosen row"
-HELD_NUMBERS = 2**27  # of the pairs' gradients at once; more are compared by their projections
+ANSWERING = ("match", "gradients", "necessity", "generate", "difficulty", "embed", "encode", "quality", "lengths")
 
 
 @dataclass(frozen=True)
@@ -46,16 +48,6 @@ class Standing:
     def percentile(self) -> float:
         """Per cent of the other scored rows that score lower."""
         return 100.0 * self.worse / max(1, self.scored - 1)
-
-
-@dataclass(frozen=True)
-class Pull:
-    """What one pair or example of the target adds: its cosine with the row per checkpoint, and their weighted sum."""
-
-    number: int
-    subtask: str
-    pull: float
-    cosines: list[float | None]
 
 
 @dataclass(frozen=True)
@@ -76,6 +68,8 @@ class Explanation:
     """What each subtask's target weighs, where several targets do."""
     matches: list[list[float]] | None = None
     pulls: list[Pull] | None = None
+    no_pulls: str | None = None
+    """Why the pulls were left out, where they were asked for and cannot be known."""
     policy: RowStory | None = None
     """What a run of RAISE knows besides."""
     messages: list[dict[str, str]] | None = None
@@ -106,7 +100,9 @@ def explain(
     found: dict[str, Any] = {"own": own, "standing": standing, "rank": rank, "rejections": rejections}
     if scores and scores.stage == "influence" and standing:
         found |= _matches(run, scores, row_id)
-        if pairs:
+        if pairs and (changed := changed_targets(run, config)):
+            found["no_pulls"] = f"{changed}; the pairs or examples that pull most are left out"
+        elif pairs:
             found["pulls"] = compute_pulls(run, config, kept[MESSAGES], scores)
     if find_manifest(run, "final") and find_manifest(run, "order"):
         from raysift.jobs.raise_row import row_story
@@ -176,23 +172,36 @@ def _verdict(
     if standing is None:
         why = f"not selected: no score: {_failure(run, row_id) or 'no stage tells why'}"
         return None, why if scored else "kept; the run has no scores yet"
+    in_turn = _picks_in_turn(config)
     place = f"rank {standing.better + 1:,} of {standing.scored:,} by score"
+    if in_turn:
+        place += ", that of its best subtask"
     if chosen is None:
         return None, f"{place}; the run has not chosen yet"
     files = run.files(chosen, "selection")
-    line = find_row(files, row_id, [RANK])
-    if line:
-        return line[RANK], f"selected as number {line[RANK]:,} of {chosen.counts['kept']:,}; {place}"
+    count = chosen.counts["kept"]
+    if line := find_row(files, row_id, [RANK]):
+        return line[RANK], f"selected as number {line[RANK]:,} of {count:,}; {own.get(FATE) or place}"
+    taken = f"a budget of {config.budget} took {count:,} rows"
+    if in_turn:
+        return None, f"not selected: {place}; {taken}, which the subtasks picked in turn, and none had come to this one"
+    if parse_budget(config.budget).counts_tokens and (failure := _failure(run, row_id, ("lengths",))):
+        return None, f"not selected: {place}; a budget in tokens cannot take it: {failure}"
     last = min(float(np.min(chunk[SCORE].to_numpy())) for chunk in read_chunks(files, [SCORE]))
-    behind = (
-        f"a budget of {config.budget} took {chosen.counts['kept']:,} rows, the lowest of them with score {last:.6g}"
-    )
-    return None, f"not selected: {place}; {behind}, this row has {standing.score:.6g}"
+    own_score = f"this row has {standing.score:.6g}"
+    if standing.score == last:
+        own_score = "this row has the same, and of equal scores the smaller id comes first"
+    return None, f"not selected: {place}; {taken}, the lowest of them with score {last:.6g}, {own_score}"
 
 
-def _failure(run: Run, row_id: int) -> str | None:
+def _picks_in_turn(config: CommonConfig) -> bool:
+    settings = getattr(config, str(config.method), None)
+    return isinstance(settings, GradientConfig) and settings.match.subtasks == "round_robin"
+
+
+def _failure(run: Run, row_id: int, stages: Sequence[str] = ANSWERING) -> str | None:
     """What a stage said about a row that it could not answer."""
-    for name in ("match", "gradients", "necessity", "generate", "difficulty", "embed", "encode", "quality", "lengths"):
+    for name in stages:
         manifest = find_manifest(run, name)
         line = find_row(run.files(manifest, "answers"), row_id, [ERROR]) if manifest else None
         if line and line[ERROR]:
@@ -233,51 +242,6 @@ def _matches(run: Run, scores: Manifest, row_id: int) -> dict[str, Any]:
     }
 
 
-def compute_pulls(
-    run: Run, config: CommonConfig, messages: Sequence[dict[str, str]], scores: Manifest
-) -> list[Pull] | None:
-    """The cosine of the row's direction with every pair's gradient, strongest first; loads the model for this one row."""
-    import ray
-
-    from raysift.jobs.gradients import checkpoints_of
-    from raysift.jobs.recipes import make_selector
-    from raysift.jobs.targeting import read_targets, subtask_of
-
-    selector = make_selector(config)
-    warm = find_manifest(run, "warmup")
-    if warm is None or not isinstance(selector.config, GradientConfig):
-        return None
-    points = checkpoints_of(run, warm, selector.config.checkpoints)
-    members = read_targets(run, config, selector.config).members
-    task = ray.remote(num_cpus=min(1.0, config.resources.cpus_per_worker), num_gpus=config.resources.gpus_per_worker)
-    by_checkpoint = ray.get(task(_pulls_in_task).remote(list(messages), members, points, config, selector.config))
-    weights = scores.values["checkpoint_weights"]
-    numbers = sorted({number for found in by_checkpoint for number in found})
-    pulls = []
-    for number in numbers:
-        cosines = [found.get(number) for found in by_checkpoint]
-        total = sum(w * c for w, c in zip(weights, cosines, strict=True) if c is not None)
-        pulls.append(Pull(number + 1, subtask_of(members[number]), total, cosines))
-    return sorted(pulls, key=lambda pull: (-abs(pull.pull), pull.number))
-
-
-def _pulls_in_task(
-    messages: Sequence[dict[str, str]],
-    members: Sequence[Any],
-    points: Sequence[Any],
-    config: CommonConfig,
-    settings: GradientConfig,
-) -> list[dict[int, float]]:
-    from raysift.actors.target_gradients import TargetGradients
-    from raysift.jobs.gradients import WHOLE, loading
-    from raysift.jobs.targeting import targets_by
-
-    actor = TargetGradients(config.model, points, settings.projection, settings.adam, **loading(config, settings))
-    if len(members) * actor.model.layout.total <= HELD_NUMBERS:
-        actor.project(WHOLE)
-    return actor.pulls(messages, targets_by(actor, members, config, settings, keep_units=True))
-
-
 def explain_command(folder: str, row_id: str, pairs: bool, text: bool, console: Console) -> None:
     """Explain a row on screen."""
     from raysift.jobs.api import own_session
@@ -315,12 +279,14 @@ def show(found: Explanation, console: Console) -> None:
             table.append(["target ×", None, *found.subtask_weights])
         console.table("Cosine with the target", ["checkpoint", "weight", *found.subtasks], table)
     if found.pulls:
-        strongest = [[f"{p.number}", p.subtask, p.pull, *p.cosines] for p in found.pulls[:SHOWN_PAIRS]]
+        strongest = [[p.file, str(p.record), p.subtask, p.pull, *p.cosines] for p in found.pulls[:SHOWN_PAIRS]]
         console.table(
             f"Pairs or examples of the target that pull most, of {len(found.pulls):,}",
-            ["number", "subtask", "weighted", *found.checkpoints],
+            ["file", "record", "subtask", "weighted", *found.checkpoints],
             strongest,
         )
+    if found.no_pulls:
+        console.note(f"explain: {found.no_pulls}.")
     if found.policy:
         from raysift.jobs.raise_row import show_row
 

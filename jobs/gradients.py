@@ -126,7 +126,7 @@ def gradients(
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 
     train = warmup_recipe(config, settings)
-    decides = {"adam": settings.adam, "template": train.template, "max_length": train.max_length}
+    decides: dict[str, Any] = {"adam": settings.adam, "template": train.template, "max_length": train.max_length}
     decides |= {"dtype": train.dtype, "quantization": train.quantization}
     inputs = {"rows": rows.fingerprint, "warmup": trained.fingerprint, "targets": target.fingerprint}
     return run.stage("gradients", decides, inputs, body)

@@ -13,7 +13,8 @@ import yaml
 
 from raysift.budget import parse_budget
 from raysift.config import CommonConfig, load_config
-from raysift.errors import ConfigError, DataError
+from raysift.errors import ConfigError, DataError, StaleRunError
+from raysift.fingerprint import differences
 from raysift.jobs import stages
 from raysift.jobs.api import Selection
 from raysift.jobs.console import Console
@@ -22,10 +23,27 @@ from raysift.jobs.run import CONFIG, EVENTS, Run, free_name, open_run
 from raysift.jobs.show import show_selection
 from raysift.jobs.store import store_place
 from raysift.manifest import Manifest, read_manifest
+from raysift.methods import METHODS
 from raysift.methods.gradient import GradientConfig
 from raysift.storage import Location, open_location
 
 SOURCE_RUN = "rescored_from.json"
+
+# What may differ from the run whose rows, warm-up and vectors are read; all other settings decided those.
+OWN_SETTINGS = {
+    "target",
+    "budget",
+    "run",
+    "output_format",
+    "train_on_selection",
+    "train",
+    "test",
+    "evaluate",
+    "win_rate",
+    "search",
+    "resources",
+}
+OWN_OF_METHOD = {"checkpoints", "targets", "match", "preference", "end_prompt"}
 
 
 class BorrowingRun(Run):
@@ -92,7 +110,9 @@ def rescore(
     lengths = None
     with this_run.replayable(config.model_dump(mode="json", exclude={"run"})):
         if parse_budget(config.budget).counts_tokens:
-            lengths = find_manifest(source, "lengths") or stages.lengths(this_run, config, rows)
+            lengths = find_manifest(source, "lengths")
+            if lengths is None or lengths.settings["template"] != config.train.template:
+                lengths = stages.lengths(this_run, config, rows)
         return Selection(this_run, match_and_choose(this_run, config, rows, warm, lengths, place))
 
 
@@ -110,14 +130,18 @@ def rescore_command(
 
 def _what_is_kept(source: Run, config: CommonConfig, name: str) -> tuple[Manifest, Manifest, Location]:
     """Rows and warm-up of the run, and its store; raises where there is none to rescore from."""
-    settings = make_selector(config).config if config.method else None
+    made_with = config_of(source)
+    settings = make_selector(made_with).config if made_with.method else None
     if not isinstance(settings, GradientConfig):
-        raise ConfigError(f"rescore: {name} is a run of '{config.method}', which has no gradients. Known: less, rose.")
+        raise ConfigError(
+            f"rescore: {name} is a run of '{made_with.method}', which has no gradients. Known: less, rose."
+        )
     if settings.matching != "store":
         raise ConfigError(
-            f"rescore: {name} matched as it went ({config.method}.matching=exact) and kept no gradients. Run it under another "
-            f"name with {config.method}.matching=store, then rescore that run."
+            f"rescore: {name} matched as it went ({made_with.method}.matching=exact) and kept no gradients. Run it under "
+            f"another name with {made_with.method}.matching=store, then rescore that run."
         )
+    _require_same_vectors(made_with, config, name)
     found = [find_manifest(source, stage) for stage in ("ingest", "warmup", "gradients")]
     place = store_place(_root(source), config)
     if None in found or not place.exists():
@@ -128,6 +152,21 @@ def _what_is_kept(source: Run, config: CommonConfig, name: str) -> tuple[Manifes
     assert rows is not None
     assert warm is not None
     return rows, warm, place
+
+
+def _require_same_vectors(made_with: CommonConfig, config: CommonConfig, name: str) -> None:
+    """Refuses settings that would give other rows, another warm-up or other vectors than those that are read."""
+    method, free = str(made_with.method), OWN_SETTINGS | METHODS.keys()
+    if getattr(made_with, method).warmup is None:
+        free -= {"train"}  # it was the warm-up's recipe
+    old, new = (
+        one.model_dump(mode="json", exclude=free)
+        | {method: getattr(one, method).model_dump(mode="json", exclude=OWN_OF_METHOD)}
+        for one in (made_with, config)
+    )
+    if changed := differences(old, new):
+        lines = "\n".join(f"  {line}" for line in changed)
+        raise StaleRunError(f"rescore: rescore takes these from {name}; start a new run to change them:\n{lines}")
 
 
 def _root(run: Run) -> Run:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.jobs.console import Console
 from raysift.jobs.run import Run, open_run
+from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
+from raysift.records import ERROR
+from raysift.storage import Location
 
 TOP_ROWS = 5
+TOP_REASONS = 5
 BAR_WIDTH = 40
 
 
@@ -25,6 +32,10 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
     for manifest in manifests:
         if manifest.stage == "ingest":
             show_ingest(run, manifest, console)
+        if manifest.stage == "targets":
+            show_targets(manifest, console)
+        if manifest.counts.get("failed"):
+            show_failures(run, manifest, console)
         if "histogram" in manifest.values:
             show_threshold(manifest, console)
         if "fates" in manifest.values:
@@ -57,9 +68,41 @@ def show_ingest(run: Run, manifest: Manifest, console: Console) -> None:
         console.note(f"ingest: set aside {file}")
 
 
+def show_targets(manifest: Manifest, console: Console) -> None:
+    """How many records of the target files have a gradient, and why others have none."""
+    counts = manifest.counts
+    without = [
+        [f"{kind}: {reason}", count]
+        for kind, name in (("unreadable", "unreadable"), ("set aside", "set_aside"))
+        for reason, count in sorted(counts.get(name, {}).items())
+    ]
+    rows = [["with a gradient", counts["rows_in"] - sum(count for _, count in without)]]
+    if counts.get("truncated"):
+        rows.append(["with a gradient, of a part of the answer", counts["truncated"]])
+    console.table("Targets", ["", "records"], [*rows, *without, ["records in", counts["rows_in"]]])
+
+
+def show_failures(run: Run, manifest: Manifest, console: Console) -> None:
+    """Why rows of a stage have no answer; messages that differ in their numbers only are one reason."""
+    from raysift.jobs.explain import printable
+
+    reasons: Counter[str] = Counter()
+    for chunk in read_chunks([file for file in run.files(manifest, "answers") if _tells_errors(file)], [ERROR]):
+        errors = chunk[ERROR].drop_null().to_pylist()
+        reasons.update(re.sub(r"\b\d+(\.\d+)?\b", "N", error) for error in errors)
+    first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:TOP_REASONS]
+    rows = [[printable(reason), count] for reason, count in first]
+    if len(reasons) > len(first):
+        rows.append(
+            [f"{len(reasons) - len(first):,} other reasons", reasons.total() - sum(count for _, count in first)]
+        )
+    if rows:
+        console.table(f"Failed in {manifest.stage}", ["reason", "rows"], rows)
+
+
 def show_threshold(manifest: Manifest, console: Console) -> None:
-    """How scores lie around a bar, as a histogram."""
-    bar, bins = manifest.values["cut"]["value"], manifest.values["histogram"]
+    """How scores lie, around a bar where the stage has one, as a histogram."""
+    bar, bins = manifest.values.get("cut", {}).get("value"), manifest.values["histogram"]
     most = max((one["count"] for one in bins), default=1)
     rows = [
         [
@@ -103,6 +146,10 @@ def show_evaluation(run: Run, console: Console) -> None:
     console.table(f"Evaluation ({manifest.settings['evaluate']['confidence']:.0%} intervals)", heads, rows)
 
 
+def _tells_errors(file: Location) -> bool:
+    return file.name.endswith(".parquet") and ERROR in pq.read_schema(file.path, filesystem=file.fs).names
+
+
 def _stage_line(manifest: Manifest) -> list[object]:
     counts = manifest.counts
     rejected = counts.get("rejected")
@@ -113,7 +160,8 @@ def _stage_line(manifest: Manifest) -> list[object]:
         sum(rejected.values()) if isinstance(rejected, dict) else rejected,
         counts.get("failed"),
         manifest.seconds,
-        manifest.rows_per_second,
+        # Nothing was computed where a store held all vectors.
+        manifest.rows_per_second if manifest.values.get("vectors_computed") != 0 else None,
     ]
 
 

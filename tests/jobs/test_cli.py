@@ -11,6 +11,8 @@ import yaml
 
 from raysift.errors import DataError, find_cause
 from raysift.jobs.cli import spread_multiple
+from raysift.jobs.console import Console
+from raysift.jobs.show import show_run
 from raysift.nano.world import WorldConfig, write_pool
 
 
@@ -102,3 +104,20 @@ def test_a_selection_from_files_to_files(tmp_path):
     shown = raysift("show", "r", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "choose" in shown.stdout
+
+
+@pytest.mark.ray
+def test_show_counts_failures_and_unused_target_records_by_reason(rose_run, capsys):
+    show_run(rose_run, Console("json"))
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    rows = {event["title"]: event["rows"] for event in events if event["event"] == "table"}
+    ((reason, count),) = rows["Failed in gradients"]
+    assert reason.startswith("no_label_tokens: ")
+    assert count == 1
+    assert rows["Targets"] == [
+        ["with a gradient", 8],
+        ["unreadable: no_prompt", 1],
+        ["unreadable: one_sided", 1],
+        ["set aside: chosen_equals_rejected", 1],
+        ["records in", 11],
+    ]

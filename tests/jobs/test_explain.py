@@ -1,22 +1,26 @@
 """`raysift explain`: a row's place and the reasons for it, on runs by gradient and on yardsticks; no text unasked."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 import raysift
 from raysift.errors import ConfigError, DataError
 from raysift.jobs.console import Console
 from raysift.jobs.explain import explain, explain_command, printable
-from raysift.jobs.rescore import find_manifest, open_any_run
+from raysift.jobs.pulls import places_of
+from raysift.jobs.rescore import config_of, find_manifest, open_any_run
 from raysift.jobs.run import open_run
 from raysift.records import ERROR
 from raysift.storage import open_location
 
-from .conftest import PAIRS, write_lines
+from .conftest import PAIRS, nano_pairs, write_lines
 
 pytestmark = pytest.mark.ray
 
@@ -37,6 +41,9 @@ def test_the_pulls_of_a_subtasks_pairs_average_to_the_rows_score_for_it(rose_run
     weighted = np.array(found.weights) @ np.array(found.matches)
     np.testing.assert_allclose(weighted, row["by_subtask"], atol=1e-6)
     assert len(found.pulls) == PAIRS  # the pair of equal answers has no gradient
+    (file,) = config_of(open_any_run(folder)).target
+    subtask_of = {(file, number): pair["subtask"] for number, pair in enumerate(nano_pairs(PAIRS, 0), start=1)}
+    assert {(pull.file, pull.record): pull.subtask for pull in found.pulls} == subtask_of
     for number, subtask in enumerate(found.subtasks):
         pulls = [pull.pull for pull in found.pulls if pull.subtask == subtask]
         zeros = 1 if subtask == "add" else 0  # it counts in the mean of its subtask all the same
@@ -52,6 +59,52 @@ def test_a_row_below_the_cut_is_told_the_last_score_that_was_taken(rose_run):
     assert f"rank 21 of {len(table)}" in found.verdict
     assert f"a budget of 12 took 12 rows, the lowest of them with score {last['score']:.6g}" in found.verdict
     assert found.standing.percentile == pytest.approx(100 * (len(table) - 21) / (len(table) - 1))
+
+
+def test_where_subtasks_pick_in_turn_a_row_is_not_told_that_its_score_was_too_low(repeat, stored_run, tmp_path):
+    settings = {"rose__matching": "store", "rose__projection__kind": "none", "rose__match__subtasks": "round_robin"}
+    run = repeat(tmp_path / "run", **settings, resources__store=config_of(stored_run).resources.store)
+    folder = run.folder.path
+    chosen = pq.read_table(f"{folder}/selection.parquet")["id"].to_pylist()
+    passed_over = next(row for row in scores(folder)["id"].to_pylist() if row not in chosen)
+    verdict = explain(folder, passed_over, pairs=False).verdict
+    assert (
+        "by score, that of its best subtask; a budget of 12 took 12 rows, which the subtasks picked in turn" in verdict
+    )
+    assert "lowest" not in verdict
+
+
+def test_pulls_are_left_out_where_a_target_file_is_not_what_it_was(rose_run, tmp_path, capsys):
+    shutil.copytree(rose_run, tmp_path / "run")
+    folder, pairs = str(tmp_path / "run"), tmp_path / "pairs.jsonl"
+    settings = yaml.safe_load((tmp_path / "run" / "run.yaml").read_text())
+    same = Path(settings["target"][0]).read_text()
+    (tmp_path / "run" / "run.yaml").write_text(yaml.safe_dump(settings | {"target": [str(pairs)]}))
+    row = scores(folder)["id"][0].as_py()
+    pairs.write_text(same)
+    assert explain(folder, row).no_pulls is None
+    for content, why in ((same.replace("chosen", "rejected", 1), "has changed since the run"), (None, "is not there")):
+        pairs.unlink()
+        if content is not None:
+            pairs.write_text(content)
+        found = explain(folder, row)
+        assert found.pulls is None
+        assert f"the target file {pairs} {why}" in found.no_pulls
+        assert found.verdict.startswith("selected as number 1 of 12")
+        explain_command(folder, str(row), True, False, Console("plain"))
+        shown = capsys.readouterr()
+        assert "left out" in shown.err
+        assert "Cosine with the target" in shown.out
+
+
+def test_a_pair_is_named_by_its_file_and_its_record_there(rose_run, tmp_path):
+    pairs = nano_pairs(3, 0)
+    first = write_lines(
+        tmp_path / "a.jsonl", [pairs[0] | {"rejected": None}, pairs[0], pairs[1] | {"prompt": []}, pairs[1]]
+    )
+    second = write_lines(tmp_path / "b.jsonl", [pairs[2] | {"rejected": pairs[2]["chosen"]}, pairs[2]])
+    config = config_of(open_any_run(rose_run), {"target": [first, second]})
+    assert list(places_of(config, config.rose)) == [(first, 2), (first, 4), (second, 1), (second, 2)]
 
 
 def test_failed_rejected_and_unknown_rows_are_told_apart(rose_run, stored_run):

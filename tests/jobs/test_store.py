@@ -12,9 +12,11 @@ import pytest
 from raysift.errors import ConfigError, DataError, StageError, StaleRunError
 from raysift.gradient_settings import AdamSettings, ProjectionSettings
 from raysift.jobs import store as jobs_store
+from raysift.jobs.console import Console
 from raysift.jobs.recipes import make_selector
 from raysift.jobs.rescore import BorrowingRun, config_of, find_manifest, rescore
 from raysift.jobs.run import open_run
+from raysift.jobs.show import show_run
 from raysift.jobs.store import Store, fill, seal, store_of
 from raysift.jobs.store_match import MATCHES, match_segments, merge
 from raysift.manifest import read_manifest
@@ -280,7 +282,7 @@ def test_a_pass_that_was_cut_off_continues_where_it_stopped(stored_run, tmp_path
 
 
 @pytest.mark.ray
-def test_rescoring_for_other_targets_leaves_the_rows_gradients_alone(stored_run, tmp_path, monkeypatch):
+def test_rescoring_for_other_targets_leaves_the_rows_gradients_alone(stored_run, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(jobs_store, "GradientVectors", Broken)
     pairs = write_lines(tmp_path / "style.jsonl", nano_pairs(6, 1, "style"))
     old = stored_run.folder.path
@@ -289,10 +291,51 @@ def test_rescoring_for_other_targets_leaves_the_rows_gradients_alone(stored_run,
     manifest = read_manifest(chosen.run.folder / "gradients")
     assert manifest.values["vectors_computed"] == 0
     assert len(pq.read_table(chosen.run.folder.path + "/scores.parquet")) == manifest.counts["rows_in"]
+    show_run(chosen.run.folder.path, Console("plain"))
+    shown = next(line for line in capsys.readouterr().out.splitlines() if "│ gradients" in line)
+    assert shown.split("│")[-2].strip() == "–"  # no rate: nothing was computed
     same = rescore(old, config_of(stored_run).target, new_run=str(tmp_path / "same"))
     assert same.ids == pq.read_table(f"{old}/selection.parquet")["id"].to_pylist()
     with pytest.raises(StaleRunError, match=r"adam\.form: 'official' -> 'textbook'"):
         rescore(old, pairs, new_run=str(tmp_path / "other"), overrides=["rose.adam.form=textbook"])
+
+
+@pytest.mark.ray
+def test_rescoring_counts_tokens_anew_where_the_final_template_is_another(stored_run, tmp_path):
+    target, counted = config_of(stored_run).target, []
+    source = stored_run.folder.path
+    for name, overrides in (("a", []), ("b", []), ("c", ["train.template=alpaca"])):
+        new = str(tmp_path / name)
+        rescore(source, target, new_run=new, budget="300tok", overrides=overrides)
+        source, counted = str(tmp_path / "a"), [*counted, (tmp_path / name / "lengths").exists()]
+    assert counted == [True, False, True]
+
+
+@pytest.mark.ray
+def test_rescoring_refuses_settings_that_decided_what_it_reads(stored_run, tmp_path):
+    old, new = stored_run.folder.path, tmp_path / "new"
+    overrides = ["seed=5", "rose.warmup_share=0.9", "rose.warmup.epochs=7", "pool=other.jsonl", "ingest.max_chars=9"]
+    allowed = [
+        "output_format=alpaca",
+        "rose.match.subtasks=mean",
+        "rose.checkpoints=1",
+        "train.epochs=2",
+        "less.matching=exact",
+    ]
+    with pytest.raises(StaleRunError) as refused:
+        rescore(old, "x.jsonl", new_run=str(new), overrides=[*overrides, "rose.projection.seed=3", *allowed])
+    head, *lines = str(refused.value).splitlines()
+    assert head.endswith(f"rescore takes these from {old}; start a new run to change them:")
+    assert [line.split(":")[0].strip() for line in lines] == [
+        "ingest.max_chars",
+        "pool",
+        "rose.projection.seed",
+        "rose.warmup.epochs",
+        "rose.warmup_share",
+        "seed",
+    ]
+    assert "  rose.warmup.epochs: 2 -> 7" in lines
+    assert not new.exists()
 
 
 @pytest.mark.ray
