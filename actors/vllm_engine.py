@@ -18,13 +18,11 @@ from raysift.actors.language_model import resolve_model
 from raysift.actors.loaded import NO_LIMIT, longest_input
 from raysift.actors.prompts import load_card
 from raysift.errors import ModelError, StageError
+from raysift.resources import EngineResources
 from raysift.storage import Location
 
-MAX_RESTARTS = 3
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for
-MEMORY_SHARE = 0.9  # of a GPU; the rest is for what libraries allocate beside vLLM
 GUARD_S = 1.0  # how often a waiting call looks whether its engine lives
-CPU_CACHE_BYTES = 2**30  # without a word vLLM takes nine tenths of the machine's memory
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1"}  # nothing is reported to anyone
 
 log = logging.getLogger(__name__)
@@ -37,17 +35,20 @@ def engine_arguments(
     adapter: Location | None = None,
     gpus: float = 0.0,
     trust_remote_code: bool = False,
+    engine: EngineResources | None = None,
 ) -> dict[str, Any]:
     """Arguments of an engine that computes what transformers would: the checkpoint's numbers, no defaults of its own.
 
-    A share of a GPU is that share of its memory; two GPUs or more are one engine by tensor parallelism.
+    A share of a GPU is that share of its memory; two GPUs or more are one engine by tensor parallelism. Of `engine` the
+    number of GPUs does not count: a caller has settled it, as `gpus`.
     """
+    engine = engine or EngineResources()
     card = load_card(model, trust_remote_code)
     dtype = str(getattr(card.config, "dtype", None) or "auto").removeprefix("torch.")
     arguments: dict[str, Any] = {
         "dtype": dtype,
         "generation_config": "vllm",
-        "enable_prefix_caching": True,
+        "enable_prefix_caching": engine.prefix_caching,
         "disable_log_stats": True,
         "trust_remote_code": trust_remote_code,
     }
@@ -57,11 +58,11 @@ def engine_arguments(
     if adapter is not None:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": lora_rank(adapter)}
     if gpus:
-        arguments["gpu_memory_utilization"] = MEMORY_SHARE * min(1.0, gpus)
+        arguments["gpu_memory_utilization"] = engine.memory_share * min(1.0, gpus)
         arguments["tensor_parallel_size"] = max(1, int(gpus))
     else:
-        arguments |= {"kv_cache_memory_bytes": CPU_CACHE_BYTES, "enforce_eager": True}
-    return arguments
+        arguments |= {"kv_cache_memory_bytes": int(engine.cache_gib * 2**30), "enforce_eager": True}
+    return arguments | engine.arguments
 
 
 def offline_batching(workers: int) -> dict[str, int]:
@@ -106,12 +107,15 @@ class Engine:
         max_length: int | None = None,
         gpus: float = 0.0,
         trust_remote_code: bool = False,
-        restarts: int = MAX_RESTARTS,
+        engine: EngineResources | None = None,
         **arguments: Any,
     ) -> None:
-        placed = engine_arguments(model, max_length=max_length, gpus=gpus, trust_remote_code=trust_remote_code)
+        engine = engine or EngineResources()
+        placed = engine_arguments(
+            model, max_length=max_length, gpus=gpus, trust_remote_code=trust_remote_code, engine=engine
+        )
         self.arguments = {"model": resolve_model(model), **placed, **arguments}
-        self.restarts = restarts
+        self.restarts = engine.restarts
         self.start()
 
     def start(self) -> None:

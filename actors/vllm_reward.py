@@ -15,6 +15,7 @@ from raysift.actors.reward import Reward, pick_output, resolve_reward_template
 from raysift.actors.text_models import TextTokens, text_limit
 from raysift.actors.vllm_engine import Engine
 from raysift.errors import ModelError
+from raysift.resources import EngineResources
 from raysift.scoring.settings import RewardSettings
 
 
@@ -30,6 +31,7 @@ class VllmReward(Reward):
         max_length: int | None = None,
         gpus: float = 0.0,
         trust_remote_code: bool = False,
+        engine: EngineResources | None = None,
         **arguments: Any,
     ) -> None:
         card = load_card(model, trust_remote_code)
@@ -43,6 +45,7 @@ class VllmReward(Reward):
             max_length=self.longest,
             gpus=gpus,
             trust_remote_code=trust_remote_code,
+            engine=engine,
             **{"runner": "pooling", "convert": "classify", **arguments},
         )
 

@@ -131,15 +131,21 @@ def _with_preset(method: type[Selector], section: Mapping[str, Any], values: Map
     if preset is not None and preset not in method.presets:
         known = ", ".join(sorted(method.presets)) or "none"
         raise ConfigError(f"config: {method.name}.preset is '{preset}'. Known: {known}.")
-    merged: dict[str, Any] = {key: value for key, value in method.presets.get(str(preset), {}).items() if key != "train"}
+    merged: dict[str, Any] = {
+        key: value for key, value in method.presets.get(str(preset), {}).items() if key != "train"
+    }
     if _is_nano(values) and "warmup" in method.Config.model_fields:
         merged["warmup"] = {"recipe": "nano-warmup"}
     for key, value in own.items():
-        if isinstance(value, Mapping) and isinstance(below := merged.get(key), Mapping) and not value.keys() & _BAR:
-            merged[key] = {**below, **value}
-        else:
-            merged[key] = value
+        below = merged.get(key)
+        merged[key] = {**below, **value} if _is_more_of(value, below) else value
     return merged
+
+
+def _is_more_of(value: Any, below: Any) -> bool:
+    """Whether settings add to those of a preset; a bar of the other form or a scorer of another kind takes their place."""
+    both = isinstance(value, Mapping) and isinstance(below, Mapping)
+    return both and not value.keys() & _BAR and value.get("kind") in (None, below.get("kind"))
 
 
 def _with_own_seeds(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 AUTO, VLLM, TRANSFORMERS = "auto", "vllm", "transformers"
 
@@ -30,3 +30,12 @@ class GenerationSettings(BaseModel):
     backend: Literal["auto", "vllm", "transformers"] = "auto"
     """`auto` takes vLLM where it is installed for the device that the workers have, and transformers elsewhere. Both
     give the same columns; which one answered is recorded."""
+
+    @model_validator(mode="after")
+    def _room_for_a_prompt(self) -> GenerationSettings:
+        if self.max_length is not None and self.max_length <= self.max_new_tokens:
+            raise ValueError(
+                f"max_length={self.max_length} counts prompt and answer together and leaves no room for a prompt beside "
+                f"max_new_tokens={self.max_new_tokens}; raise the one or lower the other"
+            )
+        return self

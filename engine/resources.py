@@ -2,7 +2,76 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+ENGINE_ARGUMENTS = frozenset(
+    {
+        "async_scheduling",
+        "attention_backend",
+        "block_size",
+        "compilation_config",
+        "cpu_offload_gb",
+        "cudagraph_capture_sizes",
+        "disable_custom_all_reduce",
+        "distributed_executor_backend",
+        "download_dir",
+        "enable_chunked_prefill",
+        "enable_expert_parallel",
+        "enforce_eager",
+        "kv_offloading_backend",
+        "kv_offloading_size",
+        "long_prefill_token_threshold",
+        "max_num_batched_tokens",
+        "max_num_seqs",
+        "max_parallel_loading_workers",
+        "moe_backend",
+        "num_gpu_blocks_override",
+        "numa_bind",
+        "optimization_level",
+        "performance_mode",
+        "safetensors_load_strategy",
+        "shutdown_timeout",
+    }
+)
+"""Of vLLM's EngineArgs those that decide where and how fast. The others decide what is answered, or are set by us; and since
+no fingerprint holds resources, a new one is refused until it is known to be of the first kind."""
+
+
+class EngineResources(BaseModel):
+    """Engines of vLLM: how many, on what, and how they are kept at work."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    count: int | None = Field(default=None, ge=1)
+    """Most engines of one stage side by side; none: `workers`, and where that is not set either as many as the GPUs hold, or
+    on CPUs one a machine (of those that give rewards: as many as other actors)."""
+    gpus: float | None = Field(default=None, ge=0)
+    """GPUs of one engine; none: `gpus_per_worker`. A fraction is that share of its memory, several are tensor parallelism."""
+    memory_share: float = Field(default=0.9, gt=0, le=1)
+    """Of the engine's GPU, or of its fraction of one; the rest is for what libraries allocate beside vLLM."""
+    cache_gib: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """Cache of keys and values of an engine on CPUs; without a word vLLM takes nine tenths of the machine's memory."""
+    prefix_caching: bool = True
+    """Compute what prompts have in common at their beginning once."""
+    concurrent_blocks: int = Field(default=16, ge=1)
+    """Blocks in an engine at a time, four batches of each. With few of them it waits for rows; many hold memory."""
+    restarts: int = Field(default=3, ge=0)
+    """Times that an engine that dies is started again before the run ends with its message."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """More of vLLM's EngineArgs, such as `max_num_seqs: 64`, over ours; of those that decide where and how fast alone."""
+
+    @field_validator("arguments")
+    @classmethod
+    def _decide_no_result(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        others = sorted(arguments.keys() - ENGINE_ARGUMENTS)
+        if others:
+            raise ValueError(
+                f"{', '.join(others)} may decide what the engine answers or is set elsewhere, and resources decide no "
+                f"result; expected some of {', '.join(sorted(ENGINE_ARGUMENTS))}"
+            )
+        return arguments
 
 
 class Resources(BaseModel):
@@ -38,3 +107,10 @@ class Resources(BaseModel):
     """Folder or URI of the gradient store (`matching: store`), which several runs may share; none: `store` in the run's folder."""
     no_progress_timeout_s: int = Field(default=1800, ge=5)
     """A stage in which nothing moves for so long is ended instead of hanging for ever."""
+    engine: EngineResources = Field(default_factory=EngineResources)
+    """Engines of vLLM, where stages are answered through it."""
+
+    def of_engines(self) -> Resources:
+        """The same for a stage whose workers are engines: their number and GPUs stand in the place of the workers'."""
+        own = {"workers": self.engine.count, "gpus_per_worker": self.engine.gpus}
+        return self.model_copy(update={name: value for name, value in own.items() if value is not None})

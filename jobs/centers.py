@@ -10,15 +10,16 @@ import pyarrow.parquet as pq
 
 from raysift.actors.embedder import Embedder
 from raysift.config import CommonConfig
-from raysift.jobs.quality import loading
+from raysift.errors import DataError
+from raysift.jobs.quality import loading, require_answers
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.selection import write_rows
 from raysift.jobs.stages import model_fingerprint
-from raysift.jobs.tables import count_answers, count_true, publish, read_ids, read_numbers, relative
+from raysift.jobs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
 from raysift.kcenter.settings import CoverageSettings
 from raysift.manifest import Manifest
 from raysift.methods.coverage import place_centers
-from raysift.records import ID, RADIUS, RANK
+from raysift.records import ERROR, ID, RADIUS, RANK
 from raysift.scoring.columns import TRUNCATED
 from raysift.scoring.settings import EmbeddingSettings
 from raysift.storage import Location
@@ -33,6 +34,7 @@ def embed(run: Run, config: CommonConfig, settings: EmbeddingSettings, rows: Man
         files = run.files(rows, "rows")
         answers = map_rows(files, Embedder, arguments, folder, config.resources, progress=run.console.shows_progress)
         counts = count_answers("embed", answers, rows.counts["kept"]) | {"truncated": count_true(answers, TRUNCATED)}
+        require_answers("embed", run, answers, counts, folder)
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 
     inputs = {"rows": rows.fingerprint, "encoder": model_fingerprint(settings.model)}
@@ -59,9 +61,14 @@ def choose_centers(
         if beside:
             taken = read_ids(run.files(beside, "centers"))
             ids = np.setdiff1d(ids, taken)
+        section = f"{config.method}.centers"
         if not len(ids):
+            found = f"{name}: {count} rows asked, and there are none left to choose from"
+            if not settings.allow_fewer:
+                raise DataError(f"{found}. Move the threshold before it, or set {section}.allow_fewer=true.")
+            run.console.note(found)
             write_centers(ids, folder)
-            return chosen_rows(run, name, rows, ids, count, folder, {})
+            return chosen_rows(run, rows, ids, count, folder, {})
         report = cover(
             run.files(vectors, "answers"),
             count,
@@ -71,10 +78,11 @@ def choose_centers(
             seed=config.seed,
             initial=taken if apart and beside else None,
             among=ids,
+            section=section,
         )
         for note in report.notes:
             run.console.note(f"{name}: {note}")
-        return chosen_rows(run, name, rows, report.ids, count, folder, report.values)
+        return chosen_rows(run, rows, report.ids, count, folder, report.values)
 
     decides = {"centers": settings, "count": count, "seed": config.seed, "apart": apart}
     inputs = {"rows": rows.fingerprint, "vectors": vectors.fingerprint}
@@ -82,13 +90,9 @@ def choose_centers(
 
 
 def chosen_rows(
-    run: Run, name: str, rows: Manifest, ids: np.ndarray, asked: int, folder: Location, values: dict[str, Any]
+    run: Run, rows: Manifest, ids: np.ndarray, asked: int, folder: Location, values: dict[str, Any]
 ) -> StageResult:
     """What a stage that chose these rows leaves, `centers.parquet` aside."""
-    if len(ids) < asked:
-        run.console.note(
-            f"{name}: {asked} rows asked, {len(ids)} given: there are no more different ones to choose from"
-        )
     return StageResult(
         files={"centers": ["centers.parquet"], "rows": write_rows(run.files(rows, "rows"), ids, folder)},
         counts={"rows_in": rows.counts["kept"], "kept": len(ids), "asked": asked},
@@ -103,12 +107,19 @@ def write_centers(ids: np.ndarray, folder: Location) -> None:
     pq.write_table(table, (folder / "centers.parquet").path, filesystem=folder.fs)
 
 
-def order_centers(run: Run, rows: Manifest, chosen: Manifest) -> Manifest:
+def rows_without_vector(run: Run, vectors: Manifest) -> np.ndarray:
+    """Ids of the rows whose embedding failed."""
+    answers = read_chunks(run.files(vectors, "answers"), [ID, ERROR])
+    return np.concatenate([np.empty(0, np.int64), *(c.filter(c[ERROR].is_valid())[ID].to_numpy() for c in answers)])
+
+
+def order_centers(run: Run, rows: Manifest, vectors: Manifest, chosen: Manifest) -> Manifest:
     """The centres in their order, and of every other row that it is none."""
 
     def body(folder: Location) -> StageResult:
         ids = read_ids(run.files(rows, "rows"))
-        table = place_centers(ids, read_numbers(run.files(chosen, "centers"), RADIUS, RADIUS))
+        radii = read_numbers(run.files(chosen, "centers"), RADIUS, RADIUS)
+        table = place_centers(ids, radii, rows_without_vector(run, vectors))
         pq.write_table(table, (folder / "scores.parquet").path, filesystem=folder.fs, compression="zstd")
         counts = {"rows_in": len(table), "kept": chosen.counts["kept"]}
         return StageResult(files={"scores": ["scores.parquet"]}, counts=counts, rows=len(table))

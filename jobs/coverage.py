@@ -79,12 +79,13 @@ def cover(
     initial: Ids | tuple[Ids, Any] | None = None,
     among: Ids | None = None,
     progress: Progress | None = None,
+    section: str = "centers",
 ) -> CoverageReport:
     """Choose k rows that cover a table of embeddings, and write them to `folder`.
 
     `initial` are centres to start from, by id if they are rows of the table, else (ids, vectors); they are not chosen again.
     `among` are the ids of the rows to cover and to choose from; none: all that have a vector. On Ray where it runs and the
-    table is large, or `resources.workers` is set; in this process otherwise.
+    table is large, or `resources.workers` is set; in this process otherwise. `section` is where the settings stand, for messages.
     """
     settings, resources = settings or CoverageSettings(), resources or Resources()
     clock = time.perf_counter()
@@ -98,8 +99,11 @@ def cover(
     wanted = None if among is None else points
     work = _Work(table, points, wanted, k, settings, resources, folder.make_folder(), seed, picked, progress)
     centers, values = _cover_exactly(work) if settings.mode == "exact" else _cover_by_coresets(work)
-    if centers.message and not settings.allow_fewer:
-        raise DataError(f"coverage: {centers.message} Lower the budget or pass allow_fewer.")
+    shortage = _shortage(points, initial, centers)
+    if shortage and not settings.allow_fewer:
+        raise DataError(
+            f"coverage: {shortage}, and {section}.allow_fewer is off. Lower the budget, or set {section}.allow_fewer=true."
+        )
     _write(folder / CENTERS, centers.ids, centers.radii, {})
     (folder / PICKED).delete()
     seconds = time.perf_counter() - clock
@@ -108,7 +112,7 @@ def cover(
         centers,
         len(points),
         table.failed,
-        (*lost, *_notes(centers)),
+        (*lost, *([shortage] if shortage else []), *_how_near(centers)),
         _values(centers) | values | {"seconds": round(seconds, 3)},
     )
 
@@ -191,8 +195,14 @@ def _cover_by_coresets(work: _Work) -> tuple[Centers, dict[str, Any]]:
         work.table.pieces, work.table.dimension, work.settings.metric, work.resources.device, work.resources.threads
     )
     shared = (load, work.among, work.seed, parts)
-    found = _each_part(core_set_of_part, [(number, *shared, count, work.picked) for number in range(parts)], work, 0)
-    centers, picked = cover_union(found, work.k, work.seed, work.picked, load.options())
+    while True:
+        tasks = [(number, *shared, count, work.picked) for number in range(parts)]
+        found = _each_part(core_set_of_part, tasks, work, 0)
+        centers, picked = cover_union(found, work.k, work.seed, work.picked, load.options())
+        # Too few centres are all there are only where each part has sent all its different rows.
+        if len(centers.ids) == work.k or all(len(part) < count for part in found):
+            break
+        count *= 2
     batch = picked.since(0)
     radii = _each_part(radius_of_part, [(number, *shared, batch) for number in range(parts)], work, parts)
     size = sum(len(part) for part in found)
@@ -310,10 +320,21 @@ def _values(centers: Centers) -> dict[str, Any]:
     }
 
 
-def _notes(centers: Centers) -> list[str]:
-    notes = [centers.message] if centers.message else []
-    if not centers.exact:
-        notes.append(
-            f"approximate, by core-sets: radius {centers.final_radius:.4g}, at most {centers.ratio:.2f} times the smallest possible"
-        )
-    return notes
+def _shortage(points: Ids, initial: Any, centers: Centers) -> str | None:
+    """Why there are fewer centres than asked: too few rows, or among them too few different ones."""
+    asked, given = centers.asked, len(centers.ids)
+    if given >= asked:
+        return None
+    left = len(points) if initial is None else int((~np.isin(points, initial[0])).sum())
+    found = f"{asked} rows asked, {given} found"
+    if left == given:
+        return f"{found}: there are no more rows with a vector to choose from"
+    return f"{found}: the other {left - given} have the same vector as a row that is chosen"
+
+
+def _how_near(centers: Centers) -> list[str]:
+    if centers.exact:
+        return []
+    return [
+        f"approximate, by core-sets: radius {centers.final_radius:.4g}, at most {centers.ratio:.2f} times the smallest possible"
+    ]

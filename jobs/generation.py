@@ -74,7 +74,7 @@ def pick_backend(settings: GenerationSettings, resources: Resources) -> str:
         require_vllm("generate")
     if settings.backend != AUTO:
         return settings.backend
-    return VLLM if installed and ("cpu" in installed) == (resources.gpus_per_worker == 0) else TRANSFORMERS
+    return VLLM if installed and ("cpu" in installed) == (resources.of_engines().gpus_per_worker == 0) else TRANSFORMERS
 
 
 def recorded_backend(out: Location) -> dict[str, str]:

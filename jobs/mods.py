@@ -6,6 +6,7 @@ became of it.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,10 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysift.actors.language_model import resolve_model
 from raysift.actors.prompts import ANSWER, FINISHED
 from raysift.config import CommonConfig
-from raysift.jobs.centers import choose_centers, chosen_rows, write_centers
-from raysift.jobs.quality import score_answers, score_column
+from raysift.errors import ConfigError
+from raysift.jobs.centers import choose_centers, chosen_rows, rows_without_vector, write_centers
+from raysift.jobs.quality import require_answers, score_answers, score_column
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.selection import rows_in_order
 from raysift.jobs.stages import model_fingerprint, trained_model
@@ -28,7 +31,32 @@ from raysift.methods import Selector
 from raysift.methods.mods import CHOSEN, NECESSITY, QUALITY, ModsConfig, Stages, place_rows
 from raysift.records import ERROR, FATE, ID, MESSAGES, ORDER, RADIUS, ROWS
 from raysift.scoring.questions import split_exchange
-from raysift.storage import Location
+from raysift.storage import Location, open_location
+
+
+def check_room(config: CommonConfig, settings: ModsConfig) -> None:
+    """Refuse answers so long that no prompt fits before them, where the model's own files tell how much it takes."""
+    card = open_location(resolve_model(config.model)) / "config.json"
+    described = json.loads(card.read_text()) if card.exists() else {}
+    positions, asked = described.get("max_position_embeddings"), settings.generation.max_new_tokens
+    if settings.seed_share < 1 and positions and positions <= asked:
+        raise ConfigError(
+            f"mods.generation.max_new_tokens={asked} leaves no room for a prompt: the model '{config.model}' has {positions} "
+            "positions for prompt and answer together. Lower it, or take a model with more."
+        )
+
+
+def only_seeds(run: Run, settings: ModsConfig, good: Manifest, seeds: Manifest, total: int) -> bool:
+    """Whether the seeds are the whole selection: all that was asked, or all good rows there are."""
+    found, there = seeds.counts["kept"], good.counts["kept"]
+    if found < min(total, there) and settings.seed_share < 1:
+        return False
+    if found < total and settings.seed_share < 1:
+        run.console.note(
+            f"seeds: {total} rows asked, and the seeds are all {there} good rows there are; no model is tuned to find more. "
+            "A lower mods.alpha lets more rows count as good"
+        )
+    return True
 
 
 def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifest, tuned: Manifest) -> Manifest:
@@ -52,6 +80,7 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
         backend = recorded_backend(folder)
         run.console.note(f"generate: answered by {backend['backend']} {backend['version']}")
         counts = count_answers("generate", answers, rows.counts["kept"])
+        require_answers("generate", run, answers, counts, folder)
         cut_off = counts["kept"] - count_true(answers, FINISHED)
         if cut_off:
             run.console.note(
@@ -71,7 +100,7 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
 
 def necessity(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifest, answers: Manifest) -> Manifest:
     """Score the model's own answers as the rows' were scored; a row without one has no necessity."""
-    scorer = settings.scorer.model_copy(update={"trailing_newline": settings.necessity_newline})
+    scorer = settings.necessity_scorer
 
     def body(folder: Location) -> StageResult:
         asked, failed = _own_conversations(run.files(rows, "rows"), run.files(answers, "answers"), folder)
@@ -99,12 +128,16 @@ def augment(
 
     def body(folder: Location) -> StageResult:
         ids = np.setdiff1d(read_ids(run.files(needed, "rows")), read_ids(run.files(seeds, "centers")))
+        if len(ids) != count:
+            run.console.note(
+                f"augmented: {count} rows asked, {len(ids)} taken; mods.second_coverage is off, so every row below beta is "
+                "taken, and no other"
+            )
         write_centers(ids, folder)
-        return chosen_rows(run, "augmented", needed, ids, len(ids), folder, {})
+        return chosen_rows(run, needed, ids, count, folder, {})
 
-    return run.stage(
-        "augmented", {"second_coverage": False}, {"needed": needed.fingerprint, "seeds": seeds.fingerprint}, body
-    )
+    decides = {"second_coverage": False, "count": count}
+    return run.stage("augmented", decides, {"needed": needed.fingerprint, "seeds": seeds.fingerprint}, body)
 
 
 def order(
@@ -112,6 +145,7 @@ def order(
     selector: Selector,
     scored: Manifest,
     good: Manifest,
+    vectors: Manifest,
     seeds: Manifest,
     needed: Sequence[Manifest] = (),
 ) -> Manifest:
@@ -124,6 +158,7 @@ def order(
             read_numbers(run.files(scored, "answers"), column, QUALITY),
             read_ids(run.files(good, "rows")),
             read_numbers(run.files(seeds, "centers"), RADIUS, RADIUS),
+            no_vector=rows_without_vector(run, vectors),
         )
         if needed:
             answers, unknown, augmented = needed

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
@@ -17,6 +18,7 @@ from raysift.actors.reward import Reward
 from raysift.actors.vllm_judge import JudgeAsker, JudgeReader
 from raysift.actors.vllm_reward import VllmReward
 from raysift.config import CommonConfig
+from raysift.errors import DataError, StageError
 from raysift.jobs.generation import require_vllm
 from raysift.jobs.raydata import answer_rows, map_rows
 from raysift.jobs.run import Run, StageResult
@@ -53,15 +55,27 @@ def judge(run: Run, config: CommonConfig, settings: QualitySettings, rows: Manif
 
 
 def keep(
-    run: Run, name: str, threshold: Threshold, side: str, rows: Manifest, scored: Manifest, column: str
+    run: Run,
+    name: str,
+    threshold: Threshold,
+    side: str,
+    rows: Manifest,
+    scored: Manifest,
+    column: str,
+    needed_by: str | None = None,
 ) -> Manifest:
-    """The rows strictly beyond a bar, as files of their own; the bar, and how scores lie, are in the manifest."""
+    """The rows strictly beyond a bar, as files of their own; the bar, and how scores lie, are in the manifest.
+
+    `needed_by` names the setting of the bar where a run cannot go on without a row beyond it.
+    """
 
     def body(folder: Location) -> StageResult:
         files = run.files(scored, "answers")
         scores, unscored = gather_scores(chunk[column] for chunk in read_chunks(files, [column]))
         cut = (cut_above if side == "above" else cut_below)(scores, threshold, unscored)
-        for warning in [*describe_scale(name, scores), *describe_cut(name, cut, threshold)]:
+        if needed_by and len(scores) and not cut.passed:
+            raise _nothing_beyond(name, needed_by, threshold, cut, scores)
+        for warning in describe_cut(name, cut, threshold):
             run.console.note(warning)
         passing = _passing_ids(files, column, cut)
         names = write_rows(run.files(rows, "rows"), passing, folder)
@@ -69,7 +83,7 @@ def keep(
         return StageResult(
             files={"rows": names},
             counts=counts | {"rejected": {f"not {side} the threshold": cut.failed}},
-            values={"cut": cut.as_dict(), "histogram": [vars(bin) for bin in histogram(scores)]},
+            values={"cut": cut.as_dict(), "histogram": _bins(scores)},
             rows=counts["rows_in"],
         )
 
@@ -101,14 +115,42 @@ def score_answers(
         run.console.note(
             f"{stage}: {counts['truncated']} of {expected} rows were longer than the scorer reads, and cut"
         )
+    require_answers(stage, run, answers, counts, folder)
     if settings.kind == "judge":
         counts["unparsable"] = _count_unparsable(answers)
     if counts.get("unparsable"):
         run.console.note(
-            f"{stage}: {counts['unparsable']} of {expected} replies of the judge were no rating, and these rows have no "
-            "score; column 'error' of the stage's answers says what each lacked"
+            f"{stage}: {counts['unparsable']} of {expected} replies of the judge were no rating, and these rows have no score"
         )
-    return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=expected)
+    column = SCORE_COLUMN[settings.kind]
+    scores, _ = gather_scores(chunk[column] for chunk in read_chunks(answers, [column]))
+    for warning in describe_scale(stage, scores):
+        run.console.note(warning)
+    return StageResult(
+        files={"answers": relative(answers, folder)},
+        counts=counts,
+        values={"histogram": _bins(scores)},
+        rows=expected,
+    )
+
+
+def require_answers(
+    stage: str, run: Run, answers: Sequence[Location], counts: Mapping[str, int], folder: Location
+) -> None:
+    """Say how many rows of a stage have no answer, and why the first has none; raises where no row has one."""
+    if not counts["failed"]:
+        return
+    errors = [
+        chunk.filter(chunk[ERROR].is_valid()).sort_by(ID).slice(0, 1) for chunk in read_chunks(answers, [ID, ERROR])
+    ]
+    first = pa.concat_tables(errors).sort_by(ID)[ERROR][0].as_py()
+    found = f"{stage}: {counts['failed']} of {counts['rows_in']} rows have no answer; the first: {first}"
+    if not counts["kept"]:
+        raise StageError(
+            f"{found}. There is nothing to go on with: mend the cause or change the stage's settings, delete {folder}, which "
+            "holds these failures, and run again."
+        )
+    run.console.note(f"{found}; see {folder}")
 
 
 def _count_unparsable(answers: Sequence[Location]) -> int:
@@ -121,13 +163,17 @@ def _score_on_actors(
 ) -> list[Location]:
     part: Any = settings if settings.kind == "reward" else getattr(settings, settings.kind)
     arguments = {"model": settings.scorer, "max_length": settings.max_length, "settings": part}
+    resources, placed = config.resources, loading(config)
     if settings.backend == "vllm":
-        placed = {"gpus": config.resources.gpus_per_worker, "trust_remote_code": config.trust_remote_code}
-    else:
-        placed = loading(config)
+        resources = resources.of_engines()
+        placed = {
+            "gpus": resources.gpus_per_worker,
+            "engine": resources.engine,
+            "trust_remote_code": config.trust_remote_code,
+        }
     actor = SCORERS[settings.kind, settings.backend]
     shown = run.console.shows_progress
-    return map_rows(files, actor, arguments | placed, folder, config.resources, progress=shown)
+    return map_rows(files, actor, arguments | placed, folder, resources, progress=shown)
 
 
 def _judge_through_vllm(
@@ -157,6 +203,23 @@ def loading(config: CommonConfig) -> dict[str, Any]:
         "threads": resources.threads,
         "trust_remote_code": config.trust_remote_code,
     }
+
+
+def _bins(scores: np.ndarray) -> list[dict[str, Any]]:
+    return [vars(one) for one in histogram(scores)]
+
+
+def _nothing_beyond(name: str, setting: str, threshold: Threshold, cut: Cut, scores: np.ndarray) -> DataError:
+    """That no row is left to go on with, and what would leave some."""
+    low, high = float(scores.min()), float(scores.max())
+    if threshold.quantile is None:
+        bar, remedy = f"{setting}.value={cut.value:g}", f"Set {setting}.value below {high:.6g}"
+    else:
+        bar, remedy = f"{setting}.quantile={threshold.quantile:g}, here {cut.value:g}", f"Lower {setting}.quantile"
+    return DataError(
+        f"{name}: none of {len(scores)} scores, from {low:.6g} to {high:.6g}, is {cut.side} the bar ({bar}), so no row is "
+        f"left. {remedy}; {setting}.quantile=0 keeps all rows that have a score."
+    )
 
 
 def _passing_ids(files: Sequence[Location], column: str, cut: Cut) -> np.ndarray:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raysift.budget import parse_budget
+from raysift.actors.language_model import resolve_model
+from raysift.budget import Budget, parse_budget
 from raysift.config import CommonConfig
-from raysift.errors import ConfigError
+from raysift.errors import ConfigError, ModelError
 from raysift.jobs import (
     centers,
     gradients,
@@ -28,7 +29,7 @@ from raysift.manifest import Manifest, read_manifest
 from raysift.methods import Selector, find_method
 from raysift.methods.mods import seed_count
 from raysift.recipes import TrainConfig
-from raysift.storage import Location
+from raysift.storage import Location, open_location
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def best_by_score(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """Let the scorer judge each row, take the best."""
     selector = make_selector(config)
     settings: Any = selector.config
+    check_models(config, {"scorer": settings.scorer.scorer})
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
     judged = quality.judge(run, config, settings.scorer, rows)
@@ -64,11 +66,13 @@ def by_coverage(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """Embed the rows, take centres."""
     selector = make_selector(config)
     settings: Any = selector.config
+    row_budget(config)
+    check_models(config, {"embedding": settings.embedding.model})
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     count = count_rows(config, rows)
     vectors = centers.embed(run, config, settings.embedding, rows)
     chosen = centers.choose_centers(run, config, "centers", settings.centers, rows, vectors, count)
-    scores = centers.order_centers(run, rows, chosen)
+    scores = centers.order_centers(run, rows, vectors, chosen)
     return stages.choose(run, config, selector, rows, scores, None)
 
 
@@ -76,22 +80,25 @@ def good_diverse_unknown(run: Run, config: CommonConfig, pool: Pool) -> Manifest
     """MoDS: good rows; seeds that cover them; rows that a model tuned on the seeds does not know, covered again."""
     selector = make_selector(config)
     settings: Any = selector.config
+    row_budget(config)
+    check_models(config, {"scorer": settings.scorer.scorer, "embedding": settings.embedding.model})
+    mods.check_room(config, settings)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
-    total = count_rows(config, rows)
+    total, column = count_rows(config, rows), quality.score_column(settings)
     judged = quality.judge(run, config, settings.scorer, rows)
-    good = quality.keep(run, "good", settings.alpha, "above", rows, judged, quality.score_column(settings))
+    good = quality.keep(run, "good", settings.alpha, "above", rows, judged, column, needed_by="mods.alpha")
     vectors = centers.embed(run, config, settings.embedding, good)
     seeds = centers.choose_centers(run, config, "seeds", settings.centers, good, vectors, seed_count(settings, total))
-    if seeds.counts["kept"] >= total:
-        scores = mods.order(run, selector, judged, good, seeds)
+    if mods.only_seeds(run, settings, good, seeds, total):
+        scores = mods.order(run, selector, judged, good, vectors, seeds)
         return stages.choose(run, config, selector, rows, scores, None)
 
     tuned = stages.finetune(run, with_recipe(config, settings.seed_train), seeds, "tune")
     answers = mods.generate(run, config, settings, good, tuned)
     answered = mods.necessity(run, config, settings, good, answers)
-    needed = quality.keep(run, "needed", settings.beta, "below", good, answered, quality.score_column(settings))
+    needed = quality.keep(run, "needed", settings.beta, "below", good, answered, column)
     augmented = mods.augment(run, config, settings, needed, vectors, seeds, total - seeds.counts["kept"])
-    scores = mods.order(run, selector, judged, good, seeds, (answered, needed, augmented))
+    scores = mods.order(run, selector, judged, good, vectors, seeds, (answered, needed, augmented))
     return stages.choose(run, config, selector, rows, scores, None)
 
 
@@ -99,6 +106,7 @@ def learned_policy(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """RAISE: know the rows; learn a policy in rounds, or take one over; train once under it; its picks are the selection."""
     selector = make_selector(config)
     settings: Any = selector.config
+    row_budget(config)
     source: Learnt | None = learnt_by(settings) if settings.policy_from else None
     if source:
         settings = source.settings_for(settings)
@@ -130,12 +138,30 @@ def learned_policy(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
 
 def count_rows(config: CommonConfig, rows: Manifest) -> int:
     """The budget in rows, for methods that cannot count tokens: they choose by distance, or by step."""
+    return row_budget(config).rows_of(rows.counts["kept"])
+
+
+def row_budget(config: CommonConfig) -> Budget:
+    """The budget, refused where it counts tokens."""
     budget = parse_budget(config.budget)
     if budget.counts_tokens:
         raise ConfigError(
             f"budget: {config.method} takes a number of rows or a share, not tokens: it does not choose row by row."
         )
-    return budget.rows_of(rows.counts["kept"])
+    return budget
+
+
+def check_models(config: CommonConfig, own: Mapping[str, str]) -> None:
+    """Refuse names of models that cannot be found, before any stage; `own` are those of the method's sections."""
+    names = {"model": config.model} | ({"adapter": config.adapter} if config.adapter else {})
+    names |= {f"{config.method}.{section}.model": name for section, name in own.items()}
+    for setting, name in names.items():
+        try:
+            resolve_model(name)
+        except ModelError as error:
+            raise ModelError(f"{setting}: {str(error).removeprefix('model: ')}") from None
+    if config.adapter and not (open_location(config.adapter) / "adapter_config.json").exists():
+        raise ModelError(f"adapter: '{config.adapter}' holds no adapter_config.json, so it is no PEFT adapter.")
 
 
 def with_recipe(config: CommonConfig, train: TrainConfig | None) -> CommonConfig:

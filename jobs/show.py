@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.jobs.console import Console
+from raysift.jobs.rescore import find_manifest
 from raysift.jobs.run import Run, open_run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
@@ -36,7 +37,8 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
             show_targets(manifest, console)
         if manifest.counts.get("failed"):
             show_failures(run, manifest, console)
-        if "histogram" in manifest.values:
+        # The scores of `quality` are shown once: with the bar of `good`, where there is one.
+        if "histogram" in manifest.values and not (manifest.stage == "quality" and find_manifest(run, "good")):
             show_threshold(manifest, console)
         if "fates" in manifest.values:
             fates = [[fate, count] for fate, count in manifest.values["fates"].items()]

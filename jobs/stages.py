@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -130,7 +131,15 @@ def choose(
                 raise StageError("choose: a budget in tokens needs the lengths stage.")
             chunks = with_tokens(chunks, run.files(tokens, "answers"))
         ids, best = selector.choose(chunks, budget, rows.counts["kept"])
-        return write_selection(run, config, selector, rows, files, ids, best, folder)
+        result = write_selection(run, config, selector, rows, files, ids, best, folder)
+        if budget.counts_tokens:
+            return result
+        asked, without = budget.rows_of(rows.counts["kept"]), scores.counts.get("failed", 0)
+        if len(ids) < asked and without:
+            run.console.note(
+                f"choose: {asked} rows asked, {len(ids)} chosen: {without} of {rows.counts['kept']} rows have no score"
+            )
+        return replace(result, counts={**result.counts, "asked": asked})
 
     settings = {"method": selector.name, "budget": config.budget, "output_format": config.output_format}
     inputs = {"scores": scores.fingerprint} | (

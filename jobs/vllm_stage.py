@@ -31,7 +31,7 @@ from raysift.actors.contract import RowActor
 from raysift.actors.language_model import local_copy, resolve_model
 from raysift.actors.prompts import row_seed
 from raysift.actors.responder import ENGINE_ERROR, GENERATED, LOGPROBS, PROMPT
-from raysift.actors.vllm_engine import MAX_RESTARTS, engine_arguments, engine_environment, offline_batching
+from raysift.actors.vllm_engine import engine_arguments, engine_environment, offline_batching
 from raysift.errors import ModelError, RaysiftError, StageError
 from raysift.generation_settings import GenerationSettings
 from raysift.jobs.raydata import actor_cpus, pool_size
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 
 ENGINE_STAGE = "vLLMEngineStage"
 HELPER_CPUS = 0.05  # what each stage beside the engine books
-CONCURRENT_BLOCKS = 16  # in an engine at a time, four batches of each
 MOST_TOKENS = 128  # whose log-probabilities vLLM gives at once
 MOST_SEED = 2**63 - 1  # vLLM takes -1 for no seed
 GUARD_S = 1.0
@@ -55,6 +54,7 @@ _CAUSE = re.compile(r"[\w.]*(Error|Exception): ")
 
 def engine_count(resources: Resources) -> int:
     """Engines at a time: by GPUs, or one a machine, since an engine on CPUs takes all of its machine's cores."""
+    resources = resources.of_engines()
     room = pool_size(resources)
     if resources.gpus_per_worker:
         return room
@@ -108,18 +108,24 @@ def build_engine(
     """`ray.data.llm`'s processor for rows of an asking actor; Ray must be running."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
+    resources = resources.of_engines()
     gpus = resources.gpus_per_worker
     cpus = resources.cpus_per_worker if gpus else max(0.01, round(actor_cpus(resources) - 4 * HELPER_CPUS, 2))
     config = vLLMEngineProcessorConfig(
         model_source=resolve_model(model),
         engine_kwargs=engine_arguments(
-            model, max_length=max_length, adapter=adapter, gpus=gpus, trust_remote_code=trust_remote_code
+            model,
+            max_length=max_length,
+            adapter=adapter,
+            gpus=gpus,
+            trust_remote_code=trust_remote_code,
+            engine=resources.engine,
         )
         # Tokens are wanted once, at the end: without this each of them is a message to the event loop.
         | {"stream_interval": request.sampling["max_tokens"]},
         concurrency=(1, engine_count(resources)),
         batch_size=resources.batch_rows,
-        max_concurrent_batches=CONCURRENT_BLOCKS,
+        max_concurrent_batches=resources.engine.concurrent_blocks,
         placement_group_config={"bundle_per_worker": {"CPU": cpus, **({"GPU": min(1.0, gpus)} if gpus else {})}},
         runtime_env={"env_vars": engine_environment()},
         should_continue_on_error=True,
@@ -141,7 +147,7 @@ def build_engine(
             postprocess_map_kwargs=few,
         )
     stage = processor.get_stage_by_name(ENGINE_STAGE)
-    stage.map_batches_kwargs["max_restarts"] = MAX_RESTARTS
+    stage.map_batches_kwargs["max_restarts"] = resources.engine.restarts
     replace_engine(
         stage,
         our_engine(stage.fn),
@@ -283,6 +289,6 @@ def explained(stage: str) -> Iterator[None]:
         said = [line for line in lines if _CAUSE.match(line)] or [line for line in lines if line] or ["no message"]
         raise StageError(
             f"{stage}: could not go on through vLLM ({type(error).__name__}; {said[-1]}). An engine that dies is "
-            f"started again {MAX_RESTARTS} times; its log is in Ray's session folder (logs/worker-*.err). Mend the "
-            "cause and start the run again, it will continue; or set backend=transformers."
+            "started again as often as resources.engine.restarts says; its log is in Ray's session folder "
+            "(logs/worker-*.err). Mend the cause and start the run again, it will continue; or set backend=transformers."
         ) from error

@@ -66,12 +66,16 @@ def win_rate_command(config: CommonConfig, settings: WinRateSettings, console: C
 
 
 def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manifest:
-    """All stages of a comparison; models and files that are not there are said before the first of them."""
+    """All stages of a comparison; what is not there (models, files, vLLM) is said before the first of them."""
     sources = _sources(config, settings)
     examples = sample_examples(read_examples(config.test, split=settings.split), settings.limit, config.seed)
     files = {"test": example_files(config)}
     identities = {name: source.identity() for name, source in sources.items()}
     judge_identity = model_fingerprint(settings.judge_model)
+    if settings.judge.backend == "vllm":
+        from raysift.jobs.generation import require_vllm
+
+        require_vllm("judge")
     values = config.model_dump(mode="json", exclude={"run"}) | {"win_rate": settings.model_dump(mode="json")}
     with run.replayable(values):
         sides = {
@@ -117,8 +121,13 @@ def _sources(config: CommonConfig, settings: WinRateSettings) -> dict[str, Sourc
             "config: 'win_rate.against' is missing. Name the other side: --against-model, --against-adapter or "
             "--against-answers."
         )
-    if settings.answers and config.adapter:
-        raise ConfigError("config: 'adapter' and 'win_rate.answers' are both set; a side is a model or answers.")
+    if settings.answers:
+        # A replayed run names the model of one that had none; beside an adapter it is the base of the other side.
+        is_base = against.adapter and not against.model
+        named = config.model != CommonConfig.model_fields["model"].default and not is_base
+        idle = "adapter" if config.adapter else "model" if named else None
+        if idle:
+            raise ConfigError(f"config: '{idle}' and 'win_rate.answers' are both set; a side is a model or answers.")
     return {
         OWN: Source(config.model, config.adapter, settings.answers),
         AGAINST: Source(against.model or config.model, against.adapter, against.answers),

@@ -7,18 +7,15 @@ are not judged, so they cannot differ.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from raysift.actors.comparer import Comparer
-from raysift.actors.contract import RowActor
-from raysift.actors.judge import Judge
-from raysift.actors.reward import Reward
 from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.jobs.run import Run, StageResult
-from raysift.jobs.tables import count_answers, publish, relative
+from raysift.jobs.tables import count_answers, count_true, publish, relative
 from raysift.jobs.win_rate_sides import drawn_examples, read_rows, spread, write_table
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import (
@@ -29,15 +26,16 @@ from raysift.pairwise.rows import (
     rows_to_compare,
     rows_to_score,
 )
-from raysift.pairwise.settings import Aspect, WinRateSettings, prompt_of_aspect
+from raysift.pairwise.settings import Aspect, ComparisonSettings, WinRateSettings, prompt_of_aspect
 from raysift.pairwise.verdicts import RESULT, decide, result_record, win_line, win_table
 from raysift.records import ERROR, ID
 from raysift.scoring.columns import SCORE_COLUMN, TRUNCATED
+from raysift.scoring.settings import JudgeSettings, QualitySettings
 from raysift.storage import Location
 
 RESULT_FILE = "win_rate.parquet"
+Asking = TypeVar("Asking", JudgeSettings, ComparisonSettings)
 MOST_LISTED = 100  # failed questions that the manifest names; the table of questions has them all
-JUDGES: dict[str, type[RowActor]] = {"reward": Reward, "judge": Judge, "comparison": Comparer}
 
 
 def judge(
@@ -48,30 +46,23 @@ def judge(
     inputs: Mapping[str, Any],
     aspect: Aspect | None,
 ) -> Manifest:
-    """Scores of the answers, or weights of the verdicts, all in all or by one aspect, on a pool of actors."""
-    from raysift.jobs.raydata import map_rows
+    """Scores of the answers, or weights of the verdicts, all in all or by one aspect."""
+    from raysift.jobs.quality import score_answers
 
     compares = settings.by == "comparison"
-    actor = JUDGES["comparison" if compares else settings.judge.kind]
     name = f"judge-{aspect}" if aspect else "judge"
 
     def body(folder: Location) -> StageResult:
         rows = rows_to_compare(questions) if compares else rows_to_score(questions)
-        answers: list[Location] = []
-        if len(rows):  # where all answers are missing or alike there is nothing to ask
-            answers = map_rows(
-                [write_table(rows, folder / "questions.parquet")],
-                actor,
-                _arguments(config, settings, aspect),
-                folder,
-                spread(config.resources, len(rows)),
-                progress=run.console.shows_progress,
+        if not len(rows):  # all answers are missing or alike
+            return StageResult(
+                files={"answers": []}, counts=dict.fromkeys(("rows_in", "kept", "failed", "truncated"), 0)
             )
-        truncated = sum(row[TRUNCATED] is True for row in read_rows(answers))
-        if truncated:
-            run.console.note(f"{name}: {truncated} of {len(rows)} texts were longer than the judge reads, and cut")
-        counts = count_answers(name, answers, len(rows)) | {"truncated": truncated}
-        return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=len(rows))
+        files = [write_table(rows, folder / "questions.parquet")]
+        here = config.model_copy(update={"resources": spread(config.resources, len(rows))})
+        if compares:
+            return _compare_answers(name, run, here, settings, files, len(rows), folder, aspect)
+        return score_answers(name, run, here, _scorer(settings.judge, aspect), files, len(rows), folder)
 
     asked: dict[str, Any] = {"by": settings.by, "judge": settings.judge, "aspect": aspect}
     asked |= {"comparison": settings.comparison} if compares else {}
@@ -139,15 +130,42 @@ def _readings(
     return found
 
 
-def _arguments(config: CommonConfig, settings: WinRateSettings, aspect: Aspect | None) -> dict[str, Any]:
-    """Of the judge's actor."""
-    part: Any = settings.judge
-    if settings.by == "comparison":
-        part = settings.comparison
-    elif settings.judge.kind == "judge":
-        part = settings.judge.judge
-    if aspect:
-        part = part.model_copy(update={"prompt": prompt_of_aspect(part.prompt, aspect)})
-    placed = {"device": config.resources.device, "threads": config.resources.threads}
-    loaded = {"model": settings.judge_model, "max_length": settings.judge.max_length}
-    return loaded | placed | {"settings": part, "trust_remote_code": config.trust_remote_code}
+def _compare_answers(
+    stage: str,
+    run: Run,
+    config: CommonConfig,
+    settings: WinRateSettings,
+    files: Sequence[Location],
+    expected: int,
+    folder: Location,
+    aspect: Aspect | None,
+) -> StageResult:
+    """Every pair of answers, read in both orders on a pool of actors."""
+    from raysift.jobs.quality import loading
+    from raysift.jobs.raydata import map_rows
+
+    arguments = {
+        "model": settings.judge_model,
+        "max_length": settings.judge.max_length,
+        "settings": _by_aspect(settings.comparison, aspect),
+    }
+    shown = run.console.shows_progress
+    answers = map_rows(files, Comparer, arguments | loading(config), folder, config.resources, progress=shown)
+    counts = count_answers(stage, answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
+    if counts["truncated"]:
+        run.console.note(
+            f"{stage}: {counts['truncated']} of {expected} texts were longer than the judge reads, and cut"
+        )
+    return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=expected)
+
+
+def _scorer(settings: QualitySettings, aspect: Aspect | None) -> QualitySettings:
+    """The judge of single answers, asked by the aspect."""
+    return settings.model_copy(update={"judge": _by_aspect(settings.judge, aspect)})
+
+
+def _by_aspect(settings: Asking, aspect: Aspect | None) -> Asking:
+    """The same with the aspect, if there is one, before its prompt."""
+    if aspect is None:
+        return settings
+    return settings.model_copy(update={"prompt": prompt_of_aspect(settings.prompt, aspect)})

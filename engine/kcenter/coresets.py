@@ -46,7 +46,9 @@ def cover_union(
 ) -> tuple[Centers, Picked]:
     """Greedy over all core-sets, and its picks; the radius is still that of the union, not of the pool."""
     ids = np.array([row for found in core_sets for row in found.ids], np.int64)
-    vectors = np.stack([vector for found in core_sets for vector in found.vectors])
+    found = [vector for part in core_sets for vector in part.vectors]
+    # Without any, every row lies on one of the initial centres.
+    vectors = np.stack(found) if found else np.empty((0, len(initial.vectors[0])), np.float32)
     # Vectors of the parts are of the metric already.
     shard = Shard(ids, vectors, **{**options, "metric": "euclidean"})
     picked = initial.copy()

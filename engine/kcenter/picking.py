@@ -156,6 +156,11 @@ def start_from(initial: tuple[ArrayLike, ArrayLike] | None, metric: str) -> Pick
     """The initial centres, checked, or nothing."""
     picked = Picked()
     if initial is not None:
+        if len(initial) != 2 or (np.ndim(initial[0]), np.ndim(initial[1])) != (1, 2):
+            raise DataError(
+                "coverage: `initial` must be a pair (ids, vectors) of the centres to start from: a list of ids, and a matrix "
+                "with a row for each of them."
+            )
         ids, vectors = as_points(initial[0], initial[1], metric)
         picked.add(ids, vectors, [0.0] * len(ids))
         picked.initial = len(ids)

@@ -24,6 +24,7 @@ class CoverageSettings(BaseModel):
     coreset_factor: float = Field(default=4.0, ge=1)
     """For `coresets`: rows that all parts together send, per centre asked. At 1 the union holds little more than the
     centres themselves; at the number of parts each sends as many rows as centres are asked, which keeps the radius
-    within four times the smallest possible one (two for the exact greedy), at the exact greedy's cost."""
+    within four times the smallest possible one (two for the exact greedy), at the exact greedy's cost. Where the union holds
+    fewer different rows than centres asked, the parts send more."""
     allow_fewer: bool = True
     """Where fewer different vectors than centres asked remain: give those and say so; off, this is an error."""

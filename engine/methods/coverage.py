@@ -23,6 +23,7 @@ from raysift.scoring.settings import EmbeddingSettings
 from raysift.topk import Ids, Scores
 
 CENTER, COVERED = "center", "covered: near a chosen row"
+NO_VECTOR = "no vector: the embedding failed"
 
 
 class CoverageConfig(MethodConfig):
@@ -46,8 +47,9 @@ class Coverage(Selector):
         return choose_in_order(scores)
 
 
-def place_centers(ids: Ids, centers: pa.Table) -> pa.Table:
-    """A line for every row of the pool; `centers` (id, radius) are in the order in which they were found."""
+def place_centers(ids: Ids, centers: pa.Table, no_vector: Ids) -> pa.Table:
+    """A line for every row of the pool; `centers` (id, radius) are in the order in which they were found, and rows of
+    `no_vector` could not be among them."""
     places = pa.array(np.arange(1, len(centers) + 1))
     order = look_up(ids, centers[ID].to_numpy(), places)
     radius = look_up(ids, centers[ID].to_numpy(), centers[RADIUS])
@@ -56,7 +58,7 @@ def place_centers(ids: Ids, centers: pa.Table) -> pa.Table:
         SCORE: pc.negate(order.cast(pa.float64())),
         RADIUS: radius,
         ORDER: order,
-        FATE: pc.if_else(order.is_valid(), CENTER, COVERED),
+        FATE: pc.if_else(order.is_valid(), CENTER, pc.if_else(pa.array(np.isin(ids, no_vector)), NO_VECTOR, COVERED)),
     }
     return pa.table(columns, schema=Coverage.score_schema())
 

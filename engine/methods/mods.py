@@ -10,12 +10,16 @@ Departures of the official code, kept as its preset: no second k-center (all row
 controlled), and a line break after a question without input when the model's own answer is scored, though not in stage 1.
 It also repeats rows that are both seed and needed in its training file; a row is selected once here, and such twins are
 counted.
+
+Departures of ours from the official code that no setting undoes: it lets the tuned model answer by beam search of 4 beams in
+fp32, here it answers greedily or by drawing, in the precision of its checkpoint; and its Alpaca prompt has two forms, with
+and without an input, where our template `alpaca` has the one without (ingest has joined instruction and input).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -27,7 +31,7 @@ from raysift.choose import choose_in_order
 from raysift.generation_settings import GenerationSettings
 from raysift.kcenter.settings import CoverageSettings
 from raysift.methods.base import MethodConfig, Selector
-from raysift.methods.coverage import COVERED, look_up
+from raysift.methods.coverage import COVERED, NO_VECTOR, look_up
 from raysift.recipes import TrainConfig
 from raysift.records import FATE, ID, ORDER, RADIUS, SCORE
 from raysift.scoring.settings import EmbeddingSettings, QualitySettings, Threshold
@@ -66,6 +70,12 @@ class ModsConfig(MethodConfig):
     second_from: Literal["seeds", "nothing"] = "seeds"
     """Whether the second k-center keeps its distance from the seeds, or starts anew."""
 
+    @property
+    def necessity_scorer(self) -> QualitySettings:
+        """What judges the model's own answers."""
+        newline = self.scorer.trailing_newline or self.necessity_newline
+        return self.scorer.model_copy(update={"trailing_newline": newline})
+
     @field_validator("scorer")
     @classmethod
     def _judges_any_answer(cls, scorer: QualitySettings) -> QualitySettings:
@@ -76,6 +86,7 @@ class ModsConfig(MethodConfig):
 
 _PAPER: dict[str, Any] = {
     "scorer": {
+        "kind": "reward",
         "model": "OpenAssistant/reward-model-deberta-v3-large-v2",
         "template": "pair",
         "input_join": "newline",
@@ -128,7 +139,7 @@ def seed_count(config: ModsConfig, total: int) -> int:
 
 @dataclass(frozen=True)
 class Stages:
-    """What the stages of MoDS found, by id; the last three are None where the seeds are the whole selection."""
+    """What the stages of MoDS found, by id; necessity, needed and augmented are None where the seeds are the whole selection."""
 
     quality: pa.Table
     """id, quality; of every row, null where the scorer failed."""
@@ -140,6 +151,8 @@ class Stages:
     needed: Ids | None = None
     augmented: pa.Table | None = None
     """As `seeds`."""
+    no_vector: Ids = field(default_factory=lambda: np.empty(0, np.int64))
+    """Rows whose embedding failed."""
 
 
 def place_rows(found: Stages) -> pa.Table:
@@ -147,6 +160,7 @@ def place_rows(found: Stages) -> pa.Table:
     ids = found.quality[ID].to_numpy()
     fate = np.where(found.quality[QUALITY].is_null().to_numpy(), UNSCORED, POOR).astype(object)
     fate[np.isin(ids, found.good)] = COVERED
+    fate[np.isin(ids, found.no_vector)] = NO_VECTOR
     necessity = pa.nulls(len(ids), pa.float64())
     if found.necessity is not None and found.needed is not None:
         necessity = look_up(ids, found.necessity[ID].to_numpy(), found.necessity[NECESSITY])

@@ -87,7 +87,8 @@ class WinRateSettings(_Settings):
     by: Literal["scores", "comparison"] = "scores"
     """`scores`: the judge scores each answer alone. `comparison`: it reads both, in both orders."""
     judge: QualitySettings = Field(default_factory=QualitySettings)
-    """The judge. With `comparison` its `model` and `max_length` count, the rest is in the next section."""
+    """The judge. With `comparison` its `model` and `max_length` count, the rest is in the next section; it is asked on
+    transformers, whatever the generation's backend."""
     comparison: ComparisonSettings = Field(default_factory=ComparisonSettings)
     margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Largest difference that is still a tie: of scores, or of the probabilities that the one or the other is better. At
@@ -107,6 +108,10 @@ class WinRateSettings(_Settings):
     def _can_judge(self) -> WinRateSettings:
         if self.by == "scores" and self.judge.kind == "ifd":
             raise ValueError("judge.kind=ifd says how hard a row is, not how good; expected reward or judge")
+        if self.by == "comparison" and self.judge.backend == "vllm":
+            raise ValueError(
+                "judge.backend=vllm is for judges that score each answer alone; set by=scores, or judge.backend=transformers"
+            )
         if self.by == "scores" and self.judge.kind == "reward" and self.aspects:
             raise ValueError("a reward model knows no aspects; set judge.kind=judge or by=comparison")
         if len(set(self.aspects)) < len(self.aspects):

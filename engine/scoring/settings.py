@@ -140,6 +140,19 @@ class QualitySettings(RewardSettings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _all_have_an_effect(self) -> QualitySettings:
+        # By values, because a run that is replayed names every field.
+        of_kinds = {"reward": list(RewardSettings.model_fields), "judge": ["judge"], "ifd": ["ifd"]}
+        others = [name for kind, names in of_kinds.items() if kind != self.kind for name in names]
+        usual = QualitySettings.model_construct()
+        idle = [name for name in others if getattr(self, name) != getattr(usual, name)]
+        if idle:
+            raise ValueError(
+                f"{', '.join(idle)} would have no effect with kind={self.kind}; leave it out, or set another kind"
+            )
+        return self
+
     @property
     def scorer(self) -> str:
         """The model's name, `None` resolved."""

@@ -62,8 +62,10 @@ def test_trainings_and_draws_follow_the_seed_of_the_run_unless_they_have_their_o
     assert config.rose.projection.seed == 0, "runs of any seed share a store"
 
 
-def test_the_later_of_value_and_quantile_takes_the_place_of_the_other(tmp_path):
+def test_a_bar_of_the_other_form_and_a_scorer_of_another_kind_take_the_place_of_a_preset_s(tmp_path):
     assert make_config({"mods": {"preset": "paper", "alpha": {"quantile": 0.5}}}).mods.alpha.quantile == 0.5
+    judged = make_config({"mods": {"preset": "paper", "scorer": {"kind": "judge", "model": "./llama"}}}).mods.scorer
+    assert (judged.kind, judged.model, judged.template) == ("judge", "./llama", "auto")
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(make_config({}).model_dump(mode="json")))
     assert load_config(str(file), {}, ["mods.beta.value=-100"]).mods.beta.value == -100

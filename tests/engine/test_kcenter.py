@@ -258,6 +258,8 @@ BAD = {
     "expected one id a row": ([1, 2, 3], [[1, 0], [0, 0]], {}),
     "metric 'manhattan' is unknown. Known: cosine, euclidean": ([1], [[1, 0]], {"metric": "manhattan"}),
     r"other vectors than the rows with their ids \[2\]": ([1, 2], [[1, 0], [0, 0]], {"initial": ([2], [[0, 1]])}),
+    r"`initial` must be a pair \(ids, vectors\)": ([1, 2], [[1, 0], [0, 0]], {"initial": [0, 1]}),
+    r"pair \(ids, vectors\) of the centres .* a matrix": ([1, 2], [[1, 0], [0, 0]], {"initial": ([1], [1, 0])}),
     "no vectors to choose from": ([], np.empty((0, 2)), {}),
     "0 centres asked": ([1], [[1, 0]], {"k": 0}),
 }

@@ -1,12 +1,14 @@
 """What MoDS decides about each row, from the tables of its stages."""
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 
 from raysift.budget import parse_budget
 from raysift.config import make_config
 from raysift.errors import ConfigError, DataError
-from raysift.methods.coverage import COVERED, Coverage, CoverageConfig, look_up, place_centers
+from raysift.methods.coverage import COVERED, NO_VECTOR, Coverage, CoverageConfig, look_up, place_centers
 from raysift.methods.mods import (
     AUGMENTED,
     KNOWN,
@@ -59,6 +61,32 @@ def test_without_a_second_half_good_rows_are_seeds_or_covered():
     assert all(row["necessity"] is None for row in rows)
 
 
+def test_a_good_row_without_a_vector_is_not_called_covered():
+    found = replace(worked_example(), no_vector=pa.array([5, 8]).to_numpy())
+    fates = {row["id"]: row["fate"] for row in place_rows(found).to_pylist()}
+    assert (fates[5], fates[8]) == (KNOWN, NO_VECTOR)
+    seeds_alone = place_rows(Stages(found.quality, found.good, found.seeds, no_vector=found.no_vector)).to_pylist()
+    assert [row["fate"] for row in seeds_alone] == [UNSCORED, POOR, SEED, SEED, NO_VECTOR, COVERED, COVERED, NO_VECTOR]
+
+
+@pytest.mark.parametrize(
+    ("scorer", "necessity", "both"),
+    [(False, False, False), (False, True, True), (True, False, True), (True, True, True)],
+)
+def test_a_line_break_that_the_scorer_is_to_add_is_added_to_the_models_own_answers_too(scorer, necessity, both):
+    config = ModsConfig(scorer={"trailing_newline": scorer}, necessity_newline=necessity)
+    assert config.necessity_scorer.trailing_newline is both
+    assert config.scorer.trailing_newline is scorer
+
+
+@pytest.mark.parametrize("tokens", [16, 17])
+def test_answers_that_leave_no_room_for_a_prompt_are_refused(tokens):
+    with pytest.raises(ConfigError, match=r"max_length=16 .* leaves no room for a prompt"):
+        make_config({"mods": {"generation": {"max_length": 16, "max_new_tokens": tokens}}})
+    room = make_config({"mods": {"generation": {"max_length": 16, "max_new_tokens": 15}}})
+    assert room.mods.generation.max_length == 16
+
+
 @pytest.mark.parametrize(("share", "total", "seeds"), [(0.5, 1000, 500), (0.5, 5, 2), (0.25, 2, 1), (1.0, 7, 7)])
 def test_seeds_are_a_share_of_the_budget_and_at_least_one(share, total, seeds):
     assert seed_count(ModsConfig(seed_share=share), total) == seeds
@@ -94,8 +122,10 @@ def test_ifd_cannot_judge_the_models_own_answers():
 
 
 def test_centers_rank_in_the_order_in_which_they_were_found():
-    table = place_centers(pa.array([5, 6, 7, 8]).to_numpy(), pa.table({"id": [8, 5], "radius": [float("inf"), 1.0]}))
+    found = pa.table({"id": [8, 5], "radius": [float("inf"), 1.0]})
+    table = place_centers(pa.array([5, 6, 7, 8]).to_numpy(), found, pa.array([7]).to_numpy())
     assert table["order"].to_pylist() == [2, None, None, 1]
+    assert table["fate"].to_pylist() == ["center", COVERED, NO_VECTOR, "center"]
     assert table["score"].to_pylist() == [-2.0, None, None, -1.0]
     assert Coverage(CoverageConfig(), 0).choose([table], parse_budget("2"), 4)[0].tolist() == [8, 5]
 

@@ -48,3 +48,31 @@ def test_settings_of_mods_can_be_written_down():
         model="bert-base-uncased", text="first_paragraph", pooling="cls", max_tokens=96, normalise=False
     )
     assert EmbeddingSettings.model_validate(mods.model_dump()) == mods
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"kind": "judge", "template": "pair"}, "template would have no effect with kind=judge"),
+        ({"kind": "judge", "label": "good"}, "label would have no effect with kind=judge"),
+        ({"kind": "ifd", "judge": {"high": 9}}, "judge would have no effect with kind=ifd"),
+        ({"judge": {"min_mass": 0.1}}, "judge would have no effect with kind=reward"),
+        ({"ifd": {"without_prompt": "bos"}}, "ifd would have no effect with kind=reward"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(given, message):
+    with pytest.raises(ValidationError, match=message):
+        QualitySettings.model_validate(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"template": "pair", "label": 1, "trailing_newline": True},
+        {"kind": "judge", "judge": {"high": 9}},
+        {"kind": "ifd", "ifd": {"without_prompt": "bos"}},
+    ],
+)
+def test_settings_that_name_every_field_are_read_again(given):
+    settings = QualitySettings.model_validate(given)
+    assert QualitySettings.model_validate(settings.model_dump(mode="json")) == settings

@@ -278,6 +278,7 @@ def test_room_is_shared_by_cutting_the_longest(room, lengths, kept):
         ({"judge": {"kind": "ifd"}}, "not how good"),
         ({"aspects": ["accuracy"]}, "knows no aspects"),
         ({"by": "comparison", "aspects": ["accuracy", "accuracy"]}, "named twice"),
+        ({"by": "comparison", "judge": {"backend": "vllm"}}, "for judges that score each answer alone"),
         ({"margin": -1}, "greater than or equal"),
         ({"against": {"model": "nano", "answers": "runs/x"}}, "not both"),
         ({"comparison": {"prompt": "{request} {first}"}}, "once each"),

@@ -122,10 +122,44 @@ def test_fewer_distinct_vectors_than_asked_are_said_or_refused(files, tmp_path):
     ids, _ = points()
     among = np.concatenate([ids[:20], ids[200:220]])  # twins of each other
     report = cover(files, 30, folder=open_location(tmp_path / "out"), among=among)
-    message = "30 centres asked, only 20 distinct vectors; 20 are given."
+    message = "30 rows asked, 20 found: the other 20 have the same vector as a row that is chosen"
     assert (len(report.ids), report.notes[-1]) == (20, message)
-    with pytest.raises(DataError, match=f"{message} Lower the budget or pass allow_fewer"):
-        cover(files, 30, CoverageSettings(allow_fewer=False), folder=open_location(tmp_path / "no"), among=among)
+    strict = {"settings": CoverageSettings(allow_fewer=False), "section": "mods.centers"}
+    with pytest.raises(
+        DataError, match=rf"{message}, and mods\.centers\.allow_fewer is off\. Lower the budget, or set"
+    ):
+        cover(files, 30, folder=open_location(tmp_path / "no"), among=among, **strict)
+
+
+def test_fewer_rows_than_asked_are_not_called_alike(files, tmp_path):
+    ids, _ = points()
+    report = cover(files, 30, folder=open_location(tmp_path / "out"), among=ids[:20], initial=ids[:4])
+    assert report.notes[-1] == "30 rows asked, 16 found: there are no more rows with a vector to choose from"
+
+
+@pytest.mark.parametrize("mode", ["exact", "coresets"])
+def test_rows_that_all_lie_on_initial_centers_give_no_further_ones(mode, tmp_path):
+    place = open_location(tmp_path / "x.parquet")
+    write_embeddings(place, np.arange(10), np.repeat(np.eye(5, dtype=np.float32), 2, axis=0), {})
+    report = cover(
+        [place], 3, CoverageSettings(mode=mode), folder=open_location(tmp_path / "o"), initial=np.arange(0, 10, 2)
+    )
+    assert len(report.ids) == 0
+    assert report.notes[0] == "3 rows asked, 0 found: the other 5 have the same vector as a row that is chosen"
+
+
+@pytest.mark.parametrize("k", [90, 100])
+def test_core_sets_that_hold_too_few_rows_are_filled_up(k, tmp_path):
+    vectors = np.float32(np.random.default_rng(0).standard_normal((104, 8)))
+    vectors[100:] = vectors[:4]
+    place = open_location(tmp_path / "x.parquet")
+    write_embeddings(place, np.arange(104), vectors, {})
+    # At factor 1 and 16 parts some parts have fewer rows than are asked of each, and the others send no more than that.
+    settings = CoverageSettings(mode="coresets", coreset_factor=1, allow_fewer=False)
+    report = cover([place], k, settings, folder=open_location(tmp_path / "out"))
+    assert len(report.ids) == len(np.unique(vectors[report.ids], axis=0)) == k
+    with pytest.raises(DataError, match="101 rows asked, 100 found: the other 4 have the same vector"):
+        cover([place], 101, settings, folder=open_location(tmp_path / "more"))
 
 
 def test_a_run_that_was_cut_off_goes_on_from_its_centers(files, expected, tmp_path, monkeypatch):

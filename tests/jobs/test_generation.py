@@ -225,6 +225,24 @@ def test_auto_takes_vllm_where_it_is_built_for_the_workers_device(monkeypatch, v
             generation.pick_backend(named, Resources(gpus_per_worker=gpus))
 
 
+def test_auto_looks_at_the_device_of_the_engines(monkeypatch):
+    from raysift.jobs import generation
+
+    monkeypatch.setattr(generation, "vllm_version", lambda: "0.29.0")
+    on_gpus = Resources(engine={"gpus": 1})
+    assert generation.pick_backend(GenerationSettings(), on_gpus) == "vllm"
+    assert generation.pick_backend(GenerationSettings(), Resources(gpus_per_worker=1, engine={"gpus": 0})) != "vllm"
+
+
+def test_engines_are_as_many_as_their_own_setting_says(ray_local):
+    from raysift.jobs.vllm_stage import engine_count
+
+    assert engine_count(resources()) == 1, "one a machine"
+    assert engine_count(resources(workers=1, engine={"count": 2})) == 2
+    assert engine_count(resources(workers=2, engine={"count": 1})) == 1
+    assert engine_count(resources(workers=2)) == 2
+
+
 def test_of_an_engines_reply_the_wanted_part_goes_on():
     from raysift.actors.responder import GENERATED, LOGPROBS
     from raysift.jobs.vllm_stage import MOST_TOKENS, _wanted_part, logprobs_of

@@ -62,6 +62,24 @@ def resources(**changes):
     return plain_resources(**({"no_progress_timeout_s": 600} | changes))
 
 
+def test_settings_reach_the_stage_of_the_engines(ray_local):
+    from raysift.jobs import vllm_stage
+
+    own = {"count": 2, "restarts": 5, "concurrent_blocks": 3, "prefix_caching": False, "arguments": {"max_num_seqs": 8}}
+    found = {}
+    for name, engine in (("usual", {}), ("own", own)):
+        request = vllm_stage.Request({"max_tokens": 4})
+        processor = vllm_stage.build_engine("nano", None, request, resources(engine=engine), 64, False)
+        stage = processor.get_stage_by_name(vllm_stage.ENGINE_STAGE)
+        actors, kwargs = stage.map_batches_kwargs, stage.fn_constructor_kwargs
+        arguments = kwargs["engine_kwargs"]
+        found[name] = (
+            *(actors["max_restarts"], actors["max_concurrency"], actors["compute"].max_size),
+            *(kwargs["max_concurrent_batches"], arguments["enable_prefix_caching"], arguments.get("max_num_seqs")),
+        )
+    assert found == {"usual": (3, 16, 1, 16, True, None), "own": (5, 3, 2, 3, False, 8)}
+
+
 def test_rows_of_vllm_are_those_of_transformers_and_poisoned_ones_fail_alone(ray_local, tmp_path, monkeypatch):
     from raysift.jobs import generation, vllm_stage
 
@@ -191,11 +209,12 @@ def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, m
         vllm_stage.replace_engine(stage, Doomed)
         return processor
 
-    monkeypatch.setattr(vllm_stage, "MAX_RESTARTS", 1)
     monkeypatch.setattr({"generation": generation, "quality": quality}[asked_by], "build_engine", doomed)
     files = write_questions(tmp_path, 20)
-    one_batch = resources(block_rows=100, batch_rows=100)
-    with pytest.raises(StageError, match=r"could not go on through vLLM .* started again 1 times"):
+    one_batch = resources(block_rows=100, batch_rows=100, engine={"restarts": 1})
+    with pytest.raises(
+        StageError, match=r"could not go on through vLLM .* as often as resources\.engine\.restarts says"
+    ):
         if asked_by == "generation":
             generation.generate(files, "nano", open_location(tmp_path / "out"), settings(), one_batch)
         else:

@@ -12,17 +12,27 @@ from collections import Counter
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import raysift
-from raysift.errors import ConfigError
-from raysift.jobs.rescore import find_manifest
+from raysift.config import make_config
+from raysift.errors import ConfigError, DataError, ModelError, StageError
+from raysift.jobs import centers, mods, quality
+from raysift.jobs.console import Console
+from raysift.jobs.recipes import run_method
+from raysift.jobs.rescore import BorrowingRun, find_manifest
+from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
 from raysift.kcenter.picking import k_center
+from raysift.kcenter.settings import CoverageSettings
+from raysift.manifest import Manifest
 from raysift.methods.coverage import COVERED
 from raysift.methods.mods import AUGMENTED, KNOWN, POOR, SEED
 from raysift.nano.world import generate_pool
+from raysift.scoring.columns import SCORE_COLUMN
+from raysift.scoring.settings import QualitySettings, Threshold
 
 ROWS, BUDGET = 150, 12
 HERE = {"train_workers": 0, "workers": 1}
@@ -58,6 +68,25 @@ def select(pool, folder, method="mods", budget=BUDGET, resources=None, **mods):
 @pytest.fixture(scope="module")
 def chosen(ray_local, pool):
     return select(pool, pool.parent / "run")
+
+
+class Notes(Console):
+    def __init__(self):
+        super().__init__("quiet")
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+def beside(selection, folder):
+    """A run that does single stages anew from what another left."""
+    run = BorrowingRun(str(folder), selection.run, Notes())
+    return run, {manifest.stage: manifest for manifest in selection.run.manifests()}
+
+
+def config_of_mods(**settings):
+    return make_config({"method": "mods", "resources": HERE, "mods": MODS | settings})
 
 
 def scores_of(selection):
@@ -98,8 +127,8 @@ def test_seeds_are_those_of_plain_k_center_over_the_good_rows(chosen):
     table = next(iter(read_chunks(files, ["id", "embedding"]))) if len(files) == 1 else None
     assert table is not None
     points = np.stack(table["embedding"].to_numpy())
-    centers = k_center(points, BUDGET // 2, table["id"].to_numpy(), seed=0)
-    assert centers.ids.tolist() == chosen.ids[: BUDGET // 2]
+    found = k_center(points, BUDGET // 2, table["id"].to_numpy(), seed=0)
+    assert found.ids.tolist() == chosen.ids[: BUDGET // 2]
 
 
 @pytest.mark.ray
@@ -127,10 +156,10 @@ def test_without_a_second_k_center_all_needed_rows_are_taken(chosen, pool, tmp_p
 @pytest.mark.ray
 @pytest.mark.slow
 def test_seeds_alone_tune_no_model_and_a_short_pool_gives_what_it_has(pool, tmp_path):
-    found = select(pool, tmp_path / "run", seed_share=1, alpha={"quantile": 0.95}, budget=20)
+    found = select(pool, tmp_path / "run", alpha={"quantile": 0.95}, budget=20)
     good = find_manifest(found.run, "good").counts["kept"]
     assert len(found) == good < 20
-    assert find_manifest(found.run, "tune") is not None  # the seeds fell short of the budget: the rest was looked for
+    assert find_manifest(found.run, "tune") is None  # the seeds are all good rows
     whole = select(pool, tmp_path / "whole", seed_share=1)
     assert len(whole) == BUDGET
     assert find_manifest(whole.run, "tune") is None
@@ -151,6 +180,115 @@ def test_quality_takes_the_best_and_coverage_the_farthest(chosen, pool, tmp_path
 def test_workers_and_batches_change_no_row(chosen, pool, tmp_path):
     other = select(pool, tmp_path / "run", resources={"workers": 2, "batch_rows": 16, "block_rows": 40})
     assert other.ids == chosen.ids
+
+
+# --- what falls short is said, and what cannot work is refused early ------------------------------------------------
+
+
+@pytest.mark.ray
+def test_all_needed_rows_are_counted_against_the_number_asked(chosen, tmp_path):
+    run, done = beside(chosen, tmp_path)
+    config = config_of_mods(second_coverage=False)
+    taken = mods.augment(run, config, config.mods, done["needed"], done["embed"], done["seeds"], 6).counts
+    assert taken["asked"] == 6 < taken["kept"]
+    assert run.console.notes == [
+        f"augmented: 6 rows asked, {taken['kept']} taken; mods.second_coverage is off, so every row below beta is taken, "
+        "and no other"
+    ]
+
+
+@pytest.mark.ray
+def test_no_row_left_to_cover_is_said_or_refused(chosen, tmp_path):
+    run, done = beside(chosen, tmp_path)
+    config, seeds = config_of_mods(), done["seeds"]
+    asked = (seeds, done["embed"], 3, seeds)
+    assert centers.choose_centers(run, config, "more", CoverageSettings(), *asked).counts["kept"] == 0
+    assert run.console.notes == ["more: 3 rows asked, and there are none left to choose from"]
+    with pytest.raises(DataError, match=r"strict: 3 rows asked.* set mods\.centers\.allow_fewer=true"):
+        centers.choose_centers(run, config, "strict", CoverageSettings(allow_fewer=False), *asked)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("bar", [{"value": 100}, {"quantile": 1}])
+def test_a_bar_that_no_row_passes_ends_the_run_with_the_scores_found(chosen, tmp_path, bar):
+    run, done = beside(chosen, tmp_path)
+    column = quality.score_column(config_of_mods().mods)
+    asked = ("good", Threshold(**bar), "above", done["ingest"], done["quality"], column)
+    ((name, value),), low = bar.items(), min(row["quality"] for row in scores_of(chosen).values())
+    message = (
+        rf"good: none of \d+ scores, from {low:.6g} to .* is above the bar \(mods\.alpha\.{name}={value}.*mods\.alpha\."
+    )
+    with pytest.raises(DataError, match=message):
+        quality.keep(run, *asked, needed_by="mods.alpha")
+    assert not run.manifests()
+
+
+@pytest.mark.ray
+def test_a_generation_without_any_answer_ends_there_with_the_reason(chosen, tmp_path):
+    run, done = beside(chosen, tmp_path)
+    config = config_of_mods(generation={"max_new_tokens": 1023, "backend": "transformers"})
+    with pytest.raises(
+        StageError, match=r"generate: (\d+) of \1 rows have no answer; the first: the prompt has \d+ tokens"
+    ):
+        mods.generate(run, config, config.mods, done["good"], done["tune"])
+    assert not run.manifests()
+
+
+def write_answers(folder, scores):
+    """Stands in for a pool of scorers; None fails."""
+    errors = pa.array([None if score is not None else f"row {i} is odd" for i, score in enumerate(scores)], pa.string())
+    (folder / "answers").make_folder()
+    column, number = SCORE_COLUMN["reward"], pa.array(scores, pa.float64())
+    table = {"id": np.arange(len(scores)), column: number, "truncated": [False] * len(scores), "error": errors}
+    pq.write_table(pa.table(table), (folder / "answers/a.parquet").path)
+    return [folder / "answers/a.parquet"]
+
+
+def test_scores_are_described_and_rows_without_one_are_told(tmp_path, monkeypatch):
+    run, config, scorer = Run(str(tmp_path), Notes()), make_config({}), QualitySettings()
+    given = [0.5] * 7 + [None, None, 1.0]
+    monkeypatch.setattr(quality, "_score_on_actors", lambda *a: write_answers(a[-1], given))
+    result = quality.score_answers("quality", run, config, scorer, [], 10, run.folder)
+    assert sum(one["count"] for one in result.values["histogram"]) == 8
+    assert run.console.notes == [
+        f"quality: 2 of 10 rows have no answer; the first: row 7 is odd; see {run.folder}",
+        "quality: 88% of 8 rows have the very same score, 0.5.",
+    ]
+    given[:] = [None] * 10
+    with pytest.raises(StageError, match="quality: 10 of 10 rows have no answer; the first: row 0 is odd"):
+        quality.score_answers("quality", run, config, scorer, [], 10, run.folder)
+
+
+@pytest.mark.parametrize(
+    ("good", "seeds", "share", "alone", "notes"),
+    [(30, 6, 0.5, False, 0), (12, 12, 1, True, 0), (6, 6, 0.5, True, 1), (8, 5, 1, True, 0), (30, 5, 0.5, False, 0)],
+)
+def test_no_model_is_tuned_where_the_seeds_are_all_there_is(tmp_path, good, seeds, share, alone, notes):
+    run, settings = Run(str(tmp_path), Notes()), config_of_mods(seed_share=share).mods
+    found = [Manifest(stage="s", fingerprint="f", counts={"kept": kept}) for kept in (good, seeds)]
+    assert mods.only_seeds(run, settings, *found, 12) is alone
+    assert len(run.console.notes) == notes
+
+
+REFUSED = {
+    r"^model: there is no folder '/no/such'": {"model": "/no/such"},
+    r"^adapter: .* holds no adapter_config\.json": {"adapter": "no-such"},
+    r"^mods\.scorer\.model: there is no folder '/no/such'": {"mods": {"scorer": {"model": "/no/such"}}},
+    r"^mods\.embedding\.model: 'nano:x' is unknown": {"mods": {"embedding": {"model": "nano:x"}}},
+    r"^coverage\.embedding\.model: there is no": {"method": "coverage", "coverage": {"embedding": {"model": "./no"}}},
+    r"^quality\.scorer\.model: there is no": {"method": "quality", "quality": {"scorer": {"model": "./no"}}},
+    r"^budget: mods takes a number of rows": {"budget": "5ktok"},
+    r"max_new_tokens=1024 leaves no room .* 'nano' has 1024": {"mods": {"generation": {"max_new_tokens": 1024}}},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_cannot_work_is_refused_before_the_pool_is_read(pool, tmp_path, message):
+    config = make_config({"method": "mods", "pool": str(pool), "run": str(tmp_path)} | REFUSED[message])
+    run = Run(str(tmp_path))
+    with pytest.raises((ConfigError, ModelError), match=message):
+        run_method(run, config)
+    assert not (tmp_path / "ingest").exists()
 
 
 # --- kills -----------------------------------------------------------------------------------------------------------

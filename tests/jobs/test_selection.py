@@ -9,7 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import raysift
-from raysift.jobs.run import open_run
+from raysift.config import make_config
+from raysift.jobs import stages
+from raysift.jobs.console import Console
+from raysift.jobs.recipes import make_selector
+from raysift.jobs.rescore import BorrowingRun, find_manifest
+from raysift.jobs.run import StageResult, open_run
 from raysift.jobs.selection import rows_in_order
 from raysift.jobs.tables import read_chunks
 from raysift.nano.world import generate_pool
@@ -77,6 +82,25 @@ def test_a_token_budget_is_kept_and_used(ray_local, pool, tmp_path):
     assert selection_is_a_prefix(chosen.ids, order)
     spent = sum(tokens[i] for i in chosen.ids)
     assert spent <= 1500 < spent + tokens[order[len(chosen)]]
+
+
+@pytest.mark.ray
+def test_a_budget_that_scored_rows_do_not_fill_is_said(selection, tmp_path, capsys):
+    """Of 400 rows 5 have a score, and 8 are asked."""
+    run = BorrowingRun(str(tmp_path), selection.run, Console("plain"))
+    rows, selector = find_manifest(selection.run, "ingest"), make_selector(make_config({"method": "uniform"}))
+
+    def score(folder):
+        ids = pa.concat_tables(read_chunks(run.files(rows, "rows"), ["id"]))["id"]
+        table = pa.table({"id": ids, "score": pa.array([1.0] * 5 + [None] * (len(ids) - 5), pa.float64())})
+        pq.write_table(table, (folder / "scores.parquet").path)
+        return StageResult({"scores": ["scores.parquet"]}, {"kept": 5, "failed": len(ids) - 5})
+
+    scores = run.stage("score", {}, {}, score)
+    chosen = stages.choose(run, make_config({"budget": "8"}), selector, rows, scores, None)
+    assert (chosen.counts["asked"], chosen.counts["kept"]) == (8, 5)
+    kept = rows.counts["kept"]
+    assert f"choose: 8 rows asked, 5 chosen: {kept - 5} of {kept} rows have no score" in capsys.readouterr().err
 
 
 def selection_is_a_prefix(ids, order):

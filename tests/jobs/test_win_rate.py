@@ -41,7 +41,8 @@ def references(test_file):
 
 def compare(test_file, folder, **settings):
     section = {"generation": GENERATION} | settings.pop("win_rate", {})
-    return win_rate(test_file, run=str(folder), resources=RESOURCES, win_rate=section, **settings)
+    resources = RESOURCES | settings.pop("resources", {})
+    return win_rate(test_file, run=str(folder), resources=resources, win_rate=section, **settings)
 
 
 def rows_of(folder):
@@ -109,6 +110,9 @@ def test_the_table_is_shown_and_names_what_failed(against_truth, capsys):
 def test_a_finished_comparison_is_not_done_again_and_another_margin_is_refused(against_truth, test_file):
     folder, manifest, sides = against_truth
     assert compare(test_file, folder / "run", **sides) == manifest
+    resources = {"engine": {"count": 1, "prefix_caching": False, "arguments": {"max_num_seqs": 8}}}
+    assert compare(test_file, folder / "run", **sides, resources=resources) == manifest
+    assert "max_num_seqs: 8" in (folder / "run" / "run.yaml").read_text()
     with pytest.raises(StaleRunError, match=r"margin: 0\.0 -> 0\.5"):
         compare(test_file, folder / "run", **sides, win_rate={"margin": 0.5})
 
@@ -200,6 +204,49 @@ def test_a_comparison_without_any_verdict_is_an_error(ray_local, test_file, tmp_
         compare(test_file, tmp_path / "run", answers=truth, against_answers=nothing)
 
 
+@pytest.mark.ray
+@pytest.mark.extra
+@pytest.mark.parametrize("kind", ["reward", "judge"])
+def test_a_judge_on_vllm_gives_the_verdicts_of_transformers(ray_local, test_file, tmp_path, monkeypatch, kind):
+    """A judge of 1.3M parameters hardly tells answers apart: what differs by less than backends do is a tie."""
+    pytest.importorskip("vllm", reason="needs vLLM; see CONTRIBUTING.md for one without a GPU")
+    from raysift.jobs import quality
+
+    scored, score, build = [], quality.map_rows, quality.build_engine
+    monkeypatch.setattr(quality, "map_rows", lambda *args, **named: scored.append(args[1]) or score(*args, **named))
+    monkeypatch.setattr(quality, "build_engine", lambda *args: scored.append(build) or build(*args))
+    truth = list(references(test_file).items())
+    wrong = [(name, f"{text[1:]} three") for name, text in truth]
+    sides = {
+        "answers": write_answers(tmp_path / "own.parquet", dict(truth[::2] + wrong[1::2])),
+        "against_answers": write_answers(tmp_path / "against.parquet", dict(wrong[::2] + truth[1::2])),
+        "resources": {"no_progress_timeout_s": 600},
+    }
+    asked, aspects = ({"judge": {"min_mass": 0.0}}, ["relevance"]) if kind == "judge" else ({}, [])
+    found = {}
+    for backend in ("transformers", "vllm"):
+        judge = {"kind": kind, "backend": backend, **asked}
+        section = {"judge": judge, "aspects": aspects, "margin": 1e-2, "limit": 20}
+        compare(test_file, tmp_path / backend, **sides, win_rate=section)
+        found[backend] = rows_of(tmp_path / backend)
+    assert scored == {"reward": [quality.Reward, quality.VllmReward], "judge": [quality.Judge, build]}[kind]
+    for one, other in zip(found["transformers"], found["vllm"], strict=True):
+        assert (one["id"], one["verdict"]) == (other["id"], other["verdict"])
+        (a,), (b,) = one["readings"], other["readings"]
+        assert (a["own"], a["against"]) == pytest.approx((b["own"], b["against"]), abs=1e-2)
+    assert {row["verdict"] for row in found["vllm"]} >= {"win", "lose"}
+
+
+@pytest.mark.ray
+def test_a_judge_on_vllm_is_refused_where_there_is_none(ray_local, test_file, tmp_path, monkeypatch):
+    from raysift.jobs import generation
+
+    monkeypatch.setattr(generation, "vllm_version", lambda: None)
+    with pytest.raises(ConfigError, match="judge: backend=vllm is set and vLLM is not installed"):
+        compare(test_file, tmp_path / "run", against_model="nano", win_rate={"judge": {"backend": "vllm"}})
+    assert not (tmp_path / "run" / "own").exists()
+
+
 def test_a_run_without_an_evaluation_is_no_side(tmp_path):
     from raysift.jobs.run import Run
 
@@ -231,6 +278,8 @@ def test_files_that_do_not_fit_are_refused(test_file, tmp_path):
         ({}, ConfigError, "'win_rate.against' is missing"),
         ({"against_model": "nano", "against_answers": "x.parquet"}, ConfigError, "win_rate.against.*not both"),
         ({"answers": "x.parquet", "adapter": "y", "against_model": "nano"}, ConfigError, "'adapter' and"),
+        ({"answers": "x.parquet", "model": "other", "against_model": "nano"}, ConfigError, "'model' and"),
+        ({"answers": "x.parquet", "model": "other", "against_adapter": "y"}, DataError, "no file .*x.parquet"),
         ({"against_model": "/nowhere/model"}, ModelError, "there is no folder"),
         ({"against_model": "nano", "judge": "/nowhere/judge"}, ModelError, "there is no folder '/nowhere/judge'"),
         ({"against_answers": "/nowhere/x.parquet"}, DataError, "there is no file"),
