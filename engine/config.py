@@ -137,7 +137,7 @@ def _with_preset(method: type[Selector], section: Mapping[str, Any], values: Map
     if _is_nano(values) and "warmup" in method.Config.model_fields:
         merged["warmup"] = {"recipe": "nano-warmup"}
     for key, value in own.items():
-        below = merged.get(key)
+        below = merged.get(key, {})
         merged[key] = {**below, **value} if _is_more_of(value, below) else value
     return merged
 

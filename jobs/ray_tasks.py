@@ -18,8 +18,8 @@ def run_tasks(
 ) -> Iterator[tuple[int, Any]]:
     """Call `work` with the arguments of each task; gives (number of the task, its answer) as they end.
 
-    A task whose process dies is tried again three times. `what` names the things worked on, in messages; `advice`, a
-    sentence with a space before it, says what to do about a task that fails.
+    A task whose process dies is tried again three times. `what` names the things worked on, in messages; `advice` says what
+    to do about a task that fails.
     """
     remote = ray.remote(work).options(num_cpus=resources.cpus_per_worker, max_retries=3)
     window = resources.workers or 2 * max(1, int(cluster_cpus() / resources.cpus_per_worker))
@@ -46,6 +46,6 @@ def run_tasks(
             files = [a for a in tasks[number] if isinstance(a, Location) and a.name.endswith(".parquet")]
             named = f" ({files[0]})" if files else ""
             raise StageError(
-                f"{what}: task {number} of {len(tasks)}{named} did not finish: {last.rstrip('.')}.{advice}"
+                f"{what}: task {number} of {len(tasks)}{named} did not finish: {last.rstrip('.')}. {advice}".rstrip()
             ) from error
         yield number, answer

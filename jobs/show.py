@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.jobs.console import Console
-from raysift.jobs.rescore import find_manifest
 from raysift.jobs.run import Run, open_run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
@@ -38,7 +37,8 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
         if manifest.counts.get("failed"):
             show_failures(run, manifest, console)
         # The scores of `quality` are shown once: with the bar of `good`, where there is one.
-        if "histogram" in manifest.values and not (manifest.stage == "quality" and find_manifest(run, "good")):
+        shown_later = manifest.stage == "quality" and any(other.stage == "good" for other in manifests)
+        if "histogram" in manifest.values and not shown_later:
             show_threshold(manifest, console)
         if "fates" in manifest.values:
             fates = [[fate, count] for fate, count in manifest.values["fates"].items()]

@@ -83,7 +83,7 @@ def match_segments(
             place = out / f"part-{len(parts):05d}.parquet"
             tasks.append((store.folder(segment.name) / shard, share.checkpoints, vectors, wanted, place))
             parts.append((place, share.checkpoints))
-    advice = " If the shard is damaged, delete its segment's folder and run again."
+    advice = "If the shard is damaged, delete its segment's folder and run again."
     for _ in run_tasks(match_shard, tasks, resources, "match: scoring the store's shards", advice):
         pass
     return parts

@@ -13,7 +13,10 @@ def precision() -> str:
     return str(torch.backends.mkldnn.matmul.fp32_precision)  # type: ignore[attr-defined]
 
 
-USUAL = precision()
+@pytest.fixture
+def usual() -> str:
+    """What the process computes with before the test: libraries that other tests load may have set it."""
+    return precision()
 
 
 class Model:
@@ -24,23 +27,25 @@ class Model:
         return self.embedding
 
 
-def test_quick_products_are_those_of_float32_and_the_switch_is_put_back() -> None:
+def test_quick_products_are_those_of_float32_and_the_switch_is_put_back(usual: str) -> None:
     left, right = torch.randn(80, 384), torch.randn(200, 384)
     exact = left.double() @ right.double().T
     with quick_products(Model()):
         found = torch.nn.functional.linear(left, right)
     assert (found - exact).abs().max() < 1e-3
-    assert precision() == USUAL
+    assert precision() == usual
     with pytest.raises(KeyError), quick_products(Model()):
         raise KeyError
-    assert precision() == USUAL
+    assert precision() == usual
 
 
 @pytest.mark.parametrize("exact", [True, False])
-def test_a_processor_that_would_round_keeps_the_usual_products(monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
+def test_a_processor_that_would_round_keeps_the_usual_products(
+    monkeypatch: pytest.MonkeyPatch, usual: str, exact: bool
+) -> None:
     monkeypatch.setattr(cpu_products, "_permission_changes_nothing", lambda: exact)
     with quick_products(Model()):
-        assert precision() == ("bf16" if exact else USUAL)
+        assert precision() == ("bf16" if exact else usual)
 
 
 def test_rounding_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,8 +61,8 @@ def test_rounding_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("model", [Model(WORTH_IT - 1), Model(dtype=torch.bfloat16), torch.nn.Linear(512, 512)])
 def test_narrow_half_precision_and_unknown_models_are_left_alone(
-    monkeypatch: pytest.MonkeyPatch, model: object
+    monkeypatch: pytest.MonkeyPatch, usual: str, model: object
 ) -> None:
     monkeypatch.setattr(cpu_products, "_permission_changes_nothing", lambda: True)
     with quick_products(model):
-        assert precision() == USUAL
+        assert precision() == usual
