@@ -22,6 +22,11 @@ from rich.table import Table
 Voice = Literal["rich", "plain", "quiet", "json"]
 
 
+def printable(text: str) -> str:
+    """Text in which nothing can move a terminal's cursor or turn its direction."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class Console:
     """One place to say things."""
 
@@ -48,7 +53,8 @@ class Console:
         if self.voice == "json":
             self.event("note", text=text)
         elif self.voice != "quiet":
-            self.err.print(f"[yellow]note[/]      {escape(text)}", soft_wrap=True)
+            # A remark may quote what a library said of a row.
+            self.err.print(f"[yellow]note[/]      {escape(printable(text))}", soft_wrap=True)
 
     def error(self, text: str) -> None:
         if self.voice == "json":

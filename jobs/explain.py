@@ -17,7 +17,7 @@ from raysift.budget import parse_budget
 from raysift.config import CommonConfig
 from raysift.embeddings import find_vectors
 from raysift.errors import ConfigError, DataError
-from raysift.jobs.console import Console
+from raysift.jobs.console import Console, printable
 from raysift.jobs.pulls import Pull, changed_targets, compute_pulls
 from raysift.jobs.rescore import config_of, find_manifest, open_any_run
 from raysift.jobs.run import Run
@@ -293,8 +293,3 @@ def show(found: Explanation, console: Console) -> None:
         show_row(found.policy, console)
     if found.messages:
         console.table("Text", ["role", "text"], [[m["role"], printable(m["content"])] for m in found.messages])
-
-
-def printable(text: str) -> str:
-    """Text in which nothing can move a terminal's cursor or turn its direction."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 from rich.markup import escape
 
-from raysift.jobs.console import Console
-from raysift.jobs.explain import printable
+from raysift.jobs.console import Console, printable
 from raysift.jobs.raise_picks import PickTables, picks_over_time
 from raysift.jobs.raise_run import MEASURES, PolicyRun, open_policy_run, round_folders
 from raysift.jobs.run import Run, open_run

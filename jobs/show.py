@@ -8,7 +8,7 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.jobs.console import Console
+from raysift.jobs.console import Console, printable
 from raysift.jobs.run import Run, open_run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
@@ -86,8 +86,6 @@ def show_targets(manifest: Manifest, console: Console) -> None:
 
 def show_failures(run: Run, manifest: Manifest, console: Console) -> None:
     """Why rows of a stage have no answer; messages that differ in their numbers only are one reason."""
-    from raysift.jobs.explain import printable
-
     reasons: Counter[str] = Counter()
     for chunk in read_chunks([file for file in run.files(manifest, "answers") if _tells_errors(file)], [ERROR]):
         errors = chunk[ERROR].drop_null().to_pylist()

@@ -12,8 +12,8 @@ import yaml
 
 import raysift
 from raysift.errors import ConfigError, DataError
-from raysift.jobs.console import Console
-from raysift.jobs.explain import explain, explain_command, printable
+from raysift.jobs.console import Console, printable
+from raysift.jobs.explain import explain, explain_command
 from raysift.jobs.pulls import places_of
 from raysift.jobs.rescore import config_of, find_manifest, open_any_run
 from raysift.jobs.run import open_run
@@ -142,6 +142,8 @@ def test_text_is_printed_only_where_asked_for_and_then_escaped(rose_run, capsys)
     explain_command(rose_run, str(row), False, True, Console("plain"))
     assert words.split()[0] in capsys.readouterr().out
     assert printable("a\x1b[31m\u202eb\n") == "a\\x1b[31m\\u202eb\\n"
+    Console("plain").note("the row says \x1b[31m")
+    assert "says \\x1b[31m" in capsys.readouterr().err
 
 
 def test_a_rescored_run_is_read_through_the_run_it_came_from(stored_run):
