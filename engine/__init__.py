@@ -32,9 +32,9 @@ _HOMES = {
     "finetune": "raysift.jobs.api",
     "evaluate": "raysift.jobs.api",
     "explain": "raysift.jobs.explain",
-    "rescore": "raysift.jobs.rescore",
-    "search": "raysift.jobs.policy_search",
-    "win_rate": "raysift.jobs.win_rate",
+    "rescore": "raysift.jobs.gradients.rescore",
+    "search": "raysift.jobs.policy.search",
+    "win_rate": "raysift.jobs.pairwise.win_rate",
     "k_center": "raysift.kcenter",
 }
 _METHODS = {name: name for name in ("uniform", "longest", "quality", "coverage", "less", "rose", "mods")}

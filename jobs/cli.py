@@ -201,7 +201,7 @@ def win_rate(
     extra = [f"win_rate.{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
     given = {"test": test, "model": model, "adapter": adapter, "run": run, "seed": seed}
     settings, console = prepare(config, given, [*extra, *(overrides or [])], None, fresh, log)
-    from raysift.jobs.win_rate import win_rate_command
+    from raysift.jobs.pairwise.win_rate import win_rate_command
     from raysift.pairwise.settings import WinRateSettings
 
     win_rate_command(settings, settings.win_rate or WinRateSettings(), console)
@@ -219,7 +219,7 @@ def rescore(
     """Select for other targets from the gradients that a run has stored; rows need no new pass."""
     if not target:
         raise ConfigError("config: 'target' is missing. Name what to select for now: --target FILE...")
-    from raysift.jobs.rescore import rescore_command
+    from raysift.jobs.gradients.rescore import rescore_command
 
     rescore_command(source, target, run, budget, overrides or [], make_console(log))
 

@@ -25,7 +25,7 @@ def run_selection(config: CommonConfig, console: Console) -> None:
 
 def run_search(config: CommonConfig, console: Console) -> None:
     """Search settings of a method that learns."""
-    from raysift.jobs.policy_search import search_command
+    from raysift.jobs.policy.search import search_command
 
     search_command(config, console)
 

@@ -18,8 +18,8 @@ from raysift.config import CommonConfig
 from raysift.embeddings import find_vectors
 from raysift.errors import ConfigError, DataError
 from raysift.jobs.console import Console, printable
-from raysift.jobs.pulls import Pull, changed_targets, compute_pulls
-from raysift.jobs.rescore import config_of, find_manifest, open_any_run
+from raysift.jobs.gradients.pulls import Pull, changed_targets, compute_pulls
+from raysift.jobs.gradients.rescore import config_of, find_manifest, open_any_run
 from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest
@@ -28,7 +28,7 @@ from raysift.records import ERROR, FATE, ID, MESSAGES, ORDER, RANK, REASON, SCOR
 from raysift.storage import Location
 
 if TYPE_CHECKING:
-    from raysift.jobs.raise_row import RowStory
+    from raysift.jobs.policy.row import RowStory
 
 SHOWN_PAIRS = 5
 NEAREST_ROW = "nearest chosen row"
@@ -105,7 +105,7 @@ def explain(
         elif pairs:
             found["pulls"] = compute_pulls(run, config, kept[MESSAGES], scores)
     if find_manifest(run, "final") and find_manifest(run, "order"):
-        from raysift.jobs.raise_row import row_story
+        from raysift.jobs.policy.row import row_story
 
         found["policy"] = row_story(run, row_id)
     return Explanation(row_id, verdict, kept[SOURCE], messages=kept[MESSAGES] if text else None, **found)
@@ -288,7 +288,7 @@ def show(found: Explanation, console: Console) -> None:
     if found.no_pulls:
         console.note(f"explain: {found.no_pulls}.")
     if found.policy:
-        from raysift.jobs.raise_row import show_row
+        from raysift.jobs.policy.row import show_row
 
         show_row(found.policy, console)
     if found.messages:

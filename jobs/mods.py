@@ -20,7 +20,7 @@ from raysift.actors.language_model import resolve_model
 from raysift.actors.prompts import ANSWER, FINISHED
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError
-from raysift.jobs.centers import choose_centers, chosen_rows, rows_without_vector, write_centers
+from raysift.jobs.coverage.centers import choose_centers, chosen_rows, rows_without_vector, write_centers
 from raysift.jobs.quality import require_answers, score_answers, score_column
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.selection import rows_in_order

@@ -10,20 +10,14 @@ from raysift.actors.language_model import resolve_model
 from raysift.budget import Budget, parse_budget
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError, ModelError
-from raysift.jobs import (
-    centers,
-    gradients,
-    mods,
-    policy_features,
-    quality,
-    raise_policy,
-    stages,
-    store,
-    store_match,
-    targeting,
-)
-from raysift.jobs.given_checkpoints import adopt_checkpoints
-from raysift.jobs.policy_transfer import Learnt, learnt_by
+from raysift.jobs import mods, quality, stages
+from raysift.jobs.coverage import centers
+from raysift.jobs.gradients import stages as gradients
+from raysift.jobs.gradients import store, store_match, targeting
+from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints
+from raysift.jobs.policy import features as policy_features
+from raysift.jobs.policy import stages as raise_policy
+from raysift.jobs.policy.transfer import Learnt, learnt_by
 from raysift.jobs.run import Run
 from raysift.manifest import Manifest, read_manifest
 from raysift.methods import Selector, find_method

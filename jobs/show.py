@@ -44,17 +44,17 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
             fates = [[fate, count] for fate, count in manifest.values["fates"].items()]
             console.table("What became of the rows", ["", "rows"], fates)
         if manifest.stage == "win_rate":
-            from raysift.jobs.win_rate import show_win_rate
+            from raysift.jobs.pairwise.win_rate import show_win_rate
 
             show_win_rate(manifest, console)
         if manifest.stage == "search":
-            from raysift.jobs.policy_search import show_search
+            from raysift.jobs.policy.search import show_search
 
             show_search(manifest, console)
         if manifest.stage == "choose":
             show_selection(run, manifest, console)
     if (run.folder / "learn").exists() or (run.folder / "final").exists():
-        from raysift.jobs.raise_story import show_policy
+        from raysift.jobs.policy.story import show_policy
 
         show_policy(run, console, by)
     show_evaluation(run, console)

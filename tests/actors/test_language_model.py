@@ -9,7 +9,7 @@ import pytest
 from raysift.actors.language_model import load_language_model
 from raysift.config import make_config
 from raysift.errors import ConfigError, ModelError
-from raysift.jobs.gradients import loading
+from raysift.jobs.gradients.stages import loading
 
 
 def test_four_bits_without_the_package_says_what_to_install(tiny, monkeypatch):

@@ -14,7 +14,7 @@ are printed too: other work on the machine disturbs them less.
 - k-center, fpsample: KCenter and fps_sampling of these packages (`--rivals`); the trees of fpsample refuse so many dimensions.
 
 sklearn and rivals are taken from `--other-python`, an environment with numpy, scikit-learn and them. `--vectors FILE.npy` adds
-rows of your own. The large pool goes through Parquet files and `raysift.jobs.coverage.cover` in one process.
+rows of your own. The large pool goes through Parquet files and `raysift.jobs.coverage.covering.cover` in one process.
 """
 
 from __future__ import annotations
@@ -163,7 +163,7 @@ def large(args: argparse.Namespace) -> None:
     import torch  # noqa: F401
 
     from raysift.embeddings import write_embeddings
-    from raysift.jobs.coverage import cover
+    from raysift.jobs.coverage.covering import cover
     from raysift.storage import open_location
 
     with tempfile.TemporaryDirectory(dir=args.folder) as name:

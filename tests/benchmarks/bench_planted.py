@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 import raysift
 from raysift.jobs.api import own_session
 from raysift.jobs.console import Console
-from raysift.jobs.rescore import find_manifest
+from raysift.jobs.gradients.rescore import find_manifest
 
 MAX_CHARS = 600
 

@@ -29,9 +29,9 @@ from raysift.gradient_settings import ProjectionSettings
 from raysift.influence import checkpoint_weights, match_rows
 from raysift.jobs.api import own_session
 from raysift.jobs.console import Console
-from raysift.jobs.gradients import WHOLE, checkpoints_of, loading
+from raysift.jobs.gradients.rescore import config_of, find_manifest
+from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading
 from raysift.jobs.recipes import make_selector
-from raysift.jobs.rescore import config_of, find_manifest
 from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
 from raysift.nano.world import examples, preference_pairs, write_pool

@@ -25,7 +25,7 @@ import torch
 from raysift.actors.effective_batches import COUNTED, INPUT_IDS, Place
 from raysift.actors.episode import EpisodeRunner, EpisodeSetup
 from raysift.actors.language_model import load_tokenizer
-from raysift.jobs.policy_learning import actor_weights, exploring
+from raysift.jobs.policy.learning import actor_weights, exploring
 from raysift.policy.learning import Learner
 from raysift.policy.pool import PolicyPool
 from raysift.policy.settings import EpisodeSettings, LearningSettings, PolicySettings

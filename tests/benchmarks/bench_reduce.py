@@ -37,8 +37,8 @@ from pathlib import Path
 import numpy as np
 
 from raysift.gradient_settings import AdamSettings, ProjectionSettings
-from raysift.jobs.store import SHARD_BYTES, Store
-from raysift.jobs.store_match import match_segments, match_shard
+from raysift.jobs.gradients.store import SHARD_BYTES, Store
+from raysift.jobs.gradients.store_match import match_segments, match_shard
 from raysift.resources import Resources
 from raysift.storage import open_location
 from raysift.store import Segment, Share, StoreIdentity, read_shard, shard_table, write_shard

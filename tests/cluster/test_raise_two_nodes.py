@@ -22,7 +22,8 @@ import ray
 from ray.cluster_utils import Cluster
 
 import raysift
-from raysift.jobs import episodes, raise_policy
+from raysift.jobs.policy import episodes
+from raysift.jobs.policy import stages as raise_policy
 
 folder, nodes = sys.argv[1], int(sys.argv[2])
 where = []

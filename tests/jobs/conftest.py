@@ -58,10 +58,10 @@ def rose_run(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def repeat(rose_run: str) -> Callable[..., Any]:
     """Match and choose again in a run of its own, with other settings; the warm-up is that of `rose_run`."""
+    from raysift.jobs.gradients.rescore import BorrowingRun, config_of, find_manifest
+    from raysift.jobs.gradients.store import store_place
     from raysift.jobs.recipes import match_and_choose
-    from raysift.jobs.rescore import BorrowingRun, config_of, find_manifest
     from raysift.jobs.run import open_run
-    from raysift.jobs.store import store_place
 
     def again(folder: Path, **changes: Any) -> Any:
         source = open_run(rose_run)

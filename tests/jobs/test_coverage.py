@@ -16,8 +16,9 @@ import pytest
 from raysift import embeddings
 from raysift.embeddings import write_embeddings
 from raysift.errors import DataError, StageError, StaleRunError
-from raysift.jobs import coverage, coverage_shards
-from raysift.jobs.coverage import cover
+from raysift.jobs.coverage import covering
+from raysift.jobs.coverage import shards as ray_shards
+from raysift.jobs.coverage.covering import cover
 from raysift.kcenter.picking import k_center
 from raysift.kcenter.settings import CoverageSettings
 from raysift.resources import Resources
@@ -163,8 +164,8 @@ def test_core_sets_that_hold_too_few_rows_are_filled_up(k, tmp_path):
 
 
 def test_a_run_that_was_cut_off_goes_on_from_its_centers(files, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(coverage, "CHECKPOINT_S", 0)
-    monkeypatch.setattr(coverage, "greedy", lambda *a: _in_small_batches(monkeypatch, *a))
+    monkeypatch.setattr(covering, "CHECKPOINT_S", 0)
+    monkeypatch.setattr(covering, "greedy", lambda *a: _in_small_batches(monkeypatch, *a))
     folder = open_location(tmp_path / "out")
 
     def cut_off(count):
@@ -186,7 +187,7 @@ def test_a_run_that_was_cut_off_goes_on_from_its_centers(files, expected, tmp_pa
 
 
 def test_fewer_centers_than_a_cut_off_run_had_are_its_beginning(files, expected, tmp_path, monkeypatch):
-    monkeypatch.setattr(coverage, "CHECKPOINT_S", 0)
+    monkeypatch.setattr(covering, "CHECKPOINT_S", 0)
     with pytest.raises(Stop):
         cover(files, K, folder=open_location(tmp_path / "out"), progress=StopAfter(150, stop))
     report = cover(files, 20, folder=open_location(tmp_path / "out"))
@@ -195,7 +196,7 @@ def test_fewer_centers_than_a_cut_off_run_had_are_its_beginning(files, expected,
 
 
 def test_a_forecast_is_given_where_the_work_is_worth_a_trial(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(coverage, "TRIAL_WORTH", 0)
+    monkeypatch.setattr(covering, "TRIAL_WORTH", 0)
     values = cover(files, 20, folder=open_location(tmp_path / "out")).values
     assert values["forecast_seconds"] >= 0
     assert values["forecast_bytes_a_shard"] > ROWS * DIMENSION * 4
@@ -212,9 +213,9 @@ def test_core_sets_are_labelled_measured_and_the_same_on_ray(files, expected, tm
     assert report.values["rows_of_core_sets"] == 120
     assert report.values["radius"] == np.sqrt(reached.max())
     assert "approximate, by core-sets" in report.notes[-1]
-    load = coverage_shards.Load(coverage.survey(files).pieces, DIMENSION, "euclidean", "cpu", 1)
-    here = [coverage.core_set_of_part(n, load, None, 0, 3, 40, coverage.Picked()) for n in range(3)]
-    centers, _ = coverage.cover_union(here, 60, 0, coverage.Picked(), load.options())
+    load = ray_shards.Load(covering.survey(files).pieces, DIMENSION, "euclidean", "cpu", 1)
+    here = [covering.core_set_of_part(n, load, None, 0, 3, 40, covering.Picked()) for n in range(3)]
+    centers, _ = covering.cover_union(here, 60, 0, covering.Picked(), load.options())
     assert centers.ids.tolist() == report.ids.tolist()
 
 
@@ -223,7 +224,7 @@ def test_core_sets_are_labelled_measured_and_the_same_on_ray(files, expected, tm
 def test_shards_that_are_killed_are_built_again_and_pick_the_same(ray_local, files, expected, tmp_path, monkeypatch):
     import ray
 
-    exchange = coverage_shards.RayShards.exchange
+    exchange = ray_shards.RayShards.exchange
     killed = []
 
     def and_kill(self, batch, wanted):
@@ -232,8 +233,8 @@ def test_shards_that_are_killed_are_built_again_and_pick_the_same(ray_local, fil
             ray.kill(self.actors[len(killed) % 2])
         return exchange(self, batch, wanted)
 
-    monkeypatch.setattr(coverage_shards.RayShards, "exchange", and_kill)
-    monkeypatch.setattr(coverage, "greedy", lambda *a: _in_small_batches(monkeypatch, *a))
+    monkeypatch.setattr(ray_shards.RayShards, "exchange", and_kill)
+    monkeypatch.setattr(covering, "greedy", lambda *a: _in_small_batches(monkeypatch, *a))
     report = cover(files, K, resources=Resources(workers=2, **HALF), folder=open_location(tmp_path / "out"))
     assert len(killed) == 3 == report.values["restarts"]
     assert report.ids.tolist() == expected.ids.tolist()
@@ -254,15 +255,15 @@ def _in_small_batches(monkeypatch, *arguments):
 def test_shards_that_die_again_and_again_end_the_run_with_the_reason(ray_local, files, tmp_path, monkeypatch):
     import ray
 
-    exchange = coverage_shards.RayShards.exchange
+    exchange = ray_shards.RayShards.exchange
 
     def and_kill(self, batch, wanted):
         ray.kill(self.actors[0])
         return exchange(self, batch, wanted)
 
-    monkeypatch.setattr(coverage_shards, "MAX_RESTARTS", 2)
-    monkeypatch.setattr(coverage_shards.RayShards, "exchange", and_kill)
-    monkeypatch.setattr(coverage, "greedy", lambda *a: _in_small_batches(monkeypatch, *a))
+    monkeypatch.setattr(ray_shards, "MAX_RESTARTS", 2)
+    monkeypatch.setattr(ray_shards.RayShards, "exchange", and_kill)
+    monkeypatch.setattr(covering, "greedy", lambda *a: _in_small_batches(monkeypatch, *a))
     with pytest.raises(StageError, match=r"shards were lost 3 times, the last .0 of 2. with '.*'"):
         cover(files, K, resources=Resources(workers=2, **HALF), folder=open_location(tmp_path / "out"))
 
@@ -271,7 +272,7 @@ DRIVER = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import test_coverage as t
-t.coverage.CHECKPOINT_S = 0
+t.covering.CHECKPOINT_S = 0
 from raysift.kcenter import picking as kcenter
 kcenter.FIRST_WANTED = kcenter.LEAST_WANTED = kcenter.MOST_WANTED = 40
 die = t.StopAfter(int(sys.argv[3]), lambda: os.kill(os.getpid(), signal.SIGKILL))

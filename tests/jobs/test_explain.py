@@ -14,8 +14,8 @@ import raysift
 from raysift.errors import ConfigError, DataError
 from raysift.jobs.console import Console, printable
 from raysift.jobs.explain import explain, explain_command
-from raysift.jobs.pulls import places_of
-from raysift.jobs.rescore import config_of, find_manifest, open_any_run
+from raysift.jobs.gradients.pulls import places_of
+from raysift.jobs.gradients.rescore import config_of, find_manifest, open_any_run
 from raysift.jobs.run import open_run
 from raysift.records import ERROR
 from raysift.storage import open_location

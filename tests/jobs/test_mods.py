@@ -19,10 +19,11 @@ import pytest
 import raysift
 from raysift.config import make_config
 from raysift.errors import ConfigError, DataError, ModelError, StageError
-from raysift.jobs import centers, mods, quality
+from raysift.jobs import mods, quality
 from raysift.jobs.console import Console
+from raysift.jobs.coverage import centers
+from raysift.jobs.gradients.rescore import BorrowingRun, find_manifest
 from raysift.jobs.recipes import run_method
-from raysift.jobs.rescore import BorrowingRun, find_manifest
 from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
 from raysift.kcenter.picking import k_center

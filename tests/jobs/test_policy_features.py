@@ -15,8 +15,8 @@ from raysift.config import CommonConfig
 from raysift.embeddings import write_embeddings
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.jobs import stages
-from raysift.jobs.centers import embed
-from raysift.jobs.policy_features import difficulty, features, fit_sample
+from raysift.jobs.coverage.centers import embed
+from raysift.jobs.policy.features import difficulty, features, fit_sample
 from raysift.jobs.run import Run, StageResult
 from raysift.manifest import Manifest
 from raysift.nano.world import generate_pool

@@ -18,9 +18,9 @@ import raysift
 from raysift.config import load_config
 from raysift.errors import ConfigError
 from raysift.jobs.console import Console
-from raysift.jobs.policy_search import curves, ranked, show_search
-from raysift.jobs.policy_trials import SETTINGS, open_rounds, settings_by_round
-from raysift.jobs.policy_tuning import SparingASHA, Teller, name_trial
+from raysift.jobs.policy.search import curves, ranked, show_search
+from raysift.jobs.policy.trials import SETTINGS, open_rounds, settings_by_round
+from raysift.jobs.policy.tuning import SparingASHA, Teller, name_trial
 from raysift.jobs.run import Run
 from raysift.manifest import Manifest, read_manifest
 from raysift.methods.raise_policy import RaiseConfig
@@ -140,7 +140,7 @@ def test_the_table_puts_whole_trials_first_and_says_what_differs(tmp_path, capsy
         Outcome(2, {"clip": 0.4, "hidden": [64, 64]}, [-1.0, -1.5], [-4.0, -3.0], [1.0, 1.0], folder="trial-0002/a"),
         Outcome(3, {"clip": 0.2, "hidden": [8]}, [], reason="it died"),
     ]
-    from raysift.jobs.policy_search import describe
+    from raysift.jobs.policy.search import describe
 
     assert [outcome.number for outcome in ranked(outcomes, wanted)] == [2, 0, 1, 3]
     lines = [describe(outcome, wanted) for outcome in ranked(outcomes, wanted)]

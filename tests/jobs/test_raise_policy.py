@@ -26,10 +26,11 @@ from raysift.actors.encoded_rows import EncodedRows
 from raysift.actors.step_trainer import StepTrainer, trainable_parameters
 from raysift.actors.trainee import build_model
 from raysift.errors import ConfigError, DataError, StageError
-from raysift.jobs import policy_learning, raise_policy
-from raysift.jobs.episodes import LocalFleet, RayFleet, ray_fleet
-from raysift.jobs.policy_learning import learn_rounds
-from raysift.jobs.rescore import config_of, find_manifest
+from raysift.jobs.gradients.rescore import config_of, find_manifest
+from raysift.jobs.policy import learning as policy_learning
+from raysift.jobs.policy import stages as raise_policy
+from raysift.jobs.policy.episodes import LocalFleet, RayFleet, ray_fleet
+from raysift.jobs.policy.learning import learn_rounds
 from raysift.methods.raise_policy import PASSED_OVER, PICKED
 from raysift.nano.world import examples, generate_pool
 from raysift.policy.saved import EPISODES, POLICY, ROUND, load_episodes, round_name

@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from raysift.errors import ConfigError, DataError
-from raysift.jobs import raise_picks
 from raysift.jobs.console import Console
 from raysift.jobs.explain import explain, explain_command
-from raysift.jobs.raise_row import row_story
-from raysift.jobs.raise_run import open_policy_run
-from raysift.jobs.raise_story import influences, learning_curve, picks_over_time
+from raysift.jobs.policy import picks as raise_picks
+from raysift.jobs.policy.opened import open_policy_run
+from raysift.jobs.policy.row import row_story
+from raysift.jobs.policy.story import influences, learning_curve, picks_over_time
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.show import show_run
 from raysift.methods.raise_policy import place_picks

@@ -17,7 +17,7 @@ from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.gradient_settings import ProjectionSettings
 from raysift.jobs.console import Console
 from raysift.jobs.explain import explain, show
-from raysift.jobs.rescore import config_of, find_manifest
+from raysift.jobs.gradients.rescore import config_of, find_manifest
 from raysift.jobs.run import open_run
 from raysift.manifest import read_manifest
 from raysift.nano.world import examples, write_pool

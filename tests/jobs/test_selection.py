@@ -12,8 +12,8 @@ import raysift
 from raysift.config import make_config
 from raysift.jobs import stages
 from raysift.jobs.console import Console
+from raysift.jobs.gradients.rescore import BorrowingRun, find_manifest
 from raysift.jobs.recipes import make_selector
-from raysift.jobs.rescore import BorrowingRun, find_manifest
 from raysift.jobs.run import StageResult, open_run
 from raysift.jobs.selection import rows_in_order
 from raysift.jobs.tables import read_chunks

@@ -11,14 +11,14 @@ import pytest
 
 from raysift.errors import ConfigError, DataError, StageError, StaleRunError
 from raysift.gradient_settings import AdamSettings, ProjectionSettings
-from raysift.jobs import store as jobs_store
 from raysift.jobs.console import Console
+from raysift.jobs.gradients import store as jobs_store
+from raysift.jobs.gradients.rescore import BorrowingRun, config_of, find_manifest, rescore
+from raysift.jobs.gradients.store import Store, fill, seal, store_of
+from raysift.jobs.gradients.store_match import MATCHES, match_segments, merge
 from raysift.jobs.recipes import make_selector
-from raysift.jobs.rescore import BorrowingRun, config_of, find_manifest, rescore
 from raysift.jobs.run import open_run
 from raysift.jobs.show import show_run
-from raysift.jobs.store import Store, fill, seal, store_of
-from raysift.jobs.store_match import MATCHES, match_segments, merge
 from raysift.manifest import read_manifest
 from raysift.records import ID
 from raysift.resources import Resources
@@ -195,7 +195,7 @@ def test_matches_are_the_same_bits_for_any_workers_and_shards_and_equal_the_prod
 
 @pytest.mark.ray
 def test_checkpoints_that_lie_in_several_segments_are_brought_together_by_id(ray_local, tmp_path, monkeypatch):
-    monkeypatch.setattr("raysift.jobs.store_match.MERGED_ROWS", 300)
+    monkeypatch.setattr("raysift.jobs.gradients.store_match.MERGED_ROWS", 300)
     store = Store(open_location(tmp_path / "store"), IDENTITY, {}, 64)
     together = write_store(store.place, 1000, 2)
     apart = [write_store(store.place, 1000, 3, ("b",), "s2"), write_store(store.place, 1000, 2, ("a",), "s3")]

@@ -9,8 +9,8 @@ from raysift.config import make_config
 from raysift.errors import ConfigError, DataError
 from raysift.gradients.rows import SetAside
 from raysift.jobs.console import Console
+from raysift.jobs.gradients.targeting import check_targets, count_members, read_targets, subtask_of, target_files
 from raysift.jobs.run import Run
-from raysift.jobs.targeting import check_targets, count_members, read_targets, subtask_of, target_files
 from raysift.nano.world import examples
 from raysift.preference import Member, Targets
 

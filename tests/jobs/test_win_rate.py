@@ -8,8 +8,8 @@ import pytest
 
 from raysift.errors import ConfigError, DataError, ModelError, StageError, StaleRunError
 from raysift.examples import read_examples
-from raysift.jobs.win_rate import win_rate
-from raysift.jobs.win_rate_sides import answers_file, read_answers
+from raysift.jobs.pairwise.sides import answers_file, read_answers
+from raysift.jobs.pairwise.win_rate import win_rate
 from raysift.storage import open_location
 
 # Of these the nano reward model can tell right from wrong. Over all skills it prefers the right answer to the model's own
@@ -91,7 +91,7 @@ def test_the_base_model_loses_against_the_right_answers(against_truth, test_file
 @pytest.mark.ray
 def test_the_table_is_shown_and_names_what_failed(against_truth, capsys):
     from raysift.jobs.console import Console
-    from raysift.jobs.win_rate import show_win_rate
+    from raysift.jobs.pairwise.win_rate import show_win_rate
 
     _, manifest, _ = against_truth
     show_win_rate(manifest, Console("plain"))

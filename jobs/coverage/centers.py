@@ -54,7 +54,7 @@ def choose_centers(
 ) -> Manifest:
     """Cover the rows by `count` of them, or all there are; those of `beside` are not taken again and, if `apart`, count as
     centres that are there already."""
-    from raysift.jobs.coverage import cover
+    from raysift.jobs.coverage.covering import cover
 
     def body(folder: Location) -> StageResult:
         ids, taken = read_ids(run.files(rows, "rows")), np.empty(0, np.int64)

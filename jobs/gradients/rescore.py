@@ -18,10 +18,10 @@ from raysift.fingerprint import differences
 from raysift.jobs import stages
 from raysift.jobs.api import Selection
 from raysift.jobs.console import Console
+from raysift.jobs.gradients.store import store_place
 from raysift.jobs.recipes import make_selector, match_and_choose
 from raysift.jobs.run import CONFIG, EVENTS, Run, free_name, open_run
 from raysift.jobs.show import show_selection
-from raysift.jobs.store import store_place
 from raysift.manifest import Manifest, read_manifest
 from raysift.methods import METHODS
 from raysift.methods.gradient import GradientConfig

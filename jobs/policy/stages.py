@@ -1,7 +1,7 @@
 """The stages of RAISE: rows as tokens, the target in two halves, the policy, the training under it, and what became of each row.
 
 What the policy knows of the rows comes from `policy_features.py`; how rounds are learned and where they run, from
-`policy_learning.py` and `episodes.py`.
+`learning.py` and `episodes.py`.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
 from raysift.examples import example_key, read_examples, reference_answer
 from raysift.fingerprint import file_fingerprint
-from raysift.jobs.episodes import ray_fleet
-from raysift.jobs.policy_learning import learn_rounds
+from raysift.jobs.policy.episodes import ray_fleet
+from raysift.jobs.policy.learning import learn_rounds
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.selection import rows_in_order
 from raysift.jobs.stages import model_fingerprint

@@ -23,7 +23,7 @@ from raysift.fingerprint import file_fingerprint
 from raysift.formats import read_pairs
 from raysift.formats.pairs import PAIR_PROBLEMS
 from raysift.gradient_settings import ProjectionSettings
-from raysift.jobs.gradients import WHOLE, checkpoints_of, loading, warmup_recipe
+from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
 from raysift.jobs.run import Run, StageResult
 from raysift.manifest import Manifest
 from raysift.methods import Selector

@@ -81,8 +81,8 @@ class PolicyRun:
         learned = read_manifest(self.run.folder / "learn")
         if learned:
             return load_policy(self.run.files(learned, "policy")[0])[0]
-        from raysift.jobs.policy_transfer import learnt_by
-        from raysift.jobs.rescore import config_of
+        from raysift.jobs.gradients.rescore import config_of
+        from raysift.jobs.policy.transfer import learnt_by
 
         return load_policy(learnt_by(getattr(config_of(self.run), "raise")).policy)[0]
 

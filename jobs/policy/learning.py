@@ -13,7 +13,7 @@ import numpy as np
 
 from raysift.actors.episode import EpisodeSetup, Weights
 from raysift.actors.trainee import own_settings
-from raysift.jobs.episodes import Fleet
+from raysift.jobs.policy.episodes import Fleet
 from raysift.policy.drawing import Draw
 from raysift.policy.saved import (
     finished_rounds,

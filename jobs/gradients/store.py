@@ -18,7 +18,7 @@ from raysift.actors.row_gradients import LOSSES, NORMS, VECTORS, GradientVectors
 from raysift.config import CommonConfig
 from raysift.distortion import estimate_distortion
 from raysift.errors import StageError
-from raysift.jobs.gradients import checkpoints_of, loading, warmup_recipe
+from raysift.jobs.gradients.stages import checkpoints_of, loading, warmup_recipe
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.stages import model_fingerprint
 from raysift.jobs.tables import count_answers, read_chunks, read_ids, relative

@@ -23,13 +23,16 @@ import yaml
 
 from raysift.config import CommonConfig, make_config
 from raysift.errors import ConfigError, StageError
-from raysift.jobs import centers, policy_features, raise_policy, stages
+from raysift.jobs import stages
 from raysift.jobs.api import own_session, start_session
 from raysift.jobs.console import Console
-from raysift.jobs.policy_trials import ROUNDS, TrialWork, settings_by_round
-from raysift.jobs.policy_tuning import fit
+from raysift.jobs.coverage import centers
+from raysift.jobs.gradients.rescore import BorrowingRun
+from raysift.jobs.policy import features as policy_features
+from raysift.jobs.policy import stages as raise_policy
+from raysift.jobs.policy.trials import ROUNDS, TrialWork, settings_by_round
+from raysift.jobs.policy.tuning import fit
 from raysift.jobs.recipes import count_rows
-from raysift.jobs.rescore import BorrowingRun
 from raysift.jobs.run import Run, StageResult, free_name
 from raysift.jobs.tables import publish
 from raysift.manifest import Manifest

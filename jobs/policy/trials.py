@@ -24,8 +24,8 @@ from ray import tune
 from raysift.actors.episode import EpisodeSetup
 from raysift.errors import StageError
 from raysift.fingerprint import fingerprint
-from raysift.jobs.episodes import LocalFleet
-from raysift.jobs.policy_learning import learn_rounds
+from raysift.jobs.policy.episodes import LocalFleet
+from raysift.jobs.policy.learning import learn_rounds
 from raysift.methods.raise_policy import RaiseConfig, count_policy_steps
 from raysift.policy.pool import PolicyPool
 from raysift.policy.saved import ROUND, finished_rounds, read_account

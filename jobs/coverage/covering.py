@@ -3,7 +3,7 @@
     FOLDER/centers.parquet   id, rank from 1, radius (distance to the centres before it; null for a first one without any)
     FOLDER/picked.parquet    the same of a run that is under way: started again it goes on from there, to the same centres
 
-The exact mode holds all rows in shards (`coverage_shards.py`); the labelled approximation by core-sets (`raysift.kcenter.coresets`)
+The exact mode holds all rows in shards (`shards.py`); the labelled approximation by core-sets (`raysift.kcenter.coresets`)
 reads a part of the pool at a time, each in a Ray task, or one after the other in this process where Ray does not run.
 """
 
@@ -24,7 +24,7 @@ from rich.progress import Progress
 from raysift.embeddings import EmbeddingTable, find_vectors, read_embeddings, survey
 from raysift.errors import DataError, StageError, StaleRunError
 from raysift.fingerprint import differences, fingerprint
-from raysift.jobs.coverage_shards import Load, make_shards
+from raysift.jobs.coverage.shards import Load, make_shards
 from raysift.kcenter.coresets import core_set, cover_union, farthest_row, part_of, with_radius
 from raysift.kcenter.forecast import Speed, forecast_bytes, forecast_seconds
 from raysift.kcenter.picking import Centers, Picked, greedy, seed_first, start_from

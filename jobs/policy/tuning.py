@@ -22,7 +22,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
 from raysift.errors import StageError, find_cause
-from raysift.jobs.policy_trials import (
+from raysift.jobs.policy.trials import (
     CRITERION,
     ROUND_NUMBER,
     ROUNDS,

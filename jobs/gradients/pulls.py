@@ -15,9 +15,9 @@ from raysift.examples import read_examples
 from raysift.files import find_files
 from raysift.fingerprint import file_fingerprint
 from raysift.formats import PairReader
-from raysift.jobs.rescore import find_manifest
+from raysift.jobs.gradients.rescore import find_manifest
+from raysift.jobs.gradients.targeting import read_targets, subtask_of, target_files
 from raysift.jobs.run import Run
-from raysift.jobs.targeting import read_targets, subtask_of, target_files
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientConfig
 from raysift.methods.rose import Rose
@@ -62,7 +62,7 @@ def compute_pulls(
     """The cosine of the row's direction with every pair's gradient, strongest first; loads the model for this one row."""
     import ray
 
-    from raysift.jobs.gradients import checkpoints_of
+    from raysift.jobs.gradients.stages import checkpoints_of
     from raysift.jobs.recipes import make_selector
 
     selector = make_selector(config)
@@ -104,8 +104,8 @@ def _pulls_in_task(
     settings: GradientConfig,
 ) -> list[dict[int, float]]:
     from raysift.actors.target_gradients import TargetGradients
-    from raysift.jobs.gradients import WHOLE, loading
-    from raysift.jobs.targeting import targets_by
+    from raysift.jobs.gradients.stages import WHOLE, loading
+    from raysift.jobs.gradients.targeting import targets_by
 
     actor = TargetGradients(config.model, points, settings.projection, settings.adam, **loading(config, settings))
     if len(members) * actor.model.layout.total <= HELD_NUMBERS:

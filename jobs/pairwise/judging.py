@@ -14,9 +14,9 @@ import pyarrow as pa
 from raysift.actors.comparer import Comparer
 from raysift.config import CommonConfig
 from raysift.errors import StageError
+from raysift.jobs.pairwise.sides import drawn_examples, read_rows, spread, write_table
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.tables import count_answers, count_true, publish, relative
-from raysift.jobs.win_rate_sides import drawn_examples, read_rows, spread, write_table
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import (
     Question,

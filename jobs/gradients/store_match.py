@@ -20,8 +20,8 @@ from raysift.actors.target_gradients import load_targets
 from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.influence import match_rows
+from raysift.jobs.gradients.store import Store, ids_of, row_ids
 from raysift.jobs.run import Run, StageResult
-from raysift.jobs.store import Store, ids_of, row_ids
 from raysift.jobs.tables import read_chunks, relative
 from raysift.manifest import Manifest
 from raysift.records import ERROR, ID

@@ -1,7 +1,7 @@
 """`raysift win-rate`: two sides answer the same examples, a judge says who answers better (see raysift.pairwise.verdicts).
 
-A side is a model that is asked, or the answers of a finished `raysift evaluate` (`win_rate_sides.py`); judge and table are in
-`win_rate_stages.py`.
+A side is a model that is asked, or the answers of a finished `raysift evaluate` (`sides.py`); judge and table are in
+`judging.py`.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from raysift.config import CommonConfig, make_config
 from raysift.errors import ConfigError
 from raysift.examples import read_examples, sample_examples
 from raysift.jobs.console import Console
+from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
+from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, example_files
 from raysift.jobs.run import Run, free_name
 from raysift.jobs.stages import model_fingerprint
-from raysift.jobs.win_rate_sides import AGAINST, OWN, Source, answer, example_files
-from raysift.jobs.win_rate_stages import RESULT_FILE, count, judge
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import Question
 from raysift.pairwise.settings import WinRateSettings

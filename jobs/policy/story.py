@@ -1,6 +1,6 @@
 """What a run of RAISE did: how its rounds went, what was picked when, and what in a row moves the policy.
 
-    from raysift.jobs.raise_story import influences, learning_curve, picks_over_time
+    from raysift.jobs.policy.story import influences, learning_curve, picks_over_time
     picks_over_time("runs/raise", by="skill").shares.to_pandas()
 
 All is reckoned from the logs when it is asked for; nothing is stored. `raysift show` prints it.
@@ -18,8 +18,8 @@ import pyarrow as pa
 from rich.markup import escape
 
 from raysift.jobs.console import Console, printable
-from raysift.jobs.raise_picks import PickTables, picks_over_time
-from raysift.jobs.raise_run import MEASURES, PolicyRun, open_policy_run, round_folders
+from raysift.jobs.policy.opened import MEASURES, PolicyRun, open_policy_run, round_folders
+from raysift.jobs.policy.picks import PickTables, picks_over_time
 from raysift.jobs.run import Run, open_run
 from raysift.manifest import read_manifest
 from raysift.methods.uniform import seed_for, uniform_of

@@ -22,7 +22,7 @@ from raysift.actors.language_model import resolve_model
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.errors import DataError
 from raysift.jobs.console import Console
-from raysift.jobs.gradients import checkpoints_of
+from raysift.jobs.gradients.stages import checkpoints_of
 from raysift.jobs.run import CONFIG, Run, StageResult
 from raysift.jobs.stages import model_fingerprint
 from raysift.manifest import Manifest
@@ -72,7 +72,7 @@ def check_base(adapters: Sequence[Location], model: str, console: Console) -> No
 
 def find_checkpoints(source: str) -> list[Checkpoint]:
     """In the order of their training."""
-    from raysift.jobs.rescore import find_manifest, open_any_run
+    from raysift.jobs.gradients.rescore import find_manifest, open_any_run
 
     place = open_location(source)
     if (place / CONFIG).exists():

@@ -1,0 +1,1 @@
+"""Win rates: two sides answer, a judge compares."""

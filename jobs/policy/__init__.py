@@ -1,0 +1,1 @@
+"""RAISE: its stages, the rounds of learning, the search of its settings, and a finished run told."""
