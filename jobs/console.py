@@ -19,6 +19,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from raysift.jobs.table_layout import ABSENT, lay_out
+
 Voice = Literal["rich", "plain", "quiet", "json"]
 
 
@@ -68,12 +70,20 @@ class Console:
         if self.voice == "json":
             self.event("table", title=title, columns=list(columns), rows=[list(row) for row in rows])
             return
-        table = Table(title=title, title_justify="left", title_style="bold")
-        for i, column in enumerate(columns):
-            table.add_column(column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=column == "id")
-        for row in rows:
-            table.add_row(*(_cell(value) for value in row))
-        self.out.print(table, soft_wrap=False)
+        cells = [[_cell(value) for value in row] for row in rows]
+        for number, block in enumerate(lay_out(columns, cells, self.out.width)):
+            table = Table(title=None if number else title, title_justify="left", title_style="bold")
+            for column in block:
+                left = column.is_text or column.place == 0
+                table.add_column(
+                    escape(columns[column.place]),
+                    justify="left" if left else "right",
+                    overflow="fold",
+                    width=column.width,
+                )
+            for row in cells:
+                table.add_row(*(escape(row[column.place]) for column in block))
+            self.out.print(table, soft_wrap=False)
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int | None) -> Iterator[Progress | None]:
@@ -103,7 +113,7 @@ def set_up_logging(voice: Voice) -> None:
 
 def _show(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:,.4g}"
+        return f"{value:,.0f}" if 1_000 <= abs(value) < 1e12 else f"{value:,.4g}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, dict):
@@ -112,4 +122,4 @@ def _show(value: Any) -> str:
 
 
 def _cell(value: Any) -> str:
-    return "–" if value is None else escape(_show(value))
+    return ABSENT if value is None else _show(value)

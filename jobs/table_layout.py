@@ -1,0 +1,64 @@
+"""How a table fits a terminal: numbers and ids stay whole, words wrap between words, columns that find no room go below."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+
+BORDER, BETWEEN = 1, 3  # characters of lines and blanks: of a table, and of each of its columns
+LONGEST_WORD = 24  # a longer one, such as a path, may be broken
+ABSENT = "–"
+
+_NUMBER = re.compile(r"[-+~<>=/x,.\d%]*\d[-+~<>=/x,.\d%]*(e[-+]\d+)?|" + ABSENT)
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table; `place` is its position among those asked for."""
+
+    place: int
+    is_text: bool
+    width: int
+    """Characters that it has."""
+
+
+def lay_out(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[Column]]:
+    """The columns as blocks that are at most `width` wide, each led by the first column; one block where all find room."""
+    columns = [_measure(place, head, [row[place] for row in rows]) for place, head in enumerate(heads)]
+    if not columns:
+        return [[]]
+    least = [narrow for _, narrow in columns]
+    blocks: list[list[int]] = [[0]]
+    for place in range(1, len(columns)):
+        block = [*blocks[-1], place]
+        if len(blocks[-1]) > 1 and _width_of([least[i].width for i in block]) > width:
+            blocks.append([0])
+        blocks[-1].append(place)
+    return [_widen([columns[place] for place in block], width) for block in blocks]
+
+
+def _measure(place: int, head: str, cells: Sequence[str]) -> tuple[Column, Column]:
+    """A column as wide as it likes to be, and as narrow as it can be without breaking a number or a word."""
+    is_text = head != "id" and not all(_NUMBER.fullmatch(cell) for cell in cells)
+    words = max((cell_len(word) for word in head.split()), default=0)
+    longest = max((cell_len(cell) for cell in cells), default=0)
+    parts = [min(cell_len(word), LONGEST_WORD) for cell in cells for word in cell.split()] if is_text else [longest]
+    return Column(place, is_text, max(longest, cell_len(head))), Column(place, is_text, max([words, *parts]))
+
+
+def _widen(columns: Sequence[tuple[Column, Column]], width: int) -> list[Column]:
+    """As wide as they like where there is room; else the widest texts give way first."""
+    widths = [wide.width for wide, _ in columns]
+    while _width_of(widths) > width:
+        free = [i for i, (_, narrow) in enumerate(columns) if widths[i] > narrow.width]
+        if not free:
+            break
+        widths[max(free, key=lambda i: widths[i])] -= 1
+    return [Column(wide.place, wide.is_text, size) for (wide, _), size in zip(columns, widths, strict=True)]
+
+
+def _width_of(widths: Sequence[int]) -> int:
+    return sum(widths) + BETWEEN * len(widths) + BORDER
