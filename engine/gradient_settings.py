@@ -19,24 +19,29 @@ class _Settings(BaseModel):
 class ProjectionSettings(_Settings):
     """How a gradient of millions of numbers becomes a vector that can be stored."""
 
-    kind: Literal["sketch", "signs", "rademacher", "none"] = "sketch"
+    kind: Literal["sketch", "signs", "rademacher", "none"] = "signs"
     """`sketch`: random signs, one rotation per block, sum of blocks. `signs`: the same, of whose numbers only the signs are
-    kept, one bit each: in the same bytes a third of the error, for more time in matching. `rademacher`: the dense sign
-    matrix of LESS, hundreds of times the arithmetic for the same accuracy. `none`: the gradient itself, for small
-    adapters."""
+    kept, one bit each: in the same bytes a third of the error, for half as much time again in matching. `rademacher`: the
+    dense sign matrix of LESS, hundreds of times the arithmetic for the same accuracy as a sketch. `none`: the gradient
+    itself, for small adapters. Where only a dimension is given, a sketch of that many numbers."""
     dimension: int = Field(default_factory=_usual_dimension, ge=1)
-    """Numbers per row: 8192, or 131072 signs, which take the same bytes. A cosine is off by about 1 / sqrt(dimension), with
-    signs by a quarter more; bytes grow in proportion. Without effect for `none`."""
+    """Numbers per row: 131072 signs, or 8192 in half precision, which take the same bytes. A cosine is off by about
+    1 / sqrt(dimension), with signs by a quarter more; bytes grow in proportion. Without effect for `none`."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Draws another random map of the same kind; vectors of different seeds must not be compared."""
     own_map: bool = True
     """Each checkpoint draws a map of its own, from the seed and its weights, so that errors average out over checkpoints; off,
     all share one, as in LESS, and the errors of checkpoints that are alike add up."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _numbers_where_they_are_counted(cls, given: Any) -> Any:
+        return {"kind": "sketch"} | given if isinstance(given, dict) and "dimension" in given else given
+
     @model_validator(mode="after")
     def _rotates(self) -> ProjectionSettings:
-        if self.kind == "signs" and (self.dimension < 8 or self.dimension.bit_count() != 1):
-            raise ValueError(f"dimension is {self.dimension}; signs need a power of two from 8 up, such as 131072")
+        if self.kind == "signs" and (not 8 <= self.dimension <= 2**24 or self.dimension.bit_count() != 1):
+            raise ValueError(f"dimension is {self.dimension}; signs need a power of two from 8 to 2^24, such as 131072")
         return self
 
 

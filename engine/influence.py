@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from raysift.errors import DataError
 from raysift.gradient_settings import MatchSettings
 from raysift.topk import TopK
-from raysift.vectors import Array, Stored, dimension_of, scale_of, widen
+from raysift.vectors import Array, Stored, dimension_of
 
 _CHUNK_NUMBERS = 2**23
 _CHUNK_ROWS = 1024
@@ -71,6 +71,10 @@ def match_rows(rows: Array | Stored, targets: Array) -> NDArray[np.float32]:
         raise DataError(
             f"match: rows of shape {rows.shape} against targets of shape {targets.shape}. Rebuild one of them."
         )
+    if rows.dtype == np.uint8:
+        from raysift.sign_products import match_signs  # needs torch, which numbers do without
+
+        return match_signs(rows, targets)
     wide = np.ascontiguousarray(targets.T, dtype=np.float32)
     scores = np.empty((len(rows), len(targets)), np.float32)
     # One shape for all products, the last chunk filled up with zeros: a product's rounding may depend on its shape, and
@@ -79,10 +83,10 @@ def match_rows(rows: Array | Stored, targets: Array) -> NDArray[np.float32]:
     chunk = np.zeros((size, targets.shape[1]), np.float32)
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
-        widen(part, chunk[: len(part)])
+        chunk[: len(part)] = part
         chunk[len(part) :] = 0
         scores[start : start + len(part)] = (chunk @ wide)[: len(part)]
-    return scores * np.float32(scale_of(rows))
+    return scores
 
 
 def weighted_match(

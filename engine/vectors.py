@@ -11,7 +11,6 @@ such number), which moves the row's score by some 1e-5.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,6 @@ Stored = NDArray[Any]
 """Rows as they lie in a shard; bytes are signs, eight numbers each, the first one in the highest bit."""
 
 _SMALLEST_NORM = 1e-30
-_SIGNS_OF_BYTE = (np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1) * 2.0 - 1.0).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -77,17 +75,3 @@ def unit_rows(vectors: Array, dtype: type[np.floating] = np.float16) -> tuple[Ar
 def dimension_of(stored: Stored) -> int:
     """Numbers that each row stands for."""
     return int(stored.shape[1]) * (8 if stored.dtype == np.uint8 else 1)
-
-
-def widen(stored: Stored, out: NDArray[np.float32]) -> None:
-    """Writes rows as unit vectors into `out`; those of signs are still to be multiplied by `scale_of`."""
-    if stored.dtype == np.uint8:
-        # "clip" writes straight into `out`; no byte is out of range.
-        np.take(_SIGNS_OF_BYTE, stored, axis=0, out=out.reshape(*stored.shape, 8), mode="clip")
-    else:
-        out[:] = stored
-
-
-def scale_of(stored: Stored) -> float:
-    """What products with widened rows are to be multiplied by."""
-    return math.sqrt(math.pi / 2 / dimension_of(stored)) if stored.dtype == np.uint8 else 1.0

@@ -24,6 +24,7 @@ TENSOR_MATHS = (
     "raysift.preference",
     "raysift.projection",
     "raysift.rotation",
+    "raysift.sign_products",
 )
 # What runs before a command's settings are checked: no heavy library may be loaded by then.
 LIGHT_JOBS = ["raysift.jobs.api", "raysift.jobs.cli", "raysift.jobs.console", "raysift.jobs.run", "raysift.jobs.submit"]

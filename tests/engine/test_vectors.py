@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from raysift.errors import DataError
-from raysift.vectors import VectorForm, dimension_of, unit_rows, widen
+from raysift.gradient_settings import ProjectionSettings
+from raysift.vectors import VectorForm, dimension_of, unit_rows
 
 
 def test_scale_of_a_row_never_shows_in_the_store_and_tiny_gradients_survive_half_precision() -> None:
@@ -36,8 +37,18 @@ def test_stored_rows_come_back(signs: bool) -> None:
     stored = form.pack(rows)
     assert stored.dtype == form.dtype and stored.shape == (7, form.items) and stored.nbytes == 7 * form.bytes
     assert dimension_of(stored) == form.dimension
-    wide = np.empty((7, form.dimension), np.float32)
-    widen(stored, wide)
-    expected = np.sign(rows) if signs else rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    assert np.allclose(wide, expected, atol=1e-4)
+    if signs:
+        assert np.array_equal(np.unpackbits(stored, axis=1), rows > 0)
+    else:
+        assert np.allclose(stored, rows / np.linalg.norm(rows, axis=1, keepdims=True), atol=1e-4)
     assert np.array_equal(form.pack(rows * np.float32(2.0**-60)), stored)
+
+
+def test_a_dimension_alone_counts_numbers_and_the_usual_rows_take_the_same_bytes_of_either_kind() -> None:
+    assert ProjectionSettings(dimension=500).kind == "sketch"
+    assert ProjectionSettings(kind="signs", dimension=1024).kind == "signs"
+    usual, sketch = ProjectionSettings(), ProjectionSettings(kind="sketch")
+    assert usual.kind == "signs"
+    sizes = [VectorForm.of(settings, settings.dimension).bytes for settings in (usual, sketch)]
+    assert sizes == [16384, 16384]
+    assert ProjectionSettings(**usual.model_dump()) == usual
