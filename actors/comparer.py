@@ -5,14 +5,16 @@ It shares with a `Judge` the probabilities of a reply's first token; prompt and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from raysift.actors.contract import Failed, Row
 from raysift.actors.judge import FirstTokens
-from raysift.actors.loaded import LoadedModel
+from raysift.actors.language_model import load_tokenizer
+from raysift.actors.loaded import LoadedModel, longest_input
+from raysift.actors.prompts import load_card, vocabulary_size
 from raysift.errors import DataError
 from raysift.pairwise.comparing import share_among, verdict_tokens, weigh_verdicts
 from raysift.pairwise.rows import ORDERS
@@ -32,83 +34,72 @@ from raysift.templates import encode_prompt
 
 OWN = "own_answer"
 AGAINST = "against_answer"
-FIRST, SECOND, EQUAL, MASS = "p_first", "p_second", "p_tie", "mass"
+WEIGHTS = ("p_first", "p_second", "p_tie", "mass")
 
 Asked = tuple[list[int], list[int]]
 
 
-class Comparer(FirstTokens):
-    """Weighs `own_answer` against `against_answer` as replies to `messages`.
-
-    Columns by order, such as `p_first_own_first`: the probabilities that the answer shown first is better, the one shown
-    second, or neither, given that the reply is a verdict; and `mass`, that it is one.
-    """
-
-    inputs: ClassVar[Sequence[str]] = (MESSAGES, OWN, AGAINST)
-    outputs: ClassVar[pa.Schema] = pa.schema(
-        [(f"{name}_{order}", pa.float64()) for order in ORDERS for name in (FIRST, SECOND, EQUAL, MASS)]
-        + [
-            (INPUT_TOKENS, pa.int64()),  # of both orders together
-            (TRUNCATED, pa.bool_()),
-        ]
-    )
+class Weigher:
+    """A pair's questions to a judge, one for each order, and the verdicts' weights in a reply, for every backend."""
 
     def __init__(
-        self,
-        model: str | LoadedModel = "nano",
-        *,
-        settings: ComparisonSettings | None = None,
-        **loading: Any,
+        self, tokenizer: Any, longest: int, vocabulary: int | None, settings: ComparisonSettings | None = None
     ) -> None:
-        self.comparison = settings or ComparisonSettings()
-        super().__init__(model, template=self.comparison.template, **loading)
-        self.spellings = verdict_tokens(self.tokenizer)
-        self.prefix = self.tokenizer(self.comparison.reply_prefix, add_special_tokens=False)["input_ids"]
-        self.special = special_texts(self.tokenizer)
+        self.tokenizer, self.longest, self.vocabulary = tokenizer, longest, vocabulary
+        self.settings = settings or ComparisonSettings()
+        self.spellings = verdict_tokens(tokenizer)
+        self.prefix = tokenizer(self.settings.reply_prefix, add_special_tokens=False)["input_ids"]
+        self.special = special_texts(tokenizer)
 
-    def answer(self, rows: list[Row]) -> list[Row | Failed]:
-        asked = [self._ask(row) for row in rows]
-        prompts = [prompt for item in asked if not isinstance(item, Failed) for prompt in item[0]]
-        replies = iter(self.next_logprobs(prompts))
-        return [
-            item if isinstance(item, Failed) else self._weigh(*item, [next(replies), next(replies)]) for item in asked
-        ]
-
-    def _ask(self, row: Row) -> tuple[Asked, bool] | Failed:
+    def ask(self, row: Row) -> tuple[Asked, bool] | Failed:
         """Both prompts, and whether texts were cut for them; the same words are cut for both orders."""
         if row[OWN] is None or row[AGAINST] is None:
-            return Failed(f"there is no text in '{OWN if row[OWN] is None else AGAINST}'")
+            return Failed(f"there is no text in '{OWN if row[OWN] is None else AGAINST}'", of_the_row=True)
         try:
-            before = split_exchange(row[MESSAGES], "").before
-            asked = self._both_orders(question_text(before), row[OWN], row[AGAINST])
-            if self._excess(asked) <= 0:
-                return asked, False
-            while (shorter := without_oldest_turns(before)) is not None:
-                before = shorter
-                asked = self._both_orders(question_text(before), row[OWN], row[AGAINST])
-                if self._excess(asked) <= 0:
-                    return asked, True
-            cut = self._cut(Exchange(before, ""), row[OWN], row[AGAINST])
+            found = self._fit(row)
         except DataError as error:
-            return Failed(str(error))
-        if cut is None:
+            return Failed(str(error), of_the_row=True)
+        if found is None:
             return Failed(
                 f"the question to the judge does not fit into {self.longest} tokens even without the row's texts"
             )
-        return cut, True
+        largest = max(map(max, found[0]))
+        if self.vocabulary is not None and largest >= self.vocabulary:
+            return Failed(f"the prompt has token {largest}; the model knows those below {self.vocabulary}")
+        return found
+
+    def weigh(self, reply: Sequence[tuple[str, float]], order: str) -> Row | Failed:
+        """The weights in one order, from the log-probability of each spelling of each verdict."""
+        weights = weigh_verdicts(reply, self.settings)
+        if isinstance(weights, str):
+            return Failed(f"{weights} ({order.replace('_', ' ')})")
+        return dict(zip(WEIGHTS, weights, strict=True))
+
+    def _fit(self, row: Row) -> tuple[Asked, bool] | None:
+        before = split_exchange(row[MESSAGES], "").before
+        asked = self._both_orders(question_text(before), row[OWN], row[AGAINST])
+        if self._excess(asked) <= 0:
+            return asked, False
+        while (shorter := without_oldest_turns(before)) is not None:
+            before = shorter
+            asked = self._both_orders(question_text(before), row[OWN], row[AGAINST])
+            if self._excess(asked) <= 0:
+                return asked, True
+        cut = self._cut(Exchange(before, ""), row[OWN], row[AGAINST])
+        return None if cut is None else (cut, True)
 
     def _both_orders(self, request: str, own: str, against: str) -> Asked:
         framed = [frame("ANSWER", text, self.special) for text in (own, against)]
         prompts = []
         for first, second in (framed, framed[::-1]):
-            content = self.comparison.prompt.format(
+            content = self.settings.prompt.format(
                 request=frame("REQUEST", request, self.special), first=first, second=second
             )
             prompts.append(self._encode_message({"role": "user", "content": content}))
         return prompts[0], prompts[1]
 
     def _encode_message(self, message: Message) -> list[int]:
-        return [*encode_prompt(self.tokenizer, [message], self.template), *self.prefix]
+        return [*encode_prompt(self.tokenizer, [message], self.settings.template), *self.prefix]
 
     def _excess(self, asked: Asked) -> int:
         """Tokens that the longer prompt has too many; the reply takes one."""
@@ -134,12 +125,63 @@ class Comparer(FirstTokens):
             room -= excess  # a text by itself may have a few tokens less than within the prompt
         return None
 
-    def _weigh(self, asked: Asked, truncated: bool, replies: Sequence[Sequence[tuple[str, float]]]) -> Row | Failed:
-        found: Row = {INPUT_TOKENS: sum(map(len, asked)), TRUNCATED: truncated}
-        for order, reply in zip(ORDERS, replies, strict=True):
-            weights = weigh_verdicts(reply, self.comparison)
-            if isinstance(weights, str):
-                return Failed(f"{weights} ({order.replace('_', ' ')})")
-            values = zip((FIRST, SECOND, EQUAL, MASS), weights, strict=True)
-            found |= {f"{name}_{order}": value for name, value in values}
-        return found
+
+def load_weigher(
+    model: str,
+    settings: ComparisonSettings | None = None,
+    max_length: int | None = None,
+    trust_remote_code: bool = False,
+) -> Weigher:
+    """A weigher for a model whose weights another process holds."""
+    tokenizer, card = load_tokenizer(model, trust_remote_code), load_card(model, trust_remote_code)
+    return Weigher(tokenizer, longest_input(card, max_length), vocabulary_size(card), settings)
+
+
+class Comparer(FirstTokens):
+    """Weighs `own_answer` against `against_answer` as replies to `messages`.
+
+    Columns by order, such as `p_first_own_first`: the probabilities that the answer shown first is better, the one shown
+    second, or neither, given that the reply is a verdict; and `mass`, that it is one.
+    """
+
+    inputs: ClassVar[Sequence[str]] = (MESSAGES, OWN, AGAINST)
+    outputs: ClassVar[pa.Schema] = pa.schema(
+        [(f"{name}_{order}", pa.float64()) for order in ORDERS for name in WEIGHTS]
+        + [
+            (INPUT_TOKENS, pa.int64()),  # of both orders together
+            (TRUNCATED, pa.bool_()),
+        ]
+    )
+
+    def __init__(
+        self,
+        model: str | LoadedModel = "nano",
+        *,
+        settings: ComparisonSettings | None = None,
+        **loading: Any,
+    ) -> None:
+        settings = settings or ComparisonSettings()
+        super().__init__(model, template=settings.template, **loading)
+        self.weigher = Weigher(self.tokenizer, self.longest, vocabulary_size(self.model), settings)
+        self.spellings = self.weigher.spellings
+
+    def answer(self, rows: list[Row]) -> list[Row | Failed]:
+        asked = [self.weigher.ask(row) for row in rows]
+        prompts = [prompt for item in asked if not isinstance(item, Failed) for prompt in item[0]]
+        replies = iter(self.next_logprobs(prompts))
+        return [item if isinstance(item, Failed) else self._weigh(*item, replies) for item in asked]
+
+    def _weigh(self, asked: Asked, truncated: bool, replies: Iterator[list[tuple[str, float]]]) -> Row | Failed:
+        found = {order: self.weigher.weigh(next(replies), order) for order in ORDERS}
+        return join_orders(found, sum(map(len, asked)), truncated)
+
+
+def join_orders(found: Mapping[str, Row | Failed], n_tokens: int, truncated: bool) -> Row | Failed:
+    """A comparer's columns from the weights in each order; a pair of which one order failed has failed."""
+    joined: Row = {INPUT_TOKENS: n_tokens, TRUNCATED: truncated}
+    for order in ORDERS:
+        weights = found[order]
+        if isinstance(weights, Failed):
+            return weights
+        joined |= {f"{name}_{order}": weights[name] for name in WEIGHTS}
+    return joined

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from raysift.errors import StageError
+from raysift.errors import DataError, StageError
 from raysift.records import ERROR, ID
 
 Row = dict[str, Any]
@@ -28,7 +28,8 @@ class Failed:
 
     message: str
     of_the_row: bool = False
-    """The row's own fault, such as nothing to work on: the circuit breaker, which looks for broken models, passes it over."""
+    """The row's own fault, such as nothing to work on, or more than the model reads: the circuit breaker, which looks for broken
+    models and settings, passes it over."""
 
 
 class RowActor:
@@ -41,6 +42,9 @@ class RowActor:
 
     inputs: ClassVar[Sequence[str]] = ()
     outputs: ClassVar[pa.Schema]
+    tells_inputs: ClassVar[bool] = False
+    """It shows rows to its model by a template, and for `alpaca` reads their meta too, if they have one
+    (raysift.given_input)."""
 
     max_failures_in_a_row: int = 200
     _failures_in_a_row: int = 0
@@ -85,7 +89,7 @@ class RowActor:
             raise
         except Exception as error:
             if len(rows) == 1:
-                return [Failed(f"{type(error).__name__}: {error}")]
+                return [Failed(f"{type(error).__name__}: {error}", of_the_row=isinstance(error, DataError))]
             log.warning("%s: a batch of %d rows failed (%s); going row by row", self.name, len(rows), error)
             return [answer for row in rows for answer in self._answer_all([row])]
 

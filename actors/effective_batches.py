@@ -21,6 +21,7 @@ from raysift.actors.encoded_rows import INPUT_IDS as INPUT_IDS
 from raysift.actors.encoded_rows import EncodedRows
 from raysift.actors.language_model import load_tokenizer
 from raysift.errors import DataError
+from raysift.given_input import conversation_of
 from raysift.recipes import TrainConfig, count_steps
 from raysift.records import ERROR, ID, MESSAGES, REASON
 from raysift.templates import IGNORED, encode_conversation
@@ -53,6 +54,7 @@ class EncodeRows(RowActor):
     """Conversations as token ids with a mark on those that count."""
 
     inputs = (MESSAGES,)
+    tells_inputs = True
     outputs = pa.schema(
         [
             pa.field(INPUT_IDS, pa.list_(pa.int32())),
@@ -72,7 +74,7 @@ class EncodeRows(RowActor):
 
     def _encode(self, row: Row) -> Row | Failed:
         try:
-            encoded = encode_conversation(self.tokenizer, row[MESSAGES], self.max_length, self.template)
+            encoded = encode_conversation(self.tokenizer, conversation_of(row), self.max_length, self.template)
         except DataError as error:
             return Failed(str(error), of_the_row=True)
         # The first token has nothing before it to be predicted from, so it never counts.

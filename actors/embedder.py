@@ -79,7 +79,8 @@ class Embedder(RowActor):
         texts = self._tokenize([embedded_text(row[MESSAGES], self.settings.text) for row in rows])
         vectors = iter(self.embed([text for text in texts if text.ids]))
         return [
-            _embedding_row(text, next(vectors)) if text.ids else Failed("there is no text to embed") for text in texts
+            _embedding_row(text, next(vectors)) if text.ids else Failed("there is no text to embed", of_the_row=True)
+            for text in texts
         ]
 
     def embed(self, texts: Sequence[TextTokens]) -> list[list[float]]:

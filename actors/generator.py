@@ -1,8 +1,9 @@
-"""A causal language model that answers: batched greedy or sampled generation with a key-value cache.
+"""A causal language model that answers: batched greedy, sampled or beam-searched generation with a key-value cache.
 
 The loop is our own, some thirty lines, instead of transformers' `generate`: each row samples from its own seed, so an
 answer does not depend on its batch mates; rows that are finished leave the batch; and nothing in a model's
-`generation_config` (a repetition penalty, say) changes what greedy means. Tested to give what `generate` gives.
+`generation_config` (a repetition penalty, say) changes what greedy means. Tested to give what `generate` gives, also with
+beams (raysift.actors.beams).
 
 Sampling is the Gumbel-max trick: the arg-max of logits / temperature + noise, the noise drawn on the CPU from a hash of
 seed and row id.
@@ -11,13 +12,15 @@ seed and row id.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from raysift.actors.beams import Answer, BeamSearch, candidates
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.loaded import LoadedModel, budget_on, end_tokens, load, longest_input, takes
 from raysift.actors.prompts import ANSWER, FINISHED, NEW_TOKENS, Prompts, row_seed, vocabulary_size
+from raysift.errors import ConfigError
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
 
@@ -27,13 +30,6 @@ if TYPE_CHECKING:
 
 # Prompt and answer tokens of a batch together. Beyond these, larger batches gained nothing.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
-
-
-class Answer(NamedTuple):
-    """Tokens of an answer without the one that ended it."""
-
-    tokens: list[int]
-    finished: bool
 
 
 class Generator(RowActor):
@@ -53,6 +49,7 @@ class Generator(RowActor):
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
+        beams: int = 1,
         template: str = "auto",
         max_length: int | None = None,
         batch_tokens: int | None = None,
@@ -63,12 +60,16 @@ class Generator(RowActor):
     ) -> None:
         self.loaded = load(model, adapter, dtype, device, threads, trust_remote_code)
         self.model, self.tokenizer = self.loaded
-        self.max_new_tokens, self.temperature, self.seed = max_new_tokens, temperature, seed
+        self.max_new_tokens, self.temperature, self.seed, self.beams = max_new_tokens, temperature, seed, beams
         self.ends = end_tokens(self.loaded, template)
         longest_prompt = longest_input(self.model, max_length) - max_new_tokens
-        self.prompts = Prompts(
-            self.tokenizer, template, self.ends, longest_prompt, max_new_tokens, vocabulary_size(self.model)
-        )
+        vocabulary = vocabulary_size(self.model)
+        if beams > 1 and vocabulary is not None and beams > vocabulary - len(self.ends):
+            raise ConfigError(
+                f"generate: beams={beams}, and the model has {vocabulary} tokens, {len(self.ends)} of which end an answer. Lower "
+                "generation.beams."
+            )
+        self.prompts = Prompts(self.tokenizer, template, self.ends, longest_prompt, max_new_tokens, vocabulary)
         self.batch_tokens = batch_tokens or budget_on(self.model, BATCH_TOKENS)
         self.takes_positions = takes(self.model, "position_ids")
         self.thinning = {"logits_to_keep": 1} if takes(self.model, "logits_to_keep") else {}
@@ -80,7 +81,7 @@ class Generator(RowActor):
         answers: list[Row | Failed | None] = [item if isinstance(item, Failed) else None for item in encoded]
         prompts = {i: item for i, item in enumerate(encoded) if not isinstance(item, Failed)}
         places = list(prompts)
-        lengths = [len(prompts[i]) + self.max_new_tokens for i in places]
+        lengths = [(len(prompts[i]) + self.max_new_tokens) * self.beams for i in places]
         for batch in plan_batches(lengths, self.batch_tokens):
             members = [places[k] for k in batch]
             completed = self.complete([prompts[i] for i in members], [rows[i][ID] for i in members])
@@ -90,6 +91,63 @@ class Generator(RowActor):
 
     def complete(self, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[Answer | Failed]:
         """Continue one batch of tokenised prompts; `ids` seed the sampling."""
+        return self._search(prompts) if self.beams > 1 else self._follow(prompts, ids)
+
+    def _follow(self, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[Answer | Failed]:
+        """One token after the other, the best or a drawn one."""
+        import torch
+
+        state = self._begin(prompts)
+        streams = [self._stream(number) for number in ids] if self.temperature > 0 else []
+        answers: list[Answer | Failed] = [Answer([], False) for _ in prompts]
+        live = list(range(len(prompts)))
+        with torch.inference_mode():
+            for _ in range(self.max_new_tokens):
+                logits = self._logits(state)
+                best, chosen = self._scores(logits, [streams[i] for i in live if streams]).max(dim=-1)
+                keep = self._take(answers, live, chosen.tolist(), torch.isfinite(best).tolist())
+                if not keep:
+                    break
+                self._go_on(state, keep, chosen[torch.tensor(keep, device=chosen.device)])
+                live = [live[k] for k in keep]
+        return answers
+
+    def _search(self, prompts: Sequence[Sequence[int]]) -> list[Answer | Failed]:
+        """All beams of all rows as one batch; `places` are those, among a row's best continuations, that go on."""
+        import torch
+
+        state = self._begin(prompts)
+        searches = [BeamSearch(self.beams, self.ends, self.max_new_tokens) for _ in prompts]
+        failed: dict[int, Failed] = {}
+        live = list(range(len(prompts)))
+        scores = torch.zeros(len(prompts), 1, device=self.model.device)
+        with torch.inference_mode():
+            for step in range(self.max_new_tokens):
+                logprobs = self._logits(state).float().log_softmax(-1).view(len(live), scores.shape[1], -1)
+                known = logprobs.shape[-1]
+                totals = (logprobs + scores.unsqueeze(-1)).flatten(1)
+                values, found = totals.topk(min(candidates(self.beams, len(self.ends)), totals.shape[1]))
+                parents, chosen = found // known, found % known
+                sound = torch.isfinite(values[:, 0]).tolist()  # a NaN comes first, too
+                keep, places = [], []
+                for k, columns in enumerate(zip(values.tolist(), parents.tolist(), chosen.tolist(), strict=True)):
+                    if not sound[k]:
+                        failed[live[k]] = Failed(f"the model gave no finite logits after {step} tokens")
+                    elif going := searches[live[k]].step(*columns):
+                        keep.append(k)
+                        places.append(going)
+                if not keep:
+                    break
+                rows = torch.tensor(keep, device=scores.device).unsqueeze(1)
+                going_on = torch.tensor(places, device=scores.device)
+                before = (rows * scores.shape[1] + parents[rows, going_on]).flatten()
+                self._go_on(state, before.tolist(), chosen[rows, going_on].flatten())
+                scores = values[rows, going_on]
+                live = [live[k] for k in keep]
+        return [failed.get(i) or search.best() for i, search in enumerate(searches)]
+
+    def _begin(self, prompts: Sequence[Sequence[int]]) -> dict[str, Any]:
+        """Arguments of the first forward pass; prompts are padded on the left."""
         import torch
 
         device = self.model.device
@@ -97,31 +155,30 @@ class Generator(RowActor):
         pad = self.tokenizer.pad_token_id
         tokens = torch.tensor([[*[pad] * (width - len(p)), *p] for p in prompts], device=device)
         mask = torch.tensor([[*[0] * (width - len(p)), *[1] * len(p)] for p in prompts], device=device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        streams = [self._stream(number) for number in ids] if self.temperature > 0 else []
-        answers: list[Answer | Failed] = [Answer([], False) for _ in prompts]
-        live = list(range(len(prompts)))
-        cache = None
-        with torch.inference_mode():
-            for _ in range(self.max_new_tokens):
-                extra = self.thinning | ({"position_ids": positions} if self.takes_positions else {})
-                output = self.model(
-                    input_ids=tokens, attention_mask=mask, past_key_values=cache, use_cache=True, **extra
-                )
-                cache = output.past_key_values
-                best, chosen = self._scores(output.logits[:, -1], [streams[i] for i in live if streams]).max(dim=-1)
-                keep = self._take(answers, live, chosen.tolist(), torch.isfinite(best).tolist())
-                if not keep:
-                    break
-                if len(keep) < len(live):
-                    kept = torch.tensor(keep, device=device)
-                    cache.batch_select_indices(kept)
-                    chosen, mask, positions = chosen[kept], mask[kept], positions[kept]
-                    live = [live[k] for k in keep]
-                tokens = chosen.unsqueeze(1)
-                mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-                positions = positions[:, -1:] + 1
-        return answers
+        positions = {"position_ids": (mask.cumsum(1) - 1).clamp(min=0)} if self.takes_positions else {}
+        return {"input_ids": tokens, "attention_mask": mask, "past_key_values": None, **positions}
+
+    def _logits(self, state: dict[str, Any]) -> Tensor:
+        """What may follow each sequence; its keys and values go into the state."""
+        output = self.model(**state, use_cache=True, **self.thinning)
+        state["past_key_values"] = output.past_key_values
+        logits: Tensor = output.logits[:, -1]
+        return logits
+
+    def _go_on(self, state: dict[str, Any], before: Sequence[int], tokens: Tensor) -> None:
+        """Let sequences of the state, repeated or left out at will, each go on with a token."""
+        import torch
+
+        mask = state["attention_mask"]
+        if list(before) != list(range(len(mask))):
+            kept = torch.tensor(before, device=mask.device)
+            state["past_key_values"].batch_select_indices(kept)
+            mask = mask[kept]
+            state |= {name: state[name][kept] for name in ("position_ids",) if name in state}
+        state["input_ids"] = tokens.unsqueeze(1)
+        state["attention_mask"] = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
+        if "position_ids" in state:
+            state["position_ids"] = state["position_ids"][:, -1:] + 1
 
     def _take(
         self, answers: list[Answer | Failed], live: Sequence[int], chosen: Sequence[int], sound: Sequence[bool]

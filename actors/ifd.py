@@ -18,6 +18,7 @@ from raysift.actors.contract import Failed, Row
 from raysift.actors.likelihood import Scorer
 from raysift.actors.loaded import NO_LIMIT, LoadedModel
 from raysift.errors import DataError, ModelError
+from raysift.given_input import conversation_of
 from raysift.records import MESSAGES
 from raysift.scoring.columns import CONDITIONAL_LOSS, DIRECT_LOSS, IFD, IFD_SCHEMA, LABEL_TOKENS, TRUNCATED
 from raysift.scoring.questions import split_exchange
@@ -37,6 +38,7 @@ class LastAnswer(Scorer):
     """The loss of the last answer of `messages` with and without what precedes it; `weigh` says what becomes of it."""
 
     inputs = (MESSAGES,)
+    tells_inputs = True
     stage: ClassVar[str] = "ifd"
     remedy: ClassVar[str] = "use without_prompt=bos"
     """What to do where the chat template refuses an empty question."""
@@ -80,18 +82,18 @@ class LastAnswer(Scorer):
 
     def _encode(self, row: Row) -> Sides | Failed:
         try:
-            messages = split_exchange(row[MESSAGES]).messages
+            messages = split_exchange(conversation_of(row)).messages
             whole = encode_conversation(self.tokenizer, messages, NO_LIMIT, self.template)
         except DataError as error:
-            return Failed(str(error))
+            return Failed(str(error), of_the_row=True)
         start, end = self._last_answer(whole)
         if start == end:
-            return Failed("the answer has no tokens")
+            return Failed("the answer has no tokens", of_the_row=True)
         if start == 0:
             return Failed("the chat template puts nothing before the answer")
         room = self.longest - max(start, len(self.alone))
         if room < 1:
-            return Failed(f"the prompt has {start} tokens, there is room for {self.longest - 1}")
+            return Failed(f"the prompt has {start} tokens, there is room for {self.longest - 1}", of_the_row=True)
         spoken = whole.input_ids[start : min(end, start + room)]
         return Sides(
             conditional=_with_labels(whole, whole.input_ids[:start], spoken, end - start > room),

@@ -46,7 +46,7 @@ class Rater:
                 exchange, self.settings, self.tokenizer, self._encode_message, self.longest - 1
             )
         except DataError as error:
-            return Failed(str(error))
+            return Failed(str(error), of_the_row=True)
         if not ids:
             return Failed(
                 f"the question to the judge does not fit into {self.longest} tokens even without the row's texts"

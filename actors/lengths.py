@@ -6,6 +6,7 @@ import pyarrow as pa
 
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.language_model import load_tokenizer
+from raysift.given_input import conversation_of
 from raysift.records import MESSAGES, RESPONSE_CHARS, RESPONSE_TOKENS, TOKENS
 from raysift.templates import encode_conversation
 
@@ -16,6 +17,7 @@ class TokenLengths(RowActor):
     """Counts the tokens of the whole conversation as the trainer will see it, and those that count for the loss."""
 
     inputs = (MESSAGES,)
+    tells_inputs = True
     outputs = pa.schema([(TOKENS, pa.int64()), (RESPONSE_TOKENS, pa.int64()), (RESPONSE_CHARS, pa.int64())])
 
     def __init__(self, model: str, template: str = "auto", trust_remote_code: bool = False) -> None:
@@ -23,7 +25,7 @@ class TokenLengths(RowActor):
         self.template = template
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
-        return [self._measure(row[MESSAGES]) for row in rows]
+        return [self._measure(conversation_of(row)) for row in rows]
 
     def _measure(self, messages: list[dict[str, str]]) -> Row:
         encoded = encode_conversation(self.tokenizer, messages, NO_LIMIT, self.template)

@@ -113,13 +113,13 @@ class Likelihood(Scorer):
             turns = ([*prompt, {"role": "assistant", "content": choice}] for choice in row[CHOICES])
             encoded = [encode_conversation(self.tokenizer, turn, NO_LIMIT, self.template) for turn in turns]
         except DataError as error:
-            return Failed(str(error))
+            return Failed(str(error), of_the_row=True)
         encoded = [_without_first_labels(item, spoken) for item in encoded]
         longest = max(len(item.input_ids) for item in encoded)
         if longest > self.longest:
-            return Failed(f"prompt and choice have {longest} tokens, there is room for {self.longest}")
+            return Failed(f"prompt and choice have {longest} tokens, there is room for {self.longest}", of_the_row=True)
         if not all(item.has_labels for item in encoded):
-            return Failed("a choice has no tokens")
+            return Failed("a choice has no tokens", of_the_row=True)
         return encoded
 
 
@@ -138,9 +138,9 @@ class AnswerLoss(Scorer):
         try:
             encoded = encode_conversation(self.tokenizer, row[MESSAGES], self.longest, self.template)
         except DataError as error:
-            return Failed(str(error))
+            return Failed(str(error), of_the_row=True)
         if not encoded.has_labels:
-            return Failed(f"none of the first {len(encoded.input_ids)} tokens is the assistant's")
+            return Failed(f"none of the first {len(encoded.input_ids)} tokens is the assistant's", of_the_row=True)
         return encoded
 
 

@@ -45,13 +45,14 @@ class Prompts(NamedTuple):
         try:
             prompt = encode_prompt(self.tokenizer, messages, self.template)
         except DataError as error:
-            return Failed(str(error))
+            return Failed(str(error), of_the_row=True)
         if not prompt:
-            return Failed("the prompt has no tokens")
+            return Failed("the prompt has no tokens", of_the_row=True)
         if len(prompt) > self.longest_prompt:
             return Failed(
                 f"the prompt has {len(prompt)} tokens; with max_new_tokens={self.max_new_tokens} there is room for "
-                f"{max(0, self.longest_prompt)}"
+                f"{max(0, self.longest_prompt)}",
+                of_the_row=self.longest_prompt > 0,
             )
         if self.vocabulary is not None and max(prompt) >= self.vocabulary:
             return Failed(f"the prompt has token {max(prompt)}; the model knows those below {self.vocabulary}")
@@ -62,7 +63,7 @@ class Prompts(NamedTuple):
         try:
             return self.encode(question_of(messages))
         except DataError as error:
-            return Failed(str(error))
+            return Failed(str(error), of_the_row=True)
 
     def decode(self, tokens: Sequence[int], finished: bool) -> Row:
         """Columns of an answer; `tokens` are without the one that ended it."""

@@ -2,9 +2,6 @@
 
 `Responder` answers by itself. Where vLLM answers, `Asker` turns rows into requests and `Reader` turns what came back
 into the same columns; both hold no weights.
-
-Departure from the MoDS code: prompts come of the model's own template instead of Alpaca's with an extra line break, and
-no answer loses its last four characters.
 """
 
 from __future__ import annotations
@@ -18,6 +15,7 @@ from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.generator import Generator
 from raysift.actors.prompts import load_prompts, question_of
 from raysift.errors import DataError
+from raysift.given_input import conversation_of
 from raysift.records import MESSAGES
 
 if TYPE_CHECKING:
@@ -29,10 +27,14 @@ PROMPT = "tokenized_prompt"
 GENERATED = "generated_tokens"
 LOGPROBS = "logprobs"
 ENGINE_ERROR = "__inference_error__"
+NOT_ASKED = "not asked: "
+"""Stands before the message of a row that failed before the engine."""
 
 
 class Responder(Generator):
     """Answers the question of each conversation: its messages without the assistant's last turn."""
+
+    tells_inputs = True
 
     def __init__(self, model: Any, *, top_p: float = 1.0, **settings: Any) -> None:
         super().__init__(model, **settings)
@@ -40,9 +42,9 @@ class Responder(Generator):
 
     def _encode(self, row: Row) -> list[int] | Failed:
         try:
-            return super()._encode({**row, MESSAGES: question_of(row[MESSAGES])})
+            return super()._encode({**row, MESSAGES: question_of(conversation_of(row))})
         except DataError as error:
-            return Failed(str(error))
+            return Failed(str(error), of_the_row=True)
 
     def _scores(self, logits: Tensor, streams: Sequence[RandomStream]) -> Tensor:
         if streams and self.top_p < 1:
@@ -63,6 +65,7 @@ class Asker(RowActor):
     """The prompts of conversations, for an engine elsewhere; a row that cannot be asked carries its error."""
 
     inputs = (MESSAGES,)
+    tells_inputs = True
     outputs = pa.schema([(PROMPT, pa.list_(pa.int64()))])
 
     def __init__(self, model: str, **settings: Any) -> None:
@@ -70,8 +73,13 @@ class Asker(RowActor):
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
         """The tokens of each question."""
-        encoded = [self.prompts.encode_question(row[MESSAGES]) for row in rows]
+        encoded = [self.prompts.encode_question(conversation_of(row)) for row in rows]
         return [prompt if isinstance(prompt, Failed) else {PROMPT: prompt} for prompt in encoded]
+
+
+def engine_failure(message: str) -> Failed:
+    """Why a row has no answer, in its reader; the breaker of the actor that asks has judged those that never got that far."""
+    return Failed(message.removeprefix(NOT_ASKED), of_the_row=message.startswith(NOT_ASKED))
 
 
 class Reader(RowActor):
@@ -86,5 +94,6 @@ class Reader(RowActor):
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
         """An answer is finished where its last token is one that ends answers."""
         return [
-            Failed(row[ENGINE_ERROR]) if row[ENGINE_ERROR] else self.prompts.read(row[GENERATED] or []) for row in rows
+            engine_failure(row[ENGINE_ERROR]) if row[ENGINE_ERROR] else self.prompts.read(row[GENERATED] or [])
+            for row in rows
         ]

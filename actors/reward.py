@@ -100,7 +100,7 @@ class Reward(RowActor):
         try:
             return exchange_of(row, self.answer_column)
         except DataError as error:
-            return Failed(str(error))
+            return Failed(str(error), of_the_row=True)
 
     # --- from conversations to tokens ---
 
@@ -120,7 +120,7 @@ class Reward(RowActor):
         try:
             return make(exchange)
         except DataError as error:
-            return Failed(str(error))
+            return Failed(str(error), of_the_row=True)
 
     def _texts(self, exchange: Exchange) -> tuple[str, ...]:
         """What the tokenizer is given: one text, or with `pair` two."""
@@ -148,12 +148,12 @@ class Reward(RowActor):
         types = encoding.get("token_type_ids") or [None] * len(texts)
         return [TextTokens(*each) for each in zip(encoding["input_ids"], types, strict=True)]
 
-    def _shorten(self, exchange: Exchange) -> TextTokens:
+    def _shorten(self, exchange: Exchange) -> TextTokens | Failed:
         found = fit_exchange(
             exchange, lambda each: self._tokenize([self._texts(each)])[0], self.tokenizer, self.longest
         )
         if found is None:
-            raise DataError(f"nothing of the question and the answer fits into {self.longest} tokens")
+            return Failed(f"nothing of the question and the answer fits into {self.longest} tokens")
         return replace(found, truncated=True)
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.errors import DataError
+from raysift.given_input import conversation_of
 from raysift.gradient_settings import AdamSettings, ProjectionSettings
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
@@ -31,6 +32,7 @@ class _RowGradients(RowActor):
     """Answers each row with one vector per checkpoint; a subclass says into what the gradients flow."""
 
     inputs = (MESSAGES,)
+    tells_inputs = True
 
     def __init__(self, model: Any, checkpoints: Sequence[Checkpoint], adam: AdamSettings, **loading: Any) -> None:
         self.model = CheckpointedModel(model, checkpoints, adam, **loading)
@@ -43,7 +45,7 @@ class _RowGradients(RowActor):
         encoded: dict[int, tuple[Any, bool]] = {}
         for row in rows:
             try:
-                encoded[row[ID]] = self.model.encode_and_tell(row[ID], row[MESSAGES])
+                encoded[row[ID]] = self.model.encode_and_tell(row[ID], conversation_of(row))
             except DataError as error:  # the chat template refuses it
                 failed[row[ID]] = Failed(str(error), of_the_row=True)
         tokens = [row for row, _ in encoded.values()]

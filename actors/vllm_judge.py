@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.judge import flatten, load_rater
-from raysift.actors.responder import ENGINE_ERROR, LOGPROBS, PROMPT
+from raysift.actors.responder import ENGINE_ERROR, LOGPROBS, PROMPT, engine_failure
 from raysift.records import MESSAGES
 from raysift.scoring.columns import INPUT_TOKENS, JUDGE_SCHEMA, TRUNCATED
 
@@ -46,7 +46,7 @@ class JudgeReader(RowActor):
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
         """What failed before the engine or in it keeps its message."""
-        return [Failed(row[ENGINE_ERROR]) if row[ENGINE_ERROR] else self._read(row) for row in rows]
+        return [engine_failure(row[ENGINE_ERROR]) if row[ENGINE_ERROR] else self._read(row) for row in rows]
 
     def _read(self, row: Row) -> Row | Failed:
         # On the way through pandas a NaN becomes a null.

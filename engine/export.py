@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.errors import ConfigError, DataError
+from raysift.given_input import conversation_of, split_input
 from raysift.json_text import dump, original_text
 from raysift.records import ID, MESSAGES, META, RAW, ROWS, SOURCE
 from raysift.storage import Location
@@ -88,7 +89,7 @@ def as_sharegpt(row: Row) -> bytes:
 
 
 def as_alpaca(row: Row) -> bytes:
-    """The last question and answer as instruction and output, what was said before them as system and history."""
+    """The last question and answer as instruction, input and output, what was said before them as system and history."""
     turns = [(turn["role"], turn["content"]) for turn in row[MESSAGES]]
     system = "\n".join(content for role, content in turns if role == "system")
     spoken = [turn for turn in turns if turn[0] != "system"]
@@ -100,9 +101,10 @@ def as_alpaca(row: Row) -> bytes:
             "which alpaca records cannot hold. Use the output format messages, sharegpt or original."
         )
     pairs = [[ask, answer] for (_, ask), (_, answer) in zip(asks, answers, strict=True)]
-    instruction, output = pairs[-1]
-    record = {"instruction": instruction, "input": "", "output": output, "system": system, "history": pairs[:-1]}
-    return dump(record)
+    asked = [turn for turn in conversation_of(row) if turn["role"] == "user"][-1]
+    instruction, given = split_input(asked)
+    record = {"instruction": instruction, "input": given, "output": pairs[-1][1], "system": system}
+    return dump(record | {"history": pairs[:-1]})
 
 
 def as_original(row: Row) -> bytes:

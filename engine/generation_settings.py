@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -22,14 +22,17 @@ class GenerationSettings(BaseModel):
     """Draws from the fewest tokens whose probabilities reach this sum. Without effect at temperature 0."""
     seed: int = Field(default=0, ge=0, lt=2**63)
     """Seeds the draws, together with the row's id. Without effect at temperature 0."""
+    beams: int = Field(default=1, ge=1)
+    """Above 1 a beam search of so many beams looks for the most probable answer (a mean over its tokens), as the code of MoDS
+    does with 4; it costs as many times the memory and work, draws nothing, and needs transformers."""
     template: str = "auto"
     """How messages become text: `auto` (the tokenizer's own chat template), `chatml`, `alpaca` or `tulu`."""
     max_length: int | None = Field(default=None, ge=2)
     """Most tokens of prompt and answer together, no more than the model has positions for. vLLM keeps room for one row
     of this length, so models of very long context want it set where memory is scarce."""
     backend: Literal["auto", "vllm", "transformers"] = "auto"
-    """`auto` takes vLLM where it is installed for the device that the workers have, and transformers elsewhere. Both
-    give the same columns; which one answered is recorded."""
+    """`auto` takes vLLM where it is installed for the device that the workers have, and transformers elsewhere and for
+    beams. Both give the same columns; which one answered is recorded."""
 
     @model_validator(mode="after")
     def _room_for_a_prompt(self) -> GenerationSettings:
@@ -39,3 +42,22 @@ class GenerationSettings(BaseModel):
                 f"max_new_tokens={self.max_new_tokens}; raise the one or lower the other"
             )
         return self
+
+    @model_validator(mode="after")
+    def _beams_go_together_with_the_rest(self) -> GenerationSettings:
+        if self.beams > 1 and self.temperature > 0:
+            raise ValueError(
+                f"beams={self.beams} looks for the most probable answer and temperature={self.temperature:g} draws one; set "
+                "temperature=0, or beams=1"
+            )
+        if self.beams > 1 and self.backend == VLLM:
+            raise ValueError(
+                f"beams={self.beams} with backend=vllm: vLLM's engines have no beam search of their own (its `LLM.beam_search` "
+                "is a loop around them, which ray.data.llm does not offer); set backend=transformers or auto, or beams=1"
+            )
+        return self
+
+    def deciding(self) -> dict[str, Any]:
+        """What identifies answers. A field younger than runs that are kept counts only where it is set, or those would be
+        taken for others."""
+        return self.model_dump(mode="json", exclude={"beams"} if self.beams == 1 else set())

@@ -22,6 +22,7 @@ from raysift.checks import IngestConfig, find_reasons, trim_trailing
 from raysift.files import BadFile, SourceFile, line_of
 from raysift.formats.layout import Layout
 from raysift.formats.problem import RecordProblem, kind_of
+from raysift.given_input import INPUT
 from raysift.identity import canonical_role, row_ids
 from raysift.json_text import dump, dump_rows, original_text
 from raysift.reading import Batch, Problem, RecordsBatch, TableBatch, TextBatch
@@ -104,6 +105,7 @@ class Normaliser:
         metas: list[bytes | None] = []
         raws: list[bytes | None] = []
         placed: list[int] = []
+        inputs = self.layout.inputs
         read, own, keep_raw = self.layout.read, self.layout.fields | {self._source_column}, self.config.keep_raw
         for number, record in enumerate(records):
             if self._field_of:
@@ -115,17 +117,18 @@ class Normaliser:
                 problems.append(Problem(positions[number], problem.reason, problem.message, raw))
                 continue
             source = self._source_of(record)
-            meta = None
-            if not record.keys() <= own:
-                meta = dump({key: value for key, value in record.items() if key not in own})
+            carried = {} if record.keys() <= own else {key: value for key, value in record.items() if key not in own}
+            meta = dump(carried) if carried else None
+            given = inputs(record) if inputs else ()
             raw_text = (texts[number] if texts else dump(records[number])) if keep_raw else None
-            for turns in conversations:
+            for number_here, turns in enumerate(conversations):
                 for role, content in turns:
                     roles.append(role)
                     contents.append(content)
                 ends.append(len(roles))
                 sources.append(source)
-                metas.append(meta)
+                told = given[number_here] if given else None
+                metas.append(dump({INPUT: told, **carried}) if told else meta)
                 raws.append(raw_text)
                 placed.append(positions[number])
         return _Columns(

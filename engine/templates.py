@@ -2,8 +2,9 @@
 
 `auto` takes the tokenizer's own chat template. Where that marks what the assistant says (`{% generation %}`) the marks
 are used; elsewhere the spans are found by rendering prefixes of the conversation, since what follows a generation
-prompt is what a model has to say itself. `chatml`, `alpaca` (Stanford's prompt) and `tulu` (LESS, ROSE) are ours, for
-base models; `auto` falls back on `tulu` where a tokenizer has no template.
+prompt is what a model has to say itself. `chatml`, `alpaca` (Stanford's two prompts: with an input, where a message has one
+beside it, and without) and `tulu` (LESS, ROSE) are ours, for base models; `auto` falls back on `tulu` where a tokenizer has
+no template.
 
 Departures: the line break after an end token never counts (LESS counts it between turns); a repeated BOS or EOS, which
 comes of data or templates that add what the other adds too, is removed and reported in `doubled_special`.
@@ -20,11 +21,16 @@ from functools import lru_cache
 from typing import Any
 
 from raysift.errors import ConfigError, DataError, ModelError
+from raysift.given_input import INPUT, split_input
 
 IGNORED = -100
 FALLBACK = "tulu"
 ALPACA_PREAMBLE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+)
+ALPACA_INPUT_PREAMBLE = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a response "
+    "that appropriately completes the request."
 )
 
 Message = dict[str, str]
@@ -274,16 +280,19 @@ def _tulu(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piece]
 
 
 def _alpaca(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piece]:
-    """A system message takes the place of the preamble; further turns repeat the two headings."""
+    """A system message takes the place of the preamble; further turns repeat the headings."""
     end = _end_token(tokenizer)
     system = [message["content"] for message in messages if message["role"] == "system"]
-    pieces: list[Piece] = [("\n\n".join(system) or ALPACA_PREAMBLE, False)]
+    preamble = ALPACA_INPUT_PREAMBLE if any(message.get(INPUT) for message in messages) else ALPACA_PREAMBLE
+    pieces: list[Piece] = [("\n\n".join(system) or preamble, False)]
     headings = {"user": "Instruction", "tool": "Input"}
     for message in messages:
         if message["role"] == "assistant":
             pieces += [("\n\n### Response:", False), (message["content"] + end, True)]
         elif message["role"] != "system":
-            pieces.append((f"\n\n### {headings[message['role']]}:\n{message['content']}", False))
+            content, given = split_input(message)
+            pieces.append((f"\n\n### {headings[message['role']]}:\n{content}", False))
+            pieces += [(f"\n\n### {headings['tool']}:\n{given}", False)] if given else []
     return [*pieces, ("\n\n### Response:", False)] if ask else pieces
 
 

@@ -43,8 +43,9 @@ from raysift.actors.language_model import SPREAD, portable_name, resolve_model
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord, delete_steps, epoch_records, last_checkpoint
 from raysift.errors import ConfigError, RaysiftError, StageError, StaleRunError
 from raysift.fingerprint import canonical, differences, file_fingerprint, fingerprint
+from raysift.jobs.tables import columns_of
 from raysift.recipes import TrainConfig, count_steps
-from raysift.records import ERROR, ID, MESSAGES, REASON
+from raysift.records import ERROR, ID, REASON
 from raysift.resources import Resources
 from raysift.storage import Location, open_location
 
@@ -140,7 +141,8 @@ def _train_here(rows: Sequence[Location], job: dict[str, Any]) -> dict[str, int]
     from raysift.actors.trainee import train
 
     encode = _encoder(job)
-    encoded = [encode(_read(file, [ID, MESSAGES])) for file in rows]
+    columns = columns_of(rows, EncodeRows, {"template": job["config"].template})
+    encoded = [encode(_read(file, columns)) for file in rows]
     account = _Account(job["out"])
     trainable = pa.concat_tables([account.add(table) for table in encoded])
     account.close()

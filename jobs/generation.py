@@ -21,8 +21,8 @@ from raysift.actors.responder import Asker, Reader, Responder
 from raysift.errors import ConfigError, StageError
 from raysift.generation_settings import AUTO, TRANSFORMERS, VLLM, GenerationSettings
 from raysift.jobs.raydata import answer_rows, map_rows
+from raysift.jobs.tables import columns_of
 from raysift.jobs.vllm_stage import Request, answer_through_engine, build_engine, explained, sampling_of
-from raysift.records import ID, MESSAGES
 from raysift.resources import Resources
 from raysift.storage import Location, open_location
 
@@ -56,25 +56,42 @@ def generate(
         "trust_remote_code": trust_remote_code,
     }
     if backend == TRANSFORMERS:
-        drawing = {"temperature": settings.temperature, "top_p": settings.top_p, "seed": settings.seed}
+        decoding = settings.model_dump(include={"temperature", "top_p", "seed", "beams"})
         placed = {"device": resources.device, "threads": resources.threads}
-        arguments = {"model": model, "adapter": place, **rules, **drawing, **placed}
+        arguments = {"model": model, "adapter": place, **rules, **decoding, **placed}
         return map_rows(files, Responder, arguments, out, resources, progress=progress)
     answer = partial(
         _answer_through_vllm, model=model, adapter=place, settings=settings, resources=resources, rules=rules
     )
     with explained("generate"):
-        return answer_rows(files, [ID, MESSAGES], answer, out, resources, progress=progress)
+        return answer_rows(files, columns_of(files, Asker, rules), answer, out, resources, progress=progress)
 
 
 def pick_backend(settings: GenerationSettings, resources: Resources) -> str:
     """`vllm` or `transformers`: what was named, or what `auto` comes to in this environment."""
-    installed = vllm_version()
     if settings.backend == VLLM:
         require_vllm("generate")
     if settings.backend != AUTO:
         return settings.backend
-    return VLLM if installed and ("cpu" in installed) == (resources.of_engines().gpus_per_worker == 0) else TRANSFORMERS
+    return VLLM if settings.beams == 1 and _has_engines(resources) else TRANSFORMERS
+
+
+def passes_vllm_over(settings: GenerationSettings, resources: Resources) -> bool:
+    """Whether `auto` would have taken vLLM, had a beam search not been asked for."""
+    return settings.backend == AUTO and settings.beams > 1 and _has_engines(resources)
+
+
+def _has_engines(resources: Resources) -> bool:
+    """Whether vLLM is installed for the device of the engines."""
+    installed = vllm_version()
+    return bool(installed and ("cpu" in installed) == (resources.of_engines().gpus_per_worker == 0))
+
+
+def describe_backend(settings: GenerationSettings, resources: Resources, out: Location) -> str:
+    """Who answered the rows below `out`, and why not vLLM where it is there and a beam search kept it out."""
+    found = recorded_backend(out)
+    why = f"; vLLM knows no beam search (beams={settings.beams})" if passes_vllm_over(settings, resources) else ""
+    return f"answered by {found['backend']} {found['version']}{why}"
 
 
 def recorded_backend(out: Location) -> dict[str, str]:

@@ -23,7 +23,7 @@ from raysift.errors import ConfigError
 from raysift.jobs.coverage.centers import choose_centers, chosen_rows, rows_without_vector, write_centers
 from raysift.jobs.quality import require_answers, score_answers, score_column
 from raysift.jobs.run import Run, StageResult
-from raysift.jobs.selection import rows_in_order
+from raysift.jobs.selection import columns_in_order
 from raysift.jobs.stages import model_fingerprint, trained_model
 from raysift.jobs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
 from raysift.manifest import Manifest
@@ -32,6 +32,8 @@ from raysift.methods.mods import CHOSEN, NECESSITY, QUALITY, ModsConfig, Stages,
 from raysift.records import ERROR, FATE, ID, MESSAGES, ORDER, RADIUS, ROWS
 from raysift.scoring.questions import split_exchange
 from raysift.storage import Location, open_location
+
+_TOLD = pa.schema([(ANSWER, pa.string()), (ERROR, pa.string())])
 
 
 def check_room(config: CommonConfig, settings: ModsConfig) -> None:
@@ -61,8 +63,8 @@ def only_seeds(run: Run, settings: ModsConfig, good: Manifest, seeds: Manifest, 
 
 def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifest, tuned: Manifest) -> Manifest:
     """Let the model that was tuned on the seeds answer the question of every good row."""
+    from raysift.jobs.generation import describe_backend, recorded_backend
     from raysift.jobs.generation import generate as answer_all
-    from raysift.jobs.generation import recorded_backend
 
     model, adapter = trained_model(run, tuned, config.model)
 
@@ -77,8 +79,7 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
             trust_remote_code=config.trust_remote_code,
             progress=run.console.shows_progress,
         )
-        backend = recorded_backend(folder)
-        run.console.note(f"generate: answered by {backend['backend']} {backend['version']}")
+        run.console.note(f"generate: {describe_backend(settings.generation, config.resources, folder)}")
         counts = count_answers("generate", answers, rows.counts["kept"])
         require_answers("generate", run, answers, counts, folder)
         cut_off = counts["kept"] - count_true(answers, FINISHED)
@@ -90,12 +91,12 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
         return StageResult(
             files={"answers": relative(answers, folder)},
             counts=counts | {"cut_off": cut_off},
-            values=backend,
+            values=recorded_backend(folder),
             rows=counts["rows_in"],
         )
 
     inputs = {"rows": rows.fingerprint, "model": model_fingerprint(config.model), "tuned": tuned.fingerprint}
-    return run.stage("generate", {"generation": settings.generation}, inputs, body)
+    return run.stage("generate", {"generation": settings.generation.deciding()}, inputs, body)
 
 
 def necessity(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifest, answers: Manifest) -> Manifest:
@@ -193,23 +194,25 @@ def order(
 def _own_conversations(
     rows: Sequence[Location], answers: Sequence[Location], folder: Location
 ) -> tuple[list[Location], int]:
-    """The rows with the model's own answer in place of theirs, as files, and how many have none."""
+    """The rows with the model's own answer in place of theirs, as files, and how many have none.
+
+    They lie in the order of the rows: what is judged side by side then does not depend on how the answers came to lie in
+    their files, which is otherwise after a kill.
+    """
     parts = (folder / "conversations").make_folder()
     files: list[Location] = []
     failed = 0
-    for chunk in read_chunks(answers, [ID, ANSWER, ERROR]):
-        sound = chunk.filter(chunk[ERROR].is_null())
+    for chunk in read_chunks(rows, [ID, MESSAGES]):
+        told = columns_in_order(answers, _TOLD, chunk[ID].to_numpy())
+        answered = told[ERROR].is_null()
+        sound, own = chunk.filter(answered), told[ANSWER].filter(answered)
         failed += len(chunk) - len(sound)
-        own = sound[ANSWER].to_pylist()
-        done = 0
-        for table in rows_in_order(rows, sound[ID].to_numpy()):
-            texts = own[done : done + len(table)]
-            talks = [
-                split_exchange(m, text).messages for m, text in zip(table[MESSAGES].to_pylist(), texts, strict=True)
-            ]
-            place = parts / f"part-{len(files):05d}.parquet"
-            columns = {ID: table[ID], MESSAGES: pa.array(talks, ROWS.field(MESSAGES).type)}
-            pq.write_table(pa.table(columns), place.path, filesystem=place.fs, compression="zstd")
-            files.append(place)
-            done += len(table)
+        talks = [
+            split_exchange(messages, text).messages
+            for messages, text in zip(sound[MESSAGES].to_pylist(), own.to_pylist(), strict=True)
+        ]
+        place = parts / f"part-{len(files):05d}.parquet"
+        columns = {ID: sound[ID], MESSAGES: pa.array(talks, ROWS.field(MESSAGES).type)}
+        pq.write_table(pa.table(columns), place.path, filesystem=place.fs, compression="zstd")
+        files.append(place)
     return files, failed

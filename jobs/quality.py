@@ -117,7 +117,7 @@ def score_answers(
         )
     require_answers(stage, run, answers, counts, folder)
     if settings.kind == "judge":
-        counts["unparsable"] = _count_unparsable(answers)
+        counts["unparsable"] = count_unparsable(answers)
     if counts.get("unparsable"):
         run.console.note(
             f"{stage}: {counts['unparsable']} of {expected} replies of the judge were no rating, and these rows have no score"
@@ -153,7 +153,8 @@ def require_answers(
     run.console.note(f"{found}; see {folder}")
 
 
-def _count_unparsable(answers: Sequence[Location]) -> int:
+def count_unparsable(answers: Sequence[Location]) -> int:
+    """Rows that failed because the judge's reply was none of those it was asked for."""
     errors = (chunk[ERROR] for chunk in read_chunks(answers, [ERROR]))
     return sum(pc.sum(pc.starts_with(error, UNPARSABLE)).as_py() or 0 for error in errors)
 

@@ -26,12 +26,16 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from raysift import errors
 from raysift.actors.contract import RowActor
 from raysift.errors import StageError, find_cause
+from raysift.jobs.tables import columns_of
 from raysift.records import ID
 from raysift.resources import Resources
 from raysift.storage import Location
 
 FILTER_CPUS = 1.0  # what Ray's checkpoint filter books
 IO_CPUS = 0.25  # what our readers and writers book
+
+_TELLERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
+_OF_OUR_ACTORS = ("Exception occurred in user code", "An exception was raised from a task of operator")
 
 
 def start_ray(**options: Any) -> bool:
@@ -66,8 +70,31 @@ def data_context(resources: Resources, progress: bool = False) -> Iterator[DataC
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
     context.use_datasource_v2 = False
     context.issue_detectors_config.detectors = []  # they advise on the code of a pipeline, which is ours
-    with DataContext.current(context):
+    with DataContext.current(context), _said_once():
         yield context
+
+
+@contextlib.contextmanager
+def _said_once() -> Iterator[None]:
+    """Keeps off the screen what Ray Data says of an error in our actors, with advice on its settings, before it raises it.
+
+    Its log file has all of it; errors of Ray itself come with their traceback as before.
+    """
+
+    def mark(record: logging.LogRecord) -> bool:
+        said = record.getMessage()
+        if not record.exc_info and said.startswith(_OF_OUR_ACTORS):
+            record.hide = True  # Ray Data's own mark for its console
+        return True
+
+    loggers = [logging.getLogger(name) for name in _TELLERS]
+    for logger in loggers:
+        logger.addFilter(mark)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(mark)
 
 
 def cluster_cpus() -> float:
@@ -126,7 +153,7 @@ def map_rows(
 
     def answer(dataset: Dataset) -> Dataset:
         return dataset.map_batches(
-            actor,
+            refusing_later(actor),
             fn_constructor_kwargs=arguments,
             batch_format="pyarrow",
             batch_size=resources.batch_rows,
@@ -136,7 +163,31 @@ def map_rows(
             zero_copy_batch=True,
         )
 
-    return answer_rows(files, [ID, *actor.inputs], answer, out, resources, progress=progress)
+    return answer_rows(files, columns_of(files, actor, arguments), answer, out, resources, progress=progress)
+
+
+def refusing_later(actor: type[RowActor]) -> type[RowActor]:
+    """The actor, but what its constructor refuses is raised by its first batch.
+
+    Ray prints an error of a constructor with three tracebacks, on standard output too, and keeps no more of it than its text.
+    Errors that are not ours stay where they are.
+    """
+
+    class _RefusingLater(actor):  # type: ignore[misc, valid-type]
+        def __init__(self, *given: Any, **named: Any) -> None:
+            self._refused: errors.RaysiftError | None = None
+            try:
+                super().__init__(*given, **named)
+            except errors.RaysiftError as error:
+                self._refused = error
+
+        def __call__(self, batch: Any) -> Any:
+            if self._refused is not None:
+                raise self._refused
+            return super().__call__(batch)
+
+    _RefusingLater.__name__ = actor.__name__
+    return _RefusingLater
 
 
 def answer_rows(

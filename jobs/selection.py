@@ -41,7 +41,7 @@ def write_selection(
         files.append(place)
         sources.append(table[SOURCE])
     source = pa.chunked_array(sources)
-    own = own_columns(score_files, selector.columns, ids)
+    own = columns_in_order(score_files, selector.columns, ids)
     ranks = pa.array(np.arange(1, len(ids) + 1))
     selection = pa.table({ID: ids, RANK: ranks, SCORE: scores, SOURCE: source, **own})
     place = folder / "selection.parquet"
@@ -83,11 +83,11 @@ def write_rows(files: Sequence[Location], ids: np.ndarray, folder: Location) -> 
     return names
 
 
-def own_columns(score_files: Sequence[Location], schema: pa.Schema, ids: Ids) -> dict[str, pa.Array]:
-    """The method's own columns for the chosen rows, in the order of the ids."""
+def columns_in_order(files: Sequence[Location], schema: pa.Schema, ids: Ids) -> dict[str, pa.Array]:
+    """Columns of the rows of the given ids, in the order of the ids, from files that hold each of them."""
     if not schema.names:
         return {}
-    chunks = read_chunks(score_files, [ID, *schema.names])
+    chunks = read_chunks(files, [ID, *schema.names])
     table = pa.concat_tables([c.filter(pa.array(np.isin(c[ID].to_numpy(), ids))) for c in chunks])
     place = np.empty(len(ids), dtype=np.int64)
     place[np.argsort(ids)] = np.argsort(table[ID].to_numpy())

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raysift.actors.contract import RowActor
 from raysift.errors import StageError
-from raysift.records import ERROR, ID, SCORE, TOKENS
+from raysift.given_input import TOLD_APART_BY
+from raysift.records import ERROR, ID, META, SCORE, TOKENS
 from raysift.storage import Location
 
 CHUNK_ROWS = 100_000
@@ -23,6 +26,16 @@ def read_chunks(files: Sequence[Location], columns: Sequence[str]) -> Iterator[p
             for batch in file.iter_batches(CHUNK_ROWS, columns=list(dict.fromkeys(columns))):
                 if len(batch):
                     yield pa.Table.from_batches([batch])
+
+
+def columns_of(files: Sequence[Location], actor: type[RowActor], arguments: Mapping[str, Any]) -> list[str]:
+    """What an actor made with these arguments reads of the files: id, inputs, and meta where its template looks there."""
+    columns = [ID, *actor.inputs]
+    template = arguments.get("template", getattr(arguments.get("settings"), "template", None))
+    if actor.tells_inputs and template == TOLD_APART_BY and files:
+        known = pq.read_schema(files[0].path, filesystem=files[0].fs).names
+        columns += [META] if META in known else []
+    return columns
 
 
 def with_tokens(chunks: Iterator[pa.Table], lengths_files: Sequence[Location]) -> Iterator[pa.Table]:

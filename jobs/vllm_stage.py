@@ -30,11 +30,11 @@ from ray.data import ActorPoolStrategy, Dataset
 from raysift.actors.contract import RowActor
 from raysift.actors.language_model import local_copy, resolve_model
 from raysift.actors.prompts import row_seed
-from raysift.actors.responder import ENGINE_ERROR, GENERATED, LOGPROBS, PROMPT
+from raysift.actors.responder import ENGINE_ERROR, GENERATED, LOGPROBS, NOT_ASKED, PROMPT
 from raysift.actors.vllm_engine import engine_arguments, engine_environment, offline_batching
 from raysift.errors import ModelError, RaysiftError, StageError
 from raysift.generation_settings import GenerationSettings
-from raysift.jobs.raydata import actor_cpus, pool_size
+from raysift.jobs.raydata import actor_cpus, pool_size, refusing_later
 from raysift.records import ERROR, ID
 from raysift.resources import Resources
 from raysift.storage import Location
@@ -94,7 +94,7 @@ def answer_through_engine(
         "num_cpus": HELPER_CPUS,
         "zero_copy_batch": True,
     }
-    return engine(dataset.map_batches(asker, **helper)).map_batches(reader, **helper)
+    return engine(dataset.map_batches(refusing_later(asker), **helper)).map_batches(refusing_later(reader), **helper)
 
 
 def build_engine(
@@ -255,7 +255,8 @@ def _to_engine(row: dict[str, Any], reply: str, beside: Mapping[str, Any]) -> di
     """A row of an asking actor as the engine's stage takes it; one with an error is passed by the engine."""
     prompt = [] if row[PROMPT] is None else row[PROMPT]
     filled = {name: otherwise if row[name] is None else row[name] for name, otherwise in beside.items()}
-    return {PROMPT: prompt, reply: [], ENGINE_ERROR: row.pop(ERROR) or "", **filled}
+    failed = row.pop(ERROR)
+    return {PROMPT: prompt, reply: [], ENGINE_ERROR: NOT_ASKED + failed if failed else "", **filled}
 
 
 def _from_engine(row: dict[str, Any], kept: Sequence[str]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Alpaca: `{"instruction": ..., "input": ..., "output": ...}`, with optional `system` and `history`.
 
-The user's message is the instruction, and after a blank line the input where there is one. `history` is a list of
-[instruction, response] pairs that come first.
+The user's message is the instruction, and after a blank line the input where there is one; meta keeps that input
+(raysift.given_input). `history` is a list of [instruction, response] pairs that come first.
 """
 
 from __future__ import annotations
@@ -9,11 +9,7 @@ from __future__ import annotations
 from raysift.formats.layout import Layout, Record, needs
 from raysift.formats.problem import RecordProblem, kind_of, text_of
 from raysift.formats.turns import Turns, with_system
-
-
-def join_input(instruction: str, given: str) -> str:
-    """Instruction and input as one message."""
-    return f"{instruction}\n\n{given}" if given else instruction
+from raysift.given_input import INPUT, join_input
 
 
 def read_prompt(record: Record) -> Turns:
@@ -34,6 +30,11 @@ def _history(value: object) -> Turns:
     return turns
 
 
+def read_inputs(record: Record) -> list[object]:
+    """The input field of the one conversation."""
+    return [record.get(INPUT)]
+
+
 def read(record: Record) -> list[Turns]:
     return [[*read_prompt(record), ("assistant", text_of(record, "output"))]]
 
@@ -43,4 +44,5 @@ LAYOUT = Layout(
     needs=needs("instruction output"),
     fields=frozenset({"instruction", "input", "output", "system", "history"}),
     read=read,
+    inputs=read_inputs,
 )

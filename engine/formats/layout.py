@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,8 @@ class Layout:
     """Fields that the conversation uses up; all others are carried through as meta."""
     read: Callable[[Record], list[Turns]]
     """The conversations of a record, nearly always one; raises RecordProblem."""
+    inputs: Callable[[Record], Sequence[Any]] | None = None
+    """What stood in the input field of each conversation, which has it joined to the instruction; kept in meta as well."""
 
     def fits(self, found: frozenset[str]) -> bool:
         return any(need <= found for need in self.needs)

@@ -84,4 +84,5 @@ LAYOUT = Layout(
     needs=needs("chosen rejected"),
     fields=frozenset({*PROMPT_FIELDS, "input", "history", "system", "chosen"}),
     read=read,
+    inputs=alpaca.read_inputs,
 )

@@ -1,6 +1,6 @@
 """Self-Instruct seed tasks: one instruction with several `instances` of input and output; each gives a row.
 
-The rows of one record share its line in the file and its meta (name, is_classification and so on).
+The rows of one record share its line in the file and its meta (name, is_classification and so on), beside their own inputs.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from raysift.formats import alpaca
 from raysift.formats.layout import Layout, Record, needs
 from raysift.formats.problem import RecordProblem, kind_of
 from raysift.formats.turns import Turns
+from raysift.given_input import INPUT
 
 
 def read(record: Record) -> list[Turns]:
@@ -25,4 +26,5 @@ LAYOUT = Layout(
     needs=needs("instruction instances"),
     fields=frozenset({"instruction", "instances"}),
     read=read,
+    inputs=lambda record: [instance.get(INPUT) for instance in record["instances"]],
 )

@@ -7,13 +7,13 @@
 4. The selection is seeds, then augmented rows, each in the order in which k-center found them.
 
 Departures of the official code, kept as its preset: no second k-center (all rows with n < beta are taken, so the size is not
-controlled), and a line break after a question without input when the model's own answer is scored, though not in stage 1.
-It also repeats rows that are both seed and needed in its training file; a row is selected once here, and such twins are
-counted.
+controlled), a line break after a question without input when the model's own answer is scored, though not in stage 1, and
+answers by a beam search of 4 beams (the temperature and top-p that it sets have no effect on those). What the paper does there
+is not known: its preset answers greedily. The code also repeats rows that are both seed and needed in its training file; a row
+is selected once here, and such twins are counted.
 
-Departures of ours from the official code that no setting undoes: it lets the tuned model answer by beam search of 4 beams in
-fp32, here it answers greedily or by drawing, in the precision of its checkpoint; and its Alpaca prompt has two forms, with
-and without an input, where our template `alpaca` has the one without (ingest has joined instruction and input).
+Departures of ours from the official code that no setting undoes: the tuned model answers in the precision of its checkpoint,
+not in fp32, and no answer loses its last four characters.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class ModsConfig(MethodConfig):
         return scorer
 
 
+_ANSWERS: dict[str, Any] = {"max_new_tokens": 1024, "template": "alpaca"}
 _PAPER: dict[str, Any] = {
     "scorer": {
         "kind": "reward",
@@ -100,7 +101,7 @@ _PAPER: dict[str, Any] = {
         "max_tokens": 96,
         "normalise": False,
     },
-    "generation": {"max_new_tokens": 1024, "template": "alpaca"},
+    "generation": _ANSWERS,
     "train": {"recipe": "mods"},
 }
 
@@ -114,7 +115,12 @@ class Mods(Selector):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": _PAPER,
         "official": _PAPER
-        | {"necessity_newline": True, "second_coverage": False, "train": {"recipe": "mods-official"}},
+        | {
+            "necessity_newline": True,
+            "second_coverage": False,
+            "generation": _ANSWERS | {"beams": 4},
+            "train": {"recipe": "mods-official"},
+        },
     }
     columns: ClassVar[pa.Schema] = pa.schema(
         [

@@ -51,6 +51,7 @@ class Reading(NamedTuple):
 
 ASKED = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE))])
 COMPARED = pa.schema([*ASKED, ("own_answer", pa.string()), ("against_answer", pa.string())])
+ORDER = "order"
 
 
 def rows_to_answer(examples: Iterable[Example]) -> pa.Table:
@@ -75,6 +76,20 @@ def rows_to_compare(questions: Iterable[Question]) -> pa.Table:
         for e, own, against in filter(lambda q: q.needs_judge, questions)
     ]
     return pa.Table.from_pylist(rows, schema=COMPARED)
+
+
+def rows_by_order(rows: pa.Table) -> pa.Table:
+    """Each row of `rows_to_compare` once for each order, for a judge that is asked one thing a row."""
+    keys = [order_key(number, order) for order in ORDERS for number in rows[ID].to_pylist()]
+    twice = pa.concat_tables(
+        [rows.append_column(ORDER, pa.array([order] * len(rows), pa.string())) for order in ORDERS]
+    )
+    return twice.set_column(0, ID, pa.array(keys, pa.int64()))
+
+
+def order_key(number: int, order: str) -> int:
+    """The int64 under which one order of a row to compare travels."""
+    return example_key(f"{number}\x00{order}")
 
 
 def answer_key(example: Example, text: str | None) -> int:

@@ -87,9 +87,9 @@ class WinRateSettings(_Settings):
     by: Literal["scores", "comparison"] = "scores"
     """`scores`: the judge scores each answer alone. `comparison`: it reads both, in both orders."""
     judge: QualitySettings = Field(default_factory=QualitySettings)
-    """The judge. With `comparison` its `model` and `max_length` count, the rest is in the next section; it is asked on
-    transformers, whatever the generation's backend."""
+    """The judge. With `comparison` its `model`, `max_length` and `backend` count, the rest is in the next section."""
     comparison: ComparisonSettings = Field(default_factory=ComparisonSettings)
+    """Of judges that read both answers; with `scores` it is refused."""
     margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Largest difference that is still a tie: of scores, or of the probabilities that the one or the other is better. At
     0 only equal ones are."""
@@ -108,9 +108,12 @@ class WinRateSettings(_Settings):
     def _can_judge(self) -> WinRateSettings:
         if self.by == "scores" and self.judge.kind == "ifd":
             raise ValueError("judge.kind=ifd says how hard a row is, not how good; expected reward or judge")
-        if self.by == "comparison" and self.judge.backend == "vllm":
+        if self.by == "scores" and self.comparison != ComparisonSettings():
+            raise ValueError("comparison would have no effect with by=scores; leave it out, or set by=comparison")
+        if self.by == "comparison" and (idle := _not_compared_by(self.judge)):
             raise ValueError(
-                "judge.backend=vllm is for judges that score each answer alone; set by=scores, or judge.backend=transformers"
+                f"{', '.join(f'judge.{name}' for name in idle)} would have no effect with by=comparison; leave it out (prompt, "
+                "min_mass, reply_prefix and template of a comparing judge are in the section comparison), or set by=scores"
             )
         if self.by == "scores" and self.judge.kind == "reward" and self.aspects:
             raise ValueError("a reward model knows no aspects; set judge.kind=judge or by=comparison")
@@ -122,6 +125,13 @@ class WinRateSettings(_Settings):
     def judge_model(self) -> str:
         """The judge's name, `None` resolved."""
         return self.judge.model or "nano" if self.by == "comparison" else self.judge.scorer
+
+
+def _not_compared_by(judge: QualitySettings) -> list[str]:
+    """Settings of a judge of single answers that differ from the usual ones; by values, as replayed runs name them all."""
+    usual, read = QualitySettings(), {"kind", "model", "max_length", "backend"}
+    names = QualitySettings.model_fields.keys() - read
+    return sorted(name for name in names if getattr(judge, name) != getattr(usual, name))
 
 
 def prompt_of_aspect(prompt: str, aspect: Aspect) -> str:

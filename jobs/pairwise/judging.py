@@ -11,12 +11,11 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from raysift.actors.comparer import Comparer
 from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.jobs.pairwise.sides import drawn_examples, read_rows, spread, write_table
 from raysift.jobs.run import Run, StageResult
-from raysift.jobs.tables import count_answers, count_true, publish, relative
+from raysift.jobs.tables import publish
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import (
     Question,
@@ -29,7 +28,7 @@ from raysift.pairwise.rows import (
 from raysift.pairwise.settings import Aspect, ComparisonSettings, WinRateSettings, prompt_of_aspect
 from raysift.pairwise.verdicts import RESULT, decide, result_record, win_line, win_table
 from raysift.records import ERROR, ID
-from raysift.scoring.columns import SCORE_COLUMN, TRUNCATED
+from raysift.scoring.columns import SCORE_COLUMN
 from raysift.scoring.settings import JudgeSettings, QualitySettings
 from raysift.storage import Location
 
@@ -47,6 +46,7 @@ def judge(
     aspect: Aspect | None,
 ) -> Manifest:
     """Scores of the answers, or weights of the verdicts, all in all or by one aspect."""
+    from raysift.jobs.pairwise.comparing import compare_answers
     from raysift.jobs.quality import score_answers
 
     compares = settings.by == "comparison"
@@ -58,10 +58,10 @@ def judge(
             return StageResult(
                 files={"answers": []}, counts=dict.fromkeys(("rows_in", "kept", "failed", "truncated"), 0)
             )
-        files = [write_table(rows, folder / "questions.parquet")]
         here = config.model_copy(update={"resources": spread(config.resources, len(rows))})
         if compares:
-            return _compare_answers(name, run, here, settings, files, len(rows), folder, aspect)
+            return compare_answers(name, run, here, settings, _by_aspect(settings.comparison, aspect), rows, folder)
+        files = [write_table(rows, folder / "questions.parquet")]
         return score_answers(name, run, here, _scorer(settings.judge, aspect), files, len(rows), folder)
 
     asked: dict[str, Any] = {"by": settings.by, "judge": settings.judge, "aspect": aspect}
@@ -128,35 +128,6 @@ def _readings(
             return f"{aspect}: {part}" if aspect else part
         found += [reading._replace(aspect=aspect) for reading in part]
     return found
-
-
-def _compare_answers(
-    stage: str,
-    run: Run,
-    config: CommonConfig,
-    settings: WinRateSettings,
-    files: Sequence[Location],
-    expected: int,
-    folder: Location,
-    aspect: Aspect | None,
-) -> StageResult:
-    """Every pair of answers, read in both orders on a pool of actors."""
-    from raysift.jobs.quality import loading
-    from raysift.jobs.raydata import map_rows
-
-    arguments = {
-        "model": settings.judge_model,
-        "max_length": settings.judge.max_length,
-        "settings": _by_aspect(settings.comparison, aspect),
-    }
-    shown = run.console.shows_progress
-    answers = map_rows(files, Comparer, arguments | loading(config), folder, config.resources, progress=shown)
-    counts = count_answers(stage, answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
-    if counts["truncated"]:
-        run.console.note(
-            f"{stage}: {counts['truncated']} of {expected} texts were longer than the judge reads, and cut"
-        )
-    return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=expected)
 
 
 def _scorer(settings: QualitySettings, aspect: Aspect | None) -> QualitySettings:

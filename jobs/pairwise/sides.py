@@ -69,7 +69,7 @@ def answer(
     """Answers of a side to all examples: read where they are, or generated."""
     if source.answers:
         return Side(read_answers(answers_file(source.answers), examples), inputs["answers"])
-    from raysift.jobs.generation import generate, recorded_backend
+    from raysift.jobs.generation import describe_backend, generate, recorded_backend
 
     def body(folder: Location) -> StageResult:
         answers = generate(
@@ -82,6 +82,7 @@ def answer(
             trust_remote_code=config.trust_remote_code,
             progress=run.console.shows_progress,
         )
+        run.console.note(f"{name}: {describe_backend(settings.generation, config.resources, folder)}")
         counts = count_answers(name, answers, len(examples))
         cut_off = sum(row[FINISHED] is False for row in read_rows(answers))
         if cut_off:
@@ -93,7 +94,8 @@ def answer(
             rows=len(examples),
         )
 
-    manifest = run.stage(name, {"generation": settings.generation} | drawn_examples(config, settings), inputs, body)
+    decides = {"generation": settings.generation.deciding()} | drawn_examples(config, settings)
+    manifest = run.stage(name, decides, inputs, body)
     found = {row[ID]: Answer(row[ANSWER], row[ERROR]) for row in read_rows(run.files(manifest, "answers"))}
     return Side({e.id: found[example_key(e.id)] for e in examples}, manifest.fingerprint)
 

@@ -129,7 +129,7 @@ def test_rows_that_cannot_be_compared_say_why(loaded, prompt):
 
 
 def read_back(comparer, row):
-    (prompts, cut) = comparer._ask(row)
+    (prompts, cut) = comparer.weigher.ask(row)
     return [comparer.tokenizer.decode(ids) for ids in prompts], max(map(len, prompts)), cut
 
 
@@ -164,7 +164,7 @@ def test_a_prompt_that_never_fits_fails_its_row(loaded):
 )
 def test_an_answer_cannot_leave_its_frame(loaded, attack):
     comparer = Comparer(loaded, settings=SETTINGS)
-    prompts, _ = comparer._ask(row_of(ask(attack), attack, attack))
+    prompts, _ = comparer.weigher.ask(row_of(ask(attack), attack, attack))
     for ids in prompts:
         text = loaded.tokenizer.decode(ids)
         assert re.findall(r"\[(?:BEGIN|END) \w+\]", text) == [

@@ -7,7 +7,7 @@ from raysift.actors.contract import Failed
 from raysift.actors.generator import Generator
 from raysift.actors.loaded import LoadedModel, end_tokens, load, longest_input
 from raysift.actors.prompts import load_card, load_prompts, question_of, row_seed
-from raysift.actors.responder import ENGINE_ERROR, GENERATED, PROMPT, Asker, Reader, Responder, nucleus
+from raysift.actors.responder import ENGINE_ERROR, GENERATED, NOT_ASKED, PROMPT, Asker, Reader, Responder, nucleus
 from raysift.errors import DataError
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 
@@ -104,7 +104,7 @@ def test_asker_engine_reader_give_what_a_responder_gives(folder, loaded, batch):
     ends = sorted(responder.ends)
     replies = []
     for row in asked.to_pylist():
-        reply = {ID: row[ID], GENERATED: [], ENGINE_ERROR: row[ERROR] or ""}
+        reply = {ID: row[ID], GENERATED: [], ENGINE_ERROR: NOT_ASKED + row[ERROR] if row[ERROR] else ""}
         if row[PROMPT]:
             (answer,) = responder.complete([row[PROMPT]], [row[ID]])
             reply[GENERATED] = answer.tokens + ends[:1] * answer.finished

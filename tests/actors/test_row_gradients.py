@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_models import tiny_llama
 
+from raysift.actors import target_gradients
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel, find_moments
 from raysift.actors.row_gradients import CUT, MATCHES, VECTORS, GradientMatch, GradientVectors
 from raysift.actors.target_gradients import TargetGradients, save_targets
@@ -78,6 +79,25 @@ def targets_of(world, folder, points):
     found = actor.from_pairs(pairs, PreferenceSettings(), TargetSettings(), end_prompt=True)
     save_targets(open_location(folder).make_folder(), points, found, actor.hash)
     return [target.vectors for target in found]
+
+
+def test_a_model_whose_layers_are_misread_is_refused_before_any_target_is_computed(world):
+    actor = TargetGradients(base(world), [checkpoint(world)], WHOLE, **LOADING)
+    example = Example("a", "t", (Message("user", "which"),), "exact_match", reference="this one")
+    actor.from_examples([example], TargetSettings())
+    assert actor.deviation < 1e-5
+    layer = actor.model.gradients.adapter.modules[0][0]
+    layer.forward = lambda x: torch.nn.functional.linear(2 * x, layer.weight)
+    with pytest.raises(ModelError, match=r"those of 1 target rows deviate by .* relative to autograd's"):
+        actor.from_examples([example], TargetSettings())
+
+
+def test_targets_without_any_gradient_and_adapters_too_large_are_not_checked(world, monkeypatch):
+    actor = TargetGradients(base(world), [checkpoint(world)], WHOLE, **LOADING)
+    row = actor.model.encode(1, conversation(1, "seen?", "what " * 20)[MESSAGES])
+    assert actor.check([row]) is None and actor.check([]) is None
+    monkeypatch.setattr(target_gradients, "CHECKED_NUMBERS", 1)
+    assert actor.check([actor.model.encode(1, conversation(1, "yes")[MESSAGES])]) is None
 
 
 def test_matching_as_rows_arise_equals_matching_their_stored_vectors(world, tmp_path):

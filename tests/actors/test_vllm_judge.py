@@ -5,7 +5,7 @@ import pytest
 
 from raysift.actors.judge import Judge, flatten
 from raysift.actors.loaded import LoadedModel, load
-from raysift.actors.responder import ENGINE_ERROR, LOGPROBS, PROMPT
+from raysift.actors.responder import ENGINE_ERROR, LOGPROBS, NOT_ASKED, PROMPT
 from raysift.actors.vllm_judge import JudgeAsker, JudgeReader
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 from raysift.scoring.settings import JudgeSettings
@@ -57,7 +57,7 @@ def test_asker_engine_reader_give_what_a_judge_gives(folder, loaded, batch, min_
     asked = pa.concat_tables([asker(rows[i : i + batch]) for i in range(0, 7, batch)])
     replies = []
     for row in asked.to_pylist():
-        reply = {**row, LOGPROBS: [], ENGINE_ERROR: row[ERROR] or ""}
+        reply = {**row, LOGPROBS: [], ENGINE_ERROR: NOT_ASKED + row[ERROR] if row[ERROR] else ""}
         if row[PROMPT]:
             (found,) = judge.next_logprobs([row[PROMPT]])
             reply[LOGPROBS] = [logprob for _, logprob in found]

@@ -108,7 +108,7 @@ def test_an_instance_of_a_nested_task_is_a_row_of_its_own(tmp_path):
     rows, _ = _ingest(tmp_path, [task])
     assert [(r["messages"][0]["content"], r["meta"]) for r in rows] == [
         ("q", '{"name":"t"}'),
-        ("q\n\nx", '{"name":"t"}'),
+        ("q\n\nx", '{"input":"x","name":"t"}'),
     ]
 
 

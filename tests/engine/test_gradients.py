@@ -171,6 +171,7 @@ def test_check_finds_agreement_and_disagreement() -> None:
     layer = gradients.adapter.modules[0][0]
     layer.forward = lambda x: nn.functional.linear(2 * x, layer.weight)  # type: ignore[method-assign]
     assert gradients.check(rows) > 1e-2
+    assert gradients.check([TokenRow(9, rows[0].input_ids, np.full_like(rows[0].labels, IGNORED))]) is None
 
 
 @pytest.mark.parametrize("budget", [1, 40, 10_000])

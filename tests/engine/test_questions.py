@@ -5,7 +5,7 @@ import json
 import pytest
 
 from raysift.errors import DataError
-from raysift.formats.alpaca import join_input
+from raysift.given_input import join_input
 from raysift.scoring.questions import embedded_text, question_text, share_room, split_exchange, without_oldest_turns
 
 

@@ -278,7 +278,9 @@ def test_room_is_shared_by_cutting_the_longest(room, lengths, kept):
         ({"judge": {"kind": "ifd"}}, "not how good"),
         ({"aspects": ["accuracy"]}, "knows no aspects"),
         ({"by": "comparison", "aspects": ["accuracy", "accuracy"]}, "named twice"),
-        ({"by": "comparison", "judge": {"backend": "vllm"}}, "for judges that score each answer alone"),
+        ({"comparison": {"min_mass": 0.1}}, "comparison would have no effect with by=scores; .* set by=comparison"),
+        ({"by": "comparison", "judge": {"kind": "judge", "judge": {"low": 2}}}, r"judge\.judge would have no effect"),
+        ({"by": "comparison", "judge": {"template": "text"}}, r"judge\.template would have no effect"),
         ({"margin": -1}, "greater than or equal"),
         ({"against": {"model": "nano", "answers": "runs/x"}}, "not both"),
         ({"comparison": {"prompt": "{request} {first}"}}, "once each"),
@@ -295,6 +297,12 @@ def test_settings_have_fingerprints_and_name_their_judge():
     assert WinRateSettings().judge_model == "nano:reward"
     assert WinRateSettings(by="comparison").judge_model == "nano"
     assert WinRateSettings(by="comparison", judge=QualitySettings(model="big")).judge_model == "big"
+
+
+def test_a_replayed_run_names_every_setting_and_is_taken():
+    for values in ({}, {"by": "comparison", "judge": {"kind": "judge", "backend": "vllm", "max_length": 99}}):
+        settings = WinRateSettings.model_validate(values)
+        assert WinRateSettings.model_validate(settings.model_dump(mode="json")) == settings
 
 
 def test_prompts_of_aspects_stay_prompts():

@@ -29,6 +29,7 @@ from raysift.recipes import TrainConfig, epoch_mean_learning_rates, learning_rat
 from raysift.records import ROWS
 from raysift.resources import Resources
 from raysift.storage import Location, open_location
+from raysift.templates import ALPACA_INPUT_PREAMBLE, ALPACA_PREAMBLE
 
 from ..tiny_models import tiny_llama  # noqa: TID252
 
@@ -187,6 +188,20 @@ def test_an_epoch_sees_each_row_once_and_epochs_differ_in_order(tmp_path, model)
     epochs = [np.concatenate([batches.rows_of_step(step) for step in range(e * 3, e * 3 + 3)]) for e in range(2)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(20))] * 2
     assert list(epochs[0]) != list(epochs[1])
+
+
+def test_a_training_by_the_alpaca_template_tells_inputs_from_instructions(tmp_path, model):
+    """A tiny model's tokens are bytes, so the report's tokens are the lengths of the published texts."""
+    config = CONFIG.model_copy(update={"template": "alpaca", "epochs": 1, "max_length": 512})
+    talk = [{"role": "user", "content": "Sort.\n\nb a"}, {"role": "assistant", "content": "a b"}]
+    texts = {
+        "joined": f"{ALPACA_PREAMBLE}\n\n### Instruction:\nSort.\n\nb a\n\n### Response:a b",
+        "told": f"{ALPACA_INPUT_PREAMBLE}\n\n### Instruction:\nSort.\n\n### Input:\nb a\n\n### Response:a b",
+    }
+    for name, meta in (("joined", None), ("told", '{"input":"b a"}')):
+        rows = [{"id": 7, "source": "test", "messages": talk, "meta": meta}]
+        report = finetune(write_rows(tmp_path / name, rows), tmp_path / f"{name}-out", config, model, HERE)
+        assert report.tokens == len(texts[name]) + 1  # and the end token
 
 
 def test_rows_that_hold_nothing_to_learn_are_counted_and_listed(tmp_path, model):

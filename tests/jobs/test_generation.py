@@ -1,5 +1,6 @@
 """Generation on transformers, on a real local Ray: the rows, what a killed driver leaves, and how a backend is picked."""
 
+import json
 import os
 import signal
 import subprocess
@@ -11,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raysift.checks import IngestConfig
 from raysift.errors import ConfigError, ModelError, StageError
 from raysift.generation_settings import GenerationSettings
-from raysift.records import ERROR, ID, MESSAGE, MESSAGES
+from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META
 from raysift.resources import Resources
 from raysift.storage import open_location
 
@@ -200,6 +202,40 @@ def test_a_model_that_is_not_there_is_said_before_any_work(ray_local, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_rows_with_an_input_are_asked_by_the_prompt_with_an_input(ray_local, tmp_path):
+    """From records of Alpaca to the tokens before the model, with the template that tells inputs apart and with another."""
+    from raysift.actors.language_model import load_tokenizer
+    from raysift.actors.responder import PROMPT, Asker, Responder
+    from raysift.jobs.generation import generate
+    from raysift.jobs.ingest import ingest_pool
+    from raysift.jobs.tables import columns_of
+
+    records = [{"instruction": f"Sort {i}.", "input": "b a" if i % 2 else "", "output": "a b"} for i in range(12)]
+    (tmp_path / "pool.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    report = ingest_pool(
+        [str(tmp_path / "pool.jsonl")], open_location(tmp_path / "ingest"), IngestConfig(), resources()
+    )
+    files = [open_location(tmp_path / "ingest" / name) for name in report.files]
+    assert columns_of(files, Asker, {"template": "alpaca"}) == [ID, MESSAGES, META]
+    assert columns_of(files, Asker, {"template": "chatml"}) == [ID, MESSAGES] == columns_of(files, Asker, {})
+    assert columns_of(write_questions(tmp_path, 4), Asker, {"template": "alpaca"}) == [ID, MESSAGES]
+
+    rows = pq.read_table(files[0].path)
+    tokenizer, rules = load_tokenizer("nano"), {"template": "alpaca", "max_new_tokens": 4}
+    asked = Asker("nano", **rules)(rows.select([ID, MESSAGES, META])).to_pylist()
+    prompts = [tokenizer.decode(row[PROMPT]) for row in asked]
+    assert sum("### Input:\nb a\n\n### Response:" in text for text in prompts) == 6
+    assert sum("paired with an input that provides further context" in text for text in prompts) == 6
+    found = read_answers(
+        generate(
+            files, "nano", open_location(tmp_path / "out"), settings(**rules), resources(workers=1, block_rows=100)
+        )
+    )
+    expected = Responder("nano", threads=1, **rules)(rows.select([ID, MESSAGES, META]))
+    assert found.equals(expected.sort_by(ID))
+    assert not expected.equals(Responder("nano", threads=1, **rules)(rows.select([ID, MESSAGES])))
+
+
 @pytest.mark.parametrize(
     ("version", "gpus", "expected"),
     [
@@ -223,6 +259,64 @@ def test_auto_takes_vllm_where_it_is_built_for_the_workers_device(monkeypatch, v
     else:
         with pytest.raises(ConfigError, match=r"Install raysift\[vllm\]"):
             generation.pick_backend(named, Resources(gpus_per_worker=gpus))
+
+
+def test_auto_leaves_a_beam_search_to_transformers_and_says_so(monkeypatch, tmp_path):
+    from raysift.jobs import generation
+
+    out = open_location(tmp_path / "out")
+    (out.make_folder() / generation.BACKEND_FILE).write('{"backend": "transformers", "version": "5"}')
+    said = {}
+    for version in ("0.32.0+cpu", None):
+        monkeypatch.setattr(generation, "vllm_version", lambda version=version: version)
+        for beams in (1, 4):
+            asked = GenerationSettings(beams=beams)
+            assert (generation.pick_backend(asked, Resources()) == "vllm") == (beams == 1 and version is not None)
+            said[beams, version] = generation.describe_backend(asked, Resources(), out)
+    named = generation.describe_backend(settings(beams=4), Resources(), out)
+    assert said.pop((4, "0.32.0+cpu")) == "answered by transformers 5; vLLM knows no beam search (beams=4)"
+    assert {named, *said.values()} == {"answered by transformers 5"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"beams": 4, "backend": "vllm"}, "beams=4 with backend=vllm: .*set backend=transformers or auto, or beams=1"),
+        ({"beams": 4, "temperature": 0.7}, "temperature=0.7 draws one; set temperature=0, or beams=1"),
+        ({"beams": 0}, "greater than or equal to 1"),
+    ],
+)
+@pytest.mark.parametrize("section", ["mods", "win_rate"])
+def test_what_a_beam_search_does_not_go_with_is_refused_with_the_settings(section, asked, message):
+    from raysift.config import make_config
+
+    with pytest.raises(ConfigError, match=message):
+        make_config({section: {"generation": asked}})
+
+
+def test_beams_count_among_what_identifies_answers_where_they_are_set():
+    """Runs that are older than the setting are found again."""
+    assert "beams" not in GenerationSettings().deciding()
+    assert GenerationSettings(beams=4).deciding() == GenerationSettings().deciding() | {"beams": 4}
+    assert GenerationSettings().deciding().keys() == GenerationSettings.model_fields.keys() - {"beams"}
+
+
+@pytest.mark.slow
+def test_a_beam_search_resumes_fails_and_counts_as_greedy_answers_do(ray_local, tmp_path):
+    from raysift.actors.responder import Responder
+    from raysift.jobs.generation import generate
+
+    files = write_questions(tmp_path, 30, POISONED)
+    out, asked = open_location(tmp_path / "out"), settings(beams=3, backend="auto")
+    answers = read_answers(generate(files[:1], "nano", out, asked, resources(workers=1)))
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "answers").glob("*.parquet")}
+    resumed = read_answers(generate(files, "nano", out, asked, resources(workers=2, batch_rows=3)))
+    assert {path: path.stat().st_mtime_ns for path in written} == written and 0 < len(answers) < len(resumed) == 32
+    assert resumed[ID].to_pylist() == ids(32) and resumed.schema.names == [name for name, _ in SCHEMA]
+    assert [error is None for error in resumed[ERROR].to_pylist()] == [True] * 30 + [False] * 2
+    rows = pa.concat_tables([pq.read_table(file.path) for file in files]).sort_by(ID)
+    assert resumed.equals(Responder("nano", max_new_tokens=16, beams=3, threads=1)(rows))
+    assert resumed["answer"].to_pylist() != Responder("nano", max_new_tokens=16)(rows)["answer"].to_pylist()
 
 
 def test_auto_looks_at_the_device_of_the_engines(monkeypatch):

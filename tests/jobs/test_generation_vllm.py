@@ -140,7 +140,8 @@ def killed_once(build, out, mark, at):
                 tries = 0 if mark.exists() or self.batches < at else 600
                 while tries and not mark.exists():
                     await asyncio.sleep(0.1)
-                    if sum("pending" not in str(path) for path in (out / "done").rglob("*.parquet")) >= 2:
+                    done = [path for path in out.rglob("*.parquet") if "done" in path.parts]
+                    if sum("pending" not in str(path) for path in done) >= 2:
                         mark.touch()
                         kill()
                     tries -= 1

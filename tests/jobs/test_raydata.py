@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysift.actors.contract import Failed, RowActor
-from raysift.errors import StageError
+from raysift.errors import ModelError, StageError
 from raysift.records import ERROR, ID
 from raysift.resources import Resources
 from raysift.storage import open_location
@@ -41,6 +41,11 @@ class AlwaysBad(Lengths):
         return [Failed("no model") for _ in rows]
 
 
+class Refusing(Lengths):
+    def __init__(self, kind):
+        raise kind("model: the checkpoint has no weights")
+
+
 def resources(**settings):
     return Resources(
         **({"block_rows": 100, "batch_rows": 16, "no_progress_timeout_s": 60, "cpus_per_worker": 0.5} | settings)
@@ -66,6 +71,25 @@ def map_lengths(files, out, actor=Lengths, arguments=None, **settings):
     from raysift.jobs.raydata import map_rows
 
     return read_answers(map_rows(files, actor, arguments or {}, open_location(out), resources(**settings)))
+
+
+def test_what_a_constructor_refuses_is_one_sentence_and_other_errors_keep_their_traceback(ray_local, tmp_path, capfd):
+    files = write_rows(tmp_path, 40)
+    with pytest.raises(ModelError, match=r"^model: the checkpoint has no weights$"):
+        map_lengths(files, tmp_path / "ours", Refusing, {"kind": ModelError})
+    time.sleep(1)  # Ray's own messages come by another thread
+    said = "".join(capfd.readouterr())
+    assert not any(word in said for word in ("Traceback", "(raylet)", "user code", "max_errored_blocks")), said
+    with pytest.raises(Exception, match="the checkpoint has no weights"):
+        map_lengths(files, tmp_path / "other", Refusing, {"kind": ZeroDivisionError})
+    time.sleep(1)
+    assert "Traceback" in "".join(capfd.readouterr())
+
+
+def test_an_actor_that_refuses_later_keeps_its_name(ray_local):
+    from raysift.jobs.raydata import refusing_later
+
+    assert refusing_later(Lengths)().name == refusing_later(Lengths).__name__ == "Lengths"
 
 
 def test_answers_do_not_depend_on_workers_batches_or_blocks(ray_local, tmp_path):

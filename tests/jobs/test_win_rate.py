@@ -1,6 +1,7 @@
 """The win rate whole, on a real local Ray with the nano models: sides, judges, failures, resume."""
 
 import json
+from itertools import pairwise
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +11,7 @@ from raysift.errors import ConfigError, DataError, ModelError, StageError, Stale
 from raysift.examples import read_examples
 from raysift.jobs.pairwise.sides import answers_file, read_answers
 from raysift.jobs.pairwise.win_rate import win_rate
+from raysift.pairwise.rows import ORDERS
 from raysift.storage import open_location
 
 # Of these the nano reward model can tell right from wrong. Over all skills it prefers the right answer to the model's own
@@ -156,7 +158,7 @@ def test_a_model_against_itself_ties_everywhere(ray_local, test_file, tmp_path):
 @pytest.mark.ray
 def test_a_comparing_judge_is_asked_in_both_orders_and_killed_runs_go_on(ray_local, test_file, tmp_path, monkeypatch):
     """One of two aspects is judged when the driver dies; the second attempt keeps its answers."""
-    from raysift.jobs import raydata
+    from raysift.jobs.pairwise import comparing
 
     truth = write_answers(tmp_path / "truth.parquet", references(test_file))
     wrong = write_answers(
@@ -168,7 +170,7 @@ def test_a_comparing_judge_is_asked_in_both_orders_and_killed_runs_go_on(ray_loc
         "comparison": {"min_mass": 0.0, "prompt": "{request}{first}{second}Better: A, B or C?"},
         "limit": 10,
     }
-    ask, sides = raydata.map_rows, {"answers": truth, "against_answers": wrong, "judge": "nano"}
+    ask, sides = comparing.map_rows, {"answers": truth, "against_answers": wrong, "judge": "nano"}
 
     def dies(files, actor, arguments, out, *rest, **more):
         if "judge-accuracy" in out.path:
@@ -176,7 +178,7 @@ def test_a_comparing_judge_is_asked_in_both_orders_and_killed_runs_go_on(ray_loc
         return ask(files, actor, arguments, out, *rest, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(raydata, "map_rows", dies)
+        patch.setattr(comparing, "map_rows", dies)
         with pytest.raises(KeyboardInterrupt):
             compare(test_file, tmp_path / "run", **sides, win_rate=section)
     written = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "judge-relevance").rglob("*.parquet")}
@@ -238,12 +240,75 @@ def test_a_judge_on_vllm_gives_the_verdicts_of_transformers(ray_local, test_file
 
 
 @pytest.mark.ray
-def test_a_judge_on_vllm_is_refused_where_there_is_none(ray_local, test_file, tmp_path, monkeypatch):
+@pytest.mark.extra
+def test_a_comparing_judge_on_vllm_gives_the_verdicts_of_transformers_also_when_its_engine_is_killed(
+    ray_local, test_file, tmp_path, monkeypatch
+):
+    """One pair is cut, and one is longer than the engine was given room for; the bar parts replies from what is none."""
+    pytest.importorskip("vllm", reason="needs vLLM; see CONTRIBUTING.md for one without a GPU")
+    from functools import partial
+
+    from raysift.jobs import vllm_stage
+    from raysift.jobs.pairwise import comparing
+
+    from .test_generation_vllm import finished_before, killed_once
+
+    room = partial(vllm_stage.engine_arguments, max_length=900)
+    monkeypatch.setattr(vllm_stage, "engine_arguments", lambda model, max_length, **others: room(model, **others))
+    interrupted = killed_once(comparing.build_engine, tmp_path / "vllm" / "judge", tmp_path / "killed", at=4)
+    monkeypatch.setattr(comparing, "build_engine", interrupted)
+    truth = list(references(test_file).items())
+    wrong = [(name, f"{text[1:]} three") for name, text in truth]
+    wrong[0] = (wrong[0][0], "three one two " * 500)
+    resources = {"no_progress_timeout_s": 600, "batch_rows": 8, "block_rows": 8}
+    sides = {
+        "answers": write_answers(tmp_path / "own.parquet", dict(truth[::2] + wrong[1::2])),
+        "against_answers": write_answers(tmp_path / "against.parquet", dict(wrong[::2] + truth[1::2])),
+        "resources": resources,
+    }
+    prompt = "{request}{first}{second}Better: A, B or C?"
+    found, bar = {}, 0.0
+    for backend in ("all", "transformers", "vllm"):
+        section = {
+            "by": "comparison",
+            "judge": {"model": "nano", "backend": "transformers" if backend == "all" else backend},
+            "comparison": {"min_mass": bar, "prompt": prompt},
+            "margin": 1e-2,
+        }
+        compare(test_file, tmp_path / backend, **sides, win_rate=section)
+        found[backend] = rows_of(tmp_path / backend)
+        if backend == "all":
+            answers = pa.concat_tables(map(pq.read_table, (tmp_path / "all" / "judge").rglob("answers/*.parquet")))
+            masses = sorted(map(min, zip(*(answers[f"mass_{order}"].to_pylist() for order in ORDERS), strict=True)))
+            low, high = max(pairwise(masses[10:35]), key=lambda two: two[1] - two[0])
+            bar = (low + high) / 2
+    for one, other in zip(found["transformers"], found["vllm"], strict=True):
+        if other["error"] and "maximum context length is 900" in other["error"]:
+            continue
+        assert (one["id"], one["verdict"], one["flipped"]) == (other["id"], other["verdict"], other["flipped"])
+        assert (one["error"] or "")[:60] == (other["error"] or "")[:60]
+        for a, b in zip(one["readings"], other["readings"], strict=True):
+            assert a["order"] == b["order"]
+            assert [a[k] for k in ("own", "against", "tie")] == pytest.approx(
+                [b[k] for k in ("own", "against", "tie")], abs=1e-2
+            )
+    assert sum("maximum context length is 900" in (row["error"] or "") for row in found["vllm"]) == 1
+    (done,) = (tmp_path / "vllm" / "judge").glob("*/done")
+    assert 8 <= len(finished_before(done.parent, tmp_path / "killed")) < 2 * COUNT, "finished rows were written again"
+    unparsable = sum("unparsable" in (row["error"] or "") for row in found["vllm"])
+    counts = json.loads((tmp_path / "vllm" / "judge" / "manifest.json").read_text())["counts"]
+    assert (counts["rows_in"], counts["unparsable"], counts["failed"]) == (COUNT, unparsable, unparsable + 1)
+    assert 9 <= unparsable <= 36 and len({row["verdict"] for row in found["vllm"]}) > 1
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("by", ["scores", "comparison"])
+def test_a_judge_on_vllm_is_refused_where_there_is_none(ray_local, test_file, tmp_path, monkeypatch, by):
     from raysift.jobs import generation
 
     monkeypatch.setattr(generation, "vllm_version", lambda: None)
     with pytest.raises(ConfigError, match="judge: backend=vllm is set and vLLM is not installed"):
-        compare(test_file, tmp_path / "run", against_model="nano", win_rate={"judge": {"backend": "vllm"}})
+        compare(test_file, tmp_path / "run", against_model="nano", win_rate={"judge": {"backend": "vllm"}, "by": by})
     assert not (tmp_path / "run" / "own").exists()
 
 

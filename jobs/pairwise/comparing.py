@@ -1,0 +1,117 @@
+"""A judge that reads both answers of each question, in both orders: on a pool of actors, or through `ray.data.llm` on vLLM.
+
+Both leave the same columns (raysift.actors.comparer). An engine is asked one thing a row: there each question travels as two
+rows, which are joined again when all have come back, by the example and the order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from ray.data import Dataset
+
+from raysift.actors.comparer import Comparer, join_orders, load_weigher
+from raysift.actors.contract import Failed, Row
+from raysift.actors.judge import flatten
+from raysift.actors.responder import LOGPROBS
+from raysift.actors.vllm_comparer import ComparisonAsker, ComparisonReader
+from raysift.config import CommonConfig
+from raysift.jobs.pairwise.sides import read_rows, write_table
+from raysift.jobs.quality import count_unparsable, loading
+from raysift.jobs.raydata import answer_rows, map_rows
+from raysift.jobs.run import Run, StageResult
+from raysift.jobs.tables import count_answers, count_true, relative
+from raysift.jobs.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
+from raysift.pairwise.rows import ORDER, ORDERS, order_key, rows_by_order
+from raysift.pairwise.settings import ComparisonSettings, WinRateSettings
+from raysift.records import ERROR, ID
+from raysift.scoring.columns import INPUT_TOKENS, TRUNCATED
+from raysift.storage import Location
+
+ASKED_FILE, BY_ORDER_FILE, JOINED_FILE = "questions.parquet", "questions-by-order.parquet", "compared.parquet"
+
+
+def compare_answers(
+    stage: str,
+    run: Run,
+    config: CommonConfig,
+    settings: WinRateSettings,
+    asking: ComparisonSettings,
+    rows: pa.Table,
+    folder: Location,
+) -> StageResult:
+    """Every pair of answers of `rows_to_compare`, weighed in both orders; replies that are no verdict are counted and said."""
+    compare = _through_vllm if settings.judge.backend == "vllm" else _on_actors
+    answers = compare(stage, run, config, settings, asking, rows, folder)
+    counts = count_answers(stage, answers, len(rows)) | {"truncated": count_true(answers, TRUNCATED)}
+    if counts["truncated"]:
+        run.console.note(
+            f"{stage}: {counts['truncated']} of {len(rows)} texts were longer than the judge reads, and cut"
+        )
+    counts["unparsable"] = count_unparsable(answers)
+    if counts["unparsable"]:
+        run.console.note(
+            f"{stage}: {counts['unparsable']} of {len(rows)} questions got a reply that is no verdict, and have failed"
+        )
+    return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=len(rows))
+
+
+def _on_actors(
+    stage: str,
+    run: Run,
+    config: CommonConfig,
+    settings: WinRateSettings,
+    asking: ComparisonSettings,
+    rows: pa.Table,
+    folder: Location,
+) -> list[Location]:
+    arguments = {"model": settings.judge_model, "max_length": settings.judge.max_length, "settings": asking}
+    files = [write_table(rows, folder / ASKED_FILE)]
+    shown = run.console.shows_progress
+    return map_rows(files, Comparer, arguments | loading(config), folder, config.resources, progress=shown)
+
+
+def _through_vllm(
+    stage: str,
+    run: Run,
+    config: CommonConfig,
+    settings: WinRateSettings,
+    asking: ComparisonSettings,
+    rows: pa.Table,
+    folder: Location,
+) -> list[Location]:
+    model, limit, trusted = settings.judge_model, settings.judge.max_length, config.trust_remote_code
+    arguments: dict[str, Any] = {
+        "model": model, "settings": asking, "max_length": limit, "trust_remote_code": trusted
+    }  # fmt: skip
+    tokens = [number for _, number in flatten(load_weigher(**arguments).spellings)]
+    beside = {INPUT_TOKENS: 0, TRUNCATED: False, ORDER: ""}
+    request = Request(logprobs_of(tokens), LOGPROBS, beside=beside)
+
+    def answer(dataset: Dataset) -> Dataset:
+        engine = build_engine(model, None, request, config.resources, limit, trusted)
+        return answer_through_engine(dataset, ComparisonAsker, engine, ComparisonReader, arguments, config.resources)
+
+    files = [write_table(rows_by_order(rows), folder / BY_ORDER_FILE)]
+    columns = [ID, *ComparisonAsker.inputs]
+    with explained(stage):
+        found = answer_rows(files, columns, answer, folder, config.resources, progress=run.console.shows_progress)
+    count_answers(stage, found, len(rows) * len(ORDERS))
+    return [write_table(_joined(rows, found), folder / JOINED_FILE)]
+
+
+def _joined(rows: pa.Table, answers: Sequence[Location]) -> pa.Table:
+    """A comparer's columns from one answer for each order."""
+    by_key = {row[ID]: row for row in read_rows(answers)}
+    records = []
+    for number in rows[ID].to_pylist():
+        halves = {order: by_key[order_key(number, order)] for order in ORDERS}
+        found: dict[str, Row | Failed] = {
+            order: half if half[ERROR] is None else Failed(half[ERROR]) for order, half in halves.items()
+        }
+        tokens = sum(half[INPUT_TOKENS] or 0 for half in halves.values())
+        joined = join_orders(found, tokens, any(half[TRUNCATED] for half in halves.values()))
+        records.append({ID: number, ERROR: joined.message} if isinstance(joined, Failed) else {ID: number, **joined})
+    return pa.Table.from_pylist(records, schema=Comparer.answer_schema())
