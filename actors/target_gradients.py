@@ -7,16 +7,20 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
-from raysift.errors import DataError
+from raysift.errors import DataError, ModelError
 from raysift.examples import reference_answer
 from raysift.gradient_settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.records import Example, Pair
 from raysift.storage import Location
 
 if TYPE_CHECKING:
+    from raysift.gradients import TokenRow
     from raysift.preference import TokenExample
 
 PLAIN = AdamSettings(form="none")
+CHECKED_ROWS = 3
+CHECKED_NUMBERS = 2**28  # of one gradient: 1 GiB; a larger adapter is not checked
+TOLERANCES = {4: 0.01, 2: 0.2}  # relative, by the bytes of the narrowest weight
 
 
 class TargetGradients:
@@ -34,6 +38,8 @@ class TargetGradients:
         **loading: Any,
     ) -> None:
         self.model = CheckpointedModel(model, checkpoints, adam, **loading)
+        self.deviation: float | None = None
+        """Of the gradients last computed, from autograd's (see `check`)."""
         self.project(projection)
 
     def project(self, projection: ProjectionSettings) -> None:
@@ -42,6 +48,28 @@ class TargetGradients:
 
         self.sinks = self.model.projections(projection)
         self.hash = Projection(projection, self.model.layout).hash
+
+    def check(self, rows: Sequence[TokenRow]) -> float | None:
+        """How far gradients of the first checkpoint are from autograd's; a model that the hooks misread is refused.
+
+        Of the shortest rows the best one counts: where a loss is all but zero, rounding decides its gradient. None where no
+        row has a gradient or the adapter is too large.
+        """
+        if self.model.layout.total > CHECKED_NUMBERS:
+            return None
+        gradients = self.model.at(0, self.sinks[0])
+        shortest = sorted(rows, key=lambda row: (len(row), row.id))
+        found = [d for row in shortest[:CHECKED_ROWS] if (d := gradients.check([row])) is not None]
+        if not found:
+            return None
+        narrowest = min(weight.element_size() for weight in gradients.model.parameters() if weight.is_floating_point())
+        if not min(found) <= TOLERANCES.get(narrowest, TOLERANCES[4]):
+            raise ModelError(
+                f"gradients: those of {len(found)} target rows deviate by {min(found):.2g} at least, relative to autograd's: this "
+                "model uses its adapter's layers in a way that row gradients do not follow. Train other modules "
+                "(train.lora_targets), or take another model."
+            )
+        return min(found)
 
     def from_pairs(
         self,
@@ -55,6 +83,7 @@ class TargetGradients:
         from raysift.preference import preference_targets
 
         tokens = [self.model.encode_pair(number, pair, end_prompt) for number, pair in enumerate(pairs)]
+        self.deviation = self.check([pair.chosen for pair in tokens])
         return [
             preference_targets(self.model.at(index, self.sinks[index]), tokens, preference, targets, keep_units)
             for index in range(len(self.model.checkpoints))
@@ -67,6 +96,7 @@ class TargetGradients:
         from raysift.preference import cross_entropy_targets
 
         tokens = [self._encode(number, example) for number, example in enumerate(examples)]
+        self.deviation = self.check([example.row for example in tokens])
         return [
             cross_entropy_targets(self.model.at(index, self.sinks[index]), tokens, targets, keep_units)
             for index in range(len(self.model.checkpoints))

@@ -106,7 +106,7 @@ def learned_policy(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
         settings = source.settings_for(settings)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     total = count_rows(config, rows)
-    target = raise_policy.split_target(run, config, settings)
+    target = raise_policy.split_target(run, config, settings, rows)
     encoded = raise_policy.encode(run, config, rows)
     measured = policy_features.difficulty(run, config, settings.features, rows)
     vectors = centers.embed(run, config, settings.features.embedding, rows)
@@ -169,22 +169,29 @@ def by_gradient(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     settings: Any = selector.config
     targeting.check_targets(config, settings)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
+    likeness = targeting.like_pool(run, config, settings, rows)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
     if settings.warmup_from:
         warm = adopt_checkpoints(run, config.model, settings.warmup_from)
     else:
         warm_rows = gradients.warmup_rows(run, config, settings, rows)
         warm = gradients.warmup(run, config, settings, warm_rows)
-    return match_and_choose(run, config, rows, warm, lengths, store.store_place(run, config))
+    return match_and_choose(run, config, rows, warm, lengths, store.store_place(run, config), likeness)
 
 
 def match_and_choose(
-    run: Run, config: CommonConfig, rows: Manifest, warm: Manifest, lengths: Manifest | None, place: Location
+    run: Run,
+    config: CommonConfig,
+    rows: Manifest,
+    warm: Manifest,
+    lengths: Manifest | None,
+    place: Location,
+    likeness: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """The second half, which `raysift rescore` repeats for other targets: exactly, or over the store at `place`."""
     selector = make_selector(config)
     settings: Any = selector.config
-    target = targeting.targets(run, config, settings, selector, warm)
+    target = targeting.targets(run, config, settings, selector, rows, warm, likeness)
     if settings.matching == "store":
         kept = store.store_of(run, config, settings, warm, target, place)
         stored = store.fill(run, config, settings, rows, kept)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,7 +25,9 @@ from raysift.formats.pairs import PAIR_PROBLEMS
 from raysift.gradient_settings import ProjectionSettings
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
 from raysift.jobs.run import Run, StageResult
-from raysift.manifest import Manifest
+from raysift.jobs.target_check import LIKENESS, compare_with_pool
+from raysift.likeness import spread
+from raysift.manifest import Manifest, read_manifest
 from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
 from raysift.methods.rose import Rose
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from raysift.preference import Targets
 
 
+STAGE = "targets"
 SHOWN = 3  # records that a note names
 
 
@@ -50,6 +53,8 @@ class TargetMembers(NamedTuple):
     """Records that give no pair, by reason."""
     notes: list[str]
     """The same in words, with the first records of each file."""
+    by_file: list[tuple[str, list[Any]]]
+    """The members again, by the path they were read from."""
 
 
 def check_targets(config: CommonConfig, settings: GradientConfig) -> None:
@@ -94,7 +99,7 @@ def _wanted(config: CommonConfig) -> str:
 def _read_all(config: CommonConfig, settings: GradientConfig) -> TargetMembers:
     _check_settings(config, settings)
     names = _names(config.target) if settings.match.target_weights else None
-    found = TargetMembers([], {}, {}, [])
+    found = TargetMembers([], {}, {}, [], [])
     for number, path in enumerate(config.target):
         try:
             members = _read_file(config, settings, path, found)
@@ -108,6 +113,7 @@ def _read_all(config: CommonConfig, settings: GradientConfig) -> TargetMembers:
                 raise DataError(f"targets: {path} is to be a target of its own but holds no usable pair.")
             found.target_of.update(dict.fromkeys(map(subtask_of, members), number))
         found.members.extend(members)
+        found.by_file.append((path, members))
     if not found.members:
         raise DataError(f"targets: no usable pair. {' '.join(found.notes)} {config.method} takes {_wanted(config)}.")
     return found
@@ -136,6 +142,23 @@ def _read_file(config: CommonConfig, settings: GradientConfig, path: str, found:
     return pairs
 
 
+def like_pool(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest) -> dict[str, Any] | None:
+    """How like the pool the targets are, said before anything is trained; None where the targets are finished already."""
+    if read_manifest(run.folder / STAGE):
+        return None
+    return _compare(run, _read_all(config, settings), rows)
+
+
+def _compare(run: Run, found: TargetMembers, rows: Manifest) -> dict[str, Any]:
+    texts = {path: [_text_of(member) for member in spread(members)] for path, members in found.by_file}
+    return compare_with_pool(run, STAGE, rows, texts)
+
+
+def _text_of(member: Pair | Example) -> str:
+    answer = member.chosen if isinstance(member, Pair) else reference_answer(member) or ""
+    return "\n".join([*(message.content for message in member.prompt), answer])
+
+
 def target_files(config: CommonConfig) -> list[Location]:
     """All files that the targets are read from; folders and globs stand for theirs."""
     if config.method == Rose.name:
@@ -162,9 +185,15 @@ def _of_target(member: Any, name: str) -> Any:
 
 
 def targets(
-    run: Run, config: CommonConfig, settings: GradientConfig, selector: Selector, trained: Manifest
+    run: Run,
+    config: CommonConfig,
+    settings: GradientConfig,
+    selector: Selector,
+    rows: Manifest,
+    trained: Manifest,
+    likeness: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """The gradient of the target loss at each checkpoint, one vector per subtask."""
+    """The gradient of the target loss at each checkpoint, one vector per subtask; `likeness` to the pool is kept beside it."""
     found = _read_all(config, settings)
     points = checkpoints_of(run, trained, settings.checkpoints)
     projection = settings.projection if settings.matching == "store" else WHOLE
@@ -176,12 +205,14 @@ def targets(
         for note in found.notes:
             run.console.note(f"targets: {note}")
         members, problems = found.members, found.problems
+        compared = _compare(run, found, rows) if likeness is None else likeness
         task = ray.remote(
             num_cpus=min(1.0, config.resources.cpus_per_worker),
             num_gpus=config.resources.gpus_per_worker,
             max_retries=2,
         )(_compute_targets)
         values = ray.get(task.remote(members, points, config, settings, projection, folder))
+        values[LIKENESS] = compared
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")
@@ -216,7 +247,7 @@ def targets(
     }
     if isinstance(selector, Rose):
         decides |= {"preference": selector.config.preference, "end_prompt": selector.config.end_prompt}
-    return run.stage("targets", decides, inputs, body)
+    return run.stage(STAGE, decides, inputs, body)
 
 
 def _compute_targets(
@@ -246,6 +277,7 @@ def _compute_targets(
         "set_aside": set_aside,
         "truncated": truncated,
         "longest_input": actor.model.max_length,
+        "deviation_from_autograd": actor.deviation,
         "mean_losses": [float(np.mean([member.loss for member in target.members])) for target in found],
     }
 

@@ -1,6 +1,6 @@
 """The stages of RAISE: rows as tokens, the target in two halves, the policy, the training under it, and what became of each row.
 
-What the policy knows of the rows comes from `policy_features.py`; how rounds are learned and where they run, from
+What the policy knows of the rows comes from `features.py`; how rounds are learned and where they run, from
 `learning.py` and `episodes.py`.
 """
 
@@ -27,6 +27,7 @@ from raysift.jobs.run import Run, StageResult
 from raysift.jobs.selection import rows_in_order
 from raysift.jobs.stages import model_fingerprint
 from raysift.jobs.tables import count_answers, publish, read_chunks, read_ids, relative
+from raysift.jobs.target_check import LIKENESS, compare_with_pool, texts_of
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import RaiseConfig, count_policy_steps, departures, place_picks
 from raysift.methods.uniform import seed_for, uniform_of
@@ -64,14 +65,15 @@ def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
     return run.stage("encode", settings, inputs, body)
 
 
-def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manifest:
+def split_target(run: Run, config: CommonConfig, settings: RaiseConfig, pool: Manifest) -> Manifest:
     """The target's examples as conversations: those that a policy is rewarded by, and those kept for the report."""
     if not config.target:
         raise ConfigError(f"config: 'target' is missing. {config.method} needs validation examples: --target FILE...")
     wanted = settings.episode
 
     def body(folder: Location) -> StageResult:
-        examples = [example for path in config.target for example in read_examples(path)]
+        read = {path: read_examples(path) for path in config.target}
+        examples = [example for found in read.values() for example in found]
         rows, without = target_rows(examples)
         if len(rows) < 2:
             raise DataError(
@@ -84,12 +86,14 @@ def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manif
         chosen = order[kept:][: wanted.validation_rows or None]
         for name, part in (("validation", chosen), ("report", order[:kept])):
             pq.write_table(rows.take(pa.array(np.sort(part))), (folder / f"{name}.parquet").path, filesystem=folder.fs)
+        texts = {path: list(texts_of(target_rows(found)[0])) for path, found in read.items()}
         unused = len(ids) - kept - len(chosen)
         counts: dict[str, Any] = {"rows_in": len(examples), "kept": len(chosen), "report": kept}
         counts |= {"rejected": {"no reference answer": without, "beyond validation_rows": unused}}
         return StageResult(
             files={"validation": ["validation.parquet"], "report": ["report.parquet"]},
             counts=counts,
+            values={LIKENESS: compare_with_pool(run, "validation", pool, texts)},
             rows=len(examples),
         )
 

@@ -1,0 +1,99 @@
+"""A target beside the pool: the sample of rows, and what is said of a target in another language, for every kind of target."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from raysift.config import make_config
+from raysift.identity import row_id
+from raysift.jobs.console import Console
+from raysift.jobs.gradients.targeting import like_pool
+from raysift.jobs.policy.stages import split_target
+from raysift.jobs.run import Run, StageResult
+from raysift.jobs.show import show_run
+from raysift.jobs.target_check import LIKENESS, MOST_FILES, sample_rows, texts_of
+from raysift.nano.world import examples, generate_pool
+from raysift.records import ID, MESSAGE, MESSAGES, Message
+from raysift.storage import open_location
+
+from .conftest import nano_pairs, write_lines
+
+FRENCH = "Combien de pommes reste-t-il dans le panier quand on en prend la moitié pour les enfants de la maison ?"
+
+
+def rows_table(records):
+    ids = [row_id([Message(**message) for message in record["messages"]]) for record in records]
+    messages = pa.array([record["messages"] for record in records], pa.list_(MESSAGE))
+    return pa.table({ID: pa.array(ids, pa.int64()), MESSAGES: messages})
+
+
+@pytest.fixture
+def pool(tmp_path):
+    """A run whose ingest is finished: what a target is compared with."""
+    run = Run(tmp_path / "run", Console("plain"))
+
+    def body(folder):
+        pq.write_table(rows_table(list(generate_pool(400, 0))), (folder / "rows.parquet").path)
+        counts = {"rows_in": 400, "kept": 400, "rejected": {}, "failed": 0, "bad_files": {}}
+        return StageResult(files={"rows": ["rows.parquet"]}, counts=counts)
+
+    return run, run.stage("ingest", {}, {}, body)
+
+
+def test_the_sample_is_the_lowest_ids_however_the_pool_is_split(tmp_path):
+    table = rows_table(list(generate_pool(300, 1)))
+    lowest = np.sort(table[ID].to_numpy())[:50]
+    for parts in (1, 2, 7, MOST_FILES):
+        places = []
+        for number in range(parts):
+            places.append(open_location(str(tmp_path / f"{parts}-{number}.parquet")))
+            pq.write_table(table.take(pa.array(np.arange(number, len(table), parts))), places[-1].path)
+        sample = sample_rows(places, 50)
+        np.testing.assert_array_equal(sample[ID].to_numpy(), lowest)
+    whole = dict(zip(table[ID].to_pylist(), texts_of(table), strict=True))
+    assert list(texts_of(sample)) == [whole[id_] for id_ in lowest]
+
+
+def test_of_a_pool_in_many_files_some_are_read(tmp_path):
+    table = rows_table(list(generate_pool(80, 1)))
+    places = [open_location(str(tmp_path / f"{number}.parquet")) for number in range(2 * MOST_FILES)]
+    for number, place in enumerate(places):
+        pq.write_table(table.slice(number, 1), place.path)
+    assert set(sample_rows(places, 50)[ID].to_pylist()) == set(table[ID].to_pylist()[: 2 * MOST_FILES : 2])
+
+
+@pytest.mark.parametrize("method", ["rose", "less", "raise"])
+def test_a_target_in_another_language_is_said_by_file_and_kept(pool, tmp_path, method, capsys):
+    run, rows = pool
+    if method == "rose":
+        good = nano_pairs(8, 0)
+        french = [pair | {"prompt": [{"role": "user", "content": FRENCH}], "chosen": FRENCH} for pair in good]
+    else:
+        good = list(examples(8, 0, ["add"]))
+        french = [example | {"id": f"fr{i}", "prompt": FRENCH} for i, example in enumerate(good)]
+    paths = [write_lines(tmp_path / "own.jsonl", good), write_lines(tmp_path / "french.jsonl", french)]
+    config = make_config({"method": method, "target": paths})
+    settings = getattr(config, method)
+    if method == "raise":
+        found = split_target(run, config, settings, rows).values[LIKENESS]
+    else:
+        found = like_pool(run, config, settings, rows)
+    assert found[paths[0]]["usual_words"] > 0.5 and found[paths[1]]["usual_words"] < 0.25
+    stage = "validation" if method == "raise" else "targets"
+    said = capsys.readouterr().err
+    assert f"{stage}: {paths[1]}: " in said and "of its words are usual in a sample of 400 rows of the pool" in said
+    assert paths[0] not in said
+    if method == "raise":
+        show_run(str(tmp_path / "run"), Console("plain"))
+        assert f"{paths[1]}: " in capsys.readouterr().err
+
+
+def test_of_a_finished_target_nothing_is_read_or_said_again(pool, tmp_path):
+    run, rows = pool
+    config = make_config(
+        {"method": "less", "target": [write_lines(tmp_path / "t.jsonl", list(examples(8, 0, ["add"])))]}
+    )
+    assert like_pool(run, config, config.less, rows) is not None
+    run.stage("targets", {}, {}, lambda folder: StageResult())
+    assert like_pool(run, config, config.less, rows) is None
