@@ -48,8 +48,11 @@ class CommonConfig(BaseModel):
     seed: int = Field(0, ge=0)
     """Every random choice follows from it and from row ids; trainings may have a seed of their own. Projections have one
     (`projection.seed`), so that runs of any seed share a store."""
-    run: str = "runs/run"
+    run: str = Field("runs/run", exclude=True)
     """Where results go: a folder or a URI."""
+    reuse: list[str] = Field(default_factory=list, exclude=True)
+    """Runs whose finished stages are taken over where settings and inputs are the same. `run.yaml` holds neither this nor
+    `run`: it replays a run by itself."""
     output_format: str = "messages"
     """Shape of the selected rows on disk: messages, alpaca, sharegpt or original."""
     train_on_selection: bool = False
@@ -76,9 +79,14 @@ RunConfig: Any = create_model("RunConfig", __base__=CommonConfig, **_SECTIONS)
 def load_config(
     file: str | None = None, given: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> CommonConfig:
-    """Settings from a YAML file, then from named options, then from `section.key=value`; the later one wins."""
+    """Settings from a YAML file, then from named options, then from `section.key=value`; the later one wins.
+
+    A preset or recipe among the last stands for all that it decides: a complete `run.yaml` would silence it else.
+    """
     values = _read_yaml(file) if file else {}
     values |= {key: value for key, value in (given or {}).items() if value is not None}
+    for override in overrides:
+        _make_way(values, override)
     for override in overrides:
         _set_dotted(values, override)
     return make_config(values)
@@ -87,7 +95,7 @@ def load_config(
 def make_config(values: Mapping[str, Any]) -> CommonConfig:
     """A checked configuration; raises ConfigError with field, value and what is allowed."""
     values = dict(values)
-    for name in ("pool", "target", "test"):
+    for name in ("pool", "target", "test", "reuse"):
         if isinstance(values.get(name), str):
             values[name] = [values[name]]
     train = values.get("train") or {}
@@ -136,10 +144,15 @@ def _with_preset(method: type[Selector], section: Mapping[str, Any], values: Map
     }
     if _is_nano(values) and "warmup" in method.Config.model_fields:
         merged["warmup"] = {"recipe": "nano-warmup"}
+    return _laid_over(merged, own)
+
+
+def _laid_over(below: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    laid = dict(below)
     for key, value in own.items():
-        below = merged.get(key, {})
-        merged[key] = {**below, **value} if _is_more_of(value, below) else value
-    return merged
+        under = laid.get(key, {})
+        laid[key] = _laid_over(under, value) if _is_more_of(value, under) else value
+    return laid
 
 
 def _is_more_of(value: Any, below: Any) -> bool:
@@ -186,6 +199,43 @@ def _read_yaml(file: str) -> dict[str, Any]:
     return values
 
 
+def _make_way(values: dict[str, Any], override: str) -> None:
+    """Takes out of a file's settings those which a preset or recipe on the command line decides; a seed is none of them."""
+    key, _, name = override.partition("=")
+    *path, last = key.strip().split(".")
+    if last == "recipe":
+        _forget_training(values, path)
+    method = METHODS.get(path[0]) if last == "preset" and len(path) == 1 else None
+    if method is None or not isinstance(values.get(method.name), dict):
+        return
+    for preset in method.presets.values():
+        _put_back(values[method.name], preset, method.Config().model_dump(mode="json"))
+    _put_back(values[method.name], method.presets.get(name.strip(), {}), {})
+    trains = values.get("method") == method.name and any("train" in preset for preset in method.presets.values())
+    if trains and not _is_nano(values):
+        _forget_training(values, ["train"])
+
+
+def _forget_training(values: dict[str, Any], path: Sequence[str]) -> None:
+    place: Any = values
+    for section in path:
+        place = place.get(section) if isinstance(place, dict) else None
+    if path and isinstance(place, dict):
+        for key in place.keys() - {"seed"}:
+            del place[key]
+
+
+def _put_back(section: dict[str, Any], decided: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Gives what is decided its default, or takes it out where it has none."""
+    for key, value in decided.items():
+        own, default = section.pop(key, None), defaults.get(key)
+        if isinstance(own, dict) and isinstance(value, Mapping) and _is_more_of(own, value) and not value.keys() & _BAR:
+            section[key] = own
+            _put_back(own, value, default or {})
+        elif key in defaults:
+            section[key] = default
+
+
 def _set_dotted(values: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key.strip():
@@ -193,7 +243,9 @@ def _set_dotted(values: dict[str, Any], override: str) -> None:
     *sections, last = key.strip().split(".")
     place = values
     for section in sections:
-        place = place.setdefault(section, {})
+        if place.get(section) is None:  # as a run.yaml has sections that are not used
+            place[section] = {}
+        place = place[section]
         if not isinstance(place, dict):
             raise ConfigError(f"config: '{key}': '{section}' is a value, not a section.")
     for other in _BAR if last in _BAR else ():

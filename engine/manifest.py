@@ -5,11 +5,12 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pyarrow.fs import FileType
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from raysift.errors import DataError, StaleRunError
 from raysift.fingerprint import differences
-from raysift.storage import Location
+from raysift.storage import Location, open_location
 
 MANIFEST = "manifest.json"
 PACKAGES = ("raysift", "ray", "torch", "transformers", "peft", "pyarrow", "numpy", "vllm")
@@ -36,10 +37,29 @@ class Manifest(BaseModel):
     started: str = ""
     seconds: float = 0.0
     rows_per_second: float | None = None
+    reused_from: str | None = None
+    """The run that did the stage and holds its files, where that is not the run in whose folder this lies."""
 
-    def locations(self, folder: Location, kind: str) -> list[Location]:
+    _home: Location = PrivateAttr()
+
+    @property
+    def home(self) -> Location:
+        """The stage's folder in the run that did it; known of a manifest that was written or read."""
+        return self._home
+
+    def locations(self, kind: str) -> list[Location]:
         """The stage's files of a kind, as places that can be opened."""
-        return [folder / name for name in self.files.get(kind, [])]
+        return [self.home / name for name in self.files.get(kind, [])]
+
+    def missing(self) -> Location | None:
+        """The first file without which the stage is not complete any more."""
+        here = read_manifest(self.home)
+        if here is None or here.fingerprint != self.fingerprint:
+            return self.home / MANIFEST
+        places = [place for kind in self.files for place in self.locations(kind)]
+        infos = self.home.fs.get_file_info([place.path for place in places])
+        gone = (place for place, info in zip(places, infos, strict=True) if info.type == FileType.NotFound)
+        return next(gone, None)
 
 
 def installed_versions() -> dict[str, str]:
@@ -53,9 +73,10 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def write_manifest(folder: Location, manifest: Manifest) -> None:
-    """Commit a stage."""
+def write_manifest(folder: Location, manifest: Manifest) -> Manifest:
+    """Commit a stage; gives the manifest as it is read from there."""
     (folder / MANIFEST).write(manifest.model_dump_json(indent=2) + "\n")
+    return _placed(manifest, folder)
 
 
 def read_manifest(folder: Location) -> Manifest | None:
@@ -64,7 +85,7 @@ def read_manifest(folder: Location) -> Manifest | None:
     if not place.exists():
         return None
     try:
-        return Manifest.model_validate_json(place.read_bytes())
+        return _placed(Manifest.model_validate_json(place.read_bytes()), folder)
     except ValidationError as error:
         raise DataError(
             f"manifest: {place} cannot be read ({error.error_count()} problems, first: {error.errors()[0]['msg']}). "
@@ -72,11 +93,24 @@ def read_manifest(folder: Location) -> Manifest | None:
         ) from error
 
 
+def changes(old: Manifest, settings: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
+    """A line for every field in which a finished stage differs from what is wanted of it."""
+    changed = differences({"settings": old.settings, "inputs": old.inputs}, {"settings": settings, "inputs": inputs})
+    return changed or ["(the version of the stage)"]
+
+
 def require_same(old: Manifest, settings: dict[str, Any], inputs: dict[str, Any], run: str) -> None:
     """Refuse to pass an old result off as a new one: name every field that differs, and the ways out."""
-    changed = differences({"settings": old.settings, "inputs": old.inputs}, {"settings": settings, "inputs": inputs})
-    lines = "\n".join(f"  {line}" for line in changed) or "  (the version of the stage)"
+    lines = "\n".join(f"  {line}" for line in changes(old, settings, inputs))
     raise StaleRunError(
         f"{old.stage}: {run} holds results of other settings or inputs:\n{lines}\n"
-        "Give the run another name (--run), or say --fresh to write under the next free name."
+        f"Give the run another name (--run, or --fresh for the next free one). With --reuse {run} its stages that are the "
+        "same are not done again."
     )
+
+
+def _placed(manifest: Manifest, folder: Location) -> Manifest:
+    """The manifest, knowing where its files are."""
+    other = manifest.reused_from
+    manifest._home = open_location(other) / manifest.stage if other else folder
+    return manifest

@@ -106,6 +106,12 @@ def open_store(place: Location, identity: StoreIdentity) -> None:
         )
 
 
+def holds_store(place: Location, identity: str) -> bool:
+    """Whether a store of this identity (its hash) is there."""
+    file = place / STORE
+    return file.exists() and fingerprint(json.loads(file.read_text())) == identity
+
+
 def segments_of(place: Location, identity: StoreIdentity) -> list[Segment]:
     """The finished segments, in the order of their names; parts of another identity are no part of the store."""
     files = (place / "segments").files(f"/{SEGMENT}", recursive=True)

@@ -80,7 +80,8 @@ def select(
 
     `pool` is a path, several, or a Ray dataset with rows in any known layout. `settings` are those of the YAML file:
     `budget="5%"`, `model=...`, `seed=...`, and sections such as `ingest={...}`. Without `run` a temporary folder is
-    used. A dataset has no fingerprint: to continue a run that was given one, name it with `pool_name`.
+    used. `reuse` names runs whose finished stages count here too. A dataset has no fingerprint: to continue or reuse a run
+    that was given one, name it with `pool_name`.
     """
     from raysift.jobs.recipes import Pool, run_method
 
@@ -97,8 +98,8 @@ def select(
             f"ingest: {folder} was made from some dataset, and nothing tells whether it was this one. Name the data "
             "with pool_name='...' in both calls, or use another run."
         )
+    this_run = Run(folder, console, config.reuse)
     start_session()
-    this_run = Run(folder, console)
     return Selection(this_run, run_method(this_run, config, data))
 
 
@@ -111,11 +112,10 @@ def finetune(
     """
     from raysift.jobs import stages
 
-    chosen = rows if isinstance(rows, Selection) else None
     paths = [] if isinstance(rows, Selection) else [rows] if isinstance(rows, str) else list(rows)
     config, this_run = _open(run, fresh, settings | {"pool": paths})
-    source = chosen.manifest if chosen else stages.ingest(this_run, config)
-    trained = stages.finetune(this_run, config, source, files=chosen.files() if chosen else None)
+    source = rows.manifest if isinstance(rows, Selection) else stages.ingest(this_run, config)
+    trained = stages.finetune(this_run, config, source)
     if config.test:
         stages.evaluate(this_run, config, trained)
     return trained
@@ -133,8 +133,9 @@ def _open(run: str | None, fresh: bool, settings: dict[str, Any]) -> tuple[Commo
     """Checked settings, a run folder and a Ray session."""
     folder = run or tempfile.mkdtemp(prefix="raysift-")
     config = make_config(settings | {"run": free_name(folder) if fresh else folder})
+    this_run = Run(config.run, reuse=config.reuse)
     start_session()
-    return config, Run(config.run)
+    return config, this_run
 
 
 def load_selection(run: str) -> Selection:

@@ -36,6 +36,7 @@ from raysift.jobs.options import (
     OnBadFile,
     Overrides,
     Pool,
+    Reuse,
     RunName,
     Seed,
     Target,
@@ -78,6 +79,7 @@ def add_method(name: str, summary: str, method: str | None = None) -> None:
         model: Model = None,
         budget: BudgetOption = None,
         run: RunName = None,
+        reuse: Reuse = None,
         config: ConfigFile = None,
         seed: Seed = None,
         adapter: Adapter = None,
@@ -95,6 +97,7 @@ def add_method(name: str, summary: str, method: str | None = None) -> None:
             "model": model,
             "budget": budget,
             "run": run,
+            "reuse": reuse,
         }
         given |= {"seed": seed, "adapter": adapter, "test": test, "train_on_selection": train or None}
         settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
@@ -137,6 +140,7 @@ def finetune(
     model: Model = None,
     adapter: Adapter = None,
     run: RunName = None,
+    reuse: Reuse = None,
     config: ConfigFile = None,
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="less, mods, raise, nano, ...: preset of `train`.")
@@ -149,7 +153,7 @@ def finetune(
     overrides: Overrides = None,
 ) -> None:
     """Fine-tune a model on all rows of a pool, or of a selection; evaluate it where --test names examples."""
-    given = {"pool": pool, "model": model, "adapter": adapter, "run": run, "seed": seed, "test": test}
+    given = {"pool": pool, "model": model, "adapter": adapter, "run": run, "reuse": reuse, "seed": seed, "test": test}
     if recipe:
         overrides = [f"train.recipe={recipe}", *(overrides or [])]
     settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
@@ -189,6 +193,7 @@ def win_rate(
     against_answers: AgainstAnswers = None,
     judge: JudgeModel = None,
     run: RunName = None,
+    reuse: Reuse = None,
     config: ConfigFile = None,
     seed: Seed = None,
     fresh: Fresh = False,
@@ -199,7 +204,7 @@ def win_rate(
     named = {"answers": answers, "against.model": against_model, "against.adapter": against_adapter}
     named |= {"against.answers": against_answers, "judge.model": judge}
     extra = [f"win_rate.{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
-    given = {"test": test, "model": model, "adapter": adapter, "run": run, "seed": seed}
+    given = {"test": test, "model": model, "adapter": adapter, "run": run, "reuse": reuse, "seed": seed}
     settings, console = prepare(config, given, [*extra, *(overrides or [])], None, fresh, log)
     from raysift.jobs.pairwise.win_rate import win_rate_command
     from raysift.pairwise.settings import WinRateSettings

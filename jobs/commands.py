@@ -33,14 +33,14 @@ def run_search(config: CommonConfig, console: Console) -> None:
 def run_ingest(config: CommonConfig, console: Console) -> None:
     """Only read the pool."""
     _require(config.pool, "pool", "Name what to read: raysift ingest FILE...")
-    with _session(config, console) as run, run.replayable(config.model_dump(mode="json", exclude={"run"})):
+    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
         show_ingest(run, stages.ingest(run, config), console)
 
 
 def run_finetune(config: CommonConfig, console: Console) -> None:
     """Train on a whole pool."""
     _require(config.pool, "pool", "Name the rows to train on: --pool FILE...")
-    with _session(config, console) as run, run.replayable(config.model_dump(mode="json", exclude={"run"})):
+    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
         rows = stages.ingest(run, config)
         trained = stages.finetune(run, config, rows)
         model, adapter = stages.trained_model(run, trained, config.model)
@@ -53,7 +53,7 @@ def run_finetune(config: CommonConfig, console: Console) -> None:
 def run_evaluate(config: CommonConfig, console: Console) -> None:
     """Score a model as it is."""
     _require(config.test, "test", "Name the examples: --test FILE...")
-    with _session(config, console) as run, run.replayable(config.model_dump(mode="json", exclude={"run"})):
+    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
         stages.evaluate(run, config, None)
         show_evaluation(run, console)
 
@@ -65,6 +65,6 @@ def _require(value: object, name: str, hint: str) -> None:
 
 @contextlib.contextmanager
 def _session(config: CommonConfig, console: Console) -> Iterator[Run]:
-    run = Run(config.run, console)
+    run = Run(config.run, console, config.reuse)
     with own_session():
         yield run

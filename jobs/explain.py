@@ -17,14 +17,15 @@ from raysift.budget import parse_budget
 from raysift.config import CommonConfig
 from raysift.embeddings import find_vectors
 from raysift.errors import ConfigError, DataError
+from raysift.given_input import conversation_of
+from raysift.jobs.borrowing import config_of, find_manifest
 from raysift.jobs.console import Console, printable
 from raysift.jobs.gradients.pulls import Pull, changed_targets, compute_pulls
-from raysift.jobs.gradients.rescore import config_of, find_manifest, open_any_run
-from raysift.jobs.run import Run
+from raysift.jobs.run import Run, open_run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientConfig
-from raysift.records import ERROR, FATE, ID, MESSAGES, ORDER, RANK, REASON, SCORE, SOURCE
+from raysift.records import ERROR, FATE, ID, MESSAGES, META, ORDER, RANK, REASON, SCORE, SOURCE
 from raysift.storage import Location
 
 if TYPE_CHECKING:
@@ -79,12 +80,12 @@ def explain(
     folder: str, row_id: int, *, pairs: bool = True, text: bool = False, console: Console | None = None
 ) -> Explanation:
     """Look a row up in everything that the run left; `pairs` loads the model where the run was one by gradient."""
-    run = open_any_run(folder, console)
+    run = open_run(folder, console)
     config = config_of(run)
     rows = find_manifest(run, "ingest")
     if rows is None:
         raise ConfigError(f"explain: {folder} has not finished ingest. Finish it with the command that began it.")
-    kept = find_row(run.files(rows, "rows"), row_id, [SOURCE, *([MESSAGES] if text or pairs else [])])
+    kept = find_row(run.files(rows, "rows"), row_id, [SOURCE, *([MESSAGES, META] if text or pairs else [])])
     rejections = _rejections(run, rows, row_id)
     if kept is None:
         if not rejections:
@@ -103,7 +104,7 @@ def explain(
         if pairs and (changed := changed_targets(run, config)):
             found["no_pulls"] = f"{changed}; the pairs or examples that pull most are left out"
         elif pairs:
-            found["pulls"] = compute_pulls(run, config, kept[MESSAGES], scores)
+            found["pulls"] = compute_pulls(run, config, conversation_of(kept), scores)
     if find_manifest(run, "final") and find_manifest(run, "order"):
         from raysift.jobs.policy.row import row_story
 
@@ -250,7 +251,7 @@ def explain_command(folder: str, row_id: str, pairs: bool, text: bool, console: 
         number = int(row_id)
     except ValueError:
         raise ConfigError(f"explain: '{row_id}' is no row id; ids are whole numbers, see scores.parquet.") from None
-    with_model = pairs and find_manifest(open_any_run(folder, console), "influence") is not None
+    with_model = pairs and find_manifest(open_run(folder, console), "influence") is not None
     if with_model:
         with own_session():
             found = explain(folder, number, pairs=True, text=text, console=console)

@@ -20,6 +20,10 @@ Model = Annotated[str | None, typer.Option("--model", help="nano, a Hugging Face
 Adapter = Annotated[str | None, typer.Option("--adapter", help="A PEFT adapter folder to start from.")]
 BudgetOption = Annotated[str | None, typer.Option("--budget", help="5%, 2000 (rows), 1.5Mtok (tokens).")]
 RunName = Annotated[str | None, typer.Option("--run", help="Folder or URI for the results.")]
+Reuse = Annotated[
+    list[str] | None,
+    typer.Option("--reuse", help="A run whose finished stages count here, where settings and inputs are the same."),
+]
 ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file with any of the settings.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Every random choice follows from it.")]
 Test = Annotated[list[str] | None, typer.Option("--test", help="Example files to evaluate on.")]

@@ -176,7 +176,7 @@ def by_gradient(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     else:
         warm_rows = gradients.warmup_rows(run, config, settings, rows)
         warm = gradients.warmup(run, config, settings, warm_rows)
-    return match_and_choose(run, config, rows, warm, lengths, store.store_place(run, config), likeness)
+    return match_and_choose(run, config, rows, warm, lengths, likeness=likeness)
 
 
 def match_and_choose(
@@ -185,17 +185,17 @@ def match_and_choose(
     rows: Manifest,
     warm: Manifest,
     lengths: Manifest | None,
-    place: Location,
+    place: Location | None = None,
     likeness: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """The second half, which `raysift rescore` repeats for other targets: exactly, or over the store at `place`."""
+    """The second half, which `raysift rescore` repeats for other targets: exactly, or over a store, that at `place` if given."""
     selector = make_selector(config)
     settings: Any = selector.config
     target = targeting.targets(run, config, settings, selector, rows, warm, likeness)
     if settings.matching == "store":
         kept = store.store_of(run, config, settings, warm, target, place)
         stored = store.fill(run, config, settings, rows, kept)
-        matched = store_match.match(run, config, rows, target, stored, kept)
+        matched = store_match.match(run, config, rows, target, stored, store.as_filled(run, kept, stored))
     else:
         matched = gradients.gradients(run, config, settings, rows, warm, target)
     scores = gradients.influence(run, config, settings, selector, rows, warm, target, matched)
@@ -222,7 +222,7 @@ TRAIN_THEMSELVES = ("raise",)
 
 def run_method(run: Run, config: CommonConfig, pool: Pool | None = None) -> Manifest:
     """The whole journey: select, and where asked train on the selection and evaluate. Gives the selection's manifest."""
-    with run.replayable(config.model_dump(mode="json", exclude={"run"})):
+    with run.replayable(config.model_dump(mode="json")):
         selected = RECIPES.get(str(config.method), yardstick)(run, config, pool or Pool())
         trained = read_manifest(run.folder / "final") if config.method in TRAIN_THEMSELVES else None
         if config.train_on_selection and trained is None:

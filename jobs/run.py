@@ -2,7 +2,8 @@
 
 A stage writes into `NAME/STAGE/FINGERPRINT/`, where a killed attempt with the same settings continues and other settings
 cannot be mixed in; `NAME/STAGE/manifest.json` commits it and names the files that count. Asked again with the same
-fingerprint a stage is skipped; with another one the run stops and prints the fields that differ.
+fingerprint a stage is skipped; with another one the run stops and prints the fields that differ. A stage that another run,
+named with `reuse`, has finished with that fingerprint is taken over: its manifest is, its files stay where they are.
 """
 
 from __future__ import annotations
@@ -10,21 +11,29 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 import yaml
 
-from raysift.errors import ConfigError, find_cause
+from raysift.errors import ConfigError, DataError, find_cause
 from raysift.fingerprint import canonical, fingerprint
+from raysift.jobs.borrowing import (
+    CONFIG,
+    EVENTS,
+    check_sources,
+    find_finished,
+    finished_by,
+    record_sources,
+    run_name,
+    sources_of,
+    tell_changes,
+)
 from raysift.jobs.console import Console
-from raysift.manifest import Manifest, installed_versions, read_manifest, require_same, write_manifest
+from raysift.manifest import MANIFEST, Manifest, installed_versions, read_manifest, require_same, write_manifest
 from raysift.storage import Location, open_location
-
-EVENTS = "events.jsonl"
-CONFIG = "run.yaml"
 
 
 @dataclass(frozen=True)
@@ -38,11 +47,20 @@ class StageResult:
 
 
 class Run:
-    """A named run on local disk or an object store."""
+    """A named run on local disk or an object store, and the runs whose stages it takes over where they are the same.
 
-    def __init__(self, folder: str | Location, console: Console | None = None) -> None:
-        self.folder = open_location(folder).make_folder()
+    Without `reuse` these are the runs that were named before.
+    """
+
+    def __init__(self, folder: str | Location, console: Console | None = None, reuse: Sequence[str] = ()) -> None:
+        place = open_location(folder)
+        named = check_sources(reuse, place)
+        self.name = run_name(folder)
+        self.folder = place.make_folder()
         self.console = console or Console("quiet")
+        if named:
+            record_sources(self.folder, named)
+        self.reuse = named or sources_of(self.folder)
         events = self.folder / EVENTS
         self._events = events.read_text().splitlines() if events.exists() else []
 
@@ -54,7 +72,7 @@ class Run:
         body: Callable[[Location], StageResult],
         version: int = 1,
     ) -> Manifest:
-        """Do the stage, or give its manifest when it is done already with these settings and inputs.
+        """Do the stage, or give its manifest when it is done already with these settings and inputs, here or in a reused run.
 
         `settings` and `inputs` hold all that decides the result and nothing else; `version` is raised when the code of
         the stage changes what it gives.
@@ -62,14 +80,12 @@ class Run:
         home = self.folder / name
         wanted_settings, wanted_inputs = canonical(dict(settings)), canonical(dict(inputs))
         identity = fingerprint({"settings": wanted_settings, "inputs": wanted_inputs, "version": version})
-        done = read_manifest(home)
-        if done and done.fingerprint == identity:
-            self.record("skipped", name, fingerprint=identity)
+        if done := self._finished(name, identity, wanted_settings, wanted_inputs):
             return done
-        if done:
-            require_same(done, wanted_settings, wanted_inputs, str(self.folder))
         work = home / identity
-        self.record("continued" if work.exists() else "started", name, fingerprint=identity)
+        changed = tell_changes(self.reuse, name, wanted_settings, wanted_inputs)
+        differs = {"differs": changed} if changed else {}
+        self.record("continued" if work.exists() else "started", name, fingerprint=identity, **differs)
         started, clock = datetime.now(UTC), time.perf_counter()
         try:
             result = body(work.make_folder())
@@ -96,13 +112,38 @@ class Run:
             seconds=round(seconds, 3),
             rows_per_second=round(result.rows / seconds, 1) if result.rows else None,
         )
-        write_manifest(home, manifest)
+        manifest = write_manifest(home, manifest)
         self.record("finished", name, seconds=round(seconds, 1), **manifest.counts)
         return manifest
 
+    def adopt(self, name: str, source: str) -> Manifest | None:
+        """Take a stage over from a reused run whatever its settings, which are not known here; None where it has not done it."""
+        found = finished_by(source, name)
+        return self._finished(name, found.fingerprint, found.settings, found.inputs) if found else None
+
+    def _finished(self, name: str, identity: str, settings: dict[str, Any], inputs: dict[str, Any]) -> Manifest | None:
+        """The stage as it is done already; raises where it was done otherwise, or where what was taken over is gone."""
+        own = read_manifest(self.folder / name)
+        if own and own.fingerprint != identity:
+            require_same(own, settings, inputs, self.name)
+        if own and not own.reused_from:
+            self.record("skipped", name, fingerprint=identity)
+            return own
+        found = find_finished(self.folder, name, identity, own, self.reuse)
+        if found:
+            if found is not own:
+                write_manifest(self.folder / name, found)
+            self.record("reused", name, fingerprint=identity, run=found.reused_from)
+        return found
+
     def files(self, manifest: Manifest, kind: str) -> list[Location]:
-        """The files of a kind that a stage of this run left."""
-        return manifest.locations(self.folder / manifest.stage, kind)
+        """The files of a kind that a stage left, in this run or in another."""
+        if manifest.reused_from and not (manifest.home / MANIFEST).exists():
+            raise DataError(
+                f"{manifest.stage}: {self.name} reuses this stage of {manifest.reused_from}, where it is gone. Put it back, or "
+                "repeat the run's command with --reuse naming the run where it is now."
+            )
+        return manifest.locations(kind)
 
     def record(self, event: str, stage: str, **fields: Any) -> None:
         """Add an event to the run's log and say it."""
@@ -141,7 +182,7 @@ def open_run(folder: str, console: Console | None = None) -> Run:
     place = open_location(folder)
     if not (place / EVENTS).exists():
         raise ConfigError(f"run: '{folder}' is no run folder (it has no {EVENTS}). Check the name given to --run.")
-    return Run(place, console)
+    return Run(folder, console)
 
 
 def free_name(folder: str) -> str:

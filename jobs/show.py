@@ -11,8 +11,9 @@ import pyarrow.parquet as pq
 from raysift.jobs.console import Console, printable
 from raysift.jobs.run import Run, open_run
 from raysift.jobs.tables import read_chunks
+from raysift.likeness import remarks
 from raysift.manifest import Manifest, read_manifest
-from raysift.records import ERROR
+from raysift.records import ERROR, RANK, SCORE
 from raysift.storage import Location
 
 TOP_ROWS = 5
@@ -29,11 +30,18 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
         ["stage", "rows in", "kept", "rejected", "failed", "seconds", "rows/s"],
         [_stage_line(manifest) for manifest in manifests],
     )
+    if reused := [manifest for manifest in manifests if manifest.reused_from]:
+        console.table(
+            "Reused", ["stage", "done by run"], [[manifest.stage, manifest.reused_from] for manifest in reused]
+        )
     for manifest in manifests:
         if manifest.stage == "ingest":
             show_ingest(run, manifest, console)
         if manifest.stage == "targets":
             show_targets(manifest, console)
+        for name, figures in manifest.values.get("likeness", {}).items():
+            for remark in remarks(name, figures):
+                console.note(f"{manifest.stage}: {remark}")
         if manifest.counts.get("failed"):
             show_failures(run, manifest, console)
         # The scores of `quality` are shown once: with the bar of `good`, where there is one.
@@ -108,7 +116,7 @@ def show_threshold(manifest: Manifest, console: Console) -> None:
         [
             f"{one['low']:.3g} to {one['high']:.3g}",
             one["count"],
-            ("#" * -(-one["count"] * BAR_WIDTH // most)).ljust(BAR_WIDTH),
+            "#" * -(-one["count"] * BAR_WIDTH // most),
         ]
         for one in bins
     ]
@@ -125,11 +133,19 @@ def show_selection(run: Run, manifest: Manifest, console: Console) -> None:
         [[source, line["pool"], line["selected"], line["lift"]] for source, line in by_source.items()],
     )
     place = run.files(manifest, "selection")[0]
-    first = pq.read_table(place.path, filesystem=place.fs).slice(0, TOP_ROWS)
-    first = first.select([name for name in first.column_names if not pa.types.is_nested(first.schema.field(name).type)])
+    chosen = pq.read_table(place.path, filesystem=place.fs)
+    told = [name for name in chosen.column_names if not pa.types.is_nested(chosen.schema.field(name).type)]
+    # A method's own column may say what the rank or the score says; room is short.
+    again = [name for name in told if name not in (RANK, SCORE) and _repeats(chosen, name)]
+    first = chosen.slice(0, TOP_ROWS).select([name for name in told if name not in again])
     console.table("First ranks", first.column_names, [list(row.values()) for row in _as_text_ids(first.to_pylist())])
     written = run.files(manifest, "selected")[0]
     console.note(f"selected rows: {written}")
+
+
+def _repeats(chosen: pa.Table, name: str) -> bool:
+    values = chosen[name].to_pylist()
+    return values in (chosen[RANK].to_pylist(), chosen[SCORE].to_pylist())
 
 
 def show_evaluation(run: Run, console: Console) -> None:
@@ -159,9 +175,9 @@ def _stage_line(manifest: Manifest) -> list[object]:
         counts.get("kept"),
         sum(rejected.values()) if isinstance(rejected, dict) else rejected,
         counts.get("failed"),
-        manifest.seconds,
-        # Nothing was computed where a store held all vectors.
-        manifest.rows_per_second if manifest.values.get("vectors_computed") != 0 else None,
+        # Nothing was computed for a reused stage, or where a store held all vectors.
+        None if manifest.reused_from else manifest.seconds,
+        None if manifest.reused_from or manifest.values.get("vectors_computed") == 0 else manifest.rows_per_second,
     ]
 
 

@@ -6,7 +6,7 @@ A recipe (see `recipes.py`) is a list of these. None of them computes: they hand
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from raysift.actors.language_model import resolve_model
 from raysift.budget import parse_budget
 from raysift.config import CommonConfig
-from raysift.errors import DataError, StageError
+from raysift.errors import ConfigError, DataError, StageError
 from raysift.examples import read_examples
 from raysift.fingerprint import file_fingerprint
 from raysift.jobs.run import Run, StageResult
@@ -36,6 +36,11 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
     if dataset is None:
         inputs = {"pool": [[place.name, file_fingerprint(place)] for place in list_pool(config.pool, config.ingest)]}
     else:
+        if run.reuse and pool_name is None:
+            raise ConfigError(
+                "ingest: a dataset has no fingerprint, so nothing tells whether the stages of another run are of the same "
+                "rows. Name the data with pool_name='...' in both calls, or leave out reuse."
+            )
         inputs = {"dataset": pool_name}
 
     def body(folder: Location) -> StageResult:
@@ -150,15 +155,13 @@ def choose(
     return manifest
 
 
-def finetune(
-    run: Run, config: CommonConfig, rows: Manifest, name: str = "final", files: Sequence[Location] | None = None
-) -> Manifest:
-    """Fine-tune the model on the rows of a stage; `files` where that stage belongs to another run."""
+def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final") -> Manifest:
+    """Fine-tune the model on the rows of a stage, which may be one of another run."""
     from raysift.jobs.finetune import finetune as train
 
     def body(folder: Location) -> StageResult:
         report = train(
-            files or run.files(rows, "rows"),
+            run.files(rows, "rows"),
             folder,
             config.train,
             config.model,

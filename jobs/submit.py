@@ -42,7 +42,7 @@ RAY_VERSIONS = ">=2.60,<2.64"
 PYTHON_VERSIONS = ">=3.11"
 EXCLUDES = ["__pycache__", "*.pyc"]
 ENV_NAMES = "RAYSIFT_SUBMIT_ENV"
-PATH_OPTIONS = ("pool", "target", "test", "run")
+PATH_OPTIONS = ("pool", "target", "test", "run", "reuse")
 WRITES_A_RUN = ("ingest", "finetune", "evaluate", "demo")
 INTERRUPTED = 130
 RECONNECT_S = 2.0

@@ -1,4 +1,4 @@
-"""Coverage: an embedding of every row, and the rows that k-center takes (see `coverage.py` for how)."""
+"""Coverage: an embedding of every row, and the rows that k-center takes (see `covering.py` for how)."""
 
 from __future__ import annotations
 

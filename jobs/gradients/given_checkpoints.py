@@ -21,9 +21,10 @@ from raysift.actors.checkpointed import Checkpoint, find_moments
 from raysift.actors.language_model import resolve_model
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.errors import DataError
+from raysift.jobs.borrowing import CONFIG, find_manifest
 from raysift.jobs.console import Console
 from raysift.jobs.gradients.stages import checkpoints_of
-from raysift.jobs.run import CONFIG, Run, StageResult
+from raysift.jobs.run import Run, StageResult, open_run
 from raysift.jobs.stages import model_fingerprint
 from raysift.manifest import Manifest
 from raysift.storage import Location, open_location
@@ -72,11 +73,9 @@ def check_base(adapters: Sequence[Location], model: str, console: Console) -> No
 
 def find_checkpoints(source: str) -> list[Checkpoint]:
     """In the order of their training."""
-    from raysift.jobs.gradients.rescore import find_manifest, open_any_run
-
     place = open_location(source)
     if (place / CONFIG).exists():
-        other = open_any_run(source)
+        other = open_run(source)
         trained = find_manifest(other, "warmup", "final")
         if trained is None:
             raise DataError(f"warmup: run {source} has trained no adapter.")

@@ -15,7 +15,7 @@ from raysift.examples import read_examples
 from raysift.files import find_files
 from raysift.fingerprint import file_fingerprint
 from raysift.formats import PairReader
-from raysift.jobs.gradients.rescore import find_manifest
+from raysift.jobs.borrowing import find_manifest
 from raysift.jobs.gradients.targeting import read_targets, subtask_of, target_files
 from raysift.jobs.run import Run
 from raysift.manifest import Manifest

@@ -6,7 +6,7 @@ What a store is, on disk and by identity, says `raysift.store`; `store_match.py`
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,16 @@ from raysift.actors.row_gradients import LOSSES, NORMS, VECTORS, GradientVectors
 from raysift.config import CommonConfig
 from raysift.distortion import estimate_distortion
 from raysift.errors import StageError
+from raysift.fingerprint import fingerprint
+from raysift.given_input import TOLD_APART_BY
+from raysift.jobs.borrowing import config_of, find_manifest, lineage
 from raysift.jobs.gradients.stages import checkpoints_of, loading, warmup_recipe
-from raysift.jobs.run import Run, StageResult
+from raysift.jobs.run import Run, StageResult, open_run
 from raysift.jobs.stages import model_fingerprint
-from raysift.jobs.tables import count_answers, read_chunks, read_ids, relative
+from raysift.jobs.tables import columns_of, count_answers, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientConfig
-from raysift.records import ERROR, ID, MESSAGES
+from raysift.records import ERROR, ID
 from raysift.resources import Resources
 from raysift.storage import Location, open_location
 from raysift.store import (
@@ -36,6 +39,7 @@ from raysift.store import (
     Share,
     StoreIdentity,
     checkpoint_hash,
+    holds_store,
     is_among,
     open_store,
     read_index,
@@ -79,14 +83,42 @@ class Store:
 
 
 def store_place(run: Run, config: CommonConfig) -> Location:
-    """Where the store is: in the run's folder unless `resources.store` names another."""
+    """Where a run's own store is: in its folder unless `resources.store` names another."""
     return open_location(config.resources.store) if config.resources.store else run.folder / "store"
 
 
+def find_store(run: Run, config: CommonConfig, identity: str) -> Location:
+    """The store to read and fill: the run's own, or where none is named that of a reused run which has filled one with such
+    vectors."""
+    own = store_place(run, config)
+    if config.resources.store or holds_store(own, identity):
+        return own
+    others = [open_run(name) for name in lineage(run.reuse)]
+    places = (store_place(other, config_of(other)) for other in others if find_manifest(other, "gradients"))
+    return next((place for place in places if holds_store(place, identity)), own)
+
+
+def filled_store(run: Run, stored: Manifest) -> Location:
+    """Where the vectors of a finished fill are: a reused one left them in the store of the run that did it."""
+    filler = open_run(stored.reused_from) if stored.reused_from else run
+    return find_store(filler, config_of(filler), fingerprint(stored.settings["store"]))
+
+
+def as_filled(run: Run, store: Store, stored: Manifest) -> Store:
+    """The store of whose vectors a finished fill is the account; one that has moved is where the run's settings have it."""
+    place = filled_store(run, stored) if stored.reused_from else store.place
+    return replace(store, place=place) if holds_store(place, store.identity.hash) else store
+
+
 def store_of(
-    run: Run, config: CommonConfig, settings: GradientConfig, trained: Manifest, target: Manifest, place: Location
+    run: Run,
+    config: CommonConfig,
+    settings: GradientConfig,
+    trained: Manifest,
+    target: Manifest,
+    place: Location | None = None,
 ) -> Store:
-    """What the run wants of a store; nothing is opened yet."""
+    """What the run wants of a store, of the one at `place` if that is given; nothing is opened yet."""
     points = checkpoints_of(run, trained, settings.checkpoints)
     train = warmup_recipe(config, settings)
     with_moments = settings.adam.form != "none"
@@ -96,12 +128,13 @@ def store_of(
         projection=target.values["projection"],
         projection_settings=settings.projection,
         adam=settings.adam,
-        template=train.template,
+        # Vectors of rows whose input was not told apart are others.
+        template=f"{TOLD_APART_BY}, inputs apart" if train.template == TOLD_APART_BY else train.template,
         max_length=train.max_length,
         dtype=train.dtype if train.quantization == "none" else f"{train.dtype} over {train.quantization}",
     )
     named = {checkpoint_hash(p.adapter, p.moments if with_moments else None): p for p in points}
-    return Store(place, identity, named, target.values["parameters"])
+    return Store(place or find_store(run, config, identity.hash), identity, named, target.values["parameters"])
 
 
 def fill(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest, store: Store) -> Manifest:
@@ -146,19 +179,21 @@ def compute_segment(
 
     name = segment_name(store.identity, share)
     folder = store.folder(name).make_folder()
-    files = run.files(rows, "rows")
-    if len(share.ids) < rows.counts["kept"]:
-        files = [_write_subset(files, share.ids, folder / "rows.parquet")]
     arguments = {
         "model": config.model,
         "checkpoints": [store.points[name] for name in share.checkpoints],
         "adam": settings.adam,
         "projection": settings.projection,
+        **loading(config, settings),
     }
+    files = run.files(rows, "rows")
+    if len(share.ids) < rows.counts["kept"]:
+        columns = columns_of(files, GradientVectors, arguments)
+        files = [_write_subset(files, columns, share.ids, folder / "rows.parquet")]
     answers = map_rows(
         files,
         GradientVectors,
-        arguments | loading(config, settings),
+        arguments,
         folder,
         config.resources,
         progress=run.console.shows_progress,
@@ -233,10 +268,10 @@ def _write_index(answers: Sequence[Location], place: Location) -> None:
     pq.write_table(pa.concat_tables(found).cast(INDEX_COLUMNS).sort_by(ID), place.path, filesystem=place.fs)
 
 
-def _write_subset(files: Sequence[Location], ids: Ids, place: Location) -> Location:
+def _write_subset(files: Sequence[Location], columns: Sequence[str], ids: Ids, place: Location) -> Location:
     """The rows of a pass that does not go over all of them."""
     writer = None
-    for chunk in read_chunks(files, [ID, MESSAGES]):
+    for chunk in read_chunks(files, columns):
         writer = writer or pq.ParquetWriter(place.path, chunk.schema, filesystem=place.fs, compression="zstd")
         writer.write_table(chunk.filter(pa.array(is_among(chunk[ID].to_numpy(), ids))))
     if writer:

@@ -41,9 +41,10 @@ def match(run: Run, config: CommonConfig, rows: Manifest, target: Manifest, stor
         wanted, names = row_ids(run.files(rows, "rows")), list(store.points)
         held = store.held()
         if share_missing(wanted, names, ids_of(held)):
+            done = " and ".join(dict.fromkeys([str(run.folder / stored.stage), str(stored.home)]))
             raise StageError(
-                f"match: {store.place} no longer holds all {len(wanted)} rows of the run. Delete the run's folder "
-                "'gradients' to compute what is missing."
+                f"match: {store.place} no longer holds all {len(wanted)} rows of the run. Delete {done} to compute what is "
+                "missing."
             )
         plan = share_reading(wanted, names, ids_of(held))
         failed = _failures(plan, {segment.name: index for segment, index in held})

@@ -51,14 +51,14 @@ def win_rate(
     from raysift.jobs.raydata import start_ray
 
     start_ray()
-    return compare(Run(config.run), config, checked)
+    return compare(Run(config.run, reuse=config.reuse), config, checked)
 
 
 def win_rate_command(config: CommonConfig, settings: WinRateSettings, console: Console) -> None:
     """Compare in a Ray session of its own, and show the table."""
     from raysift.jobs.api import own_session
 
-    run = Run(config.run, console)
+    run = Run(config.run, console, config.reuse)
     with own_session():
         manifest = compare(run, config, settings)
     show_win_rate(manifest, console)
@@ -76,7 +76,7 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
         from raysift.jobs.generation import require_vllm
 
         require_vllm("judge")
-    values = config.model_dump(mode="json", exclude={"run"}) | {"win_rate": settings.model_dump(mode="json")}
+    values = config.model_dump(mode="json") | {"win_rate": settings.model_dump(mode="json")}
     with run.replayable(values):
         sides = {
             name: answer(run, config, settings, examples, name, source, files | identities[name])

@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raysift.errors import ConfigError
-from raysift.jobs.run import EVENTS, Run, open_run
+from raysift.jobs.borrowing import EVENTS, config_of
+from raysift.jobs.run import Run, open_run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
 from raysift.policy.drawing import FINAL_DRAW, Draw
@@ -81,7 +82,6 @@ class PolicyRun:
         learned = read_manifest(self.run.folder / "learn")
         if learned:
             return load_policy(self.run.files(learned, "policy")[0])[0]
-        from raysift.jobs.gradients.rescore import config_of
         from raysift.jobs.policy.transfer import learnt_by
 
         return load_policy(learnt_by(getattr(config_of(self.run), "raise")).policy)[0]
@@ -133,7 +133,7 @@ def round_folders(run: Run) -> list[Location]:
     """The finished rounds, also of a run that is still learning."""
     learned = read_manifest(run.folder / "learn")
     if learned:
-        return finished_rounds(run.folder / "learn" / learned.fingerprint / "rounds")[: learned.values["rounds"]]
+        return finished_rounds(learned.home / learned.fingerprint / "rounds")[: learned.values["rounds"]]
     events = run.folder / EVENTS
     begun = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
     latest = [line["fingerprint"] for line in begun if line["stage"] == "learn" and "fingerprint" in line]

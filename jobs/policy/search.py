@@ -27,7 +27,6 @@ from raysift.jobs import stages
 from raysift.jobs.api import own_session, start_session
 from raysift.jobs.console import Console
 from raysift.jobs.coverage import centers
-from raysift.jobs.gradients.rescore import BorrowingRun
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.trials import ROUNDS, TrialWork, settings_by_round
@@ -60,7 +59,7 @@ BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.s
 
 def search_command(config: CommonConfig, console: Console) -> None:
     """Search in a Ray session of its own, and show what was found."""
-    run = Run(config.run, console)
+    run = Run(config.run, console, config.reuse)
     with own_session():
         manifest = find_settings(run, config)
     show_search(manifest, console)
@@ -84,7 +83,7 @@ def search(
     values = settings | {"method": "raise", "pool": paths, "run": free_name(folder) if fresh else folder}
     config = make_config(values)
     start_session()
-    return find_settings(Run(config.run, console), config)
+    return find_settings(Run(config.run, console, config.reuse), config)
 
 
 def find_settings(run: Run, config: CommonConfig) -> Manifest:
@@ -96,7 +95,7 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
     drawn = draw_trials(wanted, settings, config.train, config.seed)
     if len(drawn) < wanted.trials:
         run.console.note(f"search: the space has {len(drawn)} different trials, search.trials is {wanted.trials}")
-    with run.replayable(config.model_dump(mode="json", exclude={"run"})):
+    with run.replayable(config.model_dump(mode="json")):
         rows = stages.ingest(run, config)
         total = count_rows(config, rows)
         target = raise_policy.split_target(run, config, settings, rows)
@@ -105,7 +104,7 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
         vectors = centers.embed(run, config, settings.features.embedding, rows)
         features: dict[int, tuple[Run, Manifest]] = {}
         for classes in sorted({apply_settings(point, settings, config.train)[0].policy.classes for point in drawn}):
-            place = BorrowingRun(run.folder / f"classes-{classes}", run, run.console)
+            place = Run(run.folder / f"classes-{classes}", run.console)
             found = policy_features.features(place, config, settings.features, classes, rows, measured, vectors)
             features[classes] = place, found
         return try_settings(run, config, wanted, drawn, features, encoded, target, total)
@@ -212,7 +211,7 @@ def share_work(
 def best_config(config: CommonConfig, settings: Settings) -> dict[str, Any]:
     """The run's settings with the best ones in place, for `raysift raise --config`."""
     changed, train = apply_settings(settings, getattr(config, "raise"), config.train)
-    values = config.model_dump(mode="json", exclude={"run", "search"})
+    values = config.model_dump(mode="json", exclude={"search"})
     return values | {"raise": changed.model_dump(mode="json"), "train": train.model_dump(mode="json")}
 
 
@@ -301,7 +300,7 @@ def _changes(line: dict[str, Any], own: dict[str, Any]) -> str:
         for name in PLACES
         if name in line and line[name] != own[name]
     ]
-    return " ".join(changed) or "the run's own"
+    return " ".join(changed) or "run's own"
 
 
 def _rounded(value: Any) -> Any:

@@ -34,9 +34,9 @@ __all__ = ["PickTables", "influences", "learning_curve", "picks_over_time", "sho
 
 SAMPLE_ROWS = 4096
 """Rows of the pool on which influences are measured."""
-STRETCHES = 8
+STRETCHES = 6
 SHOWN_ROUNDS, SHOWN_INPUTS, SHOWN_VALUES = 40, 8, 24
-DOTS = 24
+DOTS = 16
 
 
 def learning_curve(run: str | Run) -> pa.Table:
@@ -105,10 +105,10 @@ def show_rounds(run: Run, console: Console) -> None:
     low, high = min(start, *ends), max(start, *ends)
     every = -(-len(lines) // SHOWN_ROUNDS)
     shown = [line for line in lines if line["round"] % every == 0 or line is lines[-1]]
-    heads = ["round", "performance", "lowest to highest", "report", "rows", "ratio", "clipped", "entropy"]
-    names = ("report", "distinct_rows", "ratio", "clipped", "entropy")
+    heads = ["round", "performance", "lowest to highest", "report", "rows", "clipped", "entropy"]
+    names = ("report", "distinct_rows", "clipped", "entropy")
     rows: list[list[Any]] = [["start", _number(start), _dot(start, low, high), _number(lines[0]["report_start"])]]
-    rows[0] += [None] * 4
+    rows[0] += [None] * 3
     for line in shown:
         cells = [_number(line[name]) for name in names]
         cells[1] = round(line["distinct_rows"])
@@ -120,9 +120,8 @@ def show_picks(opened: PolicyRun, found: PickTables, console: Console) -> None:
     """The final training in stretches: first numbers, then shares with those of the pool beside them."""
     moments = found.numbers.to_pylist()
     pool = {name: float(values.mean()) for name, values in opened.difficulty_of_rows.items()}
-    unit = "log p/token" if opened.logprob_is_mean else "log p"
     heads = ["steps", "performance", "loss", "repeats", "prompt tokens", "answer tokens"]
-    heads += [f"{unit}, given prompt", f"{unit}, alone"]
+    heads += ["log p given prompt", "log p alone"]
     rows: list[list[Any]] = [
         [
             _span(line),
@@ -135,7 +134,8 @@ def show_picks(opened: PolicyRun, found: PickTables, console: Console) -> None:
     ]
     rows.append(["pool", None, None, None, *(_measure(name, pool[name]) for name in MEASURES)])
     steps, size = opened.episode.steps, opened.batch_size
-    console.table(f"Final training: {steps:,} steps of {size} rows", heads, rows)
+    unit = "of an answer's token, mean" if opened.logprob_is_mean else "of an answer"
+    console.table(f"Final training: {steps:,} steps of {size} rows (log p {unit})", heads, rows)
     lines = found.shares.to_pylist()
     for column in dict.fromkeys(line["column"] for line in lines):
         mine = [line for line in lines if line["column"] == column]
@@ -184,14 +184,14 @@ def show_influences(opened: PolicyRun, found: pa.Table, console: Console) -> Non
     of = {(line["step"], line["kind"], line["name"]): line for line in lines}
     blocks = [line["name"] for line in lines if line["kind"] == "block" and line["step"] == steps[0]]
     inputs = [line["name"] for line in lines if line["kind"] == "input" and line["step"] == steps[0]]
-    heads = ["", *(head for step in steps for head in (f"spread, step {step}", "share"))]
+    heads = ["", *(head for step in steps for head in (f"step {step}", "share"))]
 
     def cells(kind: str, name: str) -> list[Any]:
         mine = [of[step, kind, name] for step in steps]
         return [cell for line in mine for cell in (_number(line["spread"]), _percent(line["share"]))]
 
     rows = [["all scores", *cells("score", "score")], *([name, *cells("block", name)] for name in blocks)]
-    title = "What moves the scores of rows apart, by block"
+    title = "What moves the scores of rows apart, by block: spread at a step, share"
     if opened.draw:
         times = math.exp(of[steps[-1], "score", "score"]["spread"] / opened.settings.temperature)
         title += f" (one spread higher: drawn {times:.3g} times as often)"
@@ -205,7 +205,7 @@ def show_influences(opened: PolicyRun, found: pa.Table, console: Console) -> Non
         ]
         for name in widest[:SHOWN_INPUTS]
     ]
-    console.table("The inputs that do so most", [*heads, "preferred"], tops)
+    console.table("The inputs that do so most", [*heads, "wanted"], tops)
 
 
 def _span(line: dict[str, Any]) -> str:

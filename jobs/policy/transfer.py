@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from raysift.config import load_config
 from raysift.errors import ConfigError
-from raysift.jobs.run import CONFIG, open_run
+from raysift.jobs.borrowing import CONFIG
+from raysift.jobs.run import open_run
 from raysift.manifest import read_manifest
 from raysift.methods.raise_policy import RaiseConfig
 from raysift.storage import Location

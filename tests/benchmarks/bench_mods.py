@@ -31,9 +31,9 @@ import raysift
 from raysift.config import make_config
 from raysift.fingerprint import fingerprint
 from raysift.jobs.api import own_session
+from raysift.jobs.borrowing import find_manifest
 from raysift.jobs.console import Console
 from raysift.jobs.demo import PASSES_OVER_ALL, Cell, compare_cells, show_comparison
-from raysift.jobs.gradients.rescore import find_manifest
 from raysift.jobs.nano_build.training import Conversation, encode_conversations, length_batches, pad
 from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks

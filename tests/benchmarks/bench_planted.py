@@ -23,8 +23,9 @@ import pyarrow.parquet as pq
 
 import raysift
 from raysift.jobs.api import own_session
+from raysift.jobs.borrowing import find_manifest
 from raysift.jobs.console import Console
-from raysift.jobs.gradients.rescore import find_manifest
+from raysift.jobs.run import Run, open_run
 
 MAX_CHARS = 600
 
@@ -39,12 +40,17 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=24, help="pairs a target")
     parser.add_argument("--methods", nargs="*", default=["rose", "less"])
+    parser.add_argument("--of", nargs="*", help="no runs, but the lifts of these finished ones, rescored ones too")
     options = parser.parse_args()
     data, out = Path(options.data), Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
     planted = json.loads((data / "controlled/planted_targets.json").read_text())
-    write_targets(data, planted, out, options.pairs)
     console = Console("plain")
+    if options.of:
+        for name in options.of:
+            print_lifts(name, open_run(name), planted, console)
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    write_targets(data, planted, out, options.pairs)
     with own_session():
         model = tuned_model(data, out, options.tune_rows, console)
         for method in options.methods:
@@ -58,11 +64,12 @@ def main() -> None:
                 console=console,
                 **{method: {"warmup": {"recipe": "nano-warmup", "max_length": 512, "learning_rate": 1e-3}}},
             )
-            console.table(
-                f"{method}: lift in the top 5 %",
-                ["target", "relevant share", "in top 5 %", "lift", "highest lifts of all sources"],
-                lifts(selection, planted),
-            )
+            print_lifts(method, selection.run, planted, console)
+
+
+def print_lifts(name: str, run: Run, planted: dict, console: Console) -> None:
+    columns = ["target", "relevant share", "in top 5 %", "lift", "highest lifts of all sources"]
+    console.table(f"{name}: lift in the top 5 %", columns, lifts(run, planted))
 
 
 def tuned_model(data: Path, out: Path, rows: int, console: Console) -> str:
@@ -131,22 +138,19 @@ def short_ones(rows: list[dict], parts: tuple[str, str], count: int) -> list[dic
     return [fits[i] for i in np.random.default_rng(0).permutation(len(fits))[:count].tolist()]
 
 
-def lifts(selection: raysift.Selection, planted: dict) -> list[list[object]]:
+def lifts(run: Run, planted: dict) -> list[list[object]]:
     """One line a target, from the scores of all rows."""
-    run = selection.run
     scores = pq.read_table(run.folder.path + "/scores.parquet")
     scores = scores.filter(scores["score"].is_valid())
+    ingested, manifest = find_manifest(run, "ingest"), find_manifest(run, "targets")
+    assert ingested and manifest
     rows = pa.concat_tables(
-        pq.read_table(place.path, columns=["id", "source", "meta"])
-        for place in (run.folder / "ingest").files(".parquet", recursive=True)
-        if "/rows/" in place.path
+        pq.read_table(place.path, columns=["id", "source", "meta"]) for place in run.files(ingested, "rows")
     )
     origins = {row["id"]: (row["source"], orjson.loads(row["meta"])["subset"] or "") for row in rows.to_pylist()}
     origin = [origins[i] for i in scores["id"].to_pylist()]
     sources = np.array([source for source, _ in origin])
     by_subtask = np.array(scores["by_subtask"].to_pylist())
-    manifest = find_manifest(run, "targets")
-    assert manifest
     lines = []
     for column, name in enumerate(manifest.values["subtasks"]):
         top = np.argsort(-by_subtask[:, column], kind="stable")[: len(sources) // 20]

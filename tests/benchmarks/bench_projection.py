@@ -28,8 +28,8 @@ from raysift.actors.target_gradients import load_targets
 from raysift.gradient_settings import ProjectionSettings
 from raysift.influence import checkpoint_weights, match_rows
 from raysift.jobs.api import own_session
+from raysift.jobs.borrowing import config_of, find_manifest
 from raysift.jobs.console import Console
-from raysift.jobs.gradients.rescore import config_of, find_manifest
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading
 from raysift.jobs.recipes import make_selector
 from raysift.jobs.run import Run

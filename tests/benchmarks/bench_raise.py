@@ -29,9 +29,9 @@ import pyarrow.parquet as pq
 import raysift
 from raysift.config import make_config
 from raysift.jobs.api import own_session
+from raysift.jobs.borrowing import find_manifest
 from raysift.jobs.console import Console
 from raysift.jobs.demo import Cell, compare_cells, show_comparison, tested_scores
-from raysift.jobs.gradients.rescore import find_manifest
 from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
 from raysift.manifest import Manifest

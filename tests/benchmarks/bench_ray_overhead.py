@@ -141,7 +141,7 @@ def main() -> None:
         folder = Path(name)
         files, point = write_rows(folder, args.rows), make_checkpoint(folder)
         arguments = {
-            "model": "nano", "checkpoints": [point], "adam": AdamSettings(), "projection": ProjectionSettings(),
+            "model": "nano", "checkpoints": [point], "adam": AdamSettings(), "projection": ProjectionSettings(kind="sketch"),
             "device": "cpu", "threads": 1, "max_length": 512,
         }  # fmt: skip
         rates: dict[str, list[float]] = {"plain": [], "ray": []}

@@ -6,6 +6,7 @@ import yaml
 from raysift.config import load_config, make_config
 from raysift.errors import ConfigError
 from raysift.fingerprint import fingerprint
+from raysift.methods import METHODS
 from raysift.recipes import RECIPES, recipe
 
 
@@ -52,6 +53,59 @@ def test_a_preset_brings_its_recipe_on_a_real_model(method, preset, name):
     assert make_config(given | {"train": {"recipe": "raise"}}).train == RECIPES["raise"]
     assert make_config(given | {"model": "nano"}).train == RECIPES["nano"]
     assert make_config(given | {"method": "uniform"}).train != RECIPES[name]
+
+
+def complete(tmp_path, values):
+    """A run.yaml as a run leaves it: every field named."""
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(make_config(values).model_dump(mode="json")))
+    return str(file)
+
+
+OWN = {
+    "rose": {"targets": {"columns": {"chosen": "better"}}, "warmup_share": 0.2},
+    "less": {"match": {"subtasks": "mean"}},
+    "mods": {"seed_share": 0.3, "scorer": {"kind": "judge", "model": "./judge"}},
+    "raise": {"policy": {"classes": 3}, "steps_per_state": 7},
+}
+
+
+@pytest.mark.parametrize("model", ["nano", "./llama"])
+@pytest.mark.parametrize(
+    ("method", "old", "new"),
+    [(name, old, new) for name in OWN for old in (None, *METHODS[name].presets) for new in METHODS[name].presets],
+)
+def test_a_preset_on_the_command_line_wins_over_a_complete_file_and_leaves_the_rest(tmp_path, method, old, new, model):
+    own = OWN[method] if method != "mods" else {"seed_share": 0.3}
+    values = {"method": method, "model": model, "seed": 5, "budget": "3%"}
+    file = complete(tmp_path, values | {method: OWN[method] | ({"preset": old} if old else {})})
+    assert load_config(file, {}, [f"{method}.preset={new}"]) == make_config(values | {method: own | {"preset": new}})
+
+
+def test_a_setting_deep_in_a_section_leaves_the_rest_of_the_preset(tmp_path):
+    embedding = getattr(make_config({"raise": {"preset": "paper"}}), "raise").features.embedding
+    given = {"raise": {"preset": "paper", "features": {"embedding": {"max_tokens": 64}}}}
+    assert getattr(make_config(given), "raise").features.embedding == embedding.model_copy(update={"max_tokens": 64})
+
+
+def test_a_recipe_on_the_command_line_wins_over_a_complete_file_but_for_its_seed(tmp_path):
+    values = {"method": "rose", "model": "./llama", "seed": 5, "rose": {"warmup": {"recipe": "nano"}}}
+    file = complete(tmp_path, values | {"train": {"recipe": "mods", "epochs": 9}})
+    config = load_config(file, {}, ["train.epochs=2", "train.recipe=less", "rose.warmup.recipe=raise"])
+    assert config.train == recipe("less", epochs=2, seed=5)
+    assert config.rose.warmup == recipe("raise", seed=5)
+
+
+def test_a_preset_of_another_method_leaves_the_training_of_this_one(tmp_path):
+    file = complete(tmp_path, {"method": "less", "model": "./llama", "train": {"recipe": "mods"}})
+    assert load_config(file, {}, ["rose.preset=paper"]).train == RECIPES["mods"]
+
+
+def test_settings_of_a_section_that_a_complete_file_leaves_empty_are_taken(tmp_path):
+    file = complete(tmp_path, {"model": "./llama", "train": {"recipe": "less"}})
+    config = load_config(file, {}, ["rose.warmup.epochs=1", "win_rate.judge.model=./judge"])
+    assert config.rose.warmup == recipe("less", epochs=1)
+    assert config.win_rate.judge.model == "./judge"
 
 
 def test_trainings_and_draws_follow_the_seed_of_the_run_unless_they_have_their_own():

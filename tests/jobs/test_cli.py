@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from raysift.config import make_config
 from raysift.errors import DataError, find_cause
 from raysift.jobs.cli import spread_multiple
 from raysift.jobs.console import Console
 from raysift.jobs.show import show_run
 from raysift.nano.world import WorldConfig, write_pool
+from raysift.recipes import RECIPES
 
 
 def raysift(*arguments, cwd=None, timeout=240):
@@ -34,6 +36,23 @@ def test_several_values_after_one_option():
         "--pool",
         "a",
         "b",
+    ]
+
+
+def test_a_preset_named_beside_a_complete_run_yaml_has_its_effect(tmp_path, monkeypatch):
+    from raysift.jobs import cli, commands
+
+    file, seen = tmp_path / "run.yaml", []
+    monkeypatch.setattr(commands, "run_selection", lambda settings, console: seen.append(settings))
+    made = make_config({"method": "rose", "pool": ["p.jsonl"], "model": "./llama", "rose": {"preset": "official"}})
+    file.write_text(yaml.safe_dump(made.model_dump(mode="json")))
+    for more in ([], ["rose.preset=paper"], ["rose.preset=paper", "rose.adam.form=official", "train.recipe=mods"]):
+        cli.app(args=["rose", "--config", str(file), "--run", "new", *more], standalone_mode=False)
+    forms = [(s.rose.adam.form, s.rose.end_prompt, s.train) for s in seen]
+    assert forms == [
+        (made.rose.adam.form, True, RECIPES["rose-official"]),
+        ("textbook", False, RECIPES["less"]),
+        ("official", False, RECIPES["mods"]),
     ]
 
 

@@ -12,10 +12,10 @@ import yaml
 
 import raysift
 from raysift.errors import ConfigError, DataError
+from raysift.jobs.borrowing import config_of, find_manifest
 from raysift.jobs.console import Console, printable
 from raysift.jobs.explain import explain, explain_command
 from raysift.jobs.gradients.pulls import places_of
-from raysift.jobs.gradients.rescore import config_of, find_manifest, open_any_run
 from raysift.jobs.run import open_run
 from raysift.records import ERROR
 from raysift.storage import open_location
@@ -41,7 +41,7 @@ def test_the_pulls_of_a_subtasks_pairs_average_to_the_rows_score_for_it(rose_run
     weighted = np.array(found.weights) @ np.array(found.matches)
     np.testing.assert_allclose(weighted, row["by_subtask"], atol=1e-6)
     assert len(found.pulls) == PAIRS  # the pair of equal answers has no gradient
-    (file,) = config_of(open_any_run(folder)).target
+    (file,) = config_of(open_run(folder)).target
     subtask_of = {(file, number): pair["subtask"] for number, pair in enumerate(nano_pairs(PAIRS, 0), start=1)}
     assert {(pull.file, pull.record): pull.subtask for pull in found.pulls} == subtask_of
     for number, subtask in enumerate(found.subtasks):
@@ -103,7 +103,7 @@ def test_a_pair_is_named_by_its_file_and_its_record_there(rose_run, tmp_path):
         tmp_path / "a.jsonl", [pairs[0] | {"rejected": None}, pairs[0], pairs[1] | {"prompt": []}, pairs[1]]
     )
     second = write_lines(tmp_path / "b.jsonl", [pairs[2] | {"rejected": pairs[2]["chosen"]}, pairs[2]])
-    config = config_of(open_any_run(rose_run), {"target": [first, second]})
+    config = config_of(open_run(rose_run), {"target": [first, second]})
     assert list(places_of(config, config.rose)) == [(first, 2), (first, 4), (second, 1), (second, 2)]
 
 
@@ -146,10 +146,10 @@ def test_text_is_printed_only_where_asked_for_and_then_escaped(rose_run, capsys)
     assert "says \\x1b[31m" in capsys.readouterr().err
 
 
-def test_a_rescored_run_is_read_through_the_run_it_came_from(stored_run):
-    run = open_any_run(stored_run.folder.path)
+def test_a_run_that_an_earlier_version_rescored_is_read_through_the_run_it_came_from(stored_run, rose_run):
+    run = open_run(stored_run.folder.path)
     assert not (run.folder / "ingest").exists()
-    assert json.loads((run.folder / "rescored_from.json").read_text())["run"] == run.source.folder.path
-    assert find_manifest(run, "ingest") == find_manifest(run.source, "ingest")
+    assert json.loads((run.folder / "rescored_from.json").read_text())["run"] == rose_run
+    assert find_manifest(run, "ingest") == find_manifest(open_run(rose_run), "ingest")
     assert pq.read_schema(run.files(find_manifest(run, "match"), "answers")[0].path).names[-1] == ERROR
     assert open_location(run.folder.path).exists()

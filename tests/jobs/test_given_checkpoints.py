@@ -8,9 +8,9 @@ import pytest
 
 import raysift
 from raysift.errors import DataError
+from raysift.jobs.borrowing import config_of, find_manifest
 from raysift.jobs.console import Console
 from raysift.jobs.gradients.given_checkpoints import check_base, find_checkpoints
-from raysift.jobs.gradients.rescore import config_of, find_manifest
 from raysift.jobs.gradients.stages import checkpoints_of
 from raysift.jobs.run import open_run
 from raysift.jobs.stages import model_fingerprint

@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import raysift
+from raysift.actors.prompts import ANSWER
 from raysift.config import make_config
 from raysift.errors import ConfigError, DataError, ModelError, StageError
 from raysift.jobs import mods, quality
+from raysift.jobs.borrowing import find_manifest
 from raysift.jobs.console import Console
 from raysift.jobs.coverage import centers
-from raysift.jobs.gradients.rescore import BorrowingRun, find_manifest
 from raysift.jobs.recipes import run_method
 from raysift.jobs.run import Run
 from raysift.jobs.tables import read_chunks
@@ -32,8 +33,10 @@ from raysift.manifest import Manifest
 from raysift.methods.coverage import COVERED
 from raysift.methods.mods import AUGMENTED, KNOWN, POOR, SEED
 from raysift.nano.world import generate_pool
+from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 from raysift.scoring.columns import SCORE_COLUMN
 from raysift.scoring.settings import QualitySettings, Threshold
+from raysift.storage import open_location
 
 ROWS, BUDGET = 150, 12
 HERE = {"train_workers": 0, "workers": 1}
@@ -82,7 +85,7 @@ class Notes(Console):
 
 def beside(selection, folder):
     """A run that does single stages anew from what another left."""
-    run = BorrowingRun(str(folder), selection.run, Notes())
+    run = Run(str(folder), Notes())
     return run, {manifest.stage: manifest for manifest in selection.run.manifests()}
 
 
@@ -290,6 +293,28 @@ def test_what_cannot_work_is_refused_before_the_pool_is_read(pool, tmp_path, mes
     with pytest.raises((ConfigError, ModelError), match=message):
         run_method(run, config)
     assert not (tmp_path / "ingest").exists()
+
+
+def test_what_the_model_said_lies_in_the_order_of_the_rows_however_its_answers_lie(tmp_path):
+    """Answers of an interrupted run lie in other files; judged beside others, a row's score differs in its last bits."""
+    ids = [7, -3, 12, 5, 40]
+    talk = lambda i: [{"role": "user", "content": f"ask {i}"}, {"role": "assistant", "content": "theirs"}]  # noqa: E731
+    rows = open_location(tmp_path / "rows.parquet")
+    pq.write_table(pa.table({ID: ids, MESSAGES: pa.array([talk(i) for i in ids], pa.list_(MESSAGE))}), rows.path)
+    told = {i: {ID: i, ANSWER: f"mine {i}", ERROR: None} for i in ids} | {12: {ID: 12, ANSWER: None, ERROR: "too long"}}
+    schema = pa.schema([(ID, pa.int64()), (ANSWER, pa.string()), (ERROR, pa.string())])
+    seen = []
+    for number, split in enumerate([[ids], [[5, 40, 12], [7, -3]], [[i] for i in sorted(ids)]]):
+        folder = open_location(tmp_path / f"{number}").make_folder()
+        answers = [folder / f"{k}.parquet" for k in range(len(split))]
+        for place, part in zip(answers, split, strict=True):
+            pq.write_table(pa.Table.from_pylist([told[i] for i in part], schema=schema), place.path)
+        files, failed = mods._own_conversations([rows], answers, folder)
+        assert failed == 1
+        seen.append([pq.read_table(file.path) for file in files])
+    assert seen[0][0][ID].to_pylist() == [7, -3, 5, 40]
+    assert [m[-1]["content"] for m in seen[0][0][MESSAGES].to_pylist()] == ["mine 7", "mine -3", "mine 5", "mine 40"]
+    assert all(one == seen[0] for one in seen)
 
 
 # --- kills -----------------------------------------------------------------------------------------------------------

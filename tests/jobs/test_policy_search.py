@@ -154,7 +154,7 @@ def test_the_table_puts_whole_trials_first_and_says_what_differs(tmp_path, capsy
     manifest = Manifest(stage="search", fingerprint="f", settings={"search": wanted.model_dump()}, values=values)
     show_search(manifest, Console("plain"))
     out, err = capsys.readouterr()
-    assert "the run's own" in out and "clip=0.4" in out and "hidden=8" in out
+    assert "run's own" in out and "clip=0.4" in out and "hidden=8" in out
     assert "trial 3 failed: it died" in err
 
 

@@ -26,7 +26,7 @@ from raysift.actors.encoded_rows import EncodedRows
 from raysift.actors.step_trainer import StepTrainer, trainable_parameters
 from raysift.actors.trainee import build_model
 from raysift.errors import ConfigError, DataError, StageError
-from raysift.jobs.gradients.rescore import config_of, find_manifest
+from raysift.jobs.borrowing import config_of, find_manifest
 from raysift.jobs.policy import learning as policy_learning
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.episodes import LocalFleet, RayFleet, ray_fleet

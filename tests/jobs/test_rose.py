@@ -15,9 +15,9 @@ import pytest
 from raysift.distortion import estimate_distortion
 from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.gradient_settings import ProjectionSettings
+from raysift.jobs.borrowing import config_of, find_manifest
 from raysift.jobs.console import Console
 from raysift.jobs.explain import explain, show
-from raysift.jobs.gradients.rescore import config_of, find_manifest
 from raysift.jobs.run import open_run
 from raysift.manifest import read_manifest
 from raysift.nano.world import examples, write_pool
@@ -198,7 +198,7 @@ def driver(ray_local, tmp_path):
         log = tmp_path / f"{name}.log"
         code = textwrap.dedent(DRIVER).format(
             pool=tmp_path / "pool.jsonl", pairs=tmp_path / "pairs.jsonl", run=tmp_path / name, log=log, matching=matching,
-            module="store" if matching == "store" else "gradients",
+            module="gradients.store" if matching == "store" else "gradients.stages",
             actor="GradientVectors" if matching == "store" else "GradientMatch",
         )  # fmt: skip
         process = subprocess.Popen(
@@ -268,3 +268,10 @@ def count_repeated(log, where):
 
 def selection_of(folder):
     return pq.read_table(folder / "selection.parquet")["id"].to_pylist()
+
+
+def test_a_run_and_its_rescoring_keep_how_like_the_pool_their_targets_are(rose_run, stored_run):
+    for folder in (open_run(rose_run).folder, stored_run.folder):
+        (figures,) = read_manifest(folder / "targets").values["likeness"].values()
+        assert (figures["texts"], figures["script"]) == (PAIRS + 1, "Latin")
+        assert figures["usual_words"] > 0.5

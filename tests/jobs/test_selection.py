@@ -11,10 +11,10 @@ import pytest
 import raysift
 from raysift.config import make_config
 from raysift.jobs import stages
+from raysift.jobs.borrowing import find_manifest
 from raysift.jobs.console import Console
-from raysift.jobs.gradients.rescore import BorrowingRun, find_manifest
 from raysift.jobs.recipes import make_selector
-from raysift.jobs.run import StageResult, open_run
+from raysift.jobs.run import Run, StageResult, open_run
 from raysift.jobs.selection import rows_in_order
 from raysift.jobs.tables import read_chunks
 from raysift.nano.world import generate_pool
@@ -87,7 +87,7 @@ def test_a_token_budget_is_kept_and_used(ray_local, pool, tmp_path):
 @pytest.mark.ray
 def test_a_budget_that_scored_rows_do_not_fill_is_said(selection, tmp_path, capsys):
     """Of 400 rows 5 have a score, and 8 are asked."""
-    run = BorrowingRun(str(tmp_path), selection.run, Console("plain"))
+    run = Run(str(tmp_path), Console("plain"))
     rows, selector = find_manifest(selection.run, "ingest"), make_selector(make_config({"method": "uniform"}))
 
     def score(folder):

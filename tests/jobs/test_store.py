@@ -11,13 +11,14 @@ import pytest
 
 from raysift.errors import ConfigError, DataError, StageError, StaleRunError
 from raysift.gradient_settings import AdamSettings, ProjectionSettings
+from raysift.jobs.borrowing import config_of, find_manifest
 from raysift.jobs.console import Console
 from raysift.jobs.gradients import store as jobs_store
-from raysift.jobs.gradients.rescore import BorrowingRun, config_of, find_manifest, rescore
+from raysift.jobs.gradients.rescore import rescore
 from raysift.jobs.gradients.store import Store, fill, seal, store_of
 from raysift.jobs.gradients.store_match import MATCHES, match_segments, merge
 from raysift.jobs.recipes import make_selector
-from raysift.jobs.run import open_run
+from raysift.jobs.run import Run, open_run
 from raysift.jobs.show import show_run
 from raysift.manifest import read_manifest
 from raysift.records import ID
@@ -43,7 +44,7 @@ IDENTITY = StoreIdentity(
     model="m",
     layout="l",
     projection="p8192",
-    projection_settings=ProjectionSettings(),
+    projection_settings=ProjectionSettings(dimension=8192),
     adam=AdamSettings(),
     template="auto",
     max_length=512,
@@ -232,7 +233,7 @@ def test_a_store_grows_by_rows_and_checkpoints_without_computing_any_again(store
     computed = []
     for number, (part, last) in enumerate(((few, 1), (few, None), (rows, None), (rows, None))):
         config, settings, store = open_of(stored_run, place, rose__checkpoints=last)
-        run = BorrowingRun(tmp_path / f"fill-{number}", stored_run)
+        run = Run(tmp_path / f"fill-{number}")
         computed.append(fill(run, config, settings, part, store).values["vectors_computed"])
     n_few, n = few.counts["kept"], rows.counts["kept"]
     assert computed == [n_few, n_few, 2 * (n - n_few), 0]
@@ -262,7 +263,7 @@ class Broken(jobs_store.GradientVectors):
 def test_a_pass_that_was_cut_off_continues_where_it_stopped(stored_run, tmp_path, monkeypatch):
     few, place = find_manifest(stored_run, "warmup_rows"), open_location(tmp_path / "store")
     config, settings, store = open_of(stored_run, place, rose__checkpoints=1)
-    run = BorrowingRun(tmp_path / "run", stored_run)
+    run = Run(tmp_path / "run")
 
     def killed(*_):
         raise KeyboardInterrupt
@@ -289,11 +290,11 @@ def test_rescoring_for_other_targets_leaves_the_rows_gradients_alone(stored_run,
     chosen = rescore(old, pairs, new_run=str(tmp_path / "new"), budget="5")
     assert len(chosen) == 5
     manifest = read_manifest(chosen.run.folder / "gradients")
-    assert manifest.values["vectors_computed"] == 0
+    assert manifest.reused_from == old
     assert len(pq.read_table(chosen.run.folder.path + "/scores.parquet")) == manifest.counts["rows_in"]
     show_run(chosen.run.folder.path, Console("plain"))
     shown = next(line for line in capsys.readouterr().out.splitlines() if "│ gradients" in line)
-    assert shown.split("│")[-2].strip() == "–"  # no rate: nothing was computed
+    assert shown.split("│")[-2].strip() == "–"  # no rate: it was computed by the other run
     same = rescore(old, config_of(stored_run).target, new_run=str(tmp_path / "same"))
     assert same.ids == pq.read_table(f"{old}/selection.parquet")["id"].to_pylist()
     with pytest.raises(StaleRunError, match=r"adam\.form: 'official' -> 'textbook'"):
@@ -307,7 +308,10 @@ def test_rescoring_counts_tokens_anew_where_the_final_template_is_another(stored
     for name, overrides in (("a", []), ("b", []), ("c", ["train.template=alpaca"])):
         new = str(tmp_path / name)
         rescore(source, target, new_run=new, budget="300tok", overrides=overrides)
-        source, counted = str(tmp_path / "a"), [*counted, (tmp_path / name / "lengths").exists()]
+        source, counted = (
+            str(tmp_path / "a"),
+            [*counted, read_manifest(open_location(new) / "lengths").reused_from is None],
+        )
     assert counted == [True, False, True]
 
 
@@ -347,6 +351,15 @@ def test_rescoring_needs_a_store(rose_run, stored_run, tmp_path):
     lost = ["resources.store=" + str(tmp_path / "nowhere")]
     with pytest.raises(DataError, match=r"store .*nowhere is gone"):
         rescore(stored_run.folder.path, "x.jsonl", overrides=lost)
+
+
+@pytest.mark.ray
+def test_rescoring_for_a_target_that_cannot_be_read_leaves_nothing_behind(stored_run, tmp_path):
+    empty = write_lines(tmp_path / "empty.jsonl", [{"prompt": "one sided", "chosen": "yes", "rejected": None}])
+    for target, message in ((str(tmp_path / "missing.jsonl"), "does not exist"), (empty, "no usable pair")):
+        with pytest.raises((ConfigError, DataError), match=rf"targets: .*{message}"):
+            rescore(stored_run.folder.path, target, new_run=str(tmp_path / "new"))
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.ray

@@ -1,0 +1,155 @@
+"""What a run takes over from other runs: which they are, which of their stages count here, and that these are still there.
+
+A stage that was taken over has a manifest in the new run's folder like any other, and it names the run that did the stage and
+holds its files. So it lies one step away, however many runs passed it on, and no run depends on one that only passed it on.
+`reuse.json` keeps the names of the runs, for the same command to go on after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from raysift.config import CommonConfig, load_config
+from raysift.errors import ConfigError, DataError
+from raysift.manifest import Manifest, changes, read_manifest
+from raysift.storage import Location, open_location
+
+if TYPE_CHECKING:
+    from raysift.jobs.run import Run
+
+EVENTS, CONFIG, REUSED = "events.jsonl", "run.yaml", "reuse.json"
+RESCORED = "rescored_from.json"
+"""What earlier versions left in a rescored run: it has no manifests of the stages that it took over."""
+SHOWN_CHANGES, CHANGE_WIDTH = 3, 80
+
+
+def run_name(folder: str | PathLike[str] | Location) -> str:
+    """How a run can be named from anywhere: the absolute path on a disk, else the URI as it was given."""
+    place = open_location(folder)
+    return place.path.rstrip("/") if place.is_local or isinstance(folder, Location) else fspath(folder)
+
+
+def is_run(name: str) -> bool:
+    """Whether a run is there."""
+    return (open_location(name) / EVENTS).exists()
+
+
+def check_sources(names: Sequence[str], folder: Location) -> list[str]:
+    """The runs named with --reuse, each once, as they can be named from anywhere; raises where one is none."""
+    for name in names:
+        if not is_run(name):
+            raise ConfigError(
+                f"reuse: '{name}' is no run folder (it has no {EVENTS}). Check the name given to --reuse."
+            )
+        place = open_location(name)
+        if place.fs == folder.fs and place.path.rstrip("/") == folder.path.rstrip("/"):
+            raise ConfigError(f"reuse: '{name}' is this run itself. Give the new run another name with --run.")
+    return list(dict.fromkeys(run_name(name) for name in names))
+
+
+def record_sources(folder: Location, names: Sequence[str]) -> None:
+    """Keep the names in the run's folder, in place of those that are there."""
+    (folder / REUSED).write(json.dumps({"runs": list(names)}) + "\n")
+
+
+def sources_of(folder: Location) -> list[str]:
+    """The runs that a run takes stages from."""
+    if (folder / REUSED).exists():
+        return list(json.loads((folder / REUSED).read_text())["runs"])
+    return [older] if (older := _rescored_from(folder)) else []
+
+
+def lineage(names: Sequence[str]) -> list[str]:
+    """These runs, those that they reuse, and so on, each once; runs that are gone are passed over."""
+    found: list[str] = []
+    left = list(names)
+    while left:
+        name = left.pop(0)
+        if name not in found and is_run(name):
+            found.append(name)
+            left += sources_of(open_location(name))
+    return found
+
+
+def find_finished(
+    folder: Location, stage: str, identity: str, own: Manifest | None, sources: Sequence[str]
+) -> Manifest | None:
+    """The stage with that fingerprint as another run has it whole: as was taken over already (`own`), or from `sources`.
+
+    Raises where a run that has it, or may have it, is damaged or gone and no other stands in: what took hours is not done
+    again without a word.
+    """
+    candidates = [own, *(finished_by(name, stage) for name in sources)]
+    same = [found for found in candidates if found and found.fingerprint == identity]
+    for found in same:
+        if found.missing() is None:
+            return found
+    gone = [name for name in sources if not is_run(name)]
+    damaged = [found for found in same if found.reused_from not in gone]
+    if gone or damaged:
+        raise DataError(f"{stage}: {_tell_lost(folder, stage, own, gone, damaged)}")
+    return None
+
+
+def finished_by(name: str, stage: str) -> Manifest | None:
+    """A finished stage of another run, as one that is taken over from the run that did it."""
+    for holder in _with_older(name):
+        if found := read_manifest(open_location(holder) / stage):
+            return found if found.reused_from else found.model_copy(update={"reused_from": run_name(holder)})
+    return None
+
+
+def tell_changes(sources: Sequence[str], stage: str, settings: dict[str, Any], inputs: dict[str, Any]) -> str | None:
+    """Why the stage of the first of these runs that has it is not the one that is wanted."""
+    found = next((found for name in sources if (found := finished_by(name, stage))), None)
+    if found is None:
+        return None
+    lines = sorted(changes(found, settings, inputs), key=lambda line: line.startswith("inputs"))
+    told = [line if len(line) <= CHANGE_WIDTH else line.partition(":")[0] for line in lines[:SHOWN_CHANGES]]
+    return "; ".join(told + ["..."] * (len(lines) > SHOWN_CHANGES))
+
+
+def find_manifest(run: Run, *stage_names: str) -> Manifest | None:
+    """The manifest of the first of these stages that is finished."""
+    folders = [open_location(folder) for folder in _with_older(run.folder)]
+    return next((m for folder in folders for name in stage_names if (m := read_manifest(folder / name))), None)
+
+
+def config_of(run: Run, changes: dict[str, object] | None = None, overrides: Sequence[str] = ()) -> CommonConfig:
+    """The settings that a run was made with, some of them changed."""
+    place = run.folder / CONFIG
+    if not place.exists():
+        raise ConfigError(f"run: {run.folder} has no {CONFIG}, so nothing tells how it was made.")
+    return load_config(None, yaml.safe_load(place.read_text()) | (changes or {}), overrides)
+
+
+def _tell_lost(
+    folder: Location, stage: str, own: Manifest | None, gone: Sequence[str], damaged: Sequence[Manifest]
+) -> str:
+    """What is missing, and both ways on: to have it back, or to do the stage again."""
+    lost = [f"{name}, which this run reuses, is not there any more" for name in gone]
+    lost += [f"{found.reused_from} has done this stage, but {found.missing()} is gone" for found in damaged]
+    ties = [folder / REUSED] if gone else [found.home for found in damaged if found.home.exists()]
+    ties += [folder / stage] if own else []
+    return (
+        f"{'; '.join(dict.fromkeys(lost))}. Put it back, or name with --reuse the run where it is now. To do the stage again "
+        f"instead, delete {' and '.join(dict.fromkeys(map(str, ties)))}{' and leave out --reuse' if gone else ''}."
+    )
+
+
+def _with_older(folder: str | Location) -> Iterator[str | Location]:
+    """The run, and those that it was rescored from by an earlier version."""
+    older: str | Location | None = folder
+    while older:
+        yield older
+        older = _rescored_from(open_location(older))
+
+
+def _rescored_from(folder: Location) -> str | None:
+    place = folder / RESCORED
+    return str(json.loads(place.read_text())["run"]) if place.exists() else None
