@@ -121,7 +121,11 @@ def engine_killer():
 
 
 def killed_once(build, out, mark, at):
-    """`build_engine` with an engine that is killed once: at batch `at`, as soon as rows of two blocks are committed."""
+    """`build_engine` with an engine that is killed once, as soon as rows of two blocks are committed.
+
+    Batches wait for that from the number `at` on, each five seconds longer than the one before: which of them complete a
+    block is not known, since the first batches of all blocks may come before any second one.
+    """
     from raysift.jobs import vllm_stage
 
     kill = engine_killer()
@@ -137,9 +141,9 @@ def killed_once(build, out, mark, at):
                 import asyncio
 
                 self.batches += 1
-                tries = 0 if mark.exists() or self.batches < at else 600
+                tries = 10 * max(0, self.batches + 1 - at)
                 while tries and not mark.exists():
-                    await asyncio.sleep(0.1)
+                    await asyncio.sleep(0.5)
                     done = [path for path in out.rglob("*.parquet") if "done" in path.parts]
                     if sum("pending" not in str(path) for path in done) >= 2:
                         mark.touch()
