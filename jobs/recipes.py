@@ -106,7 +106,8 @@ def learned_policy(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
         settings = source.settings_for(settings)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     total = count_rows(config, rows)
-    target = raise_policy.split_target(run, config, settings, rows)
+    raise_policy.like_pool(run, config, rows)
+    target = raise_policy.split_target(run, config, settings)
     encoded = raise_policy.encode(run, config, rows)
     measured = policy_features.difficulty(run, config, settings.features, rows)
     vectors = centers.embed(run, config, settings.features.embedding, rows)
@@ -169,14 +170,14 @@ def by_gradient(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     settings: Any = selector.config
     targeting.check_targets(config, settings)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
-    likeness = targeting.like_pool(run, config, settings, rows)
+    targeting.like_pool(run, config, settings, rows)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
     if settings.warmup_from:
         warm = adopt_checkpoints(run, config.model, settings.warmup_from)
     else:
         warm_rows = gradients.warmup_rows(run, config, settings, rows)
         warm = gradients.warmup(run, config, settings, warm_rows)
-    return match_and_choose(run, config, rows, warm, lengths, likeness=likeness)
+    return match_and_choose(run, config, rows, warm, lengths)
 
 
 def match_and_choose(
@@ -186,12 +187,11 @@ def match_and_choose(
     warm: Manifest,
     lengths: Manifest | None,
     place: Location | None = None,
-    likeness: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """The second half, which `raysift rescore` repeats for other targets: exactly, or over a store, that at `place` if given."""
     selector = make_selector(config)
     settings: Any = selector.config
-    target = targeting.targets(run, config, settings, selector, rows, warm, likeness)
+    target = targeting.targets(run, config, settings, selector, warm)
     if settings.matching == "store":
         kept = store.store_of(run, config, settings, warm, target, place)
         stored = store.fill(run, config, settings, rows, kept)

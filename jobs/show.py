@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from raysift.jobs.console import Console, printable
 from raysift.jobs.run import Run, open_run
 from raysift.jobs.tables import read_chunks
+from raysift.jobs.target_check import LIKENESS
 from raysift.likeness import remarks
 from raysift.manifest import Manifest, read_manifest
 from raysift.records import ERROR, RANK, SCORE
@@ -39,7 +40,7 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
             show_ingest(run, manifest, console)
         if manifest.stage == "targets":
             show_targets(manifest, console)
-        for name, figures in manifest.values.get("likeness", {}).items():
+        for name, figures in manifest.values.get(LIKENESS, {}).items():
             for remark in remarks(name, figures):
                 console.note(f"{manifest.stage}: {remark}")
         if manifest.counts.get("failed"):

@@ -1,18 +1,20 @@
-"""A target beside the pool: whether both are in one language, said before anything is computed for it.
+"""The stage that sets a target beside the pool: whether both are in one language, said before anything is computed for it.
 
-A warning and no error: to select across languages is a use of its own.
+A warning and no error: to select across languages is a use of its own. A stage of its own, since what it finds depends on
+the pool, which the target's other stages need not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.jobs.run import Run
+from raysift.fingerprint import file_fingerprint
+from raysift.jobs.run import Run, StageResult
 from raysift.likeness import MOST_TEXTS, compare, remarks, sample_of, spread
 from raysift.manifest import Manifest
 from raysift.records import ID, MESSAGES
@@ -20,19 +22,34 @@ from raysift.storage import Location
 
 MOST_FILES = 16  # of the pool, some 64 MiB each at most: a few seconds whatever the size of the pool
 LIKENESS = "likeness"
-"""Name of the figures among a manifest's values."""
 
 _STEP_ROWS = 8_192
 
 
-def compare_with_pool(run: Run, stage: str, rows: Manifest, targets: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The figures of each target file, by name; says those that a user should know."""
-    pool = sample_of(texts_of(sample_rows(run.files(rows, "rows"))))
-    found = {name: compare(pool, sample_of(spread(texts))) for name, texts in targets.items()}
-    for name, figures in found.items():
-        for remark in remarks(name, figures):
-            run.console.note(f"{stage}: {remark}")
-    return found
+def compare_with_pool(
+    run: Run,
+    rows: Manifest,
+    files: Sequence[Location],
+    decides: Mapping[str, Any],
+    read: Callable[[], Mapping[str, Sequence[str]]],
+) -> Manifest:
+    """The figures of each target, by name, among the manifest's values; says those that a user should know.
+
+    `read` gives each target's texts, out of `files`; `decides` says which of them.
+    """
+
+    def body(folder: Location) -> StageResult:
+        pool = sample_of(texts_of(sample_rows(run.files(rows, "rows"))))
+        targets = read()
+        found = {name: compare(pool, sample_of(spread(texts))) for name, texts in targets.items()}
+        for name, figures in found.items():
+            for remark in remarks(name, figures):
+                run.console.note(f"{LIKENESS}: {remark}")
+        count = sum(map(len, targets.values()))
+        return StageResult(counts={"rows_in": count, "kept": count}, values={LIKENESS: found}, rows=count)
+
+    inputs = {"rows": rows.fingerprint, "target": [[place.name, file_fingerprint(place)] for place in files]}
+    return run.stage(LIKENESS, dict(decides), inputs, body)
 
 
 def sample_rows(files: Sequence[Location], most: int = MOST_TEXTS) -> pa.Table:

@@ -18,7 +18,7 @@ from raysift.jobs.api import Selection
 from raysift.jobs.borrowing import EVENTS, config_of, find_manifest, sources_of
 from raysift.jobs.console import Console
 from raysift.jobs.gradients.store import filled_store
-from raysift.jobs.gradients.targeting import check_targets
+from raysift.jobs.gradients.targeting import check_targets, like_pool
 from raysift.jobs.recipes import make_selector, match_and_choose
 from raysift.jobs.run import Run, free_name, open_run
 from raysift.jobs.show import show_selection
@@ -72,6 +72,7 @@ def rescore(
         rows, _, warm = (this_run.adopt(stage, run) for stage in ("ingest", "warmup_rows", "warmup"))
         assert rows is not None
         assert warm is not None
+        like_pool(this_run, config, settings, rows)
         lengths = stages.lengths(this_run, config, rows) if parse_budget(config.budget).counts_tokens else None
         return Selection(this_run, match_and_choose(this_run, config, rows, warm, lengths, place))
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,9 +25,9 @@ from raysift.formats.pairs import PAIR_PROBLEMS
 from raysift.gradient_settings import ProjectionSettings
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
 from raysift.jobs.run import Run, StageResult
-from raysift.jobs.target_check import LIKENESS, compare_with_pool
+from raysift.jobs.target_check import compare_with_pool
 from raysift.likeness import spread
-from raysift.manifest import Manifest, read_manifest
+from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
 from raysift.methods.rose import Rose
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from raysift.preference import Targets
 
 
-STAGE = "targets"
 SHOWN = 3  # records that a note names
 
 
@@ -142,16 +141,14 @@ def _read_file(config: CommonConfig, settings: GradientConfig, path: str, found:
     return pairs
 
 
-def like_pool(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest) -> dict[str, Any] | None:
-    """How like the pool the targets are, said before anything is trained; None where the targets are finished already."""
-    if read_manifest(run.folder / STAGE):
-        return None
-    return _compare(run, _read_all(config, settings), rows)
+def like_pool(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest) -> Manifest:
+    """How like the pool each target file is, said before anything is trained."""
 
+    def read() -> dict[str, list[str]]:
+        found = _read_all(config, settings)
+        return {path: [_text_of(member) for member in spread(members)] for path, members in found.by_file}
 
-def _compare(run: Run, found: TargetMembers, rows: Manifest) -> dict[str, Any]:
-    texts = {path: [_text_of(member) for member in spread(members)] for path, members in found.by_file}
-    return compare_with_pool(run, STAGE, rows, texts)
+    return compare_with_pool(run, rows, target_files(config), settings.targets.model_dump(exclude_none=True), read)
 
 
 def _text_of(member: Pair | Example) -> str:
@@ -189,11 +186,9 @@ def targets(
     config: CommonConfig,
     settings: GradientConfig,
     selector: Selector,
-    rows: Manifest,
     trained: Manifest,
-    likeness: Mapping[str, Any] | None = None,
 ) -> Manifest:
-    """The gradient of the target loss at each checkpoint, one vector per subtask; `likeness` to the pool is kept beside it."""
+    """The gradient of the target loss at each checkpoint, one vector per subtask."""
     found = _read_all(config, settings)
     points = checkpoints_of(run, trained, settings.checkpoints)
     projection = settings.projection if settings.matching == "store" else WHOLE
@@ -205,14 +200,12 @@ def targets(
         for note in found.notes:
             run.console.note(f"targets: {note}")
         members, problems = found.members, found.problems
-        compared = _compare(run, found, rows) if likeness is None else likeness
         task = ray.remote(
             num_cpus=min(1.0, config.resources.cpus_per_worker),
             num_gpus=config.resources.gpus_per_worker,
             max_retries=2,
         )(_compute_targets)
         values = ray.get(task.remote(members, points, config, settings, projection, folder))
-        values[LIKENESS] = compared
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")
@@ -247,7 +240,7 @@ def targets(
     }
     if isinstance(selector, Rose):
         decides |= {"preference": selector.config.preference, "end_prompt": selector.config.end_prompt}
-    return run.stage(STAGE, decides, inputs, body)
+    return run.stage("targets", decides, inputs, body)
 
 
 def _compute_targets(

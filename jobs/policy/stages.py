@@ -27,7 +27,7 @@ from raysift.jobs.run import Run, StageResult
 from raysift.jobs.selection import rows_in_order
 from raysift.jobs.stages import model_fingerprint
 from raysift.jobs.tables import count_answers, publish, read_chunks, read_ids, relative
-from raysift.jobs.target_check import LIKENESS, compare_with_pool, texts_of
+from raysift.jobs.target_check import compare_with_pool, texts_of
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import RaiseConfig, count_policy_steps, departures, place_picks
 from raysift.methods.uniform import seed_for, uniform_of
@@ -65,15 +65,22 @@ def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
     return run.stage("encode", settings, inputs, body)
 
 
-def split_target(run: Run, config: CommonConfig, settings: RaiseConfig, pool: Manifest) -> Manifest:
+def like_pool(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
+    """How like the pool each target file is, said before anything is computed."""
+
+    def read() -> dict[str, list[str]]:
+        return {path: list(texts_of(target_rows(read_examples(path))[0])) for path in config.target}
+
+    return compare_with_pool(run, rows, _target_files(config), {}, read)
+
+
+def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manifest:
     """The target's examples as conversations: those that a policy is rewarded by, and those kept for the report."""
-    if not config.target:
-        raise ConfigError(f"config: 'target' is missing. {config.method} needs validation examples: --target FILE...")
+    files = _target_files(config)
     wanted = settings.episode
 
     def body(folder: Location) -> StageResult:
-        read = {path: read_examples(path) for path in config.target}
-        examples = [example for found in read.values() for example in found]
+        examples = [example for path in config.target for example in read_examples(path)]
         rows, without = target_rows(examples)
         if len(rows) < 2:
             raise DataError(
@@ -86,20 +93,24 @@ def split_target(run: Run, config: CommonConfig, settings: RaiseConfig, pool: Ma
         chosen = order[kept:][: wanted.validation_rows or None]
         for name, part in (("validation", chosen), ("report", order[:kept])):
             pq.write_table(rows.take(pa.array(np.sort(part))), (folder / f"{name}.parquet").path, filesystem=folder.fs)
-        texts = {path: list(texts_of(target_rows(found)[0])) for path, found in read.items()}
         unused = len(ids) - kept - len(chosen)
         counts: dict[str, Any] = {"rows_in": len(examples), "kept": len(chosen), "report": kept}
         counts |= {"rejected": {"no reference answer": without, "beyond validation_rows": unused}}
         return StageResult(
             files={"validation": ["validation.parquet"], "report": ["report.parquet"]},
             counts=counts,
-            values={LIKENESS: compare_with_pool(run, "validation", pool, texts)},
             rows=len(examples),
         )
 
     decides = {"report_share": wanted.report_share, "validation_rows": wanted.validation_rows, "seed": config.seed}
-    inputs = {"target": [[place.name, file_fingerprint(place)] for place in map(open_location, config.target)]}
+    inputs = {"target": [[place.name, file_fingerprint(place)] for place in files]}
     return run.stage("validation", decides, inputs, body)
+
+
+def _target_files(config: CommonConfig) -> list[Location]:
+    if not config.target:
+        raise ConfigError(f"config: 'target' is missing. {config.method} needs validation examples: --target FILE...")
+    return [open_location(path) for path in config.target]
 
 
 def target_rows(examples: Sequence[Example]) -> tuple[pa.Table, int]:

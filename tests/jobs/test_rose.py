@@ -272,6 +272,6 @@ def selection_of(folder):
 
 def test_a_run_and_its_rescoring_keep_how_like_the_pool_their_targets_are(rose_run, stored_run):
     for folder in (open_run(rose_run).folder, stored_run.folder):
-        (figures,) = read_manifest(folder / "targets").values["likeness"].values()
+        (figures,) = read_manifest(folder / "likeness").values["likeness"].values()
         assert (figures["texts"], figures["script"]) == (PAIRS + 1, "Latin")
         assert figures["usual_words"] > 0.5

@@ -1,5 +1,7 @@
 """A target beside the pool: the sample of rows, and what is said of a target in another language, for every kind of target."""
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +11,7 @@ from raysift.config import make_config
 from raysift.identity import row_id
 from raysift.jobs.console import Console
 from raysift.jobs.gradients.targeting import like_pool
-from raysift.jobs.policy.stages import split_target
+from raysift.jobs.policy.stages import like_pool as like_pool_of_policies
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.show import show_run
 from raysift.jobs.target_check import LIKENESS, MOST_FILES, sample_rows, texts_of
@@ -20,6 +22,10 @@ from raysift.storage import open_location
 from .conftest import nano_pairs, write_lines
 
 FRENCH = "Combien de pommes reste-t-il dans le panier quand on en prend la moitié pour les enfants de la maison ?"
+RUSSIAN = "Сколько яблок останется в корзине, если половину взять для детей?"
+FOREIGN = [
+    {"messages": [{"role": "user", "content": RUSSIAN}, {"role": "assistant", "content": f"Их {i}"}]} for i in range(9)
+]
 
 
 def rows_table(records):
@@ -28,17 +34,21 @@ def rows_table(records):
     return pa.table({ID: pa.array(ids, pa.int64()), MESSAGES: messages})
 
 
+def ingested(run, table):
+    def body(folder):
+        pq.write_table(table, (folder / "rows.parquet").path)
+        counts = {"rows_in": len(table), "kept": len(table), "rejected": {}, "failed": 0, "bad_files": {}}
+        return StageResult(files={"rows": ["rows.parquet"]}, counts=counts)
+
+    return run.stage("ingest", {}, {"rows": len(table)}, body)
+
+
 @pytest.fixture
 def pool(tmp_path):
     """A run whose ingest is finished: what a target is compared with."""
     run = Run(tmp_path / "run", Console("plain"))
 
-    def body(folder):
-        pq.write_table(rows_table(list(generate_pool(400, 0))), (folder / "rows.parquet").path)
-        counts = {"rows_in": 400, "kept": 400, "rejected": {}, "failed": 0, "bad_files": {}}
-        return StageResult(files={"rows": ["rows.parquet"]}, counts=counts)
-
-    return run, run.stage("ingest", {}, {}, body)
+    return run, ingested(run, rows_table(list(generate_pool(400, 0))))
 
 
 def test_the_sample_is_the_lowest_ids_however_the_pool_is_split(tmp_path):
@@ -76,24 +86,25 @@ def test_a_target_in_another_language_is_said_by_file_and_kept(pool, tmp_path, m
     config = make_config({"method": method, "target": paths})
     settings = getattr(config, method)
     if method == "raise":
-        found = split_target(run, config, settings, rows).values[LIKENESS]
+        found = like_pool_of_policies(run, config, rows).values[LIKENESS]
     else:
-        found = like_pool(run, config, settings, rows)
+        found = like_pool(run, config, settings, rows).values[LIKENESS]
     assert found[paths[0]]["usual_words"] > 0.5 and found[paths[1]]["usual_words"] < 0.25
-    stage = "validation" if method == "raise" else "targets"
     said = capsys.readouterr().err
-    assert f"{stage}: {paths[1]}: " in said and "of its words are usual in a sample of 400 rows of the pool" in said
+    assert f"likeness: {paths[1]}: " in said and "of its words are usual in a sample of 400 rows of the pool" in said
     assert paths[0] not in said
-    if method == "raise":
-        show_run(str(tmp_path / "run"), Console("plain"))
-        assert f"{paths[1]}: " in capsys.readouterr().err
+    show_run(str(tmp_path / "run"), Console("plain"))
+    assert f"{paths[1]}: " in capsys.readouterr().err
 
 
-def test_of_a_finished_target_nothing_is_read_or_said_again(pool, tmp_path):
+@pytest.mark.parametrize("method", ["less", "raise"])
+def test_another_pool_is_compared_anew_also_where_the_targets_stages_are_taken_over(pool, tmp_path, method):
     run, rows = pool
     config = make_config(
-        {"method": "less", "target": [write_lines(tmp_path / "t.jsonl", list(examples(8, 0, ["add"])))]}
+        {"method": method, "target": [write_lines(tmp_path / "t.jsonl", list(examples(8, 0, ["add"])))]}
     )
-    assert like_pool(run, config, config.less, rows) is not None
-    run.stage("targets", {}, {}, lambda folder: StageResult())
-    assert like_pool(run, config, config.less, rows) is None
+    own = ingested(Run(tmp_path / "own", reuse=[str(tmp_path / "run")]), rows_table(FOREIGN))
+    compare = like_pool_of_policies if method == "raise" else partial(like_pool, settings=config.less)
+    first = compare(run, config, rows=rows).values[LIKENESS]
+    other = compare(Run(tmp_path / "own"), config, rows=own).values[LIKENESS]
+    assert [figures["script_share_of_pool"] for figures in (*first.values(), *other.values())] == [1.0, 0.0]
