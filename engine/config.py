@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from raysift.budget import parse_budget
 from raysift.checks import IngestConfig
 from raysift.errors import ConfigError
+from raysift.fingerprint import canonical
 from raysift.generation_settings import GenerationSettings
 from raysift.methods import METHODS, Selector
 from raysift.metrics import EvalConfig
@@ -200,17 +201,22 @@ def _read_yaml(file: str) -> dict[str, Any]:
 
 
 def _make_way(values: dict[str, Any], override: str) -> None:
-    """Takes out of a file's settings those which a preset or recipe on the command line decides; a seed is none of them."""
-    key, _, name = override.partition("=")
+    """Takes out of a complete file's settings those which a preset or recipe on the command line decides; a seed is none of
+    them. Settings of a file that names only some are a user's own, and stand beside the preset."""
+    key, _, text = override.partition("=")
     *path, last = key.strip().split(".")
     if last == "recipe":
         _forget_training(values, path)
     method = METHODS.get(path[0]) if last == "preset" and len(path) == 1 else None
-    if method is None or not isinstance(values.get(method.name), dict):
+    if method is None:
         return
-    for preset in method.presets.values():
-        _put_back(values[method.name], preset, method.Config().model_dump(mode="json"))
-    _put_back(values[method.name], method.presets.get(name.strip(), {}), {})
+    named = str(_read_value(text))
+    section = values.get(method.name)
+    if isinstance(section, dict) and method.Config.model_fields.keys() <= section.keys():
+        for name, preset in method.presets.items():
+            if name != named:
+                _put_back(section, preset, method.Config().model_dump(mode="json"), only_same=True)
+        _put_back(section, method.presets.get(named, {}), {})
     trains = values.get("method") == method.name and any("train" in preset for preset in method.presets.values())
     if trains and not _is_nano(values):
         _forget_training(values, ["train"])
@@ -220,20 +226,30 @@ def _forget_training(values: dict[str, Any], path: Sequence[str]) -> None:
     place: Any = values
     for section in path:
         place = place.get(section) if isinstance(place, dict) else None
-    if path and isinstance(place, dict):
+    if path and isinstance(place, dict) and TrainConfig.model_fields.keys() <= place.keys():
         for key in place.keys() - {"seed"}:
             del place[key]
 
 
-def _put_back(section: dict[str, Any], decided: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    """Gives what is decided its default, or takes it out where it has none."""
+def _put_back(
+    section: dict[str, Any], decided: Mapping[str, Any], defaults: Mapping[str, Any], only_same: bool = False
+) -> None:
+    """Gives what is decided its default, or takes it out where it has none; `only_same`: where it is as it was decided."""
     for key, value in decided.items():
-        own, default = section.pop(key, None), defaults.get(key)
+        if key not in section:
+            continue
+        own, default = section[key], defaults.get(key)
         if isinstance(own, dict) and isinstance(value, Mapping) and _is_more_of(own, value) and not value.keys() & _BAR:
-            section[key] = own
-            _put_back(own, value, default or {})
-        elif key in defaults:
-            section[key] = default
+            _put_back(own, value, default or {}, only_same)
+        elif not only_same or _same(own, value):
+            section.pop(key)
+            section |= {key: default} if key in defaults else {}
+
+
+def _same(own: Any, decided: Any) -> bool:
+    """Whether a complete file has what a preset decided; a bar's other form stands in it as null."""
+    named = {key: value for key, value in own.items() if value is not None} if isinstance(own, dict) else own
+    return canonical(named) == canonical(decided)
 
 
 def _set_dotted(values: dict[str, Any], override: str) -> None:
@@ -250,10 +266,14 @@ def _set_dotted(values: dict[str, Any], override: str) -> None:
             raise ConfigError(f"config: '{key}': '{section}' is a value, not a section.")
     for other in _BAR if last in _BAR else ():
         place.pop(other, None)
+    place[last] = _read_value(text)
+
+
+def _read_value(text: str) -> Any:
     try:
-        place[last] = yaml.safe_load(text)
+        return yaml.safe_load(text)
     except yaml.YAMLError:
-        place[last] = text
+        return text
 
 
 def _explain(problem: Any) -> str:

@@ -82,6 +82,25 @@ def test_a_preset_on_the_command_line_wins_over_a_complete_file_and_leaves_the_r
     assert load_config(file, {}, [f"{method}.preset={new}"]) == make_config(values | {method: own | {"preset": new}})
 
 
+def test_settings_of_a_file_that_names_few_stand_beside_a_preset_on_the_command_line(tmp_path):
+    own = {"scorer": {"model": "./my-reward"}, "necessity_newline": True, "generation": {"max_new_tokens": 64}}
+    values = {"method": "mods", "model": "./llama", "train": {"learning_rate": 1e-5}}
+    file = tmp_path / "mine.yaml"
+    for section in ({"mods": own}, {}):
+        file.write_text(yaml.safe_dump(values | section))
+        wanted = make_config(values | {"mods": section.get("mods", {}) | {"preset": "paper"}})
+        for name in ("paper", "'paper'", '"paper"'):
+            assert load_config(str(file), {}, [f"mods.preset={name}"]) == wanted
+    assert wanted.train == recipe("mods", learning_rate=1e-5)
+    assert load_config(str(file), {}, ["train.recipe=less"]).train == recipe("less", learning_rate=1e-5)
+
+
+def test_what_another_preset_decides_stays_where_a_complete_file_has_something_else(tmp_path):
+    file = complete(tmp_path, {"method": "mods", "mods": {"preset": "official", "generation": {"beams": 7}}})
+    mods = load_config(file, {}, ["mods.preset=paper"]).mods
+    assert (mods.necessity_newline, mods.second_coverage, mods.generation.beams) == (False, True, 7)
+
+
 def test_a_setting_deep_in_a_section_leaves_the_rest_of_the_preset(tmp_path):
     embedding = getattr(make_config({"raise": {"preset": "paper"}}), "raise").features.embedding
     given = {"raise": {"preset": "paper", "features": {"embedding": {"max_tokens": 64}}}}
