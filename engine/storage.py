@@ -7,14 +7,19 @@ a temporary name followed by a rename is the commit on a disk.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
 import pyarrow.fs as pafs
 
 from raysift.errors import DataError
+
+COPIED_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -76,16 +81,25 @@ class Location:
 
     def write(self, content: bytes | str) -> None:
         """Write whole or not at all: a reader never sees half a file, also after a crash or a full disk."""
-        data = content.encode("utf-8") if isinstance(content, str) else content
+        with self._whole() as stream:
+            stream.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+    def copy_from(self, source: Location) -> None:
+        """Write what another file holds, whole or not at all, a bounded part of it in memory at a time."""
+        with source.open_input() as content, self._whole() as stream:
+            shutil.copyfileobj(content, stream, COPIED_BYTES)
+
+    @contextlib.contextmanager
+    def _whole(self) -> Iterator[BinaryIO]:
         if not self.is_local:
             with self.fs.open_output_stream(self.path) as stream:
-                stream.write(data)
+                yield stream
             return
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         temporary = f"{self.path}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             with open(temporary, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self.path)

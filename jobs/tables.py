@@ -75,8 +75,7 @@ def relative(files: Sequence[Location], folder: Location) -> list[str]:
 
 def publish(source: Location, target: Location) -> None:
     """Put a stage's table at the top of the run folder, where people look for it."""
-    with source.open_input() as stream:
-        target.write(stream.read())
+    target.copy_from(source)
 
 
 def read_ids(files: Sequence[Location]) -> np.ndarray:

@@ -1,9 +1,11 @@
 """Local disk and object stores behave alike; a write is whole or not at all."""
 
 import pickle
+from itertools import pairwise
 
 import pytest
 
+from raysift import storage
 from raysift.errors import DataError
 from raysift.storage import open_location
 
@@ -41,6 +43,17 @@ def test_deleting_takes_the_whole_folder_and_nothing_twice(folder):
 def test_a_place_travels_to_another_process(folder):
     (folder / "x").write("1")
     assert pickle.loads(pickle.dumps(folder / "x")).read_text() == "1"
+
+
+def test_a_copy_is_the_same_bytes_whatever_its_size_and_where_it_goes(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "COPIED_BYTES", 7)
+    places = [open_location(tmp_path / "a"), open_location(f"file://{tmp_path}/b"), open_location("memory://copies/c")]
+    for content in (b"", bytes(range(256))):
+        places[0].write(content)
+        for source, target in pairwise([*places, places[0]]):
+            target.copy_from(source)
+            assert target.read_bytes() == content
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
