@@ -249,7 +249,7 @@ def _put_back(
 def _same(own: Any, decided: Any) -> bool:
     """Whether a complete file has what a preset decided; a bar's other form stands in it as null."""
     named = {key: value for key, value in own.items() if value is not None} if isinstance(own, dict) else own
-    return canonical(named) == canonical(decided)
+    return bool(canonical(named) == canonical(decided))
 
 
 def _set_dotted(values: dict[str, Any], override: str) -> None:

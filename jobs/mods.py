@@ -202,8 +202,12 @@ def _own_conversations(
     parts = (folder / "conversations").make_folder()
     files: list[Location] = []
     failed = 0
+    # Both lie in slices by id, so that few files of answers concern a chunk of rows.
+    ranges = [(place, ids.min(), ids.max()) for place in answers if len(ids := read_ids([place]))]
     for chunk in read_chunks(rows, [ID, MESSAGES]):
-        told = columns_in_order(answers, _TOLD, chunk[ID].to_numpy())
+        ids = chunk[ID].to_numpy()
+        near = [place for place, low, high in ranges if low <= ids.max() and high >= ids.min()]
+        told = columns_in_order(near, _TOLD, ids)
         answered = told[ERROR].is_null()
         sound, own = chunk.filter(answered), told[ANSWER].filter(answered)
         failed += len(chunk) - len(sound)
