@@ -145,8 +145,10 @@ def show_selection(run: Run, manifest: Manifest, console: Console) -> None:
 
 
 def _repeats(chosen: pa.Table, name: str) -> bool:
-    values = chosen[name].to_pylist()
-    return values in (chosen[RANK].to_pylist(), chosen[SCORE].to_pylist())
+    own, number = chosen[name], pa.float64()
+    if not (pa.types.is_integer(own.type) or pa.types.is_floating(own.type)):
+        return False
+    return any(own.cast(number).equals(chosen[other].cast(number)) for other in (RANK, SCORE))
 
 
 def show_evaluation(run: Run, console: Console) -> None:
