@@ -180,20 +180,46 @@ def _score_on_actors(
 def _judge_through_vllm(
     stage: str, run: Run, config: CommonConfig, settings: QualitySettings, files: Sequence[Location], folder: Location
 ) -> list[Location]:
-    model, limit, trusted = settings.scorer, settings.max_length, config.trust_remote_code
-    rules = {"settings": settings.judge, "max_length": limit, "trust_remote_code": trusted}
-    arguments: dict[str, Any] = {"model": model, **rules}
-    tokens = [number for _, number in flatten(load_rater(**arguments).spellings)]
-    request = Request(logprobs_of(tokens), LOGPROBS, beside={INPUT_TOKENS: 0, TRUNCATED: False})
+    arguments = judge_arguments(config, settings.scorer, settings.max_length, settings.judge)
+    return judge_through_vllm(
+        *(stage, run, config, files, folder, JudgeAsker, JudgeReader, arguments, load_rater(**arguments).spellings),
+        beside={INPUT_TOKENS: 0, TRUNCATED: False},
+    )
+
+
+def judge_arguments(config: CommonConfig, model: str, max_length: int | None, settings: Any) -> dict[str, Any]:
+    """What a judge's asking and reading actors are made with, where an engine holds its weights."""
+    return {
+        "model": model,
+        "settings": settings,
+        "max_length": max_length,
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+def judge_through_vllm(
+    stage: str,
+    run: Run,
+    config: CommonConfig,
+    files: Sequence[Location],
+    folder: Location,
+    asker: type[RowActor],
+    reader: type[RowActor],
+    arguments: dict[str, Any],
+    spellings: Mapping[str, Sequence[int]],
+    beside: Mapping[str, Any],
+) -> list[Location]:
+    """Rows whose reply is told by the probabilities of its first token's spellings; `beside` as in `Request`."""
+    model, limit, trusted = (arguments[name] for name in ("model", "max_length", "trust_remote_code"))
+    request = Request(logprobs_of([number for _, number in flatten(spellings)]), LOGPROBS, beside=beside)
 
     def answer(dataset: Dataset) -> Dataset:
         engine = build_engine(model, None, request, config.resources, limit, trusted)
-        return answer_through_engine(dataset, JudgeAsker, engine, JudgeReader, arguments, config.resources)
+        return answer_through_engine(dataset, asker, engine, reader, arguments, config.resources)
 
+    columns, shown = [ID, *asker.inputs], run.console.shows_progress
     with explained(stage):
-        return answer_rows(
-            files, [ID, *JudgeAsker.inputs], answer, folder, config.resources, progress=run.console.shows_progress
-        )
+        return answer_rows(files, columns, answer, folder, config.resources, progress=shown)
 
 
 def loading(config: CommonConfig) -> dict[str, Any]:

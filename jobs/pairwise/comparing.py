@@ -7,23 +7,18 @@ rows, which are joined again when all have come back, by the example and the ord
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import pyarrow as pa
-from ray.data import Dataset
 
 from raysift.actors.comparer import Comparer, join_orders, load_weigher
 from raysift.actors.contract import Failed, Row
-from raysift.actors.judge import flatten
-from raysift.actors.responder import LOGPROBS
 from raysift.actors.vllm_comparer import ComparisonAsker, ComparisonReader
 from raysift.config import CommonConfig
 from raysift.jobs.pairwise.sides import read_rows, write_table
-from raysift.jobs.quality import count_unparsable, loading
-from raysift.jobs.raydata import answer_rows, map_rows
+from raysift.jobs.quality import count_unparsable, judge_arguments, judge_through_vllm, loading
+from raysift.jobs.raydata import map_rows
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.tables import count_answers, count_true, relative
-from raysift.jobs.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
 from raysift.pairwise.rows import ORDER, ORDERS, order_key, rows_by_order
 from raysift.pairwise.settings import ComparisonSettings, WinRateSettings
 from raysift.records import ERROR, ID
@@ -43,8 +38,10 @@ def compare_answers(
     folder: Location,
 ) -> StageResult:
     """Every pair of answers of `rows_to_compare`, weighed in both orders; replies that are no verdict are counted and said."""
-    compare = _through_vllm if settings.judge.backend == "vllm" else _on_actors
-    answers = compare(stage, run, config, settings, asking, rows, folder)
+    if settings.judge.backend == "vllm":
+        answers = _through_vllm(stage, run, config, settings, asking, rows, folder)
+    else:
+        answers = _on_actors(run, config, settings, asking, rows, folder)
     counts = count_answers(stage, answers, len(rows)) | {"truncated": count_true(answers, TRUNCATED)}
     if counts["truncated"]:
         run.console.note(
@@ -59,7 +56,6 @@ def compare_answers(
 
 
 def _on_actors(
-    stage: str,
     run: Run,
     config: CommonConfig,
     settings: WinRateSettings,
@@ -82,22 +78,13 @@ def _through_vllm(
     rows: pa.Table,
     folder: Location,
 ) -> list[Location]:
-    model, limit, trusted = settings.judge_model, settings.judge.max_length, config.trust_remote_code
-    arguments: dict[str, Any] = {
-        "model": model, "settings": asking, "max_length": limit, "trust_remote_code": trusted
-    }  # fmt: skip
-    tokens = [number for _, number in flatten(load_weigher(**arguments).spellings)]
-    beside = {INPUT_TOKENS: 0, TRUNCATED: False, ORDER: ""}
-    request = Request(logprobs_of(tokens), LOGPROBS, beside=beside)
-
-    def answer(dataset: Dataset) -> Dataset:
-        engine = build_engine(model, None, request, config.resources, limit, trusted)
-        return answer_through_engine(dataset, ComparisonAsker, engine, ComparisonReader, arguments, config.resources)
-
     files = [write_table(rows_by_order(rows), folder / BY_ORDER_FILE)]
-    columns = [ID, *ComparisonAsker.inputs]
-    with explained(stage):
-        found = answer_rows(files, columns, answer, folder, config.resources, progress=run.console.shows_progress)
+    arguments = judge_arguments(config, settings.judge_model, settings.judge.max_length, asking)
+    spellings = load_weigher(**arguments).spellings
+    found = judge_through_vllm(
+        *(stage, run, config, files, folder, ComparisonAsker, ComparisonReader, arguments, spellings),
+        beside={INPUT_TOKENS: 0, TRUNCATED: False, ORDER: ""},
+    )
     count_answers(stage, found, len(rows) * len(ORDERS))
     return [write_table(_joined(rows, found), folder / JOINED_FILE)]
 

@@ -248,15 +248,14 @@ def test_a_comparing_judge_on_vllm_gives_the_verdicts_of_transformers_also_when_
     pytest.importorskip("vllm", reason="needs vLLM; see CONTRIBUTING.md for one without a GPU")
     from functools import partial
 
-    from raysift.jobs import vllm_stage
-    from raysift.jobs.pairwise import comparing
+    from raysift.jobs import quality, vllm_stage
 
     from .test_generation_vllm import finished_before, killed_once
 
     room = partial(vllm_stage.engine_arguments, max_length=900)
     monkeypatch.setattr(vllm_stage, "engine_arguments", lambda model, max_length, **others: room(model, **others))
-    interrupted = killed_once(comparing.build_engine, tmp_path / "vllm" / "judge", tmp_path / "killed", at=4)
-    monkeypatch.setattr(comparing, "build_engine", interrupted)
+    interrupted = killed_once(quality.build_engine, tmp_path / "vllm" / "judge", tmp_path / "killed", at=4)
+    monkeypatch.setattr(quality, "build_engine", interrupted)
     truth = list(references(test_file).items())
     wrong = [(name, f"{text[1:]} three") for name, text in truth]
     wrong[0] = (wrong[0][0], "three one two " * 500)
