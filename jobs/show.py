@@ -145,10 +145,12 @@ def show_selection(run: Run, manifest: Manifest, console: Console) -> None:
 
 
 def _repeats(chosen: pa.Table, name: str) -> bool:
-    own, number = chosen[name], pa.float64()
-    if not (pa.types.is_integer(own.type) or pa.types.is_floating(own.type)):
+    def numbers(column: str) -> pa.ChunkedArray:
+        return chosen[column].cast(pa.float64(), safe=False)  # ids fill all 64 bits
+
+    if not (pa.types.is_integer(chosen[name].type) or pa.types.is_floating(chosen[name].type)):
         return False
-    return any(own.cast(number).equals(chosen[other].cast(number)) for other in (RANK, SCORE))
+    return any(numbers(name).equals(numbers(other)) for other in (RANK, SCORE))
 
 
 def show_evaluation(run: Run, console: Console) -> None:
