@@ -172,7 +172,7 @@ class Generator(RowActor):
         mask = state["attention_mask"]
         if list(before) != list(range(len(mask))):
             kept = torch.tensor(before, device=mask.device)
-            state["past_key_values"].batch_select_indices(kept)
+            state["past_key_values"].reorder_cache(kept)  # which every kind of layer has
             mask = mask[kept]
             state |= {name: state[name][kept] for name in ("position_ids",) if name in state}
         state["input_ids"] = tokens.unsqueeze(1)
