@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from typing import Any
 
 import orjson
@@ -14,11 +15,13 @@ from raysift.records import MESSAGES, META, SOURCE
 
 
 def dump(value: Any) -> bytes:
-    """A value as JSON text; types that JSON lacks become text."""
+    """A value as JSON text that orjson reads; types that JSON lacks become text, NaN and the infinities null."""
     try:
         return orjson.dumps(value, default=_plain)
-    except TypeError:  # an integer beyond 64 bits
-        return json.dumps(value, default=_plain, ensure_ascii=False).encode("utf-8", "replace")
+    except TypeError:  # an integer beyond 64 bits, or more than 254 levels
+        text = json.dumps(value, default=_plain)
+        known = json.loads(text, parse_constant=lambda _: None, parse_int=_readable)
+        return json.dumps(known, ensure_ascii=False).encode("utf-8", "replace")
 
 
 def original_text(row: dict[str, Any]) -> str:
@@ -55,6 +58,11 @@ def _json_of(column: pa.ChunkedArray) -> pa.Array:
 
 def _needs_escapes(values: pa.Array) -> bool:
     return bool(pc.any(pc.match_substring_regex(values, r'["\\\x00-\x1f]')).as_py())
+
+
+def _readable(digits: str) -> int | str:
+    number = int(digits)
+    return number if abs(number) <= sys.float_info.max else digits
 
 
 def _plain(value: Any) -> Any:
