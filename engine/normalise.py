@@ -128,7 +128,7 @@ class Normaliser:
                 ends.append(len(roles))
                 sources.append(source)
                 told = given[number_here] if given else None
-                metas.append(dump({INPUT: told, **carried}) if told else meta)
+                metas.append(dump({INPUT: told} | carried | {INPUT: told}) if told else meta)  # it comes first
                 raws.append(raw_text)
                 placed.append(positions[number])
         return _Columns(

@@ -106,6 +106,12 @@ def test_other_layouts_with_an_input_keep_it_too(tmp_path, record):
     assert all(json.loads(row[META]).keys() - {"input"} == record.keys() & {"name", "rejected"} for row in rows)
 
 
+def test_an_instances_own_input_counts_beside_a_column_of_that_name(tmp_path):
+    instances = [{"input": "i", "output": "a"}, {"input": "", "output": "b"}]
+    rows, _ = _ingest(tmp_path, [{"instruction": "q", "input": "none of these", "instances": instances}])
+    assert [split_input(conversation_of(row)[0]) for row in rows] == [("q", "i"), ("q", "")]
+
+
 def test_renamed_columns_and_tables_have_inputs_as_well(tmp_path):
     import pyarrow.parquet as pq
 
