@@ -2,11 +2,11 @@
 
 Let g be a row's gradient as one vector, parameters in the order of `ParameterLayout`, and i an index into it.
 
-- *sketch* (default): block k = i // d, place j = i % d; out[(j + shift_k) mod d] += sign_i g_i. One pass over g, no
+- *sketch*: block k = i // d, place j = i % d; out[(j + shift_k) mod d] += sign_i g_i. One pass over g, no
   matrix. E<Sx, Sy> = <x, y>, and Var <Sx, Sy> = 1/d sum over blocks k != l of (|x_k|^2 |y_l|^2 + <x_k, y_k> <x_l,
   y_l>), which is never more than that of the dense matrix but for the coordinates that the latter's diagonal spares.
 - *rademacher*: out = R g / sqrt(d) with a dense matrix of signs, as LESS has it through TRAK, drawn block by block.
-- *signs*: the sketch, rotated so that its numbers are alike (`rotation`); the store keeps their signs (`vectors`).
+- *signs* (default): the sketch, rotated so that its numbers are alike (`rotation`); the store keeps their signs (`vectors`).
 - *none*: the gradient itself.
 
 Signs and shifts are bits of splitmix64 at a counter, drawn on the host: the same on every device, in any process, for
