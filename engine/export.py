@@ -4,6 +4,9 @@
 `original` gives back each record's own text, byte for byte where it came from JSON lines; a row that had none (plain
 messages in Parquet) is rebuilt from messages, source and meta. `alpaca` knows no tools: a row with a tool's message is
 an error, not a guess. Beside the file lie `dataset_info.json` for LLaMA-Factory and a dataset card.
+
+Ingested again, `messages` and `parquet` give the same rows (id, source, messages, meta; `parquet` the original text, too),
+`alpaca` the same but for source and meta, of which it keeps the input, and `sharegpt` ids and messages.
 """
 
 from __future__ import annotations

@@ -20,13 +20,14 @@ import pyarrow.compute as pc
 
 from raysift.checks import IngestConfig, find_reasons, trim_trailing
 from raysift.files import BadFile, SourceFile, line_of
-from raysift.formats.layout import Layout
+from raysift.formats.layout import Layout, carried_of
 from raysift.formats.problem import RecordProblem, kind_of
+from raysift.formats.turns import Turns
 from raysift.given_input import INPUT
-from raysift.identity import canonical_role, row_ids
+from raysift.identity import canonical_role, row_id, row_ids
 from raysift.json_text import dump, dump_rows, original_text
 from raysift.reading import Batch, Problem, RecordsBatch, TableBatch, TextBatch
-from raysift.records import ID, MESSAGE, MESSAGES, META, RAW, ROLES, ROWS, SOURCE
+from raysift.records import ID, MESSAGE, MESSAGES, META, RAW, ROLES, ROWS, SOURCE, Message
 
 POSITION = "position"
 PLACED_ROWS = ROWS.append(pa.field(POSITION, pa.int64(), nullable=False))
@@ -117,10 +118,14 @@ class Normaliser:
                 problems.append(Problem(positions[number], problem.reason, problem.message, raw))
                 continue
             source = self._source_of(record)
-            carried = {} if record.keys() <= own else {key: value for key, value in record.items() if key not in own}
+            is_row = META in record and _is_row(record, conversations[0])
+            carried = carried_of(record, own | {ID, RAW} if is_row else own)
             meta = dump(carried) if carried else None
             given = inputs(record) if inputs else ()
-            raw_text = (texts[number] if texts else dump(records[number])) if keep_raw else None
+            if is_row and RAW in record:
+                raw_text = record[RAW].encode() if keep_raw and record[RAW] else None
+            else:
+                raw_text = (texts[number] if texts else dump(records[number])) if keep_raw else None
             for number_here, turns in enumerate(conversations):
                 for role, content in turns:
                     roles.append(role)
@@ -145,7 +150,8 @@ class Normaliser:
         """The columnar way, for a column of lists of {role, content}; None where any value needs a closer look."""
         table = batch.table.rename_columns([self._field_of.get(name, name) for name in batch.table.column_names])
         fields = [name for name in ("messages", "conversations") if name in table.column_names]
-        if self.layout.name not in ("messages", "sharegpt") or len(fields) != 1 or "system" in table.column_names:
+        closer = not {"system", META}.isdisjoint(table.column_names)
+        if self.layout.name not in ("messages", "sharegpt") or len(fields) != 1 or closer:
             return None
         lists = pc.cast(table[fields[0]], pa.large_list(table[fields[0]].type.value_type)) if _is_list(
             table[fields[0]].type
@@ -326,6 +332,13 @@ def _start_of(file: SourceFile, text: bytes, end: int) -> int:
     window = max(0, end - len(text) - 65536)
     found = b"".join(read_blocks(file, window, end)).rfind(text)
     return window + found if found >= 0 else end - len(text)
+
+
+def _is_row(record: dict[str, Any], turns: Turns) -> bool:
+    """Whether the record is a row as an export wrote it, told by the id of its conversation: that, and its raw, are no meta."""
+    if type(record.get(ID)) is not int or not isinstance(record.get(RAW), str | None):
+        return False
+    return bool(record[ID] == row_id(Message(canonical_role(role) or role, content) for role, content in turns))
 
 
 def _canonical(roles: pa.Array) -> tuple[npt.NDArray[np.int8], pa.Array]:

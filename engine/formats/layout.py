@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from raysift.formats.turns import Turns
+from raysift.records import META
 
 Record = dict[str, Any]
 
@@ -31,3 +35,30 @@ class Layout:
 def needs(*choices: str) -> tuple[frozenset[str], ...]:
     """`needs("prompt completion", "prompt response")`: either both of the first or both of the second."""
     return tuple(frozenset(choice.split()) for choice in choices)
+
+
+def carried_of(record: Record, used: AbstractSet[str]) -> Record:
+    """What meta keeps of a record: all but the fields used up by the conversation.
+
+    A column `meta` that is an object or null, or the JSON text of an object, is what meta already means: its keys lie beside
+    the others, which count where both have one.
+    """
+    if record.keys() <= used:
+        return {}
+    carried = {key: value for key, value in record.items() if key not in used}
+    inner = _object_of(carried.get(META))
+    if inner is None:
+        return carried
+    carried.pop(META, None)
+    return inner | carried
+
+
+def _object_of(value: Any) -> Record | None:
+    """The object that a value is, or holds as JSON text; null is an empty one."""
+    if isinstance(value, str):
+        try:
+            value = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            return None
+        return value if isinstance(value, dict) else None
+    return {} if value is None else value if isinstance(value, dict) else None

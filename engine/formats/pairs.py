@@ -6,12 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import orjson
-
 from raysift.chunks import chunk_bytes_for, plan_file
 from raysift.errors import ConfigError, DataError
 from raysift.files import SourceFile, find_files
 from raysift.formats import preference
+from raysift.formats.layout import carried_of
 from raysift.formats.problem import RecordProblem
 from raysift.formats.turns import Turns
 from raysift.identity import canonical_role
@@ -105,10 +104,9 @@ def make_pair(record: dict[str, Any], subtask: str | None = None, keep_identical
         raise RecordProblem("empty_rejected" if better.strip() else "empty_chosen", "an answer is blank")
     if better.strip() == worse.strip() and not keep_identical:
         raise RecordProblem("identical", "chosen and rejected are the same")
-    used = preference.LAYOUT.fields | {"rejected"}
-    meta = {key: value for key, value in record.items() if key not in used}
-    name = meta.get(subtask or "subtask")
-    return Pair(messages, better, worse, subtask="all" if name is None else str(name), meta=_flattened(meta))
+    name = record.get(subtask or "subtask")
+    meta = carried_of(record, preference.LAYOUT.fields | {"rejected"})
+    return Pair(messages, better, worse, subtask="all" if name is None else str(name), meta=meta)
 
 
 def _messages(turns: Turns) -> tuple[Message, ...]:
@@ -119,19 +117,6 @@ def _messages(turns: Turns) -> tuple[Message, ...]:
             raise RecordProblem("unknown_role", "a message has an unknown role")
         messages.append(Message(canonical, content))
     return tuple(messages)
-
-
-def _flattened(meta: dict[str, Any]) -> dict[str, Any]:
-    """A column `meta` that holds an object, or the JSON text of one, is what meta already means."""
-    inner = meta.get("meta")
-    if isinstance(inner, str):
-        try:
-            inner = orjson.loads(inner)
-        except orjson.JSONDecodeError:
-            return meta
-    if not isinstance(inner, dict):
-        return meta
-    return inner | {key: value for key, value in meta.items() if key != "meta"}
 
 
 def _read_records(

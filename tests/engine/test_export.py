@@ -11,6 +11,7 @@ from raysift.errors import ConfigError, DataError
 from raysift.export import SHAPES, dataset_info, write_export, write_rows
 from raysift.files import find_files
 from raysift.formats import recognise
+from raysift.given_input import conversation_of
 from raysift.identity import row_id
 from raysift.normalise import Normaliser
 from raysift.reading import read_chunk
@@ -72,6 +73,82 @@ def test_rows_keep_their_ids_through_every_shape(tmp_path, shape):
     path = tmp_path / f"out.{'parquet' if shape == 'parquet' else 'jsonl'}"
     assert write_rows([table], open_location(path), shape) == 2
     assert _ingest(path)["id"].to_pylist() == table["id"].to_pylist()
+
+
+TALK = {"instruction": "Sort.", "input": "b a", "output": "a b"}
+FOREIGN = [
+    TALK,
+    {**TALK, "input": ""},
+    {**TALK, "input": "c", "kind": 7, "id": "their own"},
+    {**TALK, "input": "d", "meta": {"k": [1, None], "input": "not the one"}},
+    {**TALK, "input": "", "meta": '{"k": 1, "meta": {"deep": 2}}', "k": 2},
+    {**TALK, "input": "e", "meta": 3},
+    {**TALK, "input": "f", "meta": "no JSON"},
+    {**TALK, "input": "g", "meta": "null"},
+    {**TALK, "input": "h", "meta": None, "raw": "a column of this name"},
+]
+
+
+def _written(table, tmp_path, shape):
+    path = tmp_path / f"{shape}.{'parquet' if shape == 'parquet' else 'jsonl'}"
+    write_rows([table], open_location(path), shape)
+    return path
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "parquet"])
+def test_rows_that_are_ingested_again_are_the_same_rows(tmp_path, shape):
+    """Alpaca records keep no column but their own, ShareGPT records not even the input."""
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in FOREIGN))
+    rows = _ingest(tmp_path / "in.jsonl")
+    again = _ingest(_written(rows, tmp_path, shape))
+    kept = ["id", "messages"] + (["source", "meta"] if shape in ("messages", "parquet") else [])
+    assert again.select(kept).equals(rows.select(kept))
+    if shape == "alpaca":
+        assert [conversation_of(row) for row in again.to_pylist()] == [conversation_of(row) for row in rows.to_pylist()]
+    if shape == "parquet":
+        assert again.equals(rows)
+    first, second = (_written(table, tmp_path, "original").read_bytes() for table in (rows, again))
+    assert first == (tmp_path / "in.jsonl").read_bytes()
+    lines_of = tmp_path / ("in.jsonl" if shape in ("parquet", "original") else f"{shape}.jsonl")
+    assert second == lines_of.read_bytes()
+
+
+def test_meta_is_what_a_column_of_that_name_means(tmp_path):
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(record) + "\n" for record in FOREIGN))
+    metas = [meta and json.loads(meta) for meta in _ingest(tmp_path / "in.jsonl")["meta"].to_pylist()]
+    assert metas == [
+        {"input": "b a"},
+        None,
+        {"input": "c", "kind": 7, "id": "their own"},
+        {"input": "d", "k": [1, None]},
+        {"k": 2, "meta": {"deep": 2}},
+        {"input": "e", "meta": 3},
+        {"input": "f", "meta": "no JSON"},
+        {"input": "g", "meta": "null"},
+        {"input": "h", "raw": "a column of this name"},
+    ]
+
+
+def test_tables_with_a_meta_column_are_read_like_records(tmp_path):
+    import pyarrow.parquet as pq
+
+    table = _table([TURNS, TURNS[1:3]], metas=['{"k":1}', None]).append_column("n", pa.array([1, 2]))
+    pq.write_table(table, tmp_path / "in.parquet")
+    rows = _ingest(tmp_path / "in.parquet")
+    assert rows["meta"].to_pylist() == ['{"k":1,"n":1}', '{"n":2}']
+    structs = table.set_column(3, "meta", pa.array([{"k": 1}, None]))
+    pq.write_table(structs.drop_columns(["id", "raw"]), tmp_path / "in.parquet")
+    assert _ingest(tmp_path / "in.parquet")["meta"].equals(rows["meta"])
+
+
+def test_an_edited_row_is_a_record_of_its_own(tmp_path):
+    """Its id and its raw are another conversation's, and stay as the columns that they are."""
+    row = _table([TURNS], raws=["as it was"], metas=['{"k":1}']).to_pylist()[0]
+    row["messages"][-1]["content"] = "edited"
+    (tmp_path / "in.jsonl").write_text(json.dumps(row) + "\n")
+    (found,) = _ingest(tmp_path / "in.jsonl").to_pylist()
+    assert found["id"] != row["id"] and found["raw"] == json.dumps(row)
+    assert json.loads(found["meta"]) == {"k": 1, "id": row["id"], "raw": "as it was"}
 
 
 def test_passthrough_columns_survive(tmp_path):
