@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from raysift.actors.language_model import local_copy
 from raysift.actors.loaded import LoadedModel, load, longest_input
 from raysift.errors import ModelError
+from raysift.given_input import prompt_of
 from raysift.gradient_settings import AdamSettings, ProjectionSettings
 from raysift.methods.uniform import seed_for
 from raysift.moments import load_moments
-from raysift.records import Message, Pair
+from raysift.records import Example, Pair
 from raysift.storage import Location
 from raysift.store import checkpoint_hash
 from raysift.templates import IGNORED, encode_conversation
@@ -119,14 +120,14 @@ class CheckpointedModel:
         """
         from raysift.preference import TokenPair
 
-        chosen, one_cut = self.encode_answer(number, pair.prompt, pair.chosen, end_prompt)
-        rejected, other_cut = self.encode_answer(number, pair.prompt, pair.rejected, end_prompt)
+        chosen, one_cut = self.encode_answer(number, pair, pair.chosen, end_prompt)
+        rejected, other_cut = self.encode_answer(number, pair, pair.rejected, end_prompt)
         return TokenPair(number, chosen, rejected, pair.subtask, one_cut or other_cut)
 
     def encode_answer(
-        self, number: int, prompt: Sequence[Message], answer: str, end_prompt: bool = False
+        self, number: int, target: Pair | Example, answer: str, end_prompt: bool = False
     ) -> tuple[TokenRow, bool]:
-        """Prompt and answer with labels on the answer alone, and whether tokens of the answer were cut off.
+        """A target's prompt and an answer with labels on the answer alone, and whether tokens of the answer were cut off.
 
         The two are told apart before they are cut: an answer past the longest input leaves no token that counts.
         """
@@ -134,8 +135,7 @@ class CheckpointedModel:
 
         from raysift.gradients import TokenRow
 
-        turns = [{"role": m.role, "content": m.content} for m in prompt]
-        messages = [*turns, {"role": "assistant", "content": answer}]
+        messages = [*prompt_of(target), {"role": "assistant", "content": answer}]
         whole = encode_conversation(self.tokenizer, messages, sys.maxsize, self.template)
         ids, labels = np.asarray(whole.input_ids), np.asarray(whole.labels)
         counted = np.flatnonzero(labels != IGNORED)

@@ -21,6 +21,7 @@ from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.loaded import LoadedModel, budget_on, end_tokens, load, longest_input, takes
 from raysift.actors.prompts import ANSWER, FINISHED, NEW_TOKENS, Prompts, row_seed, vocabulary_size
 from raysift.errors import ConfigError
+from raysift.given_input import conversation_of
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
 
@@ -39,6 +40,7 @@ class Generator(RowActor):
     """
 
     inputs = (MESSAGES,)
+    tells_inputs = True
     outputs = pa.schema([(ANSWER, pa.string()), (NEW_TOKENS, pa.int64()), (FINISHED, pa.bool_())])
 
     def __init__(
@@ -212,4 +214,4 @@ class Generator(RowActor):
         return torch.Generator().manual_seed(row_seed(self.seed, row))
 
     def _encode(self, row: Row) -> list[int] | Failed:
-        return self.prompts.encode(row[MESSAGES])
+        return self.prompts.encode(conversation_of(row))

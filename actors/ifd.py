@@ -38,7 +38,6 @@ class LastAnswer(Scorer):
     """The loss of the last answer of `messages` with and without what precedes it; `weigh` says what becomes of it."""
 
     inputs = (MESSAGES,)
-    tells_inputs = True
     stage: ClassVar[str] = "ifd"
     remedy: ClassVar[str] = "use without_prompt=bos"
     """What to do where the chat template refuses an empty question."""

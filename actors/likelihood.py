@@ -14,6 +14,7 @@ import pyarrow as pa
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.loaded import NO_LIMIT, LoadedModel, budget_on, load, longest_input
 from raysift.errors import DataError
+from raysift.given_input import conversation_of
 from raysift.records import MESSAGES
 from raysift.storage import Location
 from raysift.templates import IGNORED, Encoded, encode_conversation
@@ -37,6 +38,8 @@ MAX_LOGITS = 2**29
 
 class Scorer(RowActor):
     """A causal language model, and the log-probability of the labels of any number of conversations."""
+
+    tells_inputs = True
 
     def __init__(
         self,
@@ -104,7 +107,7 @@ class Likelihood(Scorer):
         return answers
 
     def _encode(self, row: Row) -> list[Encoded] | Failed:
-        prompt = row[MESSAGES]
+        prompt = conversation_of(row)
         try:
             spoken = 0
             if any(message["role"] == "assistant" for message in prompt):
@@ -136,7 +139,7 @@ class AnswerLoss(Scorer):
 
     def _encode(self, row: Row) -> Encoded | Failed:
         try:
-            encoded = encode_conversation(self.tokenizer, row[MESSAGES], self.longest, self.template)
+            encoded = encode_conversation(self.tokenizer, conversation_of(row), self.longest, self.template)
         except DataError as error:
             return Failed(str(error), of_the_row=True)
         if not encoded.has_labels:

@@ -34,15 +34,13 @@ NOT_ASKED = "not asked: "
 class Responder(Generator):
     """Answers the question of each conversation: its messages without the assistant's last turn."""
 
-    tells_inputs = True
-
     def __init__(self, model: Any, *, top_p: float = 1.0, **settings: Any) -> None:
         super().__init__(model, **settings)
         self.top_p = top_p
 
     def _encode(self, row: Row) -> list[int] | Failed:
         try:
-            return super()._encode({**row, MESSAGES: question_of(conversation_of(row))})
+            return super()._encode({**row, MESSAGES: question_of(row[MESSAGES])})
         except DataError as error:
             return Failed(str(error), of_the_row=True)
 

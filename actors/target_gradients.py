@@ -122,7 +122,7 @@ class TargetGradients:
         answer = reference_answer(example)
         if answer is None:
             raise DataError(f"targets: example '{example.id}' has no right answer, so it has no loss to lower.")
-        row, cut = self.model.encode_answer(number, example.prompt, answer)
+        row, cut = self.model.encode_answer(number, example, answer)
         return TokenExample(row, example.subset or example.task, cut)
 
 

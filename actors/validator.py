@@ -20,7 +20,7 @@ from raysift.actors.step_trainer import autocast, copy_weights, trainable_parame
 from raysift.actors.trainee import build_placed, own_settings
 from raysift.errors import DataError, StageError
 from raysift.recipes import TrainConfig
-from raysift.records import ID, MESSAGES
+from raysift.records import ID, MESSAGES, META
 from raysift.storage import Location
 
 BATCH_TOKENS = 2048
@@ -106,7 +106,8 @@ def cut_batches(rows: EncodedRows, tokens: int) -> list[list[int]]:
 
 def _encoded(rows: pa.Table, config: TrainConfig, model: str, place: Place) -> EncodedRows:
     encode = EncodeRows(model, config.template, config.max_length, place.trust_remote_code)
-    sound, rest = split_trainable(encode(rows.select([ID, MESSAGES])))
+    columns = [ID, MESSAGES, *({META} & {*rows.column_names})]
+    sound, rest = split_trainable(encode(rows.select(columns)))
     if len(rest) or not len(sound):
         reason = f"the first, id {rest[ID][0]}, says: {rest['message'][0]}" if len(rest) else "there are none"
         raise DataError(

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from raysift.errors import DataError, StageError
 from raysift.examples import example_key, reference_answer, require_answerable, sample_examples
+from raysift.given_input import told_meta
 from raysift.intervals import Interval, mean_interval, ratio_interval, wilson_interval
 from raysift.metrics import (
     CHOICE_METRICS,
@@ -28,7 +29,7 @@ from raysift.metrics import (
     pick_choice,
     score_choice,
 )
-from raysift.records import ERROR, ID, MESSAGE, MESSAGES, Example, Message
+from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META, Example, Message
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -56,7 +57,9 @@ ANSWERS = pa.schema(
     ]
 )
 
-_ROWS = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE)), ("choices", pa.list_(pa.string()))])
+_ROWS = pa.schema(
+    [(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE)), (META, pa.string()), ("choices", pa.list_(pa.string()))]
+)
 
 Answer = Mapping[str, Any]
 Record = Mapping[str, Any]
@@ -161,15 +164,15 @@ def question_rows(examples: Sequence[Example], config: EvalConfig) -> dict[str, 
     """The rows of each pass over a model; a pass without rows is left out."""
     rows: dict[str, list[dict[str, Any]]] = {GENERATE: [], CHOOSE: [], LOSS: []}
     for example in examples:
-        key = example_key(example.id)
+        row = {ID: example_key(example.id), META: told_meta(example)}
         if example.metric in METRICS:
-            rows[GENERATE].append({ID: key, MESSAGES: _plain(example.prompt)})
+            rows[GENERATE].append({**row, MESSAGES: _plain(example.prompt)})
         elif example.metric in CHOICE_METRICS:
-            rows[CHOOSE].append({ID: key, **_choice_question(example, config)})
+            rows[CHOOSE].append({**row, **_choice_question(example, config)})
         answer = reference_answer(example)
         if config.answer_loss and is_scored(example.metric) and answer:
             messages = (*example.prompt, Message("assistant", answer))
-            rows[LOSS].append({ID: key, MESSAGES: _plain(messages)})
+            rows[LOSS].append({**row, MESSAGES: _plain(messages)})
     return {name: pa.Table.from_pylist(found, schema=_ROWS) for name, found in rows.items() if found}
 
 

@@ -4,6 +4,8 @@ Ingest joins instruction and input into one message of the user, so that a conve
 the input in meta beside it. The template `alpaca`, whose two forms differ by it, finds it in the message itself, where
 `conversation_of` puts it; every other template passes it over.
 
+Preference pairs and examples have it in a meta of their own, so that targets are shown as rows are.
+
 The input counts where the last message of the user ends with it after a blank line: a column of this name that has nothing
 to do with the conversation does no harm. Of twins that differ only in where their input begins, ingest keeps one.
 """
@@ -15,7 +17,8 @@ from typing import Any
 
 import orjson
 
-from raysift.records import MESSAGES, META
+from raysift.json_text import dump
+from raysift.records import MESSAGES, META, Example, Pair
 
 INPUT = "input"
 TOLD_APART_BY = "alpaca"
@@ -43,6 +46,17 @@ def conversation_of(row: Mapping[str, Any]) -> list[Message]:
         return messages
     carried = orjson.loads(meta)
     return mark_input(messages, carried.get(INPUT) if isinstance(carried, dict) else None)
+
+
+def prompt_of(target: Pair | Example) -> list[Message]:
+    """The turns before a target's answer, the input of its meta told apart as in a row."""
+    return mark_input([{"role": m.role, "content": m.content} for m in target.prompt], target.meta.get(INPUT))
+
+
+def told_meta(target: Pair | Example) -> str | None:
+    """The meta of a row that is made of a target's prompt: its input, if it has one."""
+    given = target.meta.get(INPUT)
+    return dump({INPUT: given}).decode() if isinstance(given, str) and given else None
 
 
 def mark_input(messages: Sequence[Message], given: Any) -> list[Message]:

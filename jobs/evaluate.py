@@ -34,7 +34,7 @@ from raysift.evaluation import (
 )
 from raysift.intervals import Interval, mean_interval, ratio_interval
 from raysift.metrics import EvalConfig
-from raysift.records import ERROR, ID, MESSAGES, Example
+from raysift.records import ERROR, ID, Example
 from raysift.resources import Resources
 from raysift.storage import Location
 
@@ -143,7 +143,7 @@ def validation_loss(
 def validation_loss_here(rows: pa.Table, model: str | LoadedModel, config: EvalConfig) -> LossReport:
     """The same for a table of rows in this process."""
     started = time.perf_counter()
-    answers = AnswerLoss(**_arguments(LOSS, config, model))(rows.select([ID, MESSAGES]))
+    answers = AnswerLoss(**_arguments(LOSS, config, model))(rows)
     return _loss_report(answers, config, time.perf_counter() - started)
 
 

@@ -13,6 +13,7 @@ from raysift.formats import preference
 from raysift.formats.layout import carried_of
 from raysift.formats.problem import RecordProblem
 from raysift.formats.turns import Turns
+from raysift.given_input import INPUT
 from raysift.identity import canonical_role
 from raysift.records import Message, Pair
 
@@ -106,6 +107,8 @@ def make_pair(record: dict[str, Any], subtask: str | None = None, keep_identical
         raise RecordProblem("identical", "chosen and rejected are the same")
     name = record.get(subtask or "subtask")
     meta = carried_of(record, preference.LAYOUT.fields | {"rejected"})
+    if record.get(INPUT):
+        meta[INPUT] = record[INPUT]
     return Pair(messages, better, worse, subtask="all" if name is None else str(name), meta=meta)
 
 

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from raysift.examples import example_key
-from raysift.records import ERROR, ID, MESSAGE, MESSAGES, Example
+from raysift.given_input import told_meta
+from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META, Example
 from raysift.scoring.questions import Message
 
 ORDERS = ("own_first", "against_first")
@@ -56,7 +57,8 @@ ORDER = "order"
 
 def rows_to_answer(examples: Iterable[Example]) -> pa.Table:
     """The examples as conversations that lack their answer."""
-    return pa.Table.from_pylist([{ID: example_key(e.id), MESSAGES: _plain(e)} for e in examples], schema=ASKED)
+    rows = [{ID: example_key(e.id), MESSAGES: _plain(e), META: told_meta(e)} for e in examples]
+    return pa.Table.from_pylist(rows, schema=ASKED.append(pa.field(META, pa.string())))
 
 
 def rows_to_score(questions: Iterable[Question]) -> pa.Table:

@@ -21,6 +21,7 @@ from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
 from raysift.examples import example_key, read_examples, reference_answer
 from raysift.fingerprint import file_fingerprint
+from raysift.given_input import told_meta
 from raysift.jobs.policy.episodes import ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
 from raysift.jobs.run import Run, StageResult
@@ -35,13 +36,13 @@ from raysift.policy.drawing import FINAL_DRAW, Draw
 from raysift.policy.pool import PolicyPool, positions, read_pool
 from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, load_policy
 from raysift.policy.state import Episode
-from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, Example
+from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, META, Example
 from raysift.storage import Location, open_location
 
 ROUNDS = "rounds"
 CURRICULUM, CURRICULUM_ROWS, PICKS_LOG = "curriculum.parquet", "curriculum.jsonl", "log.parquet"
 _ENCODED = [ID, INPUT_IDS, COUNTED, ERROR]
-_TARGET = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE))])
+_TARGET = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE)), (META, pa.string())])
 
 
 def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
@@ -120,10 +121,11 @@ def target_rows(examples: Sequence[Example]) -> tuple[pa.Table, int]:
         answer = reference_answer(example)
         if answer:
             turns = [{"role": message.role, "content": message.content} for message in example.prompt]
+            turns.append({"role": "assistant", "content": answer})
             key = example_key(example.id)
             if key in rows:
                 raise DataError(f"validation: two examples have the id '{example.id}'; ids must be unique.")
-            rows[key] = {ID: key, MESSAGES: [*turns, {"role": "assistant", "content": answer}]}
+            rows[key] = {ID: key, MESSAGES: turns, META: told_meta(example)}
     return pa.Table.from_pylist([rows[key] for key in sorted(rows)], schema=_TARGET), len(examples) - len(rows)
 
 

@@ -18,6 +18,8 @@ from raysift.actors.checkpointed import Checkpoint, CheckpointedModel, find_mome
 from raysift.actors.row_gradients import CUT, MATCHES, VECTORS, GradientMatch, GradientVectors
 from raysift.actors.target_gradients import TargetGradients, save_targets
 from raysift.errors import DataError, ModelError
+from raysift.formats.pairs import make_pair
+from raysift.given_input import conversation_of
 from raysift.gradient_settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.moments import Moments, save_moments
 from raysift.records import ERROR, ID, MESSAGES, Example, Message, Pair
@@ -164,8 +166,8 @@ def damaged(world, tmp_path, change):
     return checkpoint(tmp_path)
 
 
-def load(world, *points, model=None):
-    return CheckpointedModel(model or base(world), points, ADAM, **LOADING)
+def load(world, *points, model=None, **more):
+    return CheckpointedModel(model or base(world), points, ADAM, **LOADING | more)
 
 
 def test_nan_in_a_checkpoint_is_named(world, tmp_path):
@@ -251,9 +253,26 @@ def test_answers_past_the_longest_input_leave_no_label_and_not_those_of_the_prom
 
 def test_of_an_examples_turns_only_the_right_answer_counts(world):
     prompt = (Message("user", "which"), Message("assistant", "what?"), Message("user", "that"))
-    row, cut = load(world, checkpoint(world)).encode_answer(7, prompt, "yes")
-    one_turn, _ = load(world, checkpoint(world)).encode_answer(7, prompt[2:], "yes")
+    model, example = load(world, checkpoint(world)), Example("1", "t", prompt, "exact_match", reference="yes")
+    row, cut = model.encode_answer(7, example, "yes")
+    one_turn, _ = model.encode_answer(7, replace(example, prompt=prompt[2:]), "yes")
     assert (row.id, row.n_labels, cut) == (7, one_turn.n_labels, False)
+
+
+@pytest.mark.parametrize("given", ["i", ""])
+def test_a_target_and_a_row_of_one_record_are_shown_by_the_same_prompt(world, given):
+    model = load(world, checkpoint(world), template="alpaca", max_length=400)
+    record = {"instruction": "q", "input": given, "chosen": "a", "rejected": "b"}
+    pair = model.encode_pair(1, make_pair(record), end_prompt=False)
+    meta = json.dumps({"input": given}) if given else None
+    asked = "q\n\ni" if given else "q"
+    row = {MESSAGES: conversation(1, "a", asked)[MESSAGES], "meta": meta}
+    wanted = model.encode(1, conversation_of(row))
+    example = Example("1", "t", (Message("user", asked),), "exact_match", reference="a", meta={"input": given})
+    for found in (pair.chosen, model.encode_answer(1, example, "a")[0]):
+        np.testing.assert_array_equal(found.input_ids, wanted.input_ids)
+        np.testing.assert_array_equal(found.labels, wanted.labels)
+    assert (len(wanted) == len(model.encode(1, row[MESSAGES]))) == (not given)
 
 
 def test_examples_with_choices_pull_towards_the_right_choice_in_words(world):

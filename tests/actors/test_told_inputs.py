@@ -5,11 +5,15 @@ import pytest
 
 from raysift.actors.difficulty import Difficulty
 from raysift.actors.effective_batches import EncodeRows
+from raysift.actors.generator import Generator
 from raysift.actors.ifd import Ifd
 from raysift.actors.lengths import TokenLengths
+from raysift.actors.likelihood import AnswerLoss, Likelihood
 from raysift.actors.responder import Asker, Responder
 from raysift.actors.row_gradients import GradientVectors
-from raysift.records import ID, MESSAGES, META, ROWS
+from raysift.examples import example_key
+from raysift.given_input import conversation_of
+from raysift.records import ID, MESSAGES, META, ROWS, Example, Message
 from raysift.scoring.settings import IfdSettings
 from raysift.templates import ALPACA_INPUT_PREAMBLE, ALPACA_PREAMBLE
 
@@ -51,11 +55,42 @@ def test_prompts_are_longer_by_the_words_of_the_other_form(folder, actor, argume
 @pytest.mark.parametrize(
     ("actor", "arguments", "columns"),
     [
+        (Generator, {"template": "alpaca", "max_new_tokens": 12}, ["answer"]),
         (Responder, {"template": "alpaca", "max_new_tokens": 12}, ["answer"]),
+        (AnswerLoss, {"template": "alpaca"}, ["loss"]),
+        (Likelihood, {"template": "alpaca"}, ["choice_logprobs"]),
         (Ifd, {"settings": IfdSettings(template="alpaca")}, ["ifd"]),
     ],
 )
 def test_what_a_model_makes_of_both_forms_differs(folder, actor, arguments, columns):
-    told, joined = actor(folder, **arguments)(rows()).select(columns).to_pylist()
+    choices = pa.array([["a", "b"]] * 2)
+    told, joined = actor(folder, **arguments)(rows().append_column("choices", choices)).select(columns).to_pylist()
     assert told != joined and actor.tells_inputs
     assert GradientVectors.tells_inputs
+
+
+def test_examples_are_asked_and_measured_with_the_input_of_their_meta():
+    from raysift.evaluation import question_rows
+    from raysift.jobs.policy.stages import target_rows
+    from raysift.metrics import EvalConfig
+    from raysift.pairwise.rows import rows_to_answer
+
+    prompt = (Message("user", "Sort.\n\nb a"),)
+    told = Example("1", "t", prompt, "exact_match", reference="a b", meta={"input": "b a", "other": 1})
+    joined = Example("2", "t", prompt, "exact_match", reference="a b")
+    asked = question_rows([told, joined], EvalConfig())
+    tables = [*asked.values(), target_rows([told, joined])[0], rows_to_answer([told, joined])]
+    assert len(asked) == 2
+    for table in tables:
+        inputs = {row[ID]: conversation_of(row)[0].get("input") for row in table.to_pylist()}
+        assert inputs == {example_key("1"): "b a", example_key("2"): None}
+
+
+def test_a_validation_row_is_measured_with_its_input(folder):
+    from raysift.actors.effective_batches import Place
+    from raysift.actors.validator import Validator
+    from raysift.recipes import TrainConfig
+
+    config = TrainConfig(template="alpaca", max_length=512)
+    lengths = Validator(rows(), config, folder, Place(device="cpu", threads=1)).rows.lengths.tolist()
+    assert lengths[0] - lengths[1] == LONGER

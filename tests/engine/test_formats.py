@@ -319,7 +319,8 @@ def test_records_without_a_pair_are_counted_by_reason(tmp_path):
 def test_subtasks_come_from_a_named_column(tmp_path):
     record = {**SAME["preference"], "domain": "math", "meta": '{"k": 1}'}
     assert _pairs(tmp_path, [record])[0][0].subtask == "all"
-    pair = _pairs(tmp_path, [record], subtask="domain")[0][0]
+    pair = _pairs(tmp_path, [{**record, "input": "i"}], subtask="domain")[0][0]
+    assert pair.meta == {"k": 1, "input": "i", "domain": "math"}
     assert pair.subtask == "math" and pair.meta["k"] == 1
     with pytest.raises(ConfigError, match=r"no column for \['nope'\]"):
         _pairs(tmp_path, [record], subtask="nope")
