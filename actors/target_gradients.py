@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PLAIN = AdamSettings(form="none")
 CHECKED_ROWS = 3
-CHECKED_NUMBERS = 2**28  # of one gradient: 1 GiB; a larger adapter is not checked
+CHECKED_NUMBERS = 2**29  # of their gradients: 2 GiB; of larger adapters fewer rows are checked, or none
 TOLERANCES = {4: 0.01, 2: 0.2}  # relative, by the bytes of the narrowest weight
 
 
@@ -52,24 +52,25 @@ class TargetGradients:
     def check(self, rows: Sequence[TokenRow]) -> float | None:
         """How far gradients of the first checkpoint are from autograd's; a model that the hooks misread is refused.
 
-        Of the shortest rows the best one counts: where a loss is all but zero, rounding decides its gradient. None where no
-        row has a gradient or the adapter is too large.
+        The shortest rows go together, as in a run, and of those that are padded there the best one counts: where a loss is all
+        but zero, rounding decides its gradient. None where no row has a gradient, or memory is too small to check one.
         """
-        if self.model.layout.total > CHECKED_NUMBERS:
-            return None
         gradients = self.model.at(0, self.sinks[0])
-        shortest = sorted(rows, key=lambda row: (len(row), row.id))
-        found = [d for row in shortest[:CHECKED_ROWS] if (d := gradients.check([row])) is not None]
-        if not found:
+        count = min(CHECKED_ROWS, CHECKED_NUMBERS // self.model.layout.total)
+        shortest = sorted((row for row in rows if row.n_labels), key=lambda row: (len(row), row.id))[:count]
+        deviations = gradients.deviations(shortest) if shortest else {}
+        if not deviations:
             return None
+        padded = [row.id for row in shortest if len(row) < len(shortest[-1]) and row.id in deviations]
+        found = min(deviations[number] for number in padded or deviations)
         narrowest = min(weight.element_size() for weight in gradients.model.parameters() if weight.is_floating_point())
-        if not min(found) <= TOLERANCES.get(narrowest, TOLERANCES[4]):
+        if not found <= TOLERANCES.get(narrowest, TOLERANCES[4]):
             raise ModelError(
-                f"gradients: those of {len(found)} target rows deviate by {min(found):.2g} at least, relative to autograd's: this "
+                f"gradients: those of {len(deviations)} target rows deviate by {found:.2g} at least, relative to autograd's: this "
                 "model uses its adapter's layers in a way that row gradients do not follow. Train other modules "
                 "(train.lora_targets), or take another model."
             )
-        return min(found)
+        return found
 
     def from_pairs(
         self,

@@ -138,24 +138,29 @@ class RowGradients:
                 out[[places[row.id] for row in part]] = total.double().cpu().numpy()
         return out
 
-    def check(self, rows: Sequence[TokenRow]) -> float | None:
-        """Largest relative deviation of plain gradients, computed together, from autograd's, one row at a time.
+    def deviations(self, rows: Sequence[TokenRow]) -> dict[int, float]:
+        """How far each row's plain gradient, computed with the others', is from autograd's of the row alone, relative to that.
 
-        For a few short rows before a long run: it finds models whose layers the hooks misread. Rows without a gradient are
-        left out; None where none has one.
+        For a few short rows before a long run: it finds models whose layers the hooks misread, and those that look at batch
+        mates or padding. Rows without a gradient are left out, and all where autograd's do not fit in memory.
         """
         whole = Projection(ProjectionSettings(kind="none"), self.adapter.layout)
-        sink, direction = self.sink, self.direction
+        kept = self.sink, self.direction, self.token_budget
         try:
             self.sink, self.direction = whole, None
             result = self.run(rows)
+            row_of = {row.id: row for row in rows}
+            return {
+                number: _distance(vector, self._autograd_gradient(row_of[number]))
+                for number, vector in zip(result.ids.tolist(), result.vectors, strict=True)
+            }
+        except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            if not _is_out_of_memory(error):
+                raise
         finally:
-            self.sink, self.direction = sink, direction
-        kept = [row for row in rows if row.id in set(result.ids.tolist())]
-        if not kept:
-            return None
-        truth = np.stack([self._autograd_gradient(row) for row in kept])
-        return float((np.linalg.norm(result.vectors - truth, axis=1) / np.linalg.norm(truth, axis=1)).max())
+            self.sink, self.direction, self.token_budget = kept
+        _release_memory()
+        return {}
 
     def _autograd_gradient(self, row: TokenRow) -> NDArray[np.floating]:
         """The plain gradient of one row by autograd, in the layout's order."""
@@ -165,7 +170,7 @@ class RowGradients:
         try:
             for weight in weights:
                 weight.requires_grad_(True)
-            logits = label_logits(self.model, batch, None)
+            logits = label_logits(self.model, batch, self._head)
             logits = logits if logits.dtype == torch.float64 else logits.float()
             loss = nn.functional.cross_entropy(logits, batch.targets.to(logits.device))
             parts = torch.autograd.grad(loss, weights, allow_unused=True)
@@ -288,6 +293,10 @@ def _sorted_out(
         else:
             results.append((vector, float(loss), float(norm)))
     return results
+
+
+def _distance(found: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
+    return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
 
 
 def _position_weights(batch: Batch, reduction: Reduction) -> Tensor:

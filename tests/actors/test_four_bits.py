@@ -55,11 +55,11 @@ def test_row_gradients_over_four_bits_are_autograds_also_after_passes_without_gr
     rows = [model.encode(row[ID], row[MESSAGES]) for row in conversations(6).to_pylist()]
     gradients = model.at(1, Projection(WHOLE, model.layout))
     assert bits(gradients.model) == {4}
-    assert gradients.check(rows) < 1e-5
+    assert max(gradients.deviations(rows).values()) < 1e-5
     before = gradients.run(rows)
     np.testing.assert_allclose(gradients.losses(rows), before.losses, rtol=1e-5)
     assert np.array_equal(gradients.run(rows).vectors, before.vectors)
-    assert gradients.check(rows) < 1e-5
+    assert max(gradients.deviations(rows).values()) < 1e-5
 
 
 def test_a_quantised_base_decides_the_vectors_and_stays_near_the_whole_one(tiny, tuned):

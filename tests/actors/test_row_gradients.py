@@ -94,6 +94,25 @@ def test_a_model_whose_layers_are_misread_is_refused_before_any_target_is_comput
         actor.from_examples([example], TargetSettings())
 
 
+def test_a_model_that_looks_at_padding_is_refused_though_each_row_alone_is_read_rightly(world):
+    actor = TargetGradients(base(world), [checkpoint(world)], WHOLE, **LOADING)
+    embedding = actor.model.gradients.model.get_input_embeddings()
+    embed = embedding.forward
+    embedding.forward = lambda ids: embed(ids) + embed(ids).mean(1, keepdim=True)
+    rows = [actor.model.encode(i, conversation(i, "yes", "what " * i)[MESSAGES]) for i in range(1, 6)]
+    assert all(actor.check([row]) < 1e-5 for row in rows)
+    with pytest.raises(ModelError, match=r"those of 3 target rows deviate by"):
+        actor.check(rows)
+
+
+def test_a_row_without_labels_takes_no_place_in_the_check(world):
+    actor = TargetGradients(base(world), [checkpoint(world)], WHOLE, **LOADING)
+    mute = [actor.model.encode(i, conversation(i, "a")[MESSAGES][:1]) for i in range(4)]
+    row = actor.model.encode(9, conversation(9, "yes", "what " * 4)[MESSAGES])
+    assert all(len(each) < len(row) and not each.n_labels for each in mute)
+    assert actor.check([*mute, row]) < 1e-5
+
+
 def test_targets_without_any_gradient_and_adapters_too_large_are_not_checked(world, monkeypatch):
     actor = TargetGradients(base(world), [checkpoint(world)], WHOLE, **LOADING)
     row = actor.model.encode(1, conversation(1, "seen?", "what " * 20)[MESSAGES])

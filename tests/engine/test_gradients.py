@@ -164,14 +164,50 @@ def test_wide_models_agree_too_with_either_library_of_products(quick: bool, monk
     assert deviation(whole(model, token_budget=64).run(rows).vectors, slow_gradients(model, rows)) < 1e-5
 
 
-def test_check_finds_agreement_and_disagreement() -> None:
+def test_deviations_find_agreement_and_disagreement() -> None:
     model, rows = make_model(), make_rows(4)
     gradients = whole(model)
-    assert gradients.check(rows) < 1e-5
+    assert max(gradients.deviations(rows).values()) < 1e-5
     layer = gradients.adapter.modules[0][0]
     layer.forward = lambda x: nn.functional.linear(2 * x, layer.weight)  # type: ignore[method-assign]
-    assert gradients.check(rows) > 1e-2
-    assert gradients.check([TokenRow(9, rows[0].input_ids, np.full_like(rows[0].labels, IGNORED))]) is None
+    assert max(gradients.deviations(rows).values()) > 1e-2
+    assert gradients.deviations([TokenRow(9, rows[0].input_ids, np.full_like(rows[0].labels, IGNORED))]) == {}
+
+
+@pytest.mark.parametrize("dimension", [0, 1], ids=["mates", "padding"])
+def test_deviations_find_models_that_look_at_batch_mates_or_padding(dimension: int) -> None:
+    model, rows = make_model(), sorted(make_rows(6), key=len)[::2]
+    embedding = model.get_input_embeddings()
+    embed = embedding.forward
+    embedding.forward = lambda ids: embed(ids) + embed(ids).mean(dimension, keepdim=True)
+    gradients = whole(model)
+    assert max(gradients.deviations(rows[:1]).values()) < 1e-5
+    found = gradients.deviations(rows)
+    assert list(found) == [row.id for row in rows]
+    assert min(found[row.id] for row in rows[:-1]) > 1e-2
+    assert (found[rows[-1].id] < 1e-5) == (dimension == 1), "the longest row has no padding"
+
+
+def test_deviations_need_no_more_logits_than_a_run_and_where_memory_is_short_there_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, rows = make_model(), make_rows(3)
+    gradients, seen = whole(model), []
+    model.get_output_embeddings().register_forward_hook(lambda _m, inputs, _o: seen.append(inputs[0].shape[-2]))
+    wanted = gradients.deviations(rows)
+    assert sorted(seen) == sorted([sum(row.n_labels for row in rows), *(row.n_labels for row in rows)])
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    budget = gradients.token_budget
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", fail)
+        assert gradients.deviations(rows) == {}
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.autograd, "backward", fail)
+        assert gradients.deviations(rows) == {}
+    assert gradients.token_budget == budget and gradients.deviations(rows) == wanted
 
 
 @pytest.mark.parametrize("budget", [1, 40, 10_000])
@@ -200,7 +236,7 @@ def test_adapter_in_float32_on_a_half_precision_base() -> None:
     for name, parameter in model.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
-    assert whole(model).check(rows) < 0.05
+    assert max(whole(model).deviations(rows).values()) < 0.05
 
 
 def test_parameters_keep_no_gradient_and_stay_trainable() -> None:
@@ -300,7 +336,7 @@ def test_shared_repeated_unused_and_routed_layers_still_give_autograds_gradients
     model.head.requires_grad_(False)
     rows = make_rows(6)
     gradients = whole(model)
-    assert gradients.check(rows) < 1e-5
+    assert max(gradients.deviations(rows).values()) < 1e-5
     vectors = gradients.run(rows).vectors
     names, offsets = gradients.adapter.layout.names, gradients.adapter.layout.offsets
     second = offsets[names.index("second.lora_B.weight")]
@@ -386,9 +422,9 @@ def test_the_named_adapter_among_several_is_taken_and_names_do_not_depend_on_it(
         RowGradients(model)
     default = whole(model, adapter="default")
     assert default.adapter.layout == expected.adapter.layout
-    assert default.check(rows) < 1e-5
+    assert max(default.deviations(rows).values()) < 1e-5
     model.set_adapter("late")
-    assert whole(model, adapter="late").check(rows) < 1e-5
+    assert max(whole(model, adapter="late").deviations(rows).values()) < 1e-5
 
 
 def test_a_layer_of_logits_under_the_adapter_is_not_thinned_out() -> None:
