@@ -38,6 +38,7 @@ class LastAnswer(Scorer):
     """The loss of the last answer of `messages` with and without what precedes it; `weigh` says what becomes of it."""
 
     inputs = (MESSAGES,)
+    tells_inputs = True
     stage: ClassVar[str] = "ifd"
     remedy: ClassVar[str] = "use without_prompt=bos"
     """What to do where the chat template refuses an empty question."""
@@ -92,7 +93,9 @@ class LastAnswer(Scorer):
             return Failed("the chat template puts nothing before the answer")
         room = self.longest - max(start, len(self.alone))
         if room < 1:
-            return Failed(f"the prompt has {start} tokens, there is room for {self.longest - 1}", of_the_row=True)
+            return Failed(
+                f"the prompt has {start} tokens, there is room for {self.longest - 1}", of_the_row=self.has_room
+            )
         spoken = whole.input_ids[start : min(end, start + room)]
         return Sides(
             conditional=_with_labels(whole, whole.input_ids[:start], spoken, end - start > room),

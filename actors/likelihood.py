@@ -7,7 +7,7 @@ the loss in training: the words of the assistant and the token that ends its tur
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -17,7 +17,7 @@ from raysift.errors import DataError
 from raysift.given_input import conversation_of
 from raysift.records import MESSAGES
 from raysift.storage import Location
-from raysift.templates import IGNORED, Encoded, encode_conversation
+from raysift.templates import IGNORED, Encoded, encode_conversation, encode_prompt
 
 if TYPE_CHECKING:
     from raysift.gradients.rows import TokenRow
@@ -39,8 +39,6 @@ MAX_LOGITS = 2**29
 class Scorer(RowActor):
     """A causal language model, and the log-probability of the labels of any number of conversations."""
 
-    tells_inputs = True
-
     def __init__(
         self,
         model: str | LoadedModel,
@@ -60,6 +58,8 @@ class Scorer(RowActor):
         self.model, self.tokenizer = self.loaded
         self.template = template
         self.longest = longest_input(self.model, max_length)
+        self.has_room = self.longest > frame_length(self.tokenizer, template)
+        """Whether there are rows that fit at all; else one that does not is not at fault itself."""
         self.head = find_head(self.model)
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         budget = batch_tokens or budget_on(self.model, BATCH_TOKENS)
@@ -89,6 +89,7 @@ class Likelihood(Scorer):
     """Log-probability, tokens and bytes of each of a row's `choices` as the assistant's answer to `messages`."""
 
     inputs = (MESSAGES, CHOICES)
+    tells_inputs = True
     outputs = pa.schema(
         [
             (CHOICE_LOGPROBS, pa.list_(pa.float64())),
@@ -120,7 +121,9 @@ class Likelihood(Scorer):
         encoded = [_without_first_labels(item, spoken) for item in encoded]
         longest = max(len(item.input_ids) for item in encoded)
         if longest > self.longest:
-            return Failed(f"prompt and choice have {longest} tokens, there is room for {self.longest}", of_the_row=True)
+            return Failed(
+                f"prompt and choice have {longest} tokens, there is room for {self.longest}", of_the_row=self.has_room
+            )
         if not all(item.has_labels for item in encoded):
             return Failed("a choice has no tokens", of_the_row=True)
         return encoded
@@ -130,6 +133,7 @@ class AnswerLoss(Scorer):
     """Mean loss of the assistant's tokens in a conversation, cut at `max_length`, and how many they are."""
 
     inputs = (MESSAGES,)
+    tells_inputs = True
     outputs = pa.schema([(LOSS, pa.float64()), (LABEL_TOKENS, pa.int64()), (TRUNCATED, pa.bool_())])
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
@@ -143,8 +147,18 @@ class AnswerLoss(Scorer):
         except DataError as error:
             return Failed(str(error), of_the_row=True)
         if not encoded.has_labels:
-            return Failed(f"none of the first {len(encoded.input_ids)} tokens is the assistant's", of_the_row=True)
+            return Failed(
+                f"none of the first {len(encoded.input_ids)} tokens is the assistant's", of_the_row=self.has_room
+            )
         return encoded
+
+
+def frame_length(tokenizer: Any, template: str) -> int:
+    """Tokens that a template puts around an empty question; 0 where it refuses one."""
+    try:
+        return len(encode_prompt(tokenizer, [{"role": "user", "content": ""}], template))
+    except DataError:
+        return 0
 
 
 def _token_row(encoded: Encoded) -> TokenRow:

@@ -17,6 +17,7 @@ from raysift.actors.reward import Reward
 from raysift.actors.vllm_judge import JudgeAsker
 from raysift.errors import StageError
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
+from raysift.scoring.settings import IfdSettings
 
 from ..tiny_models import CHAT_TEMPLATE, tiny_llama  # noqa: TID252
 
@@ -112,8 +113,21 @@ def test_what_never_reached_an_engine_was_counted_before_it_and_what_failed_in_i
         lambda loaded: Generator(loaded, max_new_tokens=10**6),
         lambda loaded: Judge(loaded, max_length=8),
         lambda loaded: Reward("nano:reward", max_length=2),
+        lambda loaded: Ifd(loaded, max_length=3),
+        lambda loaded: Ifd(loaded, max_length=3, settings=IfdSettings(without_prompt="bos")),
+        lambda loaded: Difficulty(loaded, max_length=3),
+        lambda loaded: AnswerLoss(loaded, max_length=3),
+        lambda loaded: Likelihood(loaded, max_length=3),
     ],
 )
 def test_settings_that_leave_no_room_for_any_row_end_the_run(loaded, make):
     with pytest.raises(StageError, match="rows failed one after the other"):
-        strict(make(loaded))(three(talk(("user", "hello there"), ("assistant", "yes"))))
+        strict(make(loaded))(three(talk(("user", "hello there"), ("assistant", "yes")), choices=["a", "b"]))
+
+
+@pytest.mark.parametrize("kind", [Ifd, Difficulty, AnswerLoss, Likelihood])
+def test_where_the_shortest_rows_have_room_the_others_are_at_fault_themselves(loaded, kind):
+    actor = strict(kind(loaded, max_length=5))
+    assert None not in actor(three(TOO_LONG, choices=["a", "b"]))[ERROR].to_pylist()
+    short = three(talk(("user", ""), ("assistant", "y"))[: 1 if kind is Likelihood else 2], choices=["a", "b"])
+    assert actor(short)[ERROR].to_pylist() == [None] * 3
