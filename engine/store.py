@@ -1,11 +1,13 @@
 """The gradient store on disk: what identifies it, which rows it holds at which checkpoints, and its shards.
 
     store.json                  the identity: two sets of vectors may be compared only where it is the same
-    segments/HASH/index.parquet id of every row of one pass, whether it was cut, and why it failed
+    segments/HASH/index.parquet id of every row of one pass, whether it was cut, its input's length, and why it failed
     segments/HASH/shards/       id and, per checkpoint, the row's unit vector (`vectors`), loss and gradient norm
     segments/HASH/segment.json  written last: without it the segment does not count
 
 HASH is that of the store's identity, the pass's row ids and its checkpoints, so a killed pass finds its own folder again.
+A row's id does not tell whether a template showed its input apart (raysift.given_input), and its vector differs by that: the
+index says it, a vector is held only for rows that are shown in the same way, and HASH knows of inputs where there are any.
 Vectors lie in columns of fixed width, uncompressed and without dictionary: random numbers do not compress, and a
 memory-mapped file is scored at nearly the speed of an array. Rows cost checkpoints x dimension x 2 bytes each, or a
 sixteenth of that where signs are stored.
@@ -17,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +39,8 @@ CODE_VERSION = 1
 """Raised when the code changes what a vector holds."""
 STORE, SEGMENT, INDEX = "store.json", "segment.json", "index.parquet"
 CUT = "cut"
-INDEX_COLUMNS = pa.schema([(ID, pa.int64()), (CUT, pa.bool_()), (ERROR, pa.string())])
+INPUT_CHARS = "input_chars"
+INDEX_COLUMNS = pa.schema([(ID, pa.int64()), (CUT, pa.bool_()), (ERROR, pa.string()), (INPUT_CHARS, pa.int32())])
 
 _NUMBERS = b"numbers"  # numpy's name of what a cell of a shard holds; half precision where nothing is said
 _PRODUCT_ROWS = 1024  # `influence.match_rows` multiplies so many at once; a row group is a multiple of them
@@ -89,6 +93,23 @@ class Share:
     ids: Ids
 
 
+class Inputs(NamedTuple):
+    """Rows that are shown with their input apart, by rising id, and the characters of each input."""
+
+    ids: Ids
+    chars: NDArray[np.int32]
+
+    def of(self, ids: Ids) -> NDArray[np.int32]:
+        """The characters of each row's input; 0 for rows without one."""
+        found = np.zeros(len(ids), np.int32)
+        told = is_among(ids, self.ids)
+        found[told] = self.chars[np.searchsorted(self.ids, ids[told])]
+        return found
+
+
+NO_INPUTS = Inputs(np.empty(0, np.int64), np.empty(0, np.int32))
+
+
 def open_store(place: Location, identity: StoreIdentity) -> None:
     """Create the store, or check that the one there holds vectors of this identity."""
     file = place / STORE
@@ -119,10 +140,20 @@ def segments_of(place: Location, identity: StoreIdentity) -> list[Segment]:
     return sorted((s for s in found if s.store == identity.hash), key=lambda segment: segment.name)
 
 
-def segment_name(identity: StoreIdentity, share: Share) -> str:
+def segment_name(identity: StoreIdentity, share: Share, inputs: Inputs = NO_INPUTS) -> str:
     """Where the vectors of these rows at these checkpoints belong."""
-    ids = hashlib.blake2b(share.ids.astype("<i8").tobytes(), digest_size=8).hexdigest()
-    return fingerprint({"store": identity.hash, "ids": ids, "checkpoints": share.checkpoints})
+    wanted: dict[str, Any] = {
+        "store": identity.hash,
+        "ids": _digest(share.ids.astype("<i8")),
+        "checkpoints": share.checkpoints,
+    }
+    if (chars := inputs.of(share.ids)).any():
+        wanted["inputs"] = _digest(chars.astype("<i4"))
+    return fingerprint(wanted)
+
+
+def _digest(numbers: NDArray[np.signedinteger]) -> str:
+    return hashlib.blake2b(numbers.tobytes(), digest_size=8).hexdigest()
 
 
 def checkpoint_hash(adapter: Location, moments: Location | None) -> str:
@@ -175,9 +206,12 @@ def _grouped(ids_of: Mapping[str, Ids]) -> list[Share]:
 
 
 def read_index(place: Location, segment: Segment) -> pa.Table:
-    """Id of every row of the segment, whether it was cut, its error if it failed."""
+    """INDEX_COLUMNS of every row of the segment; one that was written before inputs were told apart has none."""
     file = place / "segments" / segment.name / INDEX
-    return pq.read_table(file.path, filesystem=file.fs)
+    found = pq.read_table(file.path, filesystem=file.fs)
+    if INPUT_CHARS not in found.column_names:
+        found = found.append_column(INPUT_CHARS, pa.array(np.zeros(len(found), np.int32)))
+    return found
 
 
 def is_among(ids: Ids, wanted: Ids) -> NDArray[np.bool_]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysift.actors.checkpointed import Checkpoint
@@ -19,7 +20,7 @@ from raysift.config import CommonConfig
 from raysift.distortion import estimate_distortion
 from raysift.errors import StageError
 from raysift.fingerprint import fingerprint
-from raysift.given_input import TOLD_APART_BY
+from raysift.given_input import INPUT, conversation_of, split_input
 from raysift.jobs.borrowing import config_of, find_manifest, lineage
 from raysift.jobs.gradients.stages import checkpoints_of, loading, warmup_recipe
 from raysift.jobs.run import Run, StageResult, open_run
@@ -27,14 +28,17 @@ from raysift.jobs.stages import model_fingerprint
 from raysift.jobs.tables import columns_of, count_answers, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientConfig
-from raysift.records import ERROR, ID
+from raysift.records import ERROR, ID, MESSAGES, META
 from raysift.resources import Resources
 from raysift.storage import Location, open_location
 from raysift.store import (
     CUT,
     INDEX,
     INDEX_COLUMNS,
+    INPUT_CHARS,
+    NO_INPUTS,
     SEGMENT,
+    Inputs,
     Segment,
     Share,
     StoreIdentity,
@@ -128,8 +132,7 @@ def store_of(
         projection=target.values["projection"],
         projection_settings=settings.projection,
         adam=settings.adam,
-        # Vectors of rows whose input was not told apart are others.
-        template=f"{TOLD_APART_BY}, inputs apart" if train.template == TOLD_APART_BY else train.template,
+        template=train.template,
         max_length=train.max_length,
         dtype=train.dtype if train.quantization == "none" else f"{train.dtype} over {train.quantization}",
     )
@@ -143,18 +146,19 @@ def fill(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifes
     def body(folder: Location) -> StageResult:
         open_store(store.place, store.identity)
         wanted, names = row_ids(run.files(rows, "rows")), list(store.points)
-        missing = share_missing(wanted, names, ids_of(store.held()))
+        inputs = read_inputs(run.files(rows, "rows"), store)
+        missing = share_missing(wanted, names, ids_of(store.held(), inputs))
         computed = sum(len(share.ids) * len(share.checkpoints) for share in missing)
         if computed < len(wanted) * len(names):
             run.console.note(f"gradients: {len(wanted) * len(names) - computed:,} vectors are in {store.place} already")
         if missing and (distortion := estimate_distortion(settings.projection, store.parameters)):
             run.console.note(f"gradients: {distortion}")
         for share in missing:
-            compute_segment(run, config, settings, rows, store, share)
+            compute_segment(run, config, settings, rows, store, share, inputs)
         held = store.held()
-        if share_missing(wanted, names, ids_of(held)):
+        if share_missing(wanted, names, ids_of(held, inputs)):
             raise StageError(f"gradients: rows are still missing in {store.place} after all passes; run again.")
-        plan = share_reading(wanted, names, ids_of(held))
+        plan = share_reading(wanted, names, ids_of(held, inputs))
         indexes = {segment.name: index for segment, index in held}
         failed = _ids_where(plan, indexes, lambda index: index[ERROR].is_valid())
         cut = _ids_where(plan, indexes, lambda index: index[CUT])
@@ -172,12 +176,18 @@ def fill(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifes
 
 
 def compute_segment(
-    run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest, store: Store, share: Share
+    run: Run,
+    config: CommonConfig,
+    settings: GradientConfig,
+    rows: Manifest,
+    store: Store,
+    share: Share,
+    inputs: Inputs,
 ) -> None:
     """One pass over rows at some checkpoints, sealed into a segment; a killed one continues in the same folder."""
     from raysift.jobs.raydata import map_rows
 
-    name = segment_name(store.identity, share)
+    name = segment_name(store.identity, share, inputs)
     folder = store.folder(name).make_folder()
     arguments = {
         "model": config.model,
@@ -200,7 +210,7 @@ def compute_segment(
     )
     counts = count_answers("gradients", answers, len(share.ids))
     shards = seal(answers, share.checkpoints, store.form, folder, config.resources)
-    _write_index(answers, folder / INDEX)
+    _write_index(answers, inputs, folder / INDEX)
     segment = Segment(
         name=name,
         store=store.identity.hash,
@@ -249,8 +259,26 @@ def row_ids(files: Sequence[Location]) -> Ids:
     return np.sort(read_ids(files))
 
 
-def ids_of(held: Sequence[tuple[Segment, pa.Table]]) -> list[tuple[Segment, Ids]]:
-    return [(segment, index[ID].to_numpy()) for segment, index in held]
+def read_inputs(files: Sequence[Location], store: Store) -> Inputs:
+    """The rows that the store's template shows with their input apart."""
+    if META not in columns_of(files, GradientVectors, {"template": store.identity.template}):
+        return NO_INPUTS
+    found: dict[int, int] = {}
+    for chunk in read_chunks(files, [ID, MESSAGES, META]):
+        for row in chunk.filter(pc.match_substring(chunk[META], f'"{INPUT}"')).to_pylist():
+            if chars := sum(len(split_input(message)[1]) for message in conversation_of(row)):
+                found[row[ID]] = chars
+    ids = sorted(found)
+    return Inputs(np.array(ids, np.int64), np.array([found[id_] for id_ in ids], np.int32))
+
+
+def ids_of(held: Sequence[tuple[Segment, pa.Table]], inputs: Inputs) -> list[tuple[Segment, Ids]]:
+    """The rows of each segment that were shown as this run shows them."""
+    found = []
+    for segment, index in held:
+        ids = index[ID].to_numpy()
+        found.append((segment, ids[index[INPUT_CHARS].to_numpy() == inputs.of(ids)]))
+    return found
 
 
 def _ids_where(plan: Sequence[tuple[Segment, Share]], indexes: dict[str, pa.Table], test: Any) -> set[int]:
@@ -263,9 +291,10 @@ def _ids_where(plan: Sequence[tuple[Segment, Share]], indexes: dict[str, pa.Tabl
     return found
 
 
-def _write_index(answers: Sequence[Location], place: Location) -> None:
-    found = [chunk.select(INDEX_COLUMNS.names) for chunk in read_chunks(answers, INDEX_COLUMNS.names)]
-    pq.write_table(pa.concat_tables(found).cast(INDEX_COLUMNS).sort_by(ID), place.path, filesystem=place.fs)
+def _write_index(answers: Sequence[Location], inputs: Inputs, place: Location) -> None:
+    found = pa.concat_tables(read_chunks(answers, [ID, CUT, ERROR])).sort_by(ID)
+    found = found.append_column(INPUT_CHARS, pa.array(inputs.of(found[ID].to_numpy())))
+    pq.write_table(found.select(INDEX_COLUMNS.names).cast(INDEX_COLUMNS), place.path, filesystem=place.fs)
 
 
 def _write_subset(files: Sequence[Location], columns: Sequence[str], ids: Ids, place: Location) -> Location:

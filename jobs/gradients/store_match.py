@@ -20,7 +20,7 @@ from raysift.actors.target_gradients import load_targets
 from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.influence import match_rows
-from raysift.jobs.gradients.store import Store, ids_of, row_ids
+from raysift.jobs.gradients.store import Store, ids_of, read_inputs, row_ids
 from raysift.jobs.run import Run, StageResult
 from raysift.jobs.tables import read_chunks, relative
 from raysift.manifest import Manifest
@@ -39,14 +39,14 @@ def match(run: Run, config: CommonConfig, rows: Manifest, target: Manifest, stor
 
     def body(folder: Location) -> StageResult:
         wanted, names = row_ids(run.files(rows, "rows")), list(store.points)
-        held = store.held()
-        if share_missing(wanted, names, ids_of(held)):
+        held, inputs = store.held(), read_inputs(run.files(rows, "rows"), store)
+        if share_missing(wanted, names, ids_of(held, inputs)):
             done = " and ".join(dict.fromkeys([str(run.folder / stored.stage), str(stored.home)]))
             raise StageError(
                 f"match: {store.place} no longer holds all {len(wanted)} rows of the run. Delete {done} to compute what is "
                 "missing."
             )
-        plan = share_reading(wanted, names, ids_of(held))
+        plan = share_reading(wanted, names, ids_of(held, inputs))
         failed = _failures(plan, {segment.name: index for segment, index in held})
         place = run.files(target, "targets")[0]
         targets = load_targets(Location(place.fs, place.path.rpartition("/")[0]), list(store.points.values()))

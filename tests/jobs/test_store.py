@@ -15,21 +15,27 @@ from raysift.jobs.borrowing import config_of, find_manifest
 from raysift.jobs.console import Console
 from raysift.jobs.gradients import store as jobs_store
 from raysift.jobs.gradients.rescore import rescore
-from raysift.jobs.gradients.store import Store, fill, seal, store_of
+from raysift.jobs.gradients.store import Store, fill, ids_of, read_inputs, seal, store_of
 from raysift.jobs.gradients.store_match import MATCHES, match_segments, merge
 from raysift.jobs.recipes import make_selector
-from raysift.jobs.run import Run, open_run
+from raysift.jobs.run import Run, StageResult, open_run
 from raysift.jobs.show import show_run
 from raysift.manifest import read_manifest
-from raysift.records import ID
+from raysift.records import ID, ROWS
 from raysift.resources import Resources
 from raysift.storage import Location, open_location
 from raysift.store import (
+    INPUT_CHARS,
+    NO_INPUTS,
+    Inputs,
     Segment,
+    Share,
     StoreIdentity,
     checkpoint_hash,
     open_store,
+    read_index,
     read_shard,
+    segment_name,
     segments_of,
     shard_table,
     share_missing,
@@ -373,3 +379,76 @@ def test_a_checkpoint_is_known_by_its_content_not_by_its_name(rose_run, tmp_path
     hashes = [checkpoint_hash(p / "adapter", p / "moments.safetensors") for p in (first, moved, second)]
     assert hashes[0] == hashes[1] != hashes[2]
     assert checkpoint_hash(first / "adapter", None) != hashes[0]
+
+
+# --- rows that a template shows with their input apart ------------------------------------------------------------------
+
+
+def told(place, metas):
+    """Rows of one and the same conversation, each with its meta."""
+    talk = [{"role": "user", "content": "Sort.\n\nb\n\na"}, {"role": "assistant", "content": "a b"}]
+    rows = [{ID: i, "source": "s", "messages": talk, "meta": meta} for i, meta in enumerate(metas)]
+    pq.write_table(pa.Table.from_pylist(rows, schema=ROWS), place)
+    return [open_location(place)]
+
+
+def test_a_vector_is_held_only_for_rows_that_are_shown_with_the_same_input(tmp_path):
+    """Ids tell conversations apart; where the input of one begins, a meta tells."""
+    metas = [None, '{"input":"a"}', '{"input":"b\\n\\na"}', '{"input":"other"}', '{"input":7}']
+    files = told(tmp_path / "rows.parquet", metas)
+    store = Store(open_location(tmp_path), IDENTITY.model_copy(update={"template": "alpaca"}), {}, 1)
+    inputs = read_inputs(files, store)
+    assert (inputs.ids.tolist(), inputs.chars.tolist()) == ([1, 2], [1, 4])
+    assert inputs.of(np.array([2, 9, 0, 1])).tolist() == [4, 0, 0, 1]
+    other = Store(store.place, IDENTITY, {}, 1)
+    assert read_inputs(files, other) == NO_INPUTS
+    assert read_inputs(told(tmp_path / "plain.parquet", [None] * 5), store).of(np.arange(5)).tolist() == [0] * 5
+
+    index = pa.table({ID: np.arange(5), INPUT_CHARS: pa.array([0, 1, 1, 3, 0], pa.int32())})
+    ((_, ids),) = ids_of([(segment("s", ("a",)), index)], inputs)
+    assert ids.tolist() == [0, 1, 4]
+    share = Share(("a",), np.arange(5))
+    names = {
+        segment_name(store.identity, share, each)
+        for each in (NO_INPUTS, inputs, Inputs(inputs.ids[:1], inputs.chars[:1]))
+    }
+    assert len(names) == 3
+    rest = Share(("a",), np.array([0, 3, 4]))
+    assert segment_name(store.identity, rest, inputs) == segment_name(store.identity, rest)
+
+
+def test_an_index_from_before_inputs_were_told_apart_has_none(tmp_path):
+    place, part = open_location(tmp_path), segment("s", ("a",))
+    folder = (place / "segments" / "s").make_folder()
+    pq.write_table(pa.table({ID: [1, 2], "cut": [True, False], "error": [None, "no"]}), (folder / "index.parquet").path)
+    assert read_index(place, part)[INPUT_CHARS].to_pylist() == [0, 0]
+
+
+@pytest.mark.ray
+def test_rows_whose_input_is_told_apart_are_computed_beside_those_of_the_same_ids(stored_run, tmp_path):
+    """One store for two pools of the same conversations: each has its own vectors, and finds them again."""
+    shown = {"rose__warmup__template": "alpaca", "rose__warmup__max_length": 512}
+    config, settings, store = open_of(stored_run, open_location(tmp_path / "store"), **shown)
+    assert store.identity.template == "alpaca"
+    vectors = []
+    for number, meta in enumerate([None, '{"input":"b\\n\\na"}', None]):
+        run = Run(tmp_path / f"run-{number}")
+
+        def body(folder, meta=meta):
+            told((folder / "rows.parquet").path, [meta, None])
+            return StageResult(files={"rows": ["rows.parquet"]}, counts={"kept": 2}, rows=2)
+
+        rows = run.stage("pool", {}, {"meta": meta}, body)
+        filled = fill(run, config, settings, rows, store)
+        vectors.append((filled.values["vectors_computed"], filled.counts["kept"]))
+    points = len(store.points)
+    assert vectors == [(2 * points, 2), (points, 2), (0, 2)]
+    parts = sorted(segments_of(store.place, store.identity), key=lambda part: part.rows)
+    assert [part.rows for part in parts] == [1, 2]
+    (ids, told_apart), (both, joined) = (
+        next(read_shard(store.folder(part.name) / part.shards[0], part.checkpoints)) for part in parts
+    )
+    assert (ids.tolist(), both.tolist()) == ([0], [0, 1])
+    for one, other in zip(told_apart, joined, strict=True):
+        apart, first, second = (unit.astype(np.float32) for unit in (one[0], *other))
+        assert first @ second > 0.999 and apart @ first < 0.99
