@@ -8,13 +8,14 @@ it reads (`inputs`) and which it adds (`outputs`) and writes `answer`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pyarrow as pa
 
 from raysift.errors import DataError, StageError
+from raysift.given_input import TOLD_APART_BY
 from raysift.records import ERROR, ID
 
 Row = dict[str, Any]
@@ -43,8 +44,7 @@ class RowActor:
     inputs: ClassVar[Sequence[str]] = ()
     outputs: ClassVar[pa.Schema]
     tells_inputs: ClassVar[bool] = False
-    """It shows rows to its model by a template, and for `alpaca` reads their meta too, if they have one
-    (raysift.given_input)."""
+    """It shows rows to its model by a template, and for `alpaca` tells inputs apart (raysift.given_input)."""
 
     max_failures_in_a_row: int = 200
     _failures_in_a_row: int = 0
@@ -52,6 +52,12 @@ class RowActor:
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
         """One answer per row, in the order of the rows; an answer holds the columns named in `outputs`."""
         raise NotImplementedError(f"{self.name} does not say how it answers")
+
+    @classmethod
+    def reads_meta(cls, arguments: Mapping[str, Any]) -> bool:
+        """Whether one made with these arguments looks for inputs in the rows' meta, if they have one."""
+        template = arguments.get("template", getattr(arguments.get("settings"), "template", None))
+        return cls.tells_inputs and template == TOLD_APART_BY
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from raysift.actors.language_model import resolve_model
 from raysift.actors.loaded import budget_on, takes
 from raysift.actors.text_models import BATCH_TOKENS, TextTokens, load_text_model, pad_texts, text_limit
 from raysift.errors import ModelError
+from raysift.given_input import conversation_of
 from raysift.records import MESSAGES
 from raysift.scoring.columns import EMBEDDING, EMBEDDING_SCHEMA, INPUT_TOKENS, TRUNCATED
 from raysift.scoring.questions import embedded_text
@@ -75,8 +76,12 @@ class Embedder(RowActor):
         self.batch_tokens = batch_tokens or budget_on(self.model, BATCH_TOKENS)
         self.extra = {"use_cache": False} if takes(self.model, "use_cache") else {}
 
+    @classmethod
+    def reads_meta(cls, arguments: Mapping[str, Any]) -> bool:
+        return (arguments.get("settings") or EmbeddingSettings()).text == "first_paragraph"
+
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
-        texts = self._tokenize([embedded_text(row[MESSAGES], self.settings.text) for row in rows])
+        texts = self._tokenize([embedded_text(conversation_of(row), self.settings.text) for row in rows])
         vectors = iter(self.embed([text for text in texts if text.ids]))
         return [
             _embedding_row(text, next(vectors)) if text.ids else Failed("there is no text to embed", of_the_row=True)

@@ -9,7 +9,7 @@ its score.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
 
@@ -59,6 +59,11 @@ class Reward(RowActor):
         self.text_config = self.model.config.get_text_config()
         self.pad: int | None = self.text_config.pad_token_id
         self.extra = {"use_cache": False} if takes(self.model, "use_cache") else {}
+
+    @classmethod
+    def reads_meta(cls, arguments: Mapping[str, Any]) -> bool:
+        settings = arguments.get("settings") or RewardSettings()
+        return bool(settings.input_join == "newline" or settings.trailing_newline)
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
         exchanges = [self._exchange(row) for row in rows]

@@ -2,7 +2,8 @@
 
 Ingest joins instruction and input into one message of the user, so that a conversation has one id in every layout, and keeps
 the input in meta beside it. The template `alpaca`, whose two forms differ by it, finds it in the message itself, where
-`conversation_of` puts it; every other template passes it over.
+`conversation_of` puts it; every other template passes it over. Scorers that join instruction and input otherwise, or leave
+the input out, as MoDS does, find it there too.
 
 Preference pairs and examples have it in a meta of their own, so that targets are shown as rows are.
 
@@ -36,6 +37,12 @@ def split_input(message: Mapping[str, str]) -> tuple[str, str]:
     """Instruction and input of a message of `conversation_of`; the input is empty where none is told apart."""
     content, given = message["content"], message.get(INPUT, "")
     return (content.removesuffix(join_input("", given)), given) if given else (content, "")
+
+
+def cut_to(message: Mapping[str, str], content: str) -> Message:
+    """The message with its content cut short, and the input with it."""
+    start = len(join_input(split_input(message)[0], " ")) - 1
+    return {**message, "content": content} | ({INPUT: content[start:]} if INPUT in message else {})
 
 
 def conversation_of(row: Mapping[str, Any]) -> list[Message]:

@@ -29,7 +29,7 @@ from raysift.jobs.tables import count_answers, count_true, publish, read_chunks,
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.mods import CHOSEN, NECESSITY, QUALITY, ModsConfig, Stages, place_rows
-from raysift.records import ERROR, FATE, ID, MESSAGES, ORDER, RADIUS, ROWS
+from raysift.records import ERROR, FATE, ID, MESSAGES, META, ORDER, RADIUS, ROWS
 from raysift.scoring.questions import split_exchange
 from raysift.storage import Location, open_location
 
@@ -204,7 +204,8 @@ def _own_conversations(
     failed = 0
     # Both lie in slices by id, so that few files of answers concern a chunk of rows.
     ranges = [(place, ids.min(), ids.max()) for place in answers if len(ids := read_ids([place]))]
-    for chunk in read_chunks(rows, [ID, MESSAGES]):
+    there = pq.read_schema(rows[0].path, filesystem=rows[0].fs).names if rows else []
+    for chunk in read_chunks(rows, [name for name in (ID, MESSAGES, META) if name in there]):
         ids = chunk[ID].to_numpy()
         near = [place for place, low, high in ranges if low <= ids.max() and high >= ids.min()]
         told = columns_in_order(near, _TOLD, ids)
@@ -216,7 +217,8 @@ def _own_conversations(
             for messages, text in zip(sound[MESSAGES].to_pylist(), own.to_pylist(), strict=True)
         ]
         place = parts / f"part-{len(files):05d}.parquet"
-        columns = {ID: sound[ID], MESSAGES: pa.array(talks, ROWS.field(MESSAGES).type)}
-        pq.write_table(pa.table(columns), place.path, filesystem=place.fs, compression="zstd")
+        at = sound.column_names.index(MESSAGES)
+        spoken = sound.set_column(at, MESSAGES, pa.array(talks, ROWS.field(MESSAGES).type))
+        pq.write_table(spoken, place.path, filesystem=place.fs, compression="zstd")
         files.append(place)
     return files, failed

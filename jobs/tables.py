@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from raysift.actors.contract import RowActor
 from raysift.errors import StageError
-from raysift.given_input import TOLD_APART_BY
 from raysift.records import ERROR, ID, META, SCORE, TOKENS
 from raysift.storage import Location
 
@@ -29,10 +28,9 @@ def read_chunks(files: Sequence[Location], columns: Sequence[str]) -> Iterator[p
 
 
 def columns_of(files: Sequence[Location], actor: type[RowActor], arguments: Mapping[str, Any]) -> list[str]:
-    """What an actor made with these arguments reads of the files: id, inputs, and meta where its template looks there."""
+    """What an actor made with these arguments reads of the files: id, inputs, and meta where it looks there."""
     columns = [ID, *actor.inputs]
-    template = arguments.get("template", getattr(arguments.get("settings"), "template", None))
-    if actor.tells_inputs and template == TOLD_APART_BY and files:
+    if actor.reads_meta(arguments) and files:
         known = pq.read_schema(files[0].path, filesystem=files[0].fs).names
         columns += [META] if META in known else []
     return columns

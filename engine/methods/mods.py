@@ -13,7 +13,8 @@ is not known: its preset answers greedily. The code also repeats rows that are b
 is selected once here, and such twins are counted.
 
 Departures of ours from the official code that no setting undoes: the tuned model answers in the precision of its checkpoint,
-not in fp32, and no answer loses its last four characters.
+not in fp32, and no answer loses its last four characters. Where a row's meta tells no input (a pool without Alpaca's columns, or
+a record whose input is empty) a blank line in the question is taken to begin one: 350 of 52,002 Alpaca rows.
 """
 
 from __future__ import annotations

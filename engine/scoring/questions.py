@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, NamedTuple, TypeVar
 
 from raysift.errors import DataError, StageError
-from raysift.records import MESSAGES
+from raysift.given_input import INPUT, conversation_of, cut_to, split_input
 from raysift.scoring.settings import EmbeddedText, InputJoin
 
 Message = dict[str, str]
@@ -31,8 +31,8 @@ class Exchange(NamedTuple):
         return [*self.before, {"role": "assistant", "content": self.answer}]
 
     def with_texts(self, last: str, answer: str) -> Exchange:
-        """The same with other words in the last turn of the question and in the answer."""
-        return Exchange([*self.before[:-1], {**self.before[-1], "content": last}], answer)
+        """The same with the last turn of the question cut to `last`, and another answer."""
+        return Exchange([*self.before[:-1], cut_to(self.before[-1], last)], answer)
 
 
 def split_exchange(messages: Sequence[Message], answer: str | None = None) -> Exchange:
@@ -50,12 +50,12 @@ def split_exchange(messages: Sequence[Message], answer: str | None = None) -> Ex
 def exchange_of(row: Mapping[str, Any], answer_column: str | None) -> Exchange:
     """The row's question with its own last answer, or with the text of another column in its place."""
     if answer_column is None:
-        return split_exchange(row[MESSAGES])
+        return split_exchange(conversation_of(row))
     if answer_column not in row:
         raise StageError(f"scoring: the batch lacks the column '{answer_column}' (found: {sorted(row)}).")
     if row[answer_column] is None:
         raise DataError(f"there is no text in '{answer_column}'")
-    return split_exchange(row[MESSAGES], row[answer_column])
+    return split_exchange(conversation_of(row), row[answer_column])
 
 
 def question_text(before: Sequence[Message], join: InputJoin = "blank_line", trailing_newline: bool = False) -> str:
@@ -63,10 +63,19 @@ def question_text(before: Sequence[Message], join: InputJoin = "blank_line", tra
     if any(message["role"] == "assistant" for message in before):
         return "\n\n".join(_SPEAKERS[message["role"]] + message["content"] for message in before)
     texts = [message["content"] for message in before]
-    if join == "newline":
-        texts[-1] = texts[-1].replace("\n\n", "\n", 1)
-    has_input = "\n\n" in before[-1]["content"]
-    return "\n\n".join(texts) + ("\n" if trailing_newline and not has_input else "")
+    instruction, given = _apart(before[-1])
+    if join == "newline" and given is not None:
+        texts[-1] = f"{instruction}\n{given}"
+    return "\n\n".join(texts) + ("\n" if trailing_newline and given is None else "")
+
+
+def _apart(message: Message) -> tuple[str, str | None]:
+    """Instruction and input, where no meta tells them at the first blank line; None where there is no input."""
+    if INPUT in message:
+        instruction, given = split_input(message)
+        return instruction, given or None
+    instruction, blank, given = message["content"].partition("\n\n")
+    return instruction, given if blank else None
 
 
 def without_oldest_turns(before: Sequence[Message]) -> list[Message] | None:
@@ -133,7 +142,7 @@ def embedded_text(messages: Sequence[Message], text: EmbeddedText) -> str:
     """The part of a conversation that an embedding stands for."""
     if text == "conversation":
         return "\n\n".join(message["content"] for message in messages)
-    asked = [message["content"] for message in messages if message["role"] == "user"]
+    asked = [message for message in messages if message["role"] == "user"]
     if text == "first_paragraph":
-        return asked[0].split("\n\n", 1)[0] if asked else ""
-    return "\n\n".join(asked)
+        return _apart(asked[0])[0] if asked else ""
+    return "\n\n".join(message["content"] for message in asked)

@@ -63,11 +63,11 @@ class RewardSettings(_Settings):
     has a chat template, else `pair`."""
     input_join: InputJoin = "blank_line"
     """What stands between Alpaca's instruction and input in a question of one turn (not for `chat`). `blank_line`: as
-    ingest joined them. `newline`: the first blank line becomes a line break, as MoDS joins them; that is its very
-    question in 99.2 % of the 52,002 Alpaca rows, the others have a blank line of their own."""
+    ingest joined them. `newline`: a line break, as MoDS joins them. Where a row's meta tells no input, one is taken to begin
+    after the first blank line."""
     trailing_newline: bool = False
-    """End a question that holds no blank line, so has no input, with a line break. The official necessity stage does
-    so and its quality stage does not."""
+    """End a question without an input, told as for `input_join`, with a line break. The official necessity stage does so
+    and its quality stage does not."""
     label: int | str | None = None
     """Which output is the reward where the classifier has several: its number or its name. None asks for a single
     one."""
@@ -165,8 +165,9 @@ class EmbeddingSettings(_Settings):
     model: str = "nano:encoder"
     """An encoder, a sentence-transformers model, or a causal language model; folder or hub id."""
     text: EmbeddedText = "instruction"
-    """`instruction`: what the user says, inputs included. `first_paragraph`: that up to its first blank line, which is
-    Alpaca's instruction without its input, as MoDS embeds it; rows that differ in the input alone are then one.
+    """`instruction`: what the user says, inputs included. `first_paragraph`: Alpaca's instruction without its input, as
+    MoDS embeds it; rows that differ in the input alone are then one. Where a row's meta tells no input it ends at the first
+    blank line.
     `conversation`: all turns."""
     pooling: Pooling = "auto"
     """How token states become one vector: the first token's (`cls`, MoDS with bert-base-uncased), their `mean`, the

@@ -1,20 +1,26 @@
 """Every actor that shows a model rows by a template tells Alpaca's input from its instruction where the rows' meta has it."""
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raysift.actors.difficulty import Difficulty
 from raysift.actors.effective_batches import EncodeRows
+from raysift.actors.embedder import Embedder
 from raysift.actors.generator import Generator
 from raysift.actors.ifd import Ifd
+from raysift.actors.judge import Judge
 from raysift.actors.lengths import TokenLengths
 from raysift.actors.likelihood import AnswerLoss, Likelihood
 from raysift.actors.responder import Asker, Responder
+from raysift.actors.reward import Reward
 from raysift.actors.row_gradients import GradientVectors
 from raysift.examples import example_key
 from raysift.given_input import conversation_of
+from raysift.jobs.tables import columns_of
 from raysift.records import ID, MESSAGES, META, ROWS, Example, Message
-from raysift.scoring.settings import IfdSettings
+from raysift.scoring.settings import EmbeddingSettings, IfdSettings, JudgeSettings, RewardSettings
+from raysift.storage import open_location
 from raysift.templates import ALPACA_INPUT_PREAMBLE, ALPACA_PREAMBLE
 
 from ..tiny_models import tiny_llama  # noqa: TID252
@@ -94,3 +100,39 @@ def test_a_validation_row_is_measured_with_its_input(folder):
     config = TrainConfig(template="alpaca", max_length=512)
     lengths = Validator(rows(), config, folder, Place(device="cpu", threads=1)).rows.lengths.tolist()
     assert lengths[0] - lengths[1] == LONGER
+
+
+def read_of(tmp_path, actor, arguments):
+    place = open_location(tmp_path / "rows.parquet")
+    pq.write_table(rows(), place.path)
+    return columns_of([place], actor, arguments)
+
+
+@pytest.mark.parametrize(
+    ("actor", "settings", "reads"),
+    [
+        (Reward, None, False),
+        (Reward, RewardSettings(input_join="newline"), True),
+        (Reward, RewardSettings(trailing_newline=True), True),
+        (Embedder, None, False),
+        (Embedder, EmbeddingSettings(text="first_paragraph"), True),
+        (Judge, JudgeSettings(template="alpaca"), False),
+        (Ifd, IfdSettings(template="alpaca"), True),
+        (Ifd, IfdSettings(), False),
+    ],
+)
+def test_meta_is_read_where_the_settings_look_there(tmp_path, actor, settings, reads):
+    assert (META in read_of(tmp_path, actor, {"settings": settings})) == reads
+
+
+def test_rewards_and_vectors_know_a_told_input():
+    """Of two rows of one text, one with the input told: questions and vectors differ by what the first blank line hides."""
+    talk = [{"role": "user", "content": "Two\n\nparts.\n\nb a"}, {"role": "assistant", "content": "a b"}]
+    table = pa.Table.from_pylist(
+        [{ID: i, MESSAGES: talk, META: meta} for i, meta in enumerate(['{"input":"b a"}', None])], schema=rows().schema
+    )
+    reward = Reward(settings=RewardSettings(template="pair", input_join="newline"))
+    asked = [reward._texts(reward._exchange(row))[0] for row in table.to_pylist()]
+    assert asked == ["Two\n\nparts.\nb a", "Two\nparts.\n\nb a"]
+    told, guessed = Embedder(EmbeddingSettings(text="first_paragraph"))(table)["embedding"].to_pylist()
+    assert told != guessed

@@ -5,8 +5,16 @@ import json
 import pytest
 
 from raysift.errors import DataError
-from raysift.given_input import join_input
-from raysift.scoring.questions import embedded_text, question_text, share_room, split_exchange, without_oldest_turns
+from raysift.given_input import conversation_of, join_input, mark_input
+from raysift.records import MESSAGES, META
+from raysift.scoring.questions import (
+    embedded_text,
+    exchange_of,
+    question_text,
+    share_room,
+    split_exchange,
+    without_oldest_turns,
+)
 
 
 def turns(*pairs):
@@ -55,6 +63,42 @@ def test_question_joins_as_mods_does():
     assert question_text(with_input, "newline") == question_text(with_input, "newline", True) == "Add these.\n1 2"
     assert question_text(without, "newline") == "Say hi."
     assert question_text(without, "newline", True) == "Say hi.\n"
+
+
+def test_an_input_that_a_row_tells_is_told_apart_to_the_letter():
+    talk = turns(("system", "S"), ("user", "Two\n\nparts.\n\nAnd\n\ntwo more."), ("assistant", "a"))
+    row = {MESSAGES: talk, META: '{"input":"And\\n\\ntwo more."}'}
+    exchange = exchange_of(row, None)
+    assert question_text(exchange.before, "newline", True) == "S\n\nTwo\n\nparts.\nAnd\n\ntwo more."
+    assert question_text(exchange.before) == question_text(talk[:-1]) == "S\n\nTwo\n\nparts.\n\nAnd\n\ntwo more."
+    assert embedded_text(conversation_of(row), "first_paragraph") == "Two\n\nparts."
+    assert exchange_of({**row, "own": "b"}, "own").answer == "b"
+    assert question_text(exchange_of({**row, "own": "b"}, "own").before, "newline") == question_text(
+        exchange.before, "newline"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kept", "joined"),
+    [("Two\n\nparts.\n\nAnd", "Two\n\nparts.\nAnd"), ("Two\n\npar", "Two\n\npar"), ("Two\n\nparts.\n", None)],
+)
+def test_a_question_that_is_cut_keeps_what_is_left_of_its_input_apart(kept, joined):
+    talk = turns(("user", "Two\n\nparts.\n\nAnd\n\ntwo more."), ("assistant", "a"))
+    exchange = exchange_of({MESSAGES: talk, META: '{"input":"And\\n\\ntwo more."}'}, None)
+    assert question_text(exchange.with_texts(kept, "a").before, "newline") == (joined or kept)
+
+
+def test_told_inputs_leave_only_rows_without_one_to_be_guessed(shared_data):
+    """Of the 52,002 Alpaca rows 350 have no input, and a blank line in their instruction."""
+    records = json.loads((shared_data / "formats/alpaca_data.json").read_text())
+    wrong = []
+    for record in records:
+        instruction, given = record["instruction"], record["input"]
+        asked = mark_input(turns(("user", join_input(instruction, given))), given)
+        right = question_text(asked, "newline") == instruction + ("\n" + given if given else "")
+        assert right == (embedded_text(asked, "first_paragraph") == instruction)
+        wrong += [] if right else [given]
+    assert wrong == [""] * 350
 
 
 def test_newline_join_is_that_of_mods_on_real_rows(shared_data):

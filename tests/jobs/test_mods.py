@@ -33,7 +33,7 @@ from raysift.manifest import Manifest
 from raysift.methods.coverage import COVERED
 from raysift.methods.mods import AUGMENTED, KNOWN, POOR, SEED
 from raysift.nano.world import generate_pool
-from raysift.records import ERROR, ID, MESSAGE, MESSAGES
+from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META
 from raysift.scoring.columns import SCORE_COLUMN
 from raysift.scoring.settings import QualitySettings, Threshold
 from raysift.storage import open_location
@@ -315,6 +315,12 @@ def test_what_the_model_said_lies_in_the_order_of_the_rows_however_its_answers_l
     assert seen[0][0][ID].to_pylist() == [7, -3, 5, 40]
     assert [m[-1]["content"] for m in seen[0][0][MESSAGES].to_pylist()] == ["mine 7", "mine -3", "mine 5", "mine 40"]
     assert all(one == seen[0] for one in seen)
+
+    metas = pa.array([None, '{"input":"x"}', None, '{"k":1}', None])
+    pq.write_table(pq.read_table(rows.path).append_column(META, metas), rows.path)
+    (file,), _ = mods._own_conversations([rows], answers, folder)
+    told = pq.read_table(file.path)
+    assert told.drop_columns([META]) == seen[0][0] and told[META].to_pylist() == metas.take([0, 1, 3, 4]).to_pylist()
 
 
 # --- kills -----------------------------------------------------------------------------------------------------------
