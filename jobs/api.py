@@ -115,6 +115,8 @@ def finetune(
     paths = [] if isinstance(rows, Selection) else [rows] if isinstance(rows, str) else list(rows)
     config, this_run = _open(run, fresh, settings | {"pool": paths})
     source = rows.manifest if isinstance(rows, Selection) else stages.ingest(this_run, config)
+    if config.test:
+        stages.check_trainable(this_run, config.train, "finetune")
     trained = stages.finetune(this_run, config, source)
     if config.test:
         stages.evaluate(this_run, config, trained)

@@ -42,6 +42,8 @@ def run_finetune(config: CommonConfig, console: Console) -> None:
     _require(config.pool, "pool", "Name the rows to train on: --pool FILE...")
     with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
         rows = stages.ingest(run, config)
+        if config.test:
+            stages.check_trainable(run, config.train, "finetune")
         trained = stages.finetune(run, config, rows)
         model, adapter = stages.trained_model(run, trained, config.model)
         console.note(f"trained: {adapter or model}")

@@ -77,6 +77,8 @@ def good_diverse_unknown(run: Run, config: CommonConfig, pool: Pool) -> Manifest
     row_budget(config)
     check_models(config, {"scorer": settings.scorer.scorer, "embedding": settings.embedding.model})
     mods.check_room(config, settings)
+    if settings.seed_share < 1:
+        stages.check_trainable(run, settings.seed_train or config.train, "tune")
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     total, column = count_rows(config, rows), quality.score_column(settings)
     judged = quality.judge(run, config, settings.scorer, rows)
@@ -222,6 +224,8 @@ TRAIN_THEMSELVES = ("raise",)
 
 def run_method(run: Run, config: CommonConfig, pool: Pool | None = None) -> Manifest:
     """The whole journey: select, and where asked train on the selection and evaluate. Gives the selection's manifest."""
+    if config.test and (config.train_on_selection or config.method in TRAIN_THEMSELVES):
+        stages.check_trainable(run, config.train, "final")
     with run.replayable(config.model_dump(mode="json")):
         selected = RECIPES.get(str(config.method), yardstick)(run, config, pool or Pool())
         trained = read_manifest(run.folder / "final") if config.method in TRAIN_THEMSELVES else None

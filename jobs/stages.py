@@ -24,6 +24,7 @@ from raysift.jobs.selection import write_selection
 from raysift.jobs.tables import count_answers, publish, read_chunks, relative, with_tokens
 from raysift.manifest import Manifest
 from raysift.methods import Selector
+from raysift.recipes import TrainConfig
 from raysift.records import ID, SCORE
 from raysift.storage import Location, open_location
 
@@ -193,7 +194,8 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
     """Answer and score the examples of `config.test`, by the fine-tuned model of `trained` or by the model as it is."""
     from raysift.jobs.evaluate import evaluate as test
 
-    model, adapter = config.model, config.adapter
+    model: str = config.model
+    adapter: str | Location | None = config.adapter
     if trained:
         model, adapter = trained_model(run, trained, config.model)
 
@@ -219,17 +221,35 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
     }
     if trained:
         inputs["trained"] = trained.fingerprint
-    elif adapter:
-        inputs["adapter"] = model_fingerprint(adapter)
+    elif config.adapter:
+        inputs["adapter"] = model_fingerprint(config.adapter)
     settings = {"evaluate": config.evaluate, "seed": config.seed} | _remote_code(config)
     return run.stage(name, settings, inputs, body)
 
 
-def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, str | None]:
+def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location | None]:
     """Model and adapter of the last epoch of a fine-tune."""
     last = run.files(trained, "epochs")[-1]
     full = last / "model"
-    return (full.path, None) if full.exists() else (base, (last / "adapter").path)
+    if not full.exists():
+        return base, last / "adapter"
+    require_loadable(full, trained.stage)
+    return full.path, None
+
+
+def require_loadable(place: Location, stage: str) -> None:
+    """Refuses a place from which no whole model can be loaded; adapters are loaded from anywhere."""
+    if not place.is_local:
+        raise ConfigError(
+            f"{stage}: with train.method=full the trained model lies in {place}, and models are loaded from folders of this "
+            "machine alone. Name such a folder with --run, or set train.method=lora."
+        )
+
+
+def check_trainable(run: Run, train: TrainConfig, stage: str) -> None:
+    """Refuses to train a model for the stages after it where these could not load it."""
+    if train.method == "full":
+        require_loadable(run.folder, stage)
 
 
 def model_fingerprint(name: str, *patterns: str) -> str:

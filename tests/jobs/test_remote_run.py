@@ -1,11 +1,60 @@
 """A run on an object store is a run like any other: same selection, skipped when done, loadable again."""
 
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import raysift
-from raysift.nano.world import generate_pool
+from raysift.config import make_config
+from raysift.errors import ConfigError
+from raysift.jobs import stages
+from raysift.jobs.borrowing import find_manifest
+from raysift.jobs.cli import app
+from raysift.jobs.recipes import run_method
+from raysift.jobs.run import Run, StageResult, open_run
+from raysift.nano.world import examples, generate_pool
+from raysift.records import ROWS
 from raysift.storage import open_location
+
+TRAIN = {"recipe": "nano", "epochs": 1, "max_length": 128}
+HERE = {"train_workers": 0, "workers": 1}
+
+
+def ingested(run, count=8):
+    """Rows as `ingest` leaves them, without Ray."""
+    rows = [{"id": n, "source": "nano", **row} for n, row in enumerate(generate_pool(count, 0))]
+
+    def body(folder):
+        pq.write_table(pa.Table.from_pylist(rows, ROWS), (folder / "rows.parquet").path, filesystem=folder.fs)
+        return StageResult(files={"rows": ["rows.parquet"]}, counts={"rows_in": count, "kept": count})
+
+    return run.stage("ingest", {}, {}, body)
+
+
+def test_an_adapter_is_loaded_from_where_a_remote_run_has_left_it():
+    from raysift.actors.loaded import load
+
+    run, config = Run("memory://adapters/run"), make_config({"train": TRAIN, "resources": HERE})
+    trained = stages.finetune(run, config, ingested(run))
+    model, adapter = stages.trained_model(run, trained, config.model)
+    assert model == "nano"
+    assert (adapter / "adapter_config.json").exists()
+    assert load(model, adapter).model.peft_config["default"].r == config.train.lora_rank
+
+
+def test_a_model_that_no_later_stage_could_load_is_not_trained():
+    remote = "memory://full/run"
+    tested = {"run": remote, "train": TRAIN | {"method": "full"}, "test": ["t.jsonl"], "train_on_selection": True}
+    for changes in (
+        tested | {"method": "uniform"},
+        {"run": remote, "method": "mods", "mods": {"seed_train": TRAIN | {"method": "full"}}},
+    ):
+        with pytest.raises(
+            ConfigError, match=r"train\.method=full.*Name such a folder with --run, or set train\.method"
+        ):
+            run_method(Run(remote), make_config(changes))
+    assert not (open_location(remote) / "events.jsonl").exists()
 
 
 @pytest.mark.ray
@@ -28,3 +77,22 @@ def test_pool_and_run_on_an_object_store(ray_local, s3_uri, tmp_path):
     assert (place / "selection.parquet").exists()
     assert (place / "run.yaml").exists()
     assert sum("skipped" in line for line in (place / "events.jsonl").read_text().splitlines()) == 4
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_model_trained_on_an_object_store_answers_there(ray_local, s3_uri, tmp_path):
+    base, _, query = s3_uri.partition("?")
+    pool, test = tmp_path / "pool.jsonl", tmp_path / "test.jsonl"
+    pool.write_bytes(b"\n".join(orjson.dumps(row) for row in generate_pool(60, 0)))
+    test.write_bytes(b"\n".join(orjson.dumps(line) for line in examples(6, 1, ["add"])))
+    common = ["train.epochs=1", "resources.train_workers=0", "resources.workers=1", "evaluate.max_new_tokens=4"]
+    scores = []
+    for run in (f"{base}/trained?{query}", str(tmp_path / "local")):
+        app(["finetune", "--pool", str(pool), "--test", str(test), "--run", run, *common], standalone_mode=False)
+        scores.append(find_manifest(open_run(run), "evaluate").values["overall"])
+    assert scores[0] == scores[1]
+    mods = {"seed_train": TRAIN, "generation": {"max_new_tokens": 4, "backend": "transformers"}}
+    places = {"resources": HERE, "mods": mods, "budget": "6"}
+    remote = raysift.mods(str(pool), run=f"{base}/mods?{query}", **places)
+    assert remote.ids == raysift.mods(str(pool), run=str(tmp_path / "mods"), **places).ids
