@@ -116,6 +116,12 @@ class Location:
             self.fs.delete_file(self.path)
 
 
+def extend_name(name: str, text: str) -> str:
+    """A path or URI with more text at its end, which of a URI is before its query."""
+    path, mark, query = name.partition("?") if "://" in name else (name, "", "")
+    return f"{path.rstrip('/')}{text}{mark}{query}"
+
+
 def open_location(uri: str | os.PathLike[str] | Location) -> Location:
     """A local path (relative ones are made absolute), or any URI that pyarrow or an installed fsspec driver knows."""
     if isinstance(uri, Location):

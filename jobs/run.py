@@ -33,7 +33,7 @@ from raysift.jobs.borrowing import (
 )
 from raysift.jobs.console import Console
 from raysift.manifest import MANIFEST, Manifest, installed_versions, read_manifest, require_same, write_manifest
-from raysift.storage import Location, open_location
+from raysift.storage import Location, extend_name, open_location
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,8 @@ def open_run(folder: str, console: Console | None = None) -> Run:
 
 def free_name(folder: str) -> str:
     """The folder itself if it is not there yet, else the first of NAME-2, NAME-3, ... that is not."""
-    name, number = folder.rstrip("/"), 1
-    candidate = name
+    candidate, number = extend_name(folder, ""), 1
     while open_location(candidate).exists():
         number += 1
-        candidate = f"{name}-{number}"
+        candidate = extend_name(folder, f"-{number}")
     return candidate

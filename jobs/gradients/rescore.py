@@ -24,7 +24,7 @@ from raysift.jobs.run import Run, free_name, open_run
 from raysift.jobs.show import show_selection
 from raysift.methods import METHODS
 from raysift.methods.gradient import GradientConfig
-from raysift.storage import Location, open_location
+from raysift.storage import Location, extend_name, open_location
 
 # What may differ from the run whose rows, warm-up and vectors are read; all other settings decided those.
 OWN_SETTINGS = {
@@ -53,7 +53,7 @@ def rescore(
 ) -> Selection:
     """Select for other targets from the vectors that a run with `matching: store` has kept."""
     source = open_run(run, console)
-    name = new_run or free_name(f"{run.rstrip('/')}-rescored")
+    name = new_run or free_name(extend_name(run, "-rescored"))
     changes = {
         "target": [target] if isinstance(target, str) else list(target),
         "run": name,

@@ -7,7 +7,7 @@ import pytest
 
 from raysift import storage
 from raysift.errors import DataError
-from raysift.storage import open_location
+from raysift.storage import extend_name, open_location
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -73,3 +73,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
 def test_an_unknown_filesystem_is_named():
     with pytest.raises(DataError, match="carrier-pigeon"):
         open_location("carrier-pigeon://roof/pool.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("name", "longer"),
+    [
+        ("runs/a", "runs/a-2"),
+        ("runs/a/", "runs/a-2"),
+        ("runs/is it?", "runs/is it?-2"),
+        ("s3://bucket/a", "s3://bucket/a-2"),
+        ("s3://bucket/a/?region=x&scheme=http", "s3://bucket/a-2?region=x&scheme=http"),
+    ],
+)
+def test_a_name_is_extended_before_the_query_of_a_uri(name, longer):
+    assert extend_name(name, "-2") == longer

@@ -8,6 +8,7 @@ import yaml
 from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.jobs.run import Run, StageResult, free_name, open_run
 from raysift.manifest import read_manifest
+from raysift.storage import open_location
 
 
 def stage(run, settings=None, inputs=None, log=None, version=1):
@@ -140,3 +141,12 @@ def test_free_names_count_up(tmp_path):
     (tmp_path / "r").mkdir()
     (tmp_path / "r-2").mkdir()
     assert free_name(str(tmp_path / "r")) == str(tmp_path / "r-3")
+
+
+def test_free_names_of_a_uri_count_up_before_its_query(s3_uri):
+    base, _, query = s3_uri.partition("?")
+    wanted = f"{base}/free?{query}"
+    for name in ("free", "free-2"):
+        assert free_name(wanted) == f"{base}/{name}?{query}"
+        (open_location(f"{base}/{name}?{query}") / "events.jsonl").write("")
+    assert free_name(f"{base}/free/?{query}") == f"{base}/free-3?{query}"
