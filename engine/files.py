@@ -115,24 +115,19 @@ def _expand(source: str) -> list[SourceFile]:
     if info.type == pafs.FileType.File:
         if _suffix(place.path) not in SUFFIXES:
             raise DataError(
-                f"ingest: '{_shown(source)}' has an unknown ending. Known: {', '.join(sorted(SUFFIXES))}, text also with "
+                f"ingest: '{source}' has an unknown ending. Known: {', '.join(sorted(SUFFIXES))}, text also with "
                 f"{' or '.join(COMPRESSIONS)}."
             )
         return [_source_file(place, source, info)]
     if any(sign in source for sign in "*?["):
         return _expand_glob(source, query)
-    raise DataError(f"ingest: '{_shown(source)}' does not exist.")
+    raise DataError(f"ingest: '{source}' does not exist.")
 
 
 def _without_query(source: str) -> tuple[str, str]:
     """A URI's path and its options (`?region=...`), which are no part of a name and no wildcard."""
     found = re.search(r"\?\w+=.*$", source) if "://" in source else None
     return (source[: found.start()], found.group()) if found else (source, "")
-
-
-def _shown(source: str) -> str:
-    """A URI as it may stand in logs and tables: without the keys that some carry (`s3://KEY:SECRET@bucket`)."""
-    return re.sub(r"(?<=://)[^/@]*@", "", source)
 
 
 def _expand_glob(pattern: str, query: str) -> list[SourceFile]:
@@ -147,9 +142,7 @@ def _expand_glob(pattern: str, query: str) -> list[SourceFile]:
             name = relative if fixed == "." and not pattern.startswith("./") else f"{fixed.rstrip('/')}/{relative}"
             found.append(_source_file(Location(root.fs, info.path), name, info))
     if not found:
-        raise DataError(
-            f"ingest: no data file matches '{_shown(pattern)}'. Endings read: {', '.join(sorted(SUFFIXES))}."
-        )
+        raise DataError(f"ingest: no data file matches '{pattern}'. Endings read: {', '.join(sorted(SUFFIXES))}.")
     return found
 
 
@@ -190,9 +183,7 @@ def _expand_folder(folder: Location, name: str) -> list[SourceFile]:
         if _is_data(relative):
             found.append(_source_file(Location(folder.fs, info.path), f"{name}/{relative}", info))
     if not found:
-        raise DataError(
-            f"ingest: the folder '{_shown(name)}' holds no data file. Endings read: {', '.join(sorted(SUFFIXES))}."
-        )
+        raise DataError(f"ingest: the folder '{name}' holds no data file. Endings read: {', '.join(sorted(SUFFIXES))}.")
     return found
 
 
@@ -213,7 +204,7 @@ def _source_file(place: Location, name: str, info: pafs.FileInfo) -> SourceFile:
     for ending in (*COMPRESSIONS, *SUFFIXES):
         stem = stem.removesuffix(ending)
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", stem)
-    return SourceFile(place, _shown(name), stem, info.size or 0, info.mtime_ns or 0)
+    return SourceFile(place, name, stem, info.size or 0, info.mtime_ns or 0)
 
 
 def _suffix(path: str) -> str:

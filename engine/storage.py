@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -17,9 +18,11 @@ from typing import BinaryIO
 
 import pyarrow.fs as pafs
 
-from raysift.errors import DataError
+from raysift.errors import ConfigError, DataError
 
 COPIED_BYTES = 2**24
+
+_PASSWORD = re.compile(r"(?!github:)\b([a-z][a-z0-9+.-]*)://[^\s/?#@]*:[^\s/?#@]*@([^\s/?#]*)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -122,11 +125,22 @@ def extend_name(name: str, text: str) -> str:
     return f"{path.rstrip('/')}{text}{mark}{query}"
 
 
+def refuse_passwords(text: str) -> None:
+    """Refuses URIs such as `s3://KEY:SECRET@bucket`: names of files and runs are written into runs, logs and tables."""
+    if found := _PASSWORD.search(text):
+        raise ConfigError(
+            f"storage: '{found[1]}://...@{found[2]}' holds a password, and names of files and runs are written down in runs and "
+            "logs. Leave it out of the name; credentials belong in the environment (AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, AWS_PROFILE, GOOGLE_APPLICATION_CREDENTIALS, ...)."
+        )
+
+
 def open_location(uri: str | os.PathLike[str] | Location) -> Location:
     """A local path (relative ones are made absolute), or any URI that pyarrow or an installed fsspec driver knows."""
     if isinstance(uri, Location):
         return uri
     text = os.fspath(uri)
+    refuse_passwords(text)
     if "://" not in text:
         return Location(pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(text)))
     try:

@@ -33,7 +33,7 @@ from raysift.jobs.borrowing import (
 )
 from raysift.jobs.console import Console
 from raysift.manifest import MANIFEST, Manifest, installed_versions, read_manifest, require_same, write_manifest
-from raysift.storage import Location, extend_name, open_location
+from raysift.storage import Location, extend_name, open_location, refuse_passwords
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,7 @@ class Run:
         refuses never take the place of those it was made with.
         """
         place, text = self.folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        refuse_passwords(text)
         if not place.exists():
             place.write(text)
         yield

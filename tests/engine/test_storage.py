@@ -6,8 +6,8 @@ from itertools import pairwise
 import pytest
 
 from raysift import storage
-from raysift.errors import DataError
-from raysift.storage import extend_name, open_location
+from raysift.errors import ConfigError, DataError
+from raysift.storage import extend_name, open_location, refuse_passwords
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -87,3 +87,30 @@ def test_an_unknown_filesystem_is_named():
 )
 def test_a_name_is_extended_before_the_query_of_a_uri(name, longer):
     assert extend_name(name, "-2") == longer
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://KEY:secret@bucket/runs?region=x", "https://me:secret@host/pool.jsonl", "ftp://:secret@h"]
+)
+def test_a_password_in_a_name_is_refused_and_not_said(uri):
+    for refuse in (open_location, refuse_passwords):
+        with pytest.raises(ConfigError, match=r"holds a password.*environment") as error:
+            refuse(uri)
+        assert "secret" not in str(error.value)
+    with pytest.raises(ConfigError, match="holds a password"):
+        refuse_passwords(f"pool:\n- {uri}\n")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "gs://anonymous@bucket/x",
+        "abfs://container@account.dfs.core.windows.net/x",
+        "s3://bucket/a:b@c?endpoint_override=127.0.0.1:80",
+        "http://host:80/me:you@x",
+        "github://owner:repository@main/pool.jsonl",
+        "meta: me@host",
+    ],
+)
+def test_a_name_without_a_password_is_let_through(uri):
+    refuse_passwords(uri)

@@ -150,3 +150,15 @@ def test_free_names_of_a_uri_count_up_before_its_query(s3_uri):
         assert free_name(wanted) == f"{base}/{name}?{query}"
         (open_location(f"{base}/{name}?{query}") / "events.jsonl").write("")
     assert free_name(f"{base}/free/?{query}") == f"{base}/free-3?{query}"
+
+
+def test_no_password_comes_into_the_files_of_a_run(tmp_path):
+    uri = "s3://KEY:secret@bucket/runs/a"
+    with pytest.raises(ConfigError, match="holds a password"):
+        Run(tmp_path / "b", reuse=[uri])
+    with (
+        pytest.raises(ConfigError, match="holds a password"),
+        Run(tmp_path / "b").replayable({"pool": [uri], "train": {"note": "a long text " * 20 + uri}}),
+    ):
+        pass
+    assert not [file for file in open_location(tmp_path / "b").files(recursive=True) if b"secret" in file.read_bytes()]
