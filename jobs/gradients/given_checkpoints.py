@@ -21,11 +21,12 @@ from raysift.actors.checkpointed import Checkpoint, find_moments
 from raysift.actors.language_model import resolve_model
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.errors import DataError
-from raysift.jobs.borrowing import CONFIG, find_manifest
+from raysift.jobs.borrowing import CONFIG, find_manifest, run_name
 from raysift.jobs.console import Console
 from raysift.jobs.gradients.stages import checkpoints_of
 from raysift.jobs.run import Run, StageResult, open_run
 from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.tables import relative
 from raysift.manifest import Manifest
 from raysift.storage import Location, open_location
 from raysift.store import checkpoint_hash
@@ -36,20 +37,17 @@ _NUMBERED = re.compile(r"(?:checkpoint|epoch)-(\d+)")
 
 def adopt_checkpoints(run: Run, model: str, source: str) -> Manifest:
     """Stands for the stage `warmup`: names the checkpoints below `source`, and trains nothing."""
-    points = find_checkpoints(source)
+    points, home = find_checkpoints(source), _home_of(source)
     check_base([point.adapter for point in points], model, run.console)
 
     def body(folder: Location) -> StageResult:
-        given = [
-            {
-                "name": point.name,
-                "adapter": str(point.adapter),
-                "moments": point.moments and str(point.moments),
-                "learning_rate": point.learning_rate,
-            }
-            for point in points
-        ]
-        return StageResult(values={"given": given})
+        given = []
+        for point in points:
+            (adapter,) = relative([point.adapter], open_location(home))
+            moments = relative([point.moments], open_location(home))[0] if point.moments else None
+            rate = point.learning_rate
+            given.append({"name": point.name, "adapter": adapter, "moments": moments, "learning_rate": rate})
+        return StageResult(values={"source": home, "given": given})
 
     contents = [[p.name, checkpoint_hash(p.adapter, p.moments), p.learning_rate] for p in points]
     inputs = {"model": model_fingerprint(model), "checkpoints": contents}
@@ -75,11 +73,7 @@ def find_checkpoints(source: str) -> list[Checkpoint]:
     """In the order of their training."""
     place = open_location(source)
     if (place / CONFIG).exists():
-        other = open_run(source)
-        trained = find_manifest(other, "warmup", "final")
-        if trained is None:
-            raise DataError(f"warmup: run {source} has trained no adapter.")
-        return checkpoints_of(other, trained, None)
+        return checkpoints_of(open_run(source), _trained_by(source), None)
     folders = {file.path.rpartition("/")[0] for file in place.files(f"/{WEIGHTS}", recursive=True)}
     numbered: dict[int, tuple[Location, Location]] = {}
     parents: set[str] = set()
@@ -103,6 +97,21 @@ def find_checkpoints(source: str) -> list[Checkpoint]:
         Checkpoint(folder.name, adapter, find_moments(folder), rate)
         for (folder, adapter), rate in zip((numbered[step] for step in steps), rates, strict=True)
     ]
+
+
+def _trained_by(run: str) -> Manifest:
+    trained = find_manifest(open_run(run), "warmup", "final")
+    if trained is None:
+        raise DataError(f"warmup: run {run} has trained no adapter.")
+    return trained
+
+
+def _home_of(source: str) -> str:
+    """What holds the checkpoints, as it can be named from anywhere: a run may have them of another run, or of a folder."""
+    if not (open_location(source) / CONFIG).exists():
+        return run_name(source)
+    trained = _trained_by(source)
+    return str(trained.values.get("source") or trained.reused_from or run_name(source))
 
 
 def _learning_rates(folders: list[Location], steps: list[int]) -> list[float]:

@@ -77,7 +77,7 @@ def warmup_recipe(config: CommonConfig, settings: GradientConfig) -> TrainConfig
 def checkpoints_of(run: Run, trained: Manifest, last: int | None) -> list[Checkpoint]:
     """The epochs of the warm-up, with their moments and recorded learning rates; only the last so many where asked."""
     if given := trained.values.get("given"):
-        found = [_given_checkpoint(**point) for point in given]
+        found = [_given_checkpoint(open_location(trained.values["source"]), **point) for point in given]
     else:
         found = [_own_checkpoint(folder) for folder in run.files(trained, "epochs")]
     return found[-last:] if last else found
@@ -88,8 +88,10 @@ def _own_checkpoint(folder: Location) -> Checkpoint:
     return Checkpoint(folder.name, folder / "adapter", find_moments(folder), record.mean_learning_rate)
 
 
-def _given_checkpoint(name: str, adapter: str, moments: str | None, learning_rate: float) -> Checkpoint:
-    return Checkpoint(name, open_location(adapter), open_location(moments) if moments else None, learning_rate)
+def _given_checkpoint(
+    source: Location, name: str, adapter: str, moments: str | None, learning_rate: float
+) -> Checkpoint:
+    return Checkpoint(name, source / adapter, source / moments if moments else None, learning_rate)
 
 
 def gradients(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from raysift.config import load_config
+import yaml
+
+from raysift.config import make_config
 from raysift.errors import ConfigError
-from raysift.jobs.borrowing import CONFIG
+from raysift.jobs.borrowing import config_of
 from raysift.jobs.run import open_run
 from raysift.manifest import read_manifest
 from raysift.methods.raise_policy import RaiseConfig
@@ -31,9 +33,9 @@ def learnt_by(settings: RaiseConfig) -> Learnt:
     run = open_run(str(settings.policy_from))
     searched = read_manifest(run.folder / "search")
     if searched is not None:
-        best = getattr(load_config(str(run.files(searched, "best")[0])), "raise")
+        best = getattr(make_config(yaml.safe_load(run.files(searched, "best")[0].read_text())), "raise")
         return Learnt(run.files(searched, "policy")[0], run.files(searched, "fitted")[0], best)
-    config = load_config(str(run.folder / CONFIG))
+    config = config_of(run)
     learned, features = (read_manifest(run.folder / stage) for stage in ("learn", "features"))
     theirs = getattr(config, "raise", None)
     if learned is None or features is None or not isinstance(theirs, RaiseConfig):

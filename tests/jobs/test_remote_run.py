@@ -4,13 +4,18 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 import raysift
+from raysift.actors.loaded import load
 from raysift.config import make_config
 from raysift.errors import ConfigError
 from raysift.jobs import stages
 from raysift.jobs.borrowing import find_manifest
 from raysift.jobs.cli import app
+from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints
+from raysift.jobs.gradients.stages import checkpoints_of
+from raysift.jobs.policy.transfer import learnt_by
 from raysift.jobs.recipes import run_method
 from raysift.jobs.run import Run, StageResult, open_run
 from raysift.nano.world import examples, generate_pool
@@ -32,15 +37,55 @@ def ingested(run, count=8):
     return run.stage("ingest", {}, {}, body)
 
 
-def test_an_adapter_is_loaded_from_where_a_remote_run_has_left_it():
-    from raysift.actors.loaded import load
+@pytest.fixture(scope="module")
+def warmed():
+    """A run whose `warmup` has trained two epochs, on a store that this process alone sees."""
+    run = Run("memory://warmed/run")
+    config = make_config({"train": TRAIN | {"epochs": 2}, "resources": HERE})
+    with run.replayable(config.model_dump(mode="json")):
+        return run, stages.finetune(run, config, ingested(run), "warmup")
 
-    run, config = Run("memory://adapters/run"), make_config({"train": TRAIN, "resources": HERE})
-    trained = stages.finetune(run, config, ingested(run))
-    model, adapter = stages.trained_model(run, trained, config.model)
+
+def test_an_adapter_is_loaded_from_where_a_remote_run_has_left_it(warmed):
+    model, adapter = stages.trained_model(*warmed, "nano")
     assert model == "nano"
     assert (adapter / "adapter_config.json").exists()
-    assert load(model, adapter).model.peft_config["default"].r == config.train.lora_rank
+    assert load(model, adapter).model.peft_config["default"].r == 16
+
+
+def test_given_checkpoints_of_a_remote_folder_or_run_are_found_again(warmed):
+    run, trained = warmed
+    own = checkpoints_of(run, trained, None)
+    for number, source in enumerate((f"{run.name}/warmup/{trained.fingerprint}", run.name, "memory://given/1")):
+        adopt_checkpoints(Run(f"memory://given/{number}"), "nano", source)
+        with Run(f"memory://given/{number}").replayable({}):
+            pass
+        again = open_run(f"memory://given/{number}")
+        assert checkpoints_of(again, find_manifest(again, "warmup"), None) == own
+
+
+def test_a_policy_is_taken_over_from_a_remote_run():
+    theirs = {"policy": {"classes": 7}}
+    config = make_config({"method": "raise", "raise": theirs}).model_dump(mode="json")
+
+    def leave(name, **files):
+        def body(folder):
+            for kind, text in files.items():
+                (folder / kind).write(text)
+            return StageResult(files={kind: [kind] for kind in files})
+
+        return lambda run: run.stage(name, {}, {}, body)
+
+    learned = [leave("learn", policy="own"), leave("features", fitted="classes")]
+    searched = [leave("search", best=yaml.safe_dump(config), policy="own", fitted="classes")]
+    for source, left in (("memory://learned/run", learned), ("memory://searched/run", searched)):
+        run = Run(source)
+        with run.replayable(config):
+            for do in left:
+                do(run)
+        found = learnt_by(getattr(make_config({"raise": {"policy_from": source}}), "raise"))
+        assert (found.policy.read_text(), found.fitted.read_text()) == ("own", "classes")
+        assert found.settings.policy.classes == 7
 
 
 def test_a_model_that_no_later_stage_could_load_is_not_trained():
