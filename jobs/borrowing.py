@@ -8,7 +8,7 @@ holds its files. So it lies one step away, however many runs passed it on, and n
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from raysift.jobs.run import Run
 
 EVENTS, CONFIG, REUSED = "events.jsonl", "run.yaml", "reuse.json"
-RESCORED = "rescored_from.json"
-"""What earlier versions left in a rescored run: it has no manifests of the stages that it took over."""
 SHOWN_CHANGES, CHANGE_WIDTH = 3, 80
 
 
@@ -59,9 +57,7 @@ def record_sources(folder: Location, names: Sequence[str]) -> None:
 
 def sources_of(folder: Location) -> list[str]:
     """The runs that a run takes stages from."""
-    if (folder / REUSED).exists():
-        return list(json.loads((folder / REUSED).read_text())["runs"])
-    return [older] if (older := _rescored_from(folder)) else []
+    return list(json.loads((folder / REUSED).read_text())["runs"]) if (folder / REUSED).exists() else []
 
 
 def lineage(names: Sequence[str]) -> list[str]:
@@ -98,10 +94,8 @@ def find_finished(
 
 def finished_by(name: str, stage: str) -> Manifest | None:
     """A finished stage of another run, as one that is taken over from the run that did it."""
-    for holder in _with_older(name):
-        if found := read_manifest(open_location(holder) / stage):
-            return found if found.reused_from else found.model_copy(update={"reused_from": run_name(holder)})
-    return None
+    found = read_manifest(open_location(name) / stage)
+    return found if found is None or found.reused_from else found.model_copy(update={"reused_from": run_name(name)})
 
 
 def tell_changes(sources: Sequence[str], stage: str, settings: dict[str, Any], inputs: dict[str, Any]) -> str | None:
@@ -116,8 +110,7 @@ def tell_changes(sources: Sequence[str], stage: str, settings: dict[str, Any], i
 
 def find_manifest(run: Run, *stage_names: str) -> Manifest | None:
     """The manifest of the first of these stages that is finished."""
-    folders = [open_location(folder) for folder in _with_older(run.folder)]
-    return next((m for folder in folders for name in stage_names if (m := read_manifest(folder / name))), None)
+    return next((found for name in stage_names if (found := read_manifest(run.folder / name))), None)
 
 
 def config_of(run: Run, changes: dict[str, object] | None = None, overrides: Sequence[str] = ()) -> CommonConfig:
@@ -140,16 +133,3 @@ def _tell_lost(
         f"{'; '.join(dict.fromkeys(lost))}. Put it back, or name with --reuse the run where it is now. To do the stage again "
         f"instead, delete {' and '.join(dict.fromkeys(map(str, ties)))}{' and leave out --reuse' if gone else ''}."
     )
-
-
-def _with_older(folder: str | Location) -> Iterator[str | Location]:
-    """The run, and those that it was rescored from by an earlier version."""
-    older: str | Location | None = folder
-    while older:
-        yield older
-        older = _rescored_from(open_location(older))
-
-
-def _rescored_from(folder: Location) -> str | None:
-    place = folder / RESCORED
-    return str(json.loads(place.read_text())["run"]) if place.exists() else None

@@ -57,10 +57,8 @@ def rose_run(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def repeat(rose_run: str) -> Callable[..., Any]:
-    """Match and choose again in a run of its own, with other settings; the warm-up is that of `rose_run`, of which it keeps the
-    name as a run did that an earlier version rescored.
-    """
-    from raysift.jobs.borrowing import config_of, find_manifest
+    """Match and choose again in a run of its own, with other settings, on the rows and the warm-up of `rose_run`."""
+    from raysift.jobs.borrowing import REUSED, config_of
     from raysift.jobs.gradients.store import store_place
     from raysift.jobs.recipes import match_and_choose
     from raysift.jobs.run import Run, open_run
@@ -70,9 +68,10 @@ def repeat(rose_run: str) -> Callable[..., Any]:
         changes = {"resources__store": str(folder / "store")} | changes
         overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
         config = config_of(source, {"run": str(folder)}, overrides)
+        borrowed = Run(folder, reuse=[rose_run])
+        rows, _, warm = (borrowed.adopt(stage, rose_run) for stage in ("ingest", "warmup_rows", "warmup"))
+        (borrowed.folder / REUSED).delete()  # all else is done anew, also what would be the same
         run = Run(folder)
-        (run.folder / "rescored_from.json").write(json.dumps({"run": rose_run}))
-        rows, warm = find_manifest(source, "ingest"), find_manifest(source, "warmup")
         with run.replayable(config.model_dump(mode="json")):
             match_and_choose(run, config, rows, warm, None, store_place(run, config))
         return run

@@ -1,6 +1,5 @@
 """`raysift explain`: a row's place and the reasons for it, on runs by gradient and on yardsticks; no text unasked."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -17,8 +16,6 @@ from raysift.jobs.console import Console, printable
 from raysift.jobs.explain import explain, explain_command
 from raysift.jobs.gradients.pulls import places_of
 from raysift.jobs.run import open_run
-from raysift.records import ERROR
-from raysift.storage import open_location
 
 from .conftest import PAIRS, nano_pairs, write_lines
 
@@ -144,12 +141,3 @@ def test_text_is_printed_only_where_asked_for_and_then_escaped(rose_run, capsys)
     assert printable("a\x1b[31m\u202eb\n") == "a\\x1b[31m\\u202eb\\n"
     Console("plain").note("the row says \x1b[31m")
     assert "says \\x1b[31m" in capsys.readouterr().err
-
-
-def test_a_run_that_an_earlier_version_rescored_is_read_through_the_run_it_came_from(stored_run, rose_run):
-    run = open_run(stored_run.folder.path)
-    assert not (run.folder / "ingest").exists()
-    assert json.loads((run.folder / "rescored_from.json").read_text())["run"] == rose_run
-    assert find_manifest(run, "ingest") == find_manifest(open_run(rose_run), "ingest")
-    assert pq.read_schema(run.files(find_manifest(run, "match"), "answers")[0].path).names[-1] == ERROR
-    assert open_location(run.folder.path).exists()
