@@ -58,9 +58,7 @@ class Run:
         self.name = run_name(folder)
         self.folder = place.make_folder()
         self.console = console or Console("quiet")
-        if named:
-            record_sources(self.folder, named)
-        self.reuse = named or sources_of(self.folder)
+        self.reuse, self._reuse_is_new = named or sources_of(self.folder), bool(named)
         events = self.folder / EVENTS
         self._events = events.read_text().splitlines() if events.exists() else []
 
@@ -85,6 +83,7 @@ class Run:
         work = home / identity
         changed = tell_changes(self.reuse, name, wanted_settings, wanted_inputs)
         differs = {"differs": changed} if changed else {}
+        self._keep_sources()
         self.record("continued" if work.exists() else "started", name, fingerprint=identity, **differs)
         started, clock = datetime.now(UTC), time.perf_counter()
         try:
@@ -132,9 +131,16 @@ class Run:
         found = find_finished(self.folder, name, identity, own, self.reuse)
         if found:
             if found is not own:
+                self._keep_sources()
                 write_manifest(self.folder / name, found)
             self.record("reused", name, fingerprint=identity, run=found.reused_from)
         return found
+
+    def _keep_sources(self) -> None:
+        """Write the names of the reused runs down, once the run goes on with them: a command that is refused leaves no trace."""
+        if self._reuse_is_new:
+            record_sources(self.folder, self.reuse)
+            self._reuse_is_new = False
 
     def files(self, manifest: Manifest, kind: str) -> list[Location]:
         """The files of a kind that a stage left, in this run or in another."""

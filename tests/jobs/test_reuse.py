@@ -130,10 +130,22 @@ def test_a_killed_run_goes_on_from_the_recorded_runs_or_from_others_named_now(fi
     assert Run(tmp_path / "b").reuse == [str(tmp_path / "other")]
 
 
+def test_a_refused_command_leaves_the_recorded_runs_as_they_were(first, tmp_path):
+    stage(Run(tmp_path / "b", reuse=[first]))
+    stage(Run(tmp_path / "other"), alpha=7)
+    for _ in range(2):
+        refused = Run(tmp_path / "b", reuse=[str(tmp_path / "other")])
+        with pytest.raises(StaleRunError):
+            stage(refused, alpha=7)
+        assert Run(tmp_path / "b").reuse == [first]
+    Run(tmp_path / "c", reuse=[first])
+    assert not (tmp_path / "c/reuse.json").exists()
+
+
 def test_a_source_that_is_gone_ends_the_run_unless_it_is_named_where_it_is_now(first, tmp_path):
     log: list[str] = []
     stage(Run(tmp_path / "b", reuse=[first]))
-    Run(tmp_path / "c", reuse=[first])
+    stage(Run(tmp_path / "c", reuse=[first]), "more")
     shutil.move(first, tmp_path / "moved")
     manifest = read_manifest(open_location(tmp_path / "b/count"))
     with pytest.raises(DataError, match=rf"count: .*/b reuses this stage of {first}, where it is gone"):
