@@ -75,20 +75,32 @@ def lineage(names: Sequence[str]) -> list[str]:
 def find_finished(
     folder: Location, stage: str, identity: str, own: Manifest | None, sources: Sequence[str]
 ) -> Manifest | None:
-    """The stage with that fingerprint as another run has it whole: as was taken over already (`own`), or from `sources`.
+    """The stage with that fingerprint as another run has it whole: as was taken over already (`own`), or from `sources`, the
+    first that has it; those after it are not read.
 
     Raises where a run that has it, or may have it, is damaged or gone and no other stands in: what took hours is not done
     again without a word.
     """
-    candidates = [own, *(finished_by(name, stage) for name in sources)]
-    same = [found for found in candidates if found and found.fingerprint == identity]
-    for found in same:
-        if found.missing() is None:
-            return found
-    gone = [name for name in sources if not is_run(name)]
-    damaged = [found for found in same if found.reused_from not in gone]
+    gone: list[str] = []
+    damaged: list[Manifest] = []
+    unreadable: list[DataError] = []
+    for name in (None, *sources):
+        try:
+            found = finished_by(name, stage) if name else own
+            if found and found.fingerprint == identity:
+                if found.missing() is None:
+                    return found
+                damaged.append(found)
+        except DataError as error:
+            unreadable.append(error)
+            continue
+        if name and not found and not is_run(name):
+            gone.append(name)
+    damaged = [found for found in damaged if found.reused_from not in gone]
     if gone or damaged:
         raise DataError(f"{stage}: {_tell_lost(folder, stage, own, gone, damaged)}")
+    if unreadable:
+        raise unreadable[0]
     return None
 
 

@@ -188,6 +188,21 @@ def test_a_stage_whose_files_are_gone_is_not_taken_over_and_another_run_may_stan
     assert log == ["count"]
 
 
+def test_a_manifest_that_cannot_be_read_ends_the_run_only_where_no_other_stands_in(first, tmp_path):
+    log: list[str] = []
+    stage(Run(tmp_path / "broken"))
+    (tmp_path / "broken/count/manifest.json").write_text("{")
+    for number, sources in enumerate(([tmp_path / "broken", first], [first, tmp_path / "broken"])):
+        run = Run(tmp_path / f"b-{number}", reuse=list(map(str, sources)))
+        assert stage(run, log=log).reused_from == first
+    with pytest.raises(DataError, match=r"broken/count/manifest\.json cannot be read"):
+        stage(Run(tmp_path / "c", reuse=[str(tmp_path / "broken")]), log=log)
+    shutil.rmtree(first)
+    with pytest.raises(DataError, match=rf"count: {first} has done this stage, but .* is gone"):
+        stage(Run(tmp_path / "b-0", reuse=[str(tmp_path / "broken")]), log=log)
+    assert log == []
+
+
 def test_only_a_run_can_be_reused_and_only_another(first, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="empty' is no run folder"):
