@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -109,6 +110,12 @@ class Resources(BaseModel):
     """A stage in which nothing moves for so long is ended instead of hanging for ever."""
     engine: EngineResources = Field(default_factory=EngineResources)
     """Engines of vLLM, where stages are answered through it."""
+
+    @field_validator("store")
+    @classmethod
+    def _from_anywhere(cls, store: str | None) -> str | None:
+        """The same folder for runs in other working directories, which read it in this one's `run.yaml`."""
+        return store if store is None or "://" in store else os.path.abspath(os.path.expanduser(store))
 
     def of_engines(self) -> Resources:
         """The same for a stage whose workers are engines: their number and GPUs stand in the place of the workers'."""

@@ -194,3 +194,13 @@ def test_where_and_how_fast_is_in_no_fingerprint_of_a_stage():
     b = make_config({"resources": {"workers": 7, "batch_rows": 99}})
     for section in ("ingest", "train", "evaluate", "longest", "uniform"):
         assert fingerprint(getattr(a, section)) == fingerprint(getattr(b, section))
+
+
+def test_a_store_is_the_same_folder_wherever_the_settings_are_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = make_config({"resources": {"store": "stores/a"}})
+    assert config.resources.store == str(tmp_path / "stores/a")
+    monkeypatch.chdir("/")
+    assert make_config(config.model_dump(mode="json")).resources.store == config.resources.store
+    for kept in ("s3://bucket/store?region=x", None):
+        assert make_config({"resources": {"store": kept}}).resources.store == kept
