@@ -23,7 +23,7 @@ from raysift.manifest import Manifest, read_manifest
 from raysift.methods import Selector, find_method
 from raysift.methods.mods import seed_count
 from raysift.recipes import TrainConfig
-from raysift.storage import Location, open_location
+from raysift.storage import open_location
 
 
 @dataclass(frozen=True)
@@ -188,14 +188,14 @@ def match_and_choose(
     rows: Manifest,
     warm: Manifest,
     lengths: Manifest | None,
-    place: Location | None = None,
+    stored_in: str | None = None,
 ) -> Manifest:
-    """The second half, which `raysift rescore` repeats for other targets: exactly, or over a store, that at `place` if given."""
+    """The second half, which `raysift rescore` repeats for other targets: exactly, or over a store, the named one if given."""
     selector = make_selector(config)
     settings: Any = selector.config
     target = targeting.targets(run, config, settings, selector, warm)
     if settings.matching == "store":
-        kept = store.store_of(run, config, settings, warm, target, place)
+        kept = store.store_of(run, config, settings, warm, target, stored_in)
         stored = store.fill(run, config, settings, rows, kept)
         matched = store_match.match(run, config, rows, target, stored, store.as_filled(run, kept, stored))
     else:

@@ -24,7 +24,7 @@ from raysift.jobs.run import Run, free_name, open_run
 from raysift.jobs.show import show_selection
 from raysift.methods import METHODS
 from raysift.methods.gradient import GradientConfig
-from raysift.storage import Location, extend_name, open_location
+from raysift.storage import extend_name, open_location
 
 # What may differ from the run whose rows, warm-up and vectors are read; all other settings decided those.
 OWN_SETTINGS = {
@@ -60,7 +60,7 @@ def rescore(
         "train_on_selection": False,
     }
     config = config_of(source, changes | ({"budget": budget} if budget else {}), overrides)
-    place = _place_of_vectors(source, config, run)
+    store = _store_of_vectors(source, config, run)
     if (open_location(name) / EVENTS).exists() and not sources_of(open_location(name)):
         raise ConfigError(
             f"rescore: {name} is a run already, and none that was rescored. Give another name with --run."
@@ -74,7 +74,7 @@ def rescore(
         assert warm is not None
         like_pool(this_run, config, settings, rows)
         lengths = stages.lengths(this_run, config, rows) if parse_budget(config.budget).counts_tokens else None
-        return Selection(this_run, match_and_choose(this_run, config, rows, warm, lengths, place))
+        return Selection(this_run, match_and_choose(this_run, config, rows, warm, lengths, store))
 
 
 def rescore_command(
@@ -89,7 +89,7 @@ def rescore_command(
     console.note(f"run: {selection.run.folder}")
 
 
-def _place_of_vectors(source: Run, config: CommonConfig, name: str) -> Location:
+def _store_of_vectors(source: Run, config: CommonConfig, name: str) -> str:
     """Where the store of the run is; raises where there is none to rescore from."""
     made_with = config_of(source)
     settings = make_selector(made_with).config if made_with.method else None
@@ -108,14 +108,13 @@ def _place_of_vectors(source: Run, config: CommonConfig, name: str) -> Location:
     if stored is None or None in found.values():
         missing = ", ".join(stage for stage, manifest in found.items() if manifest is None)
         raise DataError(f"rescore: {name} has no finished {missing}. Finish it with the command that began it.")
-    named = config.resources.store
-    place = open_location(named) if named else filled_store(source, stored)
-    if not place.exists():
+    store = config.resources.store or filled_store(source, stored)
+    if not open_location(store).exists():
         raise DataError(
-            f"rescore: the store {place} is gone, so {name} has no gradients any more. Put it back, or name the folder where it "
+            f"rescore: the store {store} is gone, so {name} has no gradients any more. Put it back, or name the folder where it "
             "is now with resources.store=..."
         )
-    return place
+    return store
 
 
 def _require_same_vectors(made_with: CommonConfig, config: CommonConfig, name: str) -> None:

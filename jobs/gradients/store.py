@@ -5,8 +5,10 @@ What a store is, on disk and by identity, says `raysift.store`; `store_match.py`
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -30,7 +32,7 @@ from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientConfig
 from raysift.records import ERROR, ID, MESSAGES, META
 from raysift.resources import Resources
-from raysift.storage import Location, open_location
+from raysift.storage import Location, extend_name, open_location
 from raysift.store import (
     CUT,
     INDEX,
@@ -65,12 +67,17 @@ PIECE_ROWS = 1024
 class Store:
     """A store that was opened for a run, with the checkpoints that the run wants of it."""
 
-    place: Location
+    name: str
+    """How it can be named from anywhere."""
     identity: StoreIdentity
     points: dict[str, Checkpoint]
     """By hash, in the order of the training."""
     parameters: int
     """Numbers of a whole gradient."""
+
+    @cached_property
+    def place(self) -> Location:
+        return open_location(self.name)
 
     @property
     def form(self) -> VectorForm:
@@ -86,32 +93,35 @@ class Store:
         return self.place / "segments" / segment
 
 
-def store_place(run: Run, config: CommonConfig) -> Location:
+def own_store(run: Run, config: CommonConfig) -> str:
     """Where a run's own store is: in its folder unless `resources.store` names another."""
-    return open_location(config.resources.store) if config.resources.store else run.folder / "store"
+    return config.resources.store or extend_name(run.name, "/store")
 
 
-def find_store(run: Run, config: CommonConfig, identity: str) -> Location:
+def find_store(run: Run, config: CommonConfig, identity: str) -> str:
     """The store to read and fill: the run's own, or where none is named that of a reused run which has filled one with such
     vectors."""
-    own = store_place(run, config)
-    if config.resources.store or holds_store(own, identity):
+    own = own_store(run, config)
+    if config.resources.store or holds_store(open_location(own), identity):
         return own
     others = [open_run(name) for name in lineage(run.reuse)]
-    places = (store_place(other, config_of(other)) for other in others if find_manifest(other, "gradients"))
-    return next((place for place in places if holds_store(place, identity)), own)
+    names = (own_store(other, config_of(other)) for other in others if find_manifest(other, "gradients"))
+    return next((name for name in names if holds_store(open_location(name), identity)), own)
 
 
-def filled_store(run: Run, stored: Manifest) -> Location:
-    """Where the vectors of a finished fill are: a reused one left them in the store of the run that did it."""
+def filled_store(run: Run, stored: Manifest) -> str:
+    """Where the vectors of a finished fill are: where it put them, or where the run that did it has its store now."""
+    identity, name = fingerprint(stored.settings["store"]), str(stored.values["store"])
+    if holds_store(open_location(name), identity):
+        return name
     filler = open_run(stored.reused_from) if stored.reused_from else run
-    return find_store(filler, config_of(filler), fingerprint(stored.settings["store"]))
+    return find_store(filler, config_of(filler), identity)
 
 
 def as_filled(run: Run, store: Store, stored: Manifest) -> Store:
     """The store of whose vectors a finished fill is the account; one that has moved is where the run's settings have it."""
-    place = filled_store(run, stored) if stored.reused_from else store.place
-    return replace(store, place=place) if holds_store(place, store.identity.hash) else store
+    name = filled_store(run, stored)
+    return replace(store, name=name) if holds_store(open_location(name), store.identity.hash) else store
 
 
 def store_of(
@@ -120,9 +130,9 @@ def store_of(
     settings: GradientConfig,
     trained: Manifest,
     target: Manifest,
-    place: Location | None = None,
+    name: str | None = None,
 ) -> Store:
-    """What the run wants of a store, of the one at `place` if that is given; nothing is opened yet."""
+    """What the run wants of a store, of the one of that name if it is given; nothing is opened yet."""
     points = checkpoints_of(run, trained, settings.checkpoints)
     train = warmup_recipe(config, settings)
     with_moments = settings.adam.form != "none"
@@ -137,20 +147,26 @@ def store_of(
         dtype=train.dtype if train.quantization == "none" else f"{train.dtype} over {train.quantization}",
     )
     named = {checkpoint_hash(p.adapter, p.moments if with_moments else None): p for p in points}
-    return Store(place or find_store(run, config, identity.hash), identity, named, target.values["parameters"])
+    return Store(name or find_store(run, config, identity.hash), identity, named, target.values["parameters"])
 
 
 def fill(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest, store: Store) -> Manifest:
     """Compute the vectors of this run's rows and checkpoints that the store does not hold; gives the account of all."""
 
     def body(folder: Location) -> StageResult:
-        open_store(store.place, store.identity)
+        with _writing_into(store):
+            open_store(store.place, store.identity)
         wanted, names = row_ids(run.files(rows, "rows")), list(store.points)
         inputs = read_inputs(run.files(rows, "rows"), store)
         missing = share_missing(wanted, names, ids_of(store.held(), inputs))
         computed = sum(len(share.ids) * len(share.checkpoints) for share in missing)
         if computed < len(wanted) * len(names):
             run.console.note(f"gradients: {len(wanted) * len(names) - computed:,} vectors are in {store.place} already")
+        if missing and store.name != own_store(run, config):
+            run.console.note(
+                f"gradients: new vectors go to {store.name}, which is not this run's own store; name another with "
+                "resources.store=..."
+            )
         if missing and (distortion := estimate_distortion(settings.projection, store.parameters)):
             run.console.note(f"gradients: {distortion}")
         for share in missing:
@@ -169,6 +185,7 @@ def fill(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifes
             "truncated": len(cut),
         }
         values = {"identity": store.identity.hash, "checkpoints": names, "segments": [s.name for s, _ in plan]}
+        values["store"] = store.name
         return StageResult(counts=counts, values=values | {"vectors_computed": computed}, rows=len(wanted))
 
     inputs = {"rows": rows.fingerprint, "checkpoints": list(store.points)}
@@ -188,7 +205,8 @@ def compute_segment(
     from raysift.jobs.raydata import map_rows
 
     name = segment_name(store.identity, share, inputs)
-    folder = store.folder(name).make_folder()
+    with _writing_into(store):
+        folder = store.folder(name).make_folder()
     arguments = {
         "model": config.model,
         "checkpoints": [store.points[name] for name in share.checkpoints],
@@ -279,6 +297,17 @@ def ids_of(held: Sequence[tuple[Segment, pa.Table]], inputs: Inputs) -> list[tup
         ids = index[ID].to_numpy()
         found.append((segment, ids[index[INPUT_CHARS].to_numpy() == inputs.of(ids)]))
     return found
+
+
+@contextlib.contextmanager
+def _writing_into(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StageError(
+            f"gradients: cannot write into the store {store.name}: {error}. Name one that this run may write into with "
+            "resources.store=...; a copy of that one has its vectors."
+        ) from error
 
 
 def _ids_where(plan: Sequence[tuple[Segment, Share]], indexes: dict[str, pa.Table], test: Any) -> set[int]:

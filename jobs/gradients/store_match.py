@@ -27,7 +27,7 @@ from raysift.manifest import Manifest
 from raysift.records import ERROR, ID
 from raysift.resources import Resources
 from raysift.storage import Location
-from raysift.store import Segment, Share, is_among, read_shard, share_missing, share_reading
+from raysift.store import Segment, Share, holds_store, is_among, read_shard, share_missing, share_reading
 from raysift.topk import Ids
 
 MERGED_ROWS = 2_000_000  # rows put together at once where their checkpoints lie in several segments
@@ -41,11 +41,7 @@ def match(run: Run, config: CommonConfig, rows: Manifest, target: Manifest, stor
         wanted, names = row_ids(run.files(rows, "rows")), list(store.points)
         held, inputs = store.held(), read_inputs(run.files(rows, "rows"), store)
         if share_missing(wanted, names, ids_of(held, inputs)):
-            done = " and ".join(dict.fromkeys([str(run.folder / stored.stage), str(stored.home)]))
-            raise StageError(
-                f"match: {store.place} no longer holds all {len(wanted)} rows of the run. Delete {done} to compute what is "
-                "missing."
-            )
+            raise StageError(f"match: {_tell_lost(run, stored, store, len(wanted))}")
         plan = share_reading(wanted, names, ids_of(held, inputs))
         failed = _failures(plan, {segment.name: index for segment, index in held})
         place = run.files(target, "targets")[0]
@@ -154,6 +150,18 @@ def match_table(ids: Ids, matches: NDArray[np.float32]) -> pa.Table:
     inner = pa.ListArray.from_arrays(np.arange(rows * checkpoints + 1, dtype=np.int32) * subtasks, matches.reshape(-1))
     outer = pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * checkpoints, inner)
     return pa.Table.from_arrays([pa.array(ids), outer, pa.nulls(rows, pa.string())], schema=MATCH_COLUMNS)
+
+
+def _tell_lost(run: Run, stored: Manifest, store: Store, rows: int) -> str:
+    """What is missing of a store that was filled, and the way on."""
+    if not holds_store(store.place, store.identity.hash):
+        looked = " or ".join(dict.fromkeys([str(stored.values["store"]), store.name]))
+        return (
+            f"the store with the run's gradients is not in {looked}. Put it back, or name the folder where it is now with "
+            "resources.store=..."
+        )
+    done = " and ".join(dict.fromkeys([str(run.folder / stored.stage), str(stored.home)]))
+    return f"{store.name} no longer holds all {rows} rows of the run. Delete {done} to compute what is missing."
 
 
 def _failures(plan: Sequence[tuple[Segment, Share]], indexes: dict[str, pa.Table]) -> dict[int, str]:

@@ -93,7 +93,7 @@ def score_by_ray(folder: Path, shards: list[str], targets: np.ndarray, wanted: n
         name=NAME, store=IDENTITY.hash, checkpoints=(NAME,), dimension=targets.shape[1], rows=len(wanted), failed=0,
         shards=tuple(shards),
     )  # fmt: skip
-    store = Store(open_location(folder), IDENTITY, {}, targets.shape[1])
+    store = Store(str(folder), IDENTITY, {}, targets.shape[1])
     out = open_location(folder / "out").make_folder()
     match_segments(store, [(segment, Share((NAME,), wanted))], {NAME: targets}, out, Resources(workers=workers))
 

@@ -59,7 +59,7 @@ def rose_run(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 def repeat(rose_run: str) -> Callable[..., Any]:
     """Match and choose again in a run of its own, with other settings, on the rows and the warm-up of `rose_run`."""
     from raysift.jobs.borrowing import REUSED, config_of
-    from raysift.jobs.gradients.store import store_place
+    from raysift.jobs.gradients.store import own_store
     from raysift.jobs.recipes import match_and_choose
     from raysift.jobs.run import Run, open_run
 
@@ -73,7 +73,7 @@ def repeat(rose_run: str) -> Callable[..., Any]:
         (borrowed.folder / REUSED).delete()  # all else is done anew, also what would be the same
         run = Run(folder)
         with run.replayable(config.model_dump(mode="json")):
-            match_and_choose(run, config, rows, warm, None, store_place(run, config))
+            match_and_choose(run, config, rows, warm, None, own_store(run, config))
         return run
 
     return again

@@ -9,18 +9,19 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from raysift.config import make_config
 from raysift.errors import ConfigError, DataError, StageError, StaleRunError
 from raysift.gradient_settings import AdamSettings, ProjectionSettings
 from raysift.jobs.borrowing import config_of, find_manifest
 from raysift.jobs.console import Console
 from raysift.jobs.gradients import store as jobs_store
 from raysift.jobs.gradients.rescore import rescore
-from raysift.jobs.gradients.store import Store, fill, ids_of, read_inputs, seal, store_of
-from raysift.jobs.gradients.store_match import MATCHES, match_segments, merge
+from raysift.jobs.gradients.store import Store, fill, filled_store, ids_of, read_inputs, seal, store_of
+from raysift.jobs.gradients.store_match import MATCHES, match, match_segments, merge
 from raysift.jobs.recipes import make_selector
 from raysift.jobs.run import Run, StageResult, open_run
 from raysift.jobs.show import show_run
-from raysift.manifest import read_manifest
+from raysift.manifest import Manifest, read_manifest
 from raysift.records import ID, ROWS
 from raysift.resources import Resources
 from raysift.storage import Location, open_location
@@ -187,7 +188,7 @@ def targets(subtasks=3):
 def test_matches_are_the_same_bits_for_any_workers_and_shards_and_equal_the_product(ray_local, tmp_path):
     expected, wanted = None, np.arange(0, 2500, 2)
     for workers, shards in ((1, 1), (2, 2), (7, 5)):
-        store = Store(open_location(tmp_path / f"{workers}"), IDENTITY, {}, 64)
+        store = Store(str(tmp_path / f"{workers}"), IDENTITY, {}, 64)
         part = write_store(store.place, 2500, shards)
         plan = share_reading(wanted, ["a", "b"], [(part, np.arange(2500))])
         out = open_location(tmp_path / f"out-{workers}").make_folder()
@@ -203,7 +204,7 @@ def test_matches_are_the_same_bits_for_any_workers_and_shards_and_equal_the_prod
 @pytest.mark.ray
 def test_checkpoints_that_lie_in_several_segments_are_brought_together_by_id(ray_local, tmp_path, monkeypatch):
     monkeypatch.setattr("raysift.jobs.gradients.store_match.MERGED_ROWS", 300)
-    store = Store(open_location(tmp_path / "store"), IDENTITY, {}, 64)
+    store = Store(str(tmp_path / "store"), IDENTITY, {}, 64)
     together = write_store(store.place, 1000, 2)
     apart = [write_store(store.place, 1000, 3, ("b",), "s2"), write_store(store.place, 1000, 2, ("a",), "s3")]
     wanted, resources, found = np.arange(1000), Resources(cpus_per_worker=0.5), []
@@ -229,24 +230,69 @@ def open_of(run, place=None, **changes):
     )
     settings = make_selector(config).config
     target, warm = find_manifest(run, "targets"), find_manifest(run, "warmup")
-    return config, settings, store_of(run, config, settings, warm, target, place or run.folder / "store")
+    return config, settings, store_of(run, config, settings, warm, target, str(place or run.folder / "store"))
 
 
 @pytest.mark.ray
-def test_a_store_grows_by_rows_and_checkpoints_without_computing_any_again(stored_run, tmp_path):
+def test_a_store_grows_by_rows_and_checkpoints_without_computing_any_again(stored_run, tmp_path, capsys):
     few, rows = find_manifest(stored_run, "warmup_rows"), find_manifest(stored_run, "ingest")
     place = open_location(tmp_path / "store")
     computed = []
     for number, (part, last) in enumerate(((few, 1), (few, None), (rows, None), (rows, None))):
         config, settings, store = open_of(stored_run, place, rose__checkpoints=last)
-        run = Run(tmp_path / f"fill-{number}")
+        run = Run(tmp_path / f"fill-{number}", Console("plain"))
         computed.append(fill(run, config, settings, part, store).values["vectors_computed"])
+        told = f"new vectors go to {place}, which is not this run's own store" in capsys.readouterr().err
+        assert told == (computed[-1] > 0)
     n_few, n = few.counts["kept"], rows.counts["kept"]
     assert computed == [n_few, n_few, 2 * (n - n_few), 0]
     whole = open_of(stored_run)[2]
     grown, at_once = stored_numbers(store), stored_numbers(whole)
     assert grown.keys() == at_once.keys()
     assert max(np.abs(grown[key] - at_once[key]).max() for key in at_once) < 2e-3  # half precision, other batches
+
+
+def filled(run, store):
+    """The account of a fill that had nothing to do."""
+    done = StageResult(values={"store": store.name})
+    return run.stage("gradients", {"store": store.identity}, {}, lambda _: done)
+
+
+def test_a_filled_store_is_found_where_the_vectors_were_put_then_where_the_run_has_its_store(tmp_path):
+    run, shared = Run(tmp_path / "a"), tmp_path / "elsewhere"
+    with run.replayable({}):
+        stored = filled(run, Store(str(shared), IDENTITY, {}, 64))
+    open_store(open_location(shared), IDENTITY)
+    assert filled_store(run, stored) == str(shared)
+    later = Run(tmp_path / "b", reuse=[run.name])
+    assert filled_store(later, filled(later, Store("", IDENTITY, {}, 64))) == str(shared)
+    shared.rename(tmp_path / "a/store")
+    assert filled_store(run, stored) == f"{run.name}/store"
+
+
+def test_a_store_that_is_gone_is_named_and_one_that_lacks_rows_is_to_be_filled_again(tmp_path):
+    run, store = Run(tmp_path / "a"), Store(str(tmp_path / "store"), IDENTITY, {"a": None}, 64)
+
+    def two_rows(folder):
+        pq.write_table(pa.table({ID: np.arange(2)}), (folder / "rows.parquet").path)
+        return StageResult(files={"rows": ["rows.parquet"]})
+
+    rows = run.stage("ingest", {}, {}, two_rows)
+    stored = filled(run, store)
+    with pytest.raises(StageError, match=rf"is not in {store.name}\. Put it back.*resources\.store=") as gone:
+        match(run, None, rows, rows, stored, store)
+    assert "elete" not in str(gone.value)
+    open_store(store.place, IDENTITY)
+    with pytest.raises(StageError, match=rf"{store.name} no longer holds all 2 rows.*Delete {run.name}/gradients"):
+        match(run, None, rows, rows, stored, store)
+
+
+def test_a_store_that_cannot_be_written_into_says_which_setting_names_another(tmp_path):
+    (tmp_path / "file").write_text("")
+    store = Store(str(tmp_path / "file/store"), IDENTITY, {}, 64)
+    rows = Manifest(stage="ingest", fingerprint="rows")
+    with pytest.raises(StageError, match=r"cannot write into the store .*/file/store: .*resources\.store="):
+        fill(Run(tmp_path / "run"), make_config({}), None, rows, store)
 
 
 def stored_numbers(store):
