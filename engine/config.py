@@ -7,6 +7,7 @@ is allowed instead.
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
@@ -97,8 +98,8 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
     """A checked configuration; raises ConfigError with field, value and what is allowed."""
     values = dict(values)
     for name in ("pool", "target", "test", "reuse"):
-        if isinstance(values.get(name), str):
-            values[name] = [values[name]]
+        if name in values:
+            values[name] = _names(values[name])
     train = values.get("train") or {}
     if isinstance(train, Mapping):
         values["train"] = _with_recipe({**_usual_recipe(values), **train}) | _seed(values, train)
@@ -115,6 +116,14 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
     parse_budget(config.budget)
     return config
+
+
+def _names(given: Any) -> Any:
+    """One name, several or none, as a list; what is no name is left for the check that tells it."""
+    several = [] if given is None else [given] if isinstance(given, str | os.PathLike) else given
+    if not isinstance(several, list | tuple):
+        return several
+    return [os.fspath(name) if isinstance(name, os.PathLike) else name for name in several]
 
 
 def _with_recipe(train: Mapping[str, Any]) -> dict[str, Any]:

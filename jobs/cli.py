@@ -55,7 +55,7 @@ METHOD_HELP = {
     "mods": "Select rows that are good, diverse and still unknown to the model (MoDS).",
     "raise": "Learn a policy that picks every batch; select what it picked (RAISE).",
 }
-MULTIPLE = ("--pool", "--target", "--test")
+MULTIPLE = ("--pool", "--target", "--test", "--reuse")
 OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_]+)*=")
 
 app = typer.Typer(
@@ -120,6 +120,7 @@ def ingest(
     paths: Annotated[list[str] | None, typer.Argument(help="PATH ... and section.key=value ...")] = None,
     pool: Pool = None,
     run: RunName = None,
+    reuse: Reuse = None,
     config: ConfigFile = None,
     on_bad_file: OnBadFile = None,
     fresh: Fresh = False,
@@ -128,7 +129,8 @@ def ingest(
     """Read a pool: recognise its format, give ids, check rows, collapse exact duplicates."""
     overrides = [path for path in paths or [] if OVERRIDE.match(path)]
     named = [path for path in paths or [] if not OVERRIDE.match(path)] + (pool or [])
-    settings, console = prepare(config, {"pool": named or None, "run": run}, overrides, on_bad_file, fresh, log)
+    given = {"pool": named or None, "run": run, "reuse": reuse}
+    settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
     from raysift.jobs.commands import run_ingest
 
     run_ingest(settings, console)
@@ -168,6 +170,7 @@ def evaluate(
     model: Model = None,
     adapter: Adapter = None,
     run: RunName = None,
+    reuse: Reuse = None,
     config: ConfigFile = None,
     seed: Seed = None,
     fresh: Fresh = False,
@@ -175,7 +178,7 @@ def evaluate(
     overrides: Overrides = None,
 ) -> None:
     """Score a model, with or without an adapter, on example files."""
-    given = {"test": test, "model": model, "adapter": adapter, "run": run, "seed": seed}
+    given = {"test": test, "model": model, "adapter": adapter, "run": run, "reuse": reuse, "seed": seed}
     settings, console = prepare(config, given, overrides, None, fresh, log)
     from raysift.jobs.commands import run_evaluate
 
@@ -217,6 +220,7 @@ def rescore(
     source: Annotated[str, typer.Argument(help="A finished run with matching=store.", metavar="RUN")],
     target: Target = None,
     run: RunName = None,
+    reuse: Reuse = None,
     budget: BudgetOption = None,
     log: Log = None,
     overrides: Overrides = None,
@@ -226,7 +230,7 @@ def rescore(
         raise ConfigError("config: 'target' is missing. Name what to select for now: --target FILE...")
     from raysift.jobs.gradients.rescore import rescore_command
 
-    rescore_command(source, target, run, budget, overrides or [], make_console(log))
+    rescore_command(source, target, run, budget, overrides or [], make_console(log), reuse or [])
 
 
 @app.command(rich_help_panel="Look")

@@ -50,14 +50,16 @@ def rescore(
     budget: str | None = None,
     overrides: Sequence[str] = (),
     console: Console | None = None,
+    reuse: str | Sequence[str] | None = None,
 ) -> Selection:
-    """Select for other targets from the vectors that a run with `matching: store` has kept."""
+    """Select for other targets from the vectors that a run with `matching: store` has kept; it is reused, and `reuse` after it."""
     source = open_run(run, console)
     name = new_run or free_name(extend_name(run, "-rescored"))
     changes = {
         "target": [target] if isinstance(target, str) else list(target),
         "run": name,
         "train_on_selection": False,
+        "reuse": reuse,
     }
     config = config_of(source, changes | ({"budget": budget} if budget else {}), overrides)
     store = _store_of_vectors(source, config, run)
@@ -78,13 +80,21 @@ def rescore(
 
 
 def rescore_command(
-    run: str, target: Sequence[str], new_run: str | None, budget: str | None, overrides: Sequence[str], console: Console
+    run: str,
+    target: Sequence[str],
+    new_run: str | None,
+    budget: str | None,
+    overrides: Sequence[str],
+    console: Console,
+    reuse: Sequence[str] = (),
 ) -> None:
     """Rescore in a Ray session of its own, and show what was chosen."""
     from raysift.jobs.api import own_session
 
     with own_session():
-        selection = rescore(run, target, new_run=new_run, budget=budget, overrides=overrides, console=console)
+        selection = rescore(
+            run, target, new_run=new_run, budget=budget, overrides=overrides, console=console, reuse=reuse
+        )
     show_selection(selection.run, selection.manifest, console)
     console.note(f"run: {selection.run.folder}")
 

@@ -1,5 +1,7 @@
 """Settings: where they come from, which wins, and how a wrong one is explained."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -204,3 +206,13 @@ def test_a_store_is_the_same_folder_wherever_the_settings_are_read(tmp_path, mon
     assert make_config(config.model_dump(mode="json")).resources.store == config.resources.store
     for kept in ("s3://bucket/store?region=x", None):
         assert make_config({"resources": {"store": kept}}).resources.store == kept
+
+
+@pytest.mark.parametrize(
+    ("given", "names"),
+    [(None, []), ("a", ["a"]), (Path("a"), ["a"]), ([Path("a"), "s3://b/c"], ["a", "s3://b/c"]), (("a",), ["a"])],
+)
+def test_runs_to_reuse_are_none_one_or_several_by_name_or_path(given, names):
+    assert make_config({"reuse": given}).reuse == names
+    with pytest.raises(ConfigError, match="'reuse' is 5"):
+        make_config({"reuse": 5})

@@ -29,6 +29,7 @@ def test_several_values_after_one_option():
         ["uniform", "--pool", "a", "--pool", "b", "--pool", "c", "--budget", "5%", "--test", "t", "longest.unit=chars"]
     )
     assert spread_multiple(["--pool", "s3://b/x?a=b", "y"]) == ["--pool", "s3://b/x?a=b", "--pool", "y"]
+    assert spread_multiple(["--reuse", "a", "b", "seed=1"]) == ["--reuse", "a", "--reuse", "b", "seed=1"]
     assert spread_multiple(["submit", "--", "uniform", "--pool", "a", "b"]) == [
         "submit",
         "--",
@@ -140,3 +141,16 @@ def test_show_counts_failures_and_unused_target_records_by_reason(rose_run, caps
         ["set aside: chosen_equals_rejected", 1],
         ["records in", 11],
     ]
+
+
+def test_steps_take_runs_to_reuse(monkeypatch):
+    from raysift.jobs import cli, commands
+    from raysift.jobs.gradients import rescore
+
+    seen = []
+    for name in ("run_ingest", "run_evaluate"):
+        monkeypatch.setattr(commands, name, lambda settings, console: seen.append(settings.reuse))
+    monkeypatch.setattr(rescore, "rescore_command", lambda *given: seen.append(given[-1]))
+    for command in (["ingest", "p.jsonl"], ["evaluate", "--test", "t.jsonl"], ["rescore", "r", "--target", "t.jsonl"]):
+        cli.app(args=[*command, *spread_multiple(["--reuse", "a", "b"])], standalone_mode=False)
+    assert seen == [["a", "b"]] * 3
