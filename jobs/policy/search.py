@@ -25,6 +25,7 @@ from raysift.config import CommonConfig, make_config
 from raysift.errors import ConfigError, StageError
 from raysift.jobs import stages
 from raysift.jobs.api import own_session, start_session
+from raysift.jobs.borrowing import is_run
 from raysift.jobs.console import Console
 from raysift.jobs.coverage import centers
 from raysift.jobs.policy import features as policy_features
@@ -52,7 +53,7 @@ from raysift.policy.trials import (
     criterion,
     draw_trials,
 )
-from raysift.storage import Location
+from raysift.storage import Location, extend_name
 
 BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.safetensors"
 
@@ -105,10 +106,16 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
         vectors = centers.embed(run, config, settings.features.embedding, rows)
         features: dict[int, tuple[Run, Manifest]] = {}
         for classes in sorted({apply_settings(point, settings, config.train)[0].policy.classes for point in drawn}):
-            place = Run(run.folder / f"classes-{classes}", run.console)
+            place = open_classes(run, classes)
             found = policy_features.features(place, config, settings.features, classes, rows, measured, vectors)
             features[classes] = place, found
         return try_settings(run, config, wanted, drawn, features, encoded, target, total)
+
+
+def open_classes(run: Run, classes: int) -> Run:
+    """The folder for a number of classes, which reuses those that the reused searches have for it."""
+    own, *others = (extend_name(name, f"/classes-{classes}") for name in (run.name, *run.reuse))
+    return Run(own, run.console, [name for name in others if is_run(name)])
 
 
 def try_settings(

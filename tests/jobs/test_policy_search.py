@@ -18,10 +18,10 @@ import raysift
 from raysift.config import load_config
 from raysift.errors import ConfigError
 from raysift.jobs.console import Console
-from raysift.jobs.policy.search import curves, ranked, show_search
+from raysift.jobs.policy.search import curves, open_classes, ranked, show_search
 from raysift.jobs.policy.trials import SETTINGS, open_rounds, settings_by_round
 from raysift.jobs.policy.tuning import SparingASHA, Teller, name_trial
-from raysift.jobs.run import Run
+from raysift.jobs.run import Run, StageResult
 from raysift.manifest import Manifest, read_manifest
 from raysift.methods.raise_policy import RaiseConfig
 from raysift.nano.world import examples, generate_pool
@@ -69,6 +69,17 @@ def rounds_under(folder):
 
 
 # --- the parts -------------------------------------------------------------------------------------------------------
+
+
+def test_a_search_reuses_what_others_have_fitted_for_the_same_number_of_classes(tmp_path):
+    done = StageResult(counts={"kept": 1})
+    first = Run(str(tmp_path / "a"))
+    for run in (first, open_classes(first, 2)):
+        run.stage("features", {"classes": 2}, {}, lambda _: done)
+    again = Run(str(tmp_path / "b"), reuse=[first.name])
+    found = open_classes(again, 2).stage("features", {"classes": 2}, {}, lambda _: 1 / 0)
+    assert found.reused_from == f"{first.name}/classes-2"
+    assert open_classes(again, 3).reuse == []
 
 
 def fake_round(folder, number, performance=-1.0):
@@ -272,6 +283,12 @@ def test_the_best_settings_replay_and_the_best_policy_is_taken_over(searched, da
 def test_asked_again_the_search_is_done_and_other_settings_are_refused(searched, data):
     again = raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data))
     assert again == searched.manifest
+    other = raysift.search(
+        str(data / "pool.jsonl"), run=str(data / "reusing"), reuse=str(data / "run"), **settings_of(data)
+    )
+    assert other.values == searched.manifest.values
+    for place in (data / "reusing").glob("classes-*"):
+        assert read_manifest(open_location(str(place)) / "features").reused_from == str(data / "run" / place.name)
     with pytest.raises(raysift.StaleRunError, match=r"search\.rounds"):
         raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data, rounds=ROUNDS + 1))
 
