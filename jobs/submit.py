@@ -34,6 +34,7 @@ import raysift.actors
 import raysift.jobs
 from raysift.errors import ConfigError, StageError
 from raysift.jobs.console import Console
+from raysift.storage import refuse_passwords
 
 if TYPE_CHECKING:
     from ray.job_submission import JobDetails, JobSubmissionClient
@@ -96,6 +97,7 @@ def plan_job(arguments: Sequence[str], folder: Path) -> Job:
     """The job for a raysift command; its code and the files of `--config` are laid out below `folder`."""
     if not arguments:
         raise ConfigError("submit: no command. Write it after `--`: raysift submit --address URL -- METHOD ...")
+    refuse_passwords(" ".join(arguments))
     _require_reachable_paths(arguments)
     runtime_env: dict[str, Any] = {
         "py_modules": [str(stage_package(folder))],

@@ -85,6 +85,7 @@ def test_a_settings_file_travels(tmp_path, form):
         (["uniform", "--pool=/a", "--run=runs/x"], "run 'runs/x' is a relative path"),
         (["ingest", "pool.jsonl", "--run", "/r"], "pool 'pool.jsonl' is a relative path"),
         (["uniform", "--pool", "/a"], "no --run"),
+        (["uniform", "--pool", "s3://KEY:secret@pool", "--run", "/r"], "s3://...@pool' holds a password"),
         (["uniform", "--config", "missing.yaml", "--pool", "/a", "--run", "/r"], "no file 'missing.yaml'"),
     ],
 )
