@@ -45,7 +45,7 @@ from raysift.storage import Location
 
 REPORT = "ingest.json"
 PLAN = "plan.json"
-VERSION = 1
+VERSION = 2  # of what rows are made of: 2 opens a record's own meta and keeps the input of Alpaca records in it
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from raysift.storage import Location, open_location
 
 def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str | None = None) -> Manifest:
     """Read the pool, from its files or from a Ray dataset: kept rows with ids, rejected and failed rows with reasons."""
-    from raysift.jobs.ingest import ingest_dataset, ingest_pool, list_pool
+    from raysift.jobs.ingest import VERSION, ingest_dataset, ingest_pool, list_pool
 
     inputs: dict[str, Any]
     if dataset is None:
@@ -68,7 +68,7 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
             rows=report.rows_in,
         )
 
-    return run.stage("ingest", {"ingest": config.ingest}, inputs, body)
+    return run.stage("ingest", {"ingest": config.ingest}, inputs, body, version=VERSION)
 
 
 def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:

@@ -111,9 +111,9 @@ def find_store(run: Run, config: CommonConfig, identity: str) -> str:
 
 def filled_store(run: Run, stored: Manifest) -> str:
     """Where the vectors of a finished fill are: where it put them, or where the run that did it has its store now."""
-    identity, name = fingerprint(stored.settings["store"]), str(stored.values["store"])
-    if holds_store(open_location(name), identity):
-        return name
+    identity, name = fingerprint(stored.settings["store"]), stored.values.get("store")
+    if name and holds_store(open_location(name), identity):
+        return str(name)
     filler = open_run(stored.reused_from) if stored.reused_from else run
     return find_store(filler, config_of(filler), identity)
 

@@ -155,7 +155,7 @@ def match_table(ids: Ids, matches: NDArray[np.float32]) -> pa.Table:
 def _tell_lost(run: Run, stored: Manifest, store: Store, rows: int) -> str:
     """What is missing of a store that was filled, and the way on."""
     if not holds_store(store.place, store.identity.hash):
-        looked = " or ".join(dict.fromkeys([str(stored.values["store"]), store.name]))
+        looked = " or ".join(dict.fromkeys([str(stored.values.get("store", store.name)), store.name]))
         return (
             f"the store with the run's gradients is not in {looked}. Put it back, or name the folder where it is now with "
             "resources.store=..."

@@ -240,7 +240,7 @@ def targets(
     }
     if isinstance(selector, Rose):
         decides |= {"preference": selector.config.preference, "end_prompt": selector.config.end_prompt}
-    return run.stage("targets", decides, inputs, body)
+    return run.stage("targets", decides, inputs, body, version=2)  # 2 shows inputs apart, as rows do
 
 
 def _compute_targets(
