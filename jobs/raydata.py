@@ -223,7 +223,7 @@ def answer_rows(
 
 
 def _named_in(error: Exception) -> errors.RaysiftError | None:
-    """The raysift error that an actor's constructor raised: Ray keeps no more of it than its text."""
+    """The raysift error that an actor raised, where Ray has kept no more of it than its text."""
     found = re.findall(r"raysift\.errors\.(\w+): (.+)", str(error))
     kind = getattr(errors, found[-1][0], None) if found else None
     return kind(found[-1][1]) if kind else None
