@@ -51,7 +51,8 @@ def adopt_checkpoints(run: Run, model: str, source: str) -> Manifest:
 
     contents = [[p.name, checkpoint_hash(p.adapter, p.moments), p.learning_rate] for p in points]
     inputs = {"model": model_fingerprint(model), "checkpoints": contents}
-    return run.stage("warmup", {"from": str(open_location(source))}, inputs, body)
+    decides = {"from": str(open_location(source))}
+    return run.stage("warmup", decides, inputs, body, version=2)  # 2 names places relative to the source
 
 
 def check_base(adapters: Sequence[Location], model: str, console: Console) -> None:
