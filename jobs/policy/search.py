@@ -99,8 +99,8 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
     with run.replayable(config.model_dump(mode="json")):
         rows = stages.ingest(run, config)
         total = count_rows(config, rows)
-        raise_policy.like_pool(run, config, rows)
         target = raise_policy.split_target(run, config, settings)
+        raise_policy.like_pool(run, config, rows)
         encoded = raise_policy.encode(run, config, rows)
         measured = policy_features.difficulty(run, config, settings.features, rows)
         vectors = centers.embed(run, config, settings.features.embedding, rows)

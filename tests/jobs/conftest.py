@@ -57,7 +57,7 @@ def rose_run(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def repeat(rose_run: str) -> Callable[..., Any]:
-    """Match and choose again in a run of its own, with other settings, on the rows and the warm-up of `rose_run`."""
+    """Match and choose again in a run of its own, with other settings, on what `rose_run` did before."""
     from raysift.jobs.borrowing import REUSED, config_of
     from raysift.jobs.gradients.store import own_store
     from raysift.jobs.recipes import match_and_choose
@@ -69,7 +69,7 @@ def repeat(rose_run: str) -> Callable[..., Any]:
         overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
         config = config_of(source, {"run": str(folder)}, overrides)
         borrowed = Run(folder, reuse=[rose_run])
-        rows, _, warm = (borrowed.adopt(stage, rose_run) for stage in ("ingest", "warmup_rows", "warmup"))
+        rows, *_, warm = (borrowed.adopt(stage, rose_run) for stage in ("ingest", "likeness", "warmup_rows", "warmup"))
         (borrowed.folder / REUSED).delete()  # all else is done anew, also what would be the same
         run = Run(folder)
         with run.replayable(config.model_dump(mode="json")):
