@@ -9,21 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from raysift.actors.language_model import local_copy
 from raysift.actors.loaded import LoadedModel, load, longest_input
+from raysift.draws import seed_for
 from raysift.errors import ModelError
-from raysift.given_input import prompt_of
-from raysift.gradient_settings import AdamSettings, ProjectionSettings
-from raysift.methods.uniform import seed_for
-from raysift.moments import load_moments
+from raysift.gradients.moments import load_moments
+from raysift.gradients.settings import AdamSettings, ProjectionSettings
+from raysift.pool.given_input import prompt_of
 from raysift.records import Example, Pair
 from raysift.storage import Location
-from raysift.store import checkpoint_hash
+from raysift.store.gradient_store import checkpoint_hash
 from raysift.templates import IGNORED, encode_conversation
 
 if TYPE_CHECKING:
-    from raysift.adam import AdamDirection
-    from raysift.gradients import RowGradients, Sink, TokenRow
-    from raysift.preference import TokenPair
-    from raysift.projection import Projection
+    from raysift.gradients.adam import AdamDirection
+    from raysift.gradients.collect import RowGradients, Sink
+    from raysift.gradients.preference import TokenPair
+    from raysift.gradients.rows import TokenRow
+    from raysift.store.projection import Projection
 
 OPTIMIZER_FILES = ("moments.safetensors", "optimizer.pt", "optimizer.bin")  # the last is accelerate's, under FSDP
 
@@ -59,7 +60,7 @@ class CheckpointedModel:
         trust_remote_code: bool = False,
         quantization: str = "none",
     ) -> None:
-        from raysift.gradients import RowGradients
+        from raysift.gradients.collect import RowGradients
 
         self.checkpoints = tuple(checkpoints)
         adapter = self.checkpoints[0].adapter
@@ -92,7 +93,7 @@ class CheckpointedModel:
 
     def projections(self, settings: ProjectionSettings) -> list[Projection]:
         """What the gradients of each checkpoint flow through: maps of their own, or one for all."""
-        from raysift.projection import Projection
+        from raysift.store.projection import Projection
 
         if not settings.own_map or settings.kind == "none":
             return [Projection(settings, self.layout)] * len(self.checkpoints)
@@ -108,7 +109,7 @@ class CheckpointedModel:
         """The same, and whether tokens that count were cut off, as the training cuts them."""
         import numpy as np
 
-        from raysift.gradients import TokenRow
+        from raysift.gradients.rows import TokenRow
 
         encoded = encode_conversation(self.tokenizer, list(messages), self.max_length, self.template)
         return TokenRow(row_id, np.asarray(encoded.input_ids), np.asarray(encoded.labels)), encoded.truncated
@@ -118,7 +119,7 @@ class CheckpointedModel:
 
         `end_prompt` puts the end-of-sequence token between prompt and answer, as the official code of ROSE does.
         """
-        from raysift.preference import TokenPair
+        from raysift.gradients.preference import TokenPair
 
         chosen, one_cut = self.encode_answer(number, pair, pair.chosen, end_prompt)
         rejected, other_cut = self.encode_answer(number, pair, pair.rejected, end_prompt)
@@ -133,7 +134,7 @@ class CheckpointedModel:
         """
         import numpy as np
 
-        from raysift.gradients import TokenRow
+        from raysift.gradients.rows import TokenRow
 
         messages = [*prompt_of(target), {"role": "assistant", "content": answer}]
         whole = encode_conversation(self.tokenizer, messages, sys.maxsize, self.template)
@@ -153,7 +154,7 @@ class CheckpointedModel:
         import torch
         from safetensors.torch import load_file
 
-        from raysift.adam import canonical_name
+        from raysift.gradients.adam import canonical_name
 
         with local_copy(checkpoint.adapter) as folder:
             found = {
@@ -186,7 +187,7 @@ class CheckpointedModel:
         return weights
 
     def _read_direction(self, checkpoint: Checkpoint, adam: AdamSettings) -> AdamDirection | None:
-        from raysift.adam import make_direction
+        from raysift.gradients.adam import make_direction
 
         if adam.form == "none":
             return None
@@ -201,7 +202,7 @@ class CheckpointedModel:
 
 def read_moments(place: Location, layout: Any) -> Any:
     """Adam's moments in the layout's order, from our own file or from an optimizer's state dict (`optimizer.pt`)."""
-    from raysift.adam import named_moments, optimizer_moments
+    from raysift.gradients.adam import named_moments, optimizer_moments
 
     if place.name.endswith(".safetensors"):
         import torch

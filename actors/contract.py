@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import pyarrow as pa
 
 from raysift.errors import DataError, StageError
-from raysift.given_input import TOLD_APART_BY
+from raysift.pool.given_input import TOLD_APART_BY
 from raysift.records import ERROR, ID
 
 Row = dict[str, Any]
@@ -44,7 +44,7 @@ class RowActor:
     inputs: ClassVar[Sequence[str]] = ()
     outputs: ClassVar[pa.Schema]
     tells_inputs: ClassVar[bool] = False
-    """It shows rows to its model by a template, and for `alpaca` tells inputs apart (raysift.given_input)."""
+    """It shows rows to its model by a template, and for `alpaca` tells inputs apart (raysift.pool.given_input)."""
 
     max_failures_in_a_row: int = 200
     _failures_in_a_row: int = 0

@@ -21,9 +21,9 @@ from raysift.actors.encoded_rows import INPUT_IDS as INPUT_IDS
 from raysift.actors.encoded_rows import EncodedRows
 from raysift.actors.language_model import load_tokenizer
 from raysift.errors import DataError
-from raysift.given_input import conversation_of
-from raysift.recipes import TrainConfig, count_steps
+from raysift.pool.given_input import conversation_of
 from raysift.records import ERROR, ID, MESSAGES, REASON
+from raysift.settings.training import TrainConfig, count_steps
 from raysift.templates import IGNORED, encode_conversation
 
 TRUNCATED, DOUBLED = "truncated", "doubled_special"

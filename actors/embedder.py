@@ -18,7 +18,7 @@ from raysift.actors.language_model import resolve_model
 from raysift.actors.loaded import budget_on, takes
 from raysift.actors.text_models import BATCH_TOKENS, TextTokens, load_text_model, pad_texts, text_limit
 from raysift.errors import ModelError
-from raysift.given_input import conversation_of
+from raysift.pool.given_input import conversation_of
 from raysift.records import MESSAGES
 from raysift.scoring.columns import EMBEDDING, EMBEDDING_SCHEMA, INPUT_TOKENS, TRUNCATED
 from raysift.scoring.questions import embedded_text
@@ -92,7 +92,7 @@ class Embedder(RowActor):
         """The pooled states of each text, in their order."""
         import torch
 
-        from raysift.cpu_products import quick_products
+        from raysift.gradients.cpu_products import quick_products
         from raysift.gradients.rows import plan_batches
 
         vectors: list[list[float]] = [[] for _ in texts]

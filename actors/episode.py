@@ -23,7 +23,7 @@ from raysift.policy.performance import performance
 from raysift.policy.pool import PolicyPool, positions
 from raysift.policy.settings import EpisodeSettings, PolicySettings
 from raysift.policy.state import LOG, Episode, State, stage_inputs
-from raysift.recipes import TrainConfig
+from raysift.settings.training import TrainConfig
 
 if TYPE_CHECKING:
     from raysift.policy.picking import Picker

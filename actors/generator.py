@@ -21,7 +21,7 @@ from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.loaded import LoadedModel, budget_on, end_tokens, load, longest_input, takes
 from raysift.actors.prompts import ANSWER, FINISHED, NEW_TOKENS, Prompts, row_seed, vocabulary_size
 from raysift.errors import ConfigError
-from raysift.given_input import conversation_of
+from raysift.pool.given_input import conversation_of
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
 

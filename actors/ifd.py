@@ -18,7 +18,7 @@ from raysift.actors.contract import Failed, Row
 from raysift.actors.likelihood import Scorer
 from raysift.actors.loaded import NO_LIMIT, LoadedModel
 from raysift.errors import DataError, ModelError
-from raysift.given_input import conversation_of
+from raysift.pool.given_input import conversation_of
 from raysift.records import MESSAGES
 from raysift.scoring.columns import CONDITIONAL_LOSS, DIRECT_LOSS, IFD, IFD_SCHEMA, LABEL_TOKENS, TRUNCATED
 from raysift.scoring.questions import split_exchange

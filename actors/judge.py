@@ -94,7 +94,7 @@ class FirstTokens(Scorer):
         import numpy as np
         import torch
 
-        from raysift.cpu_products import quick_products
+        from raysift.gradients.cpu_products import quick_products
         from raysift.gradients.loss import label_logits
         from raysift.gradients.rows import IGNORED, TokenRow, pad_rows, plan_batches
 

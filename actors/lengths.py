@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.language_model import load_tokenizer
-from raysift.given_input import conversation_of
+from raysift.pool.given_input import conversation_of
 from raysift.records import MESSAGES, RESPONSE_CHARS, RESPONSE_TOKENS, TOKENS
 from raysift.templates import encode_conversation
 

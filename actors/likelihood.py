@@ -14,7 +14,7 @@ import pyarrow as pa
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.loaded import NO_LIMIT, LoadedModel, budget_on, load, longest_input
 from raysift.errors import DataError
-from raysift.given_input import conversation_of
+from raysift.pool.given_input import conversation_of
 from raysift.records import MESSAGES
 from raysift.storage import Location
 from raysift.templates import IGNORED, Encoded, encode_conversation, encode_prompt
@@ -69,7 +69,7 @@ class Scorer(RowActor):
         """The summed loss of each conversation's labels: minus their log-probability."""
         import torch
 
-        from raysift.cpu_products import quick_products
+        from raysift.gradients.cpu_products import quick_products
         from raysift.gradients.loss import label_logits, row_losses
         from raysift.gradients.rows import pad_rows, plan_batches
 

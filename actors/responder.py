@@ -15,7 +15,7 @@ from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.generator import Generator
 from raysift.actors.prompts import load_prompts, question_of
 from raysift.errors import DataError
-from raysift.given_input import conversation_of
+from raysift.pool.given_input import conversation_of
 from raysift.records import MESSAGES
 
 if TYPE_CHECKING:

@@ -77,7 +77,7 @@ class Reward(RowActor):
         """The model's output for each text, in their order."""
         import torch
 
-        from raysift.cpu_products import quick_products
+        from raysift.gradients.cpu_products import quick_products
         from raysift.gradients.rows import plan_batches
 
         scores = [0.0] * len(texts)

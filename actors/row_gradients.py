@@ -10,12 +10,12 @@ import pyarrow as pa
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.errors import DataError
-from raysift.given_input import conversation_of
-from raysift.gradient_settings import AdamSettings, ProjectionSettings
+from raysift.gradients.settings import AdamSettings, ProjectionSettings
+from raysift.pool.given_input import conversation_of
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
-from raysift.store import CUT
-from raysift.vectors import VectorForm
+from raysift.store.gradient_store import CUT
+from raysift.store.vectors import VectorForm
 
 MATCHES = "matches"
 VECTORS = "vectors"
@@ -80,7 +80,7 @@ class GradientMatch(_RowGradients):
         self, model: Any, checkpoints: Sequence[Checkpoint], adam: AdamSettings, targets: Location, **loading: Any
     ) -> None:
         from raysift.actors.target_gradients import load_targets
-        from raysift.gradients import ExactMatch
+        from raysift.gradients.match import ExactMatch
 
         super().__init__(model, checkpoints, adam, **loading)
         self.sinks = [ExactMatch(vectors, self.model.layout) for vectors in load_targets(targets, checkpoints)]

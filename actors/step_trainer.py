@@ -33,8 +33,8 @@ from raysift.actors.train_checkpoints import (
 )
 from raysift.actors.trainee import build_placed, own_settings, step_seed
 from raysift.errors import StageError
-from raysift.moments import load_moments, save_moments
-from raysift.recipes import TrainConfig, epoch_mean_learning_rates, learning_rates
+from raysift.gradients.moments import load_moments, save_moments
+from raysift.settings.training import TrainConfig, epoch_mean_learning_rates, learning_rates
 from raysift.storage import Location
 
 STATE, WEIGHTS = "state.json", "weights.safetensors"
@@ -92,7 +92,7 @@ class StepTrainer:
 
     def step(self, ids: Sequence[int] | np.ndarray) -> float:
         """One optimizer step over the rows of these ids; the mean loss of their tokens as it was before the step."""
-        from raysift.cpu_products import quick_products
+        from raysift.gradients.cpu_products import quick_products
 
         started = time.perf_counter()
         positions = self._batch(ids)

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
 from raysift.errors import DataError, ModelError
-from raysift.examples import reference_answer
-from raysift.gradient_settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
+from raysift.evaluation.examples import reference_answer
+from raysift.gradients.settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.records import Example, Pair
 from raysift.storage import Location
 
 if TYPE_CHECKING:
-    from raysift.gradients import TokenRow
-    from raysift.preference import TokenExample
+    from raysift.gradients.preference import TokenExample
+    from raysift.gradients.rows import TokenRow
 
 PLAIN = AdamSettings(form="none")
 CHECKED_ROWS = 3
@@ -44,7 +44,7 @@ class TargetGradients:
 
     def project(self, projection: ProjectionSettings) -> None:
         """Let gradients flow through another projection."""
-        from raysift.projection import Projection
+        from raysift.store.projection import Projection
 
         self.sinks = self.model.projections(projection)
         self.hash = Projection(projection, self.model.layout).hash
@@ -80,8 +80,8 @@ class TargetGradients:
         end_prompt: bool,
         keep_units: bool = False,
     ) -> list[Any]:
-        """`raysift.preference.Targets` of each checkpoint."""
-        from raysift.preference import preference_targets
+        """`raysift.gradients.preference.Targets` of each checkpoint."""
+        from raysift.gradients.preference import preference_targets
 
         tokens = [self.model.encode_pair(number, pair, end_prompt) for number, pair in enumerate(pairs)]
         self.deviation = self.check([pair.chosen for pair in tokens])
@@ -94,7 +94,7 @@ class TargetGradients:
         self, examples: Sequence[Example], targets: TargetSettings, keep_units: bool = False
     ) -> list[Any]:
         """The same from the reference answers of examples, by cross-entropy."""
-        from raysift.preference import cross_entropy_targets
+        from raysift.gradients.preference import cross_entropy_targets
 
         tokens = [self._encode(number, example) for number, example in enumerate(examples)]
         self.deviation = self.check([example.row for example in tokens])
@@ -118,7 +118,7 @@ class TargetGradients:
         return found
 
     def _encode(self, number: int, example: Example) -> TokenExample:
-        from raysift.preference import TokenExample
+        from raysift.gradients.preference import TokenExample
 
         answer = reference_answer(example)
         if answer is None:

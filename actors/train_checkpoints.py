@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from raysift.errors import StageError
-from raysift.moments import Moments, save_moments
+from raysift.gradients.moments import Moments, save_moments
 from raysift.storage import Location
 
 EPOCH_RECORD, STEP_RECORD, MOMENTS = "epoch.json", "step.json", "moments.safetensors"

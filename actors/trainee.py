@@ -48,8 +48,8 @@ from raysift.actors.train_checkpoints import (
     write_checkpoint,
 )
 from raysift.errors import StageError
-from raysift.moments import Moments, load_moments
-from raysift.recipes import TrainConfig, epoch_mean_learning_rates, learning_rates
+from raysift.gradients.moments import Moments, load_moments
+from raysift.settings.training import TrainConfig, epoch_mean_learning_rates, learning_rates
 from raysift.storage import Location, open_location
 from raysift.templates import IGNORED
 
@@ -136,7 +136,7 @@ def train(
 
     `on_epoch` is called on every rank after each epoch. All rows are held in memory, five bytes a token.
     """
-    from raysift.cpu_products import quick_products
+    from raysift.gradients.cpu_products import quick_products
 
     with own_settings(place):
         last = last_checkpoint(out)

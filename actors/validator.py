@@ -19,8 +19,8 @@ from raysift.actors.encoded_rows import EncodedRows
 from raysift.actors.step_trainer import autocast, copy_weights, trainable_parameters
 from raysift.actors.trainee import build_placed, own_settings
 from raysift.errors import DataError, StageError
-from raysift.recipes import TrainConfig
 from raysift.records import ID, MESSAGES, META
+from raysift.settings.training import TrainConfig
 from raysift.storage import Location
 
 BATCH_TOKENS = 2048
@@ -60,7 +60,7 @@ class Validator:
         """The same under a live model, a `StepTrainer`'s; it is left in the mode it was in."""
         import torch
 
-        from raysift.cpu_products import quick_products
+        from raysift.gradients.cpu_products import quick_products
 
         was_training = model.training
         model.eval()

@@ -1,6 +1,6 @@
 """vLLM: what an engine is started with, and one to be held by an actor.
 
-Answers and ratings go through `ray.data.llm` (raysift.jobs.vllm_stage); an `Engine` of its own is what an actor has that
+Answers and ratings go through `ray.data.llm` (raysift.jobs.on_ray.vllm_stage); an `Engine` of its own is what an actor has that
 gives rewards.
 """
 
@@ -18,7 +18,7 @@ from raysift.actors.language_model import resolve_model
 from raysift.actors.loaded import NO_LIMIT, longest_input
 from raysift.actors.prompts import load_card
 from raysift.errors import ModelError, StageError
-from raysift.resources import EngineResources
+from raysift.settings.resources import EngineResources
 from raysift.storage import Location
 
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for

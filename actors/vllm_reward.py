@@ -15,8 +15,8 @@ from raysift.actors.reward import Reward, pick_output, resolve_reward_template
 from raysift.actors.text_models import TextTokens, text_limit
 from raysift.actors.vllm_engine import Engine
 from raysift.errors import ModelError
-from raysift.resources import EngineResources
 from raysift.scoring.settings import RewardSettings
+from raysift.settings.resources import EngineResources
 
 
 class VllmReward(Reward):

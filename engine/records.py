@@ -47,7 +47,7 @@ REJECTED = pa.schema(
         pa.field(SOURCE, pa.string()),
         pa.field("file", pa.string(), nullable=False),
         pa.field("position", pa.int64(), nullable=False),  # line in JSONL, else the record's number, both from 1
-        pa.field(REASON, pa.string(), nullable=False),  # one of raysift.checks.REASONS
+        pa.field(REASON, pa.string(), nullable=False),  # one of raysift.pool.checks.REASONS
         pa.field("message", pa.string()),
         pa.field(RAW, pa.string()),
     ]
@@ -75,7 +75,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Example:
-    """A question with a checkable answer; `metric` names how (see raysift.metrics.METRICS)."""
+    """A question with a checkable answer; `metric` names how (see raysift.evaluation.metrics.METRICS)."""
 
     id: str
     task: str

@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import Any
 
 from raysift.errors import ConfigError, DataError, ModelError
-from raysift.given_input import INPUT, split_input
+from raysift.pool.given_input import INPUT, split_input
 
 IGNORED = -100
 FALLBACK = "tulu"

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.config import CommonConfig, make_config
 from raysift.errors import ConfigError, StaleRunError
-from raysift.jobs.console import Console
-from raysift.jobs.run import Run, free_name, open_run
+from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.run import Run, free_name, open_run
 from raysift.manifest import Manifest, read_manifest
 from raysift.methods import METHODS
+from raysift.settings.config import CommonConfig, make_config
 from raysift.storage import Location, open_location
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def load_selection(run: str) -> Selection:
 
 def start_session() -> None:
     """Join the running Ray, or start a local one that ends with the process; a host's session is left alone."""
-    from raysift.jobs.raydata import start_ray
+    from raysift.jobs.on_ray.raydata import start_ray
 
     start_ray()
 
@@ -159,7 +159,7 @@ def start_session() -> None:
 @contextlib.contextmanager
 def own_session() -> Iterator[None]:
     """A Ray session for a command: one that this call started is shut down at the end, a host's is not."""
-    from raysift.jobs.raydata import start_ray
+    from raysift.jobs.on_ray.raydata import start_ray
 
     # Ray's core remarks on its own actors in the middle of our lines, and on being told not to as well.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysift.actors.language_model import resolve_model
-from raysift.budget import Budget, parse_budget
-from raysift.config import CommonConfig
 from raysift.errors import ConfigError, ModelError
-from raysift.jobs import mods, quality, stages
+from raysift.jobs import stages
 from raysift.jobs.coverage import centers
 from raysift.jobs.gradients import stages as gradients
 from raysift.jobs.gradients import store, store_match, targeting
@@ -18,11 +16,14 @@ from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.transfer import Learnt, learnt_by
-from raysift.jobs.run import Run
+from raysift.jobs.runs.run import Run
+from raysift.jobs.scoring import mods, quality
 from raysift.manifest import Manifest, read_manifest
 from raysift.methods import Selector, find_method
 from raysift.methods.mods import seed_count
-from raysift.recipes import TrainConfig
+from raysift.settings.budget import Budget, parse_budget
+from raysift.settings.config import CommonConfig
+from raysift.settings.training import TrainConfig
 from raysift.storage import open_location
 
 

@@ -14,24 +14,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.actors.language_model import resolve_model
-from raysift.budget import parse_budget
-from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError, StageError
-from raysift.examples import read_examples
+from raysift.evaluation.examples import read_examples
 from raysift.fingerprint import file_fingerprint
-from raysift.jobs.run import Run, StageResult
-from raysift.jobs.selection import write_selection
-from raysift.jobs.tables import count_answers, publish, read_chunks, relative, with_tokens
+from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.selection import write_selection
+from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, with_tokens
 from raysift.manifest import Manifest
 from raysift.methods import Selector
-from raysift.recipes import TrainConfig
 from raysift.records import ID, SCORE
+from raysift.settings.budget import parse_budget
+from raysift.settings.config import CommonConfig
+from raysift.settings.training import TrainConfig
 from raysift.storage import Location, open_location
 
 
 def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str | None = None) -> Manifest:
     """Read the pool, from its files or from a Ray dataset: kept rows with ids, rejected and failed rows with reasons."""
-    from raysift.jobs.ingest import VERSION, ingest_dataset, ingest_pool, list_pool
+    from raysift.jobs.pool.ingest import VERSION, ingest_dataset, ingest_pool, list_pool
 
     inputs: dict[str, Any]
     if dataset is None:
@@ -74,7 +74,7 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
 def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
     """Count the tokens of every kept row as the model's trainer will see it."""
     from raysift.actors.lengths import TokenLengths
-    from raysift.jobs.raydata import map_rows
+    from raysift.jobs.on_ray.raydata import map_rows
 
     def body(folder: Location) -> StageResult:
         answers = map_rows(
@@ -158,7 +158,7 @@ def choose(
 
 def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final") -> Manifest:
     """Fine-tune the model on the rows of a stage, which may be one of another run."""
-    from raysift.jobs.finetune import finetune as train
+    from raysift.jobs.training.finetune import finetune as train
 
     def body(folder: Location) -> StageResult:
         report = train(
@@ -192,7 +192,7 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
 
 def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str = "evaluate") -> Manifest:
     """Answer and score the examples of `config.test`, by the fine-tuned model of `trained` or by the model as it is."""
-    from raysift.jobs.evaluate import evaluate as test
+    from raysift.jobs.training.evaluate import evaluate as test
 
     model: str = config.model
     adapter: str | Location | None = config.adapter

@@ -31,7 +31,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """Four logical CPUs on however many cores: pools, readers and filters each find room."""
-    from raysift.jobs.raydata import start_ray
+    from raysift.jobs.on_ray.raydata import start_ray
 
     started = start_ray(num_cpus=4, object_store_memory=300 * 2**20)
     yield

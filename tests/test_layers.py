@@ -14,20 +14,24 @@ NEUTRAL = ROOT / "notebooks"  # holds no package: beside a checkout named raysif
 HEAVY = {"ray", "torch", "transformers", "peft", "vllm", "accelerate", "faiss"}
 # Maths on tensors: these engine files, and no others, load torch when they are imported.
 TENSOR_MATHS = (
-    "raysift.adam",
-    "raysift.cpu_products",
     "raysift.gradients",
     "raysift.policy.attribution",
     "raysift.policy.learning",
     "raysift.policy.network",
     "raysift.policy.picking",
-    "raysift.preference",
-    "raysift.projection",
-    "raysift.rotation",
-    "raysift.sign_products",
+    "raysift.store.projection",
+    "raysift.store.rotation",
+    "raysift.store.sign_products",
 )
+LIGHT_MATHS = ("raysift.gradients.settings", "raysift.gradients.influence", "raysift.gradients.moments")
 # What runs before a command's settings are checked: no heavy library may be loaded by then.
-LIGHT_JOBS = ["raysift.jobs.api", "raysift.jobs.cli", "raysift.jobs.console", "raysift.jobs.run", "raysift.jobs.submit"]
+LIGHT_JOBS = [
+    "raysift.jobs.api",
+    "raysift.jobs.commands.cli",
+    "raysift.jobs.commands.console",
+    "raysift.jobs.commands.submit",
+    "raysift.jobs.runs.run",
+]
 MAY_NOT_IMPORT = {
     "engine": {"ray", "transformers", "peft", "vllm", "accelerate", "raysift.actors", "raysift.jobs"},
     "actors": {"ray", "raysift.jobs"},
@@ -64,7 +68,7 @@ def modules(folder: str) -> list[str]:
 
 
 def is_tensor_maths(name: str) -> bool:
-    return name.startswith(TENSOR_MATHS) and not name.startswith("raysift.gradient_settings")
+    return name.startswith(TENSOR_MATHS) and not name.startswith(LIGHT_MATHS)
 
 
 def heavy_loaded_by(names: list[str]) -> dict[str, list[str]]:
@@ -136,12 +140,12 @@ def test_actor_modules_load_no_model_library_and_never_ray():
 
 
 def test_job_modules_that_check_a_command_load_nothing_heavy():
-    assert heavy_loaded_by(["raysift", "raysift.config", *LIGHT_JOBS]) == {}
+    assert heavy_loaded_by(["raysift", "raysift.settings.config", *LIGHT_JOBS]) == {}
 
 
 def test_a_module_that_loads_ray_is_seen_to_do_so():
     """The tests above would also pass if the interpreter saw nothing."""
-    assert "ray" in heavy_loaded_by(["raysift.jobs.raydata"])["raysift.jobs.raydata"]
+    assert "ray" in heavy_loaded_by(["raysift.jobs.on_ray.raydata"])["raysift.jobs.on_ray.raydata"]
 
 
 def test_job_modules_load_no_model_library():

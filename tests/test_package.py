@@ -71,14 +71,14 @@ def test_the_wheel_brings_the_command_and_the_licence(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         [entry_points] = [name for name in names if name.endswith("entry_points.txt")]
-        assert b"raysift = raysift.jobs.cli:main" in archive.read(entry_points)
+        assert b"raysift = raysift.jobs.commands.cli:main" in archive.read(entry_points)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 def test_what_is_shipped_to_a_cluster_from_a_wheel_is_the_wheel(installed, tmp_path):
     """Staging finds the folders by import, so it need not know how raysift was installed."""
     environment = os.environ | {"PYTHONPATH": str(installed)}
-    command = [sys.executable, "-m", "raysift.jobs.submit", "--stage", str(tmp_path)]
+    command = [sys.executable, "-m", "raysift.jobs.commands.submit", "--stage", str(tmp_path)]
     subprocess.run(command, check=True, env=environment, cwd=tmp_path, capture_output=True, timeout=60)
     staged = {
         Path(parent, name).relative_to(tmp_path).as_posix()
@@ -92,7 +92,7 @@ def test_what_is_shipped_to_a_cluster_from_a_wheel_is_the_wheel(installed, tmp_p
 
 def test_versions_are_written_once_and_agree():
     import raysift
-    from raysift.jobs.submit import PYTHON_VERSIONS, RAY_VERSIONS
+    from raysift.jobs.commands.submit import PYTHON_VERSIONS, RAY_VERSIONS
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["version"] == raysift.__version__

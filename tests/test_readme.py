@@ -46,7 +46,7 @@ def test_files_and_tests_that_readme_points_to_exist():
 
 
 def test_commands_and_make_targets_exist():
-    from raysift.jobs.cli import METHOD_HELP, app
+    from raysift.jobs.commands.cli import METHOD_HELP, app
 
     commands = {command.name or command.callback.__name__ for command in app.registered_commands} | {"nano"}
     for word in re.findall(r"^raysift ([\w-]+)", README, re.M) + re.findall(r"`raysift ([\w-]+)", README):

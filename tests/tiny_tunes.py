@@ -8,9 +8,9 @@ import pyarrow as pa
 from raysift.actors.checkpointed import Checkpoint
 from raysift.actors.effective_batches import Place
 from raysift.actors.row_gradients import VECTORS, GradientVectors
-from raysift.gradient_settings import AdamSettings, ProjectionSettings
-from raysift.recipes import TrainConfig
+from raysift.gradients.settings import AdamSettings, ProjectionSettings
 from raysift.records import ERROR, ID, MESSAGES
+from raysift.settings.training import TrainConfig
 from raysift.storage import open_location
 
 ONE = Place(device="cpu", threads=1)

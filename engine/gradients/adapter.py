@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from raysift.adam import canonical_name
 from raysift.errors import ModelError
-from raysift.projection import ParameterLayout
+from raysift.gradients.adam import canonical_name
+from raysift.store.projection import ParameterLayout
 
 _FACTOR = re.compile(r"^(?P<layer>.+)\.lora_(?P<which>[AB])\.(?P<adapter>[^.]+)\.weight$")
 # What PEFT keeps beside the two factors where the layer computes something else than scaling * B A x.

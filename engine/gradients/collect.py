@@ -18,12 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from raysift.adam import AdamDirection
-from raysift.cpu_products import quick_products
 from raysift.errors import DataError, ModelError
-from raysift.gradient_settings import ProjectionSettings
+from raysift.gradients.adam import AdamDirection
 from raysift.gradients.adapter import Adapter, find_adapter
 from raysift.gradients.capture import Capture, RowsMixed
+from raysift.gradients.cpu_products import quick_products
 from raysift.gradients.loss import find_head, label_logits, row_losses
 from raysift.gradients.rows import (
     NO_MEMORY,
@@ -36,7 +35,8 @@ from raysift.gradients.rows import (
     pad_rows,
     plan_batches,
 )
-from raysift.projection import Projection
+from raysift.gradients.settings import ProjectionSettings
+from raysift.store.projection import Projection
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from raysift.errors import DataError
-from raysift.projection import ParameterLayout
+from raysift.store.projection import ParameterLayout
 
 
 class ExactMatch:

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raysift.draws import seed_for, uniform_of
 from raysift.kcenter.picking import Centers, Picked, greedy, seed_first
 from raysift.kcenter.shard import Batch, Shard
-from raysift.methods.uniform import seed_for, uniform_of
 from raysift.topk import Ids
 
 

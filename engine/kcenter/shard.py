@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raysift.draws import seed_for, uniform_of
 from raysift.errors import DataError, StageError
 from raysift.kcenter.distances import (
     Places,
@@ -39,7 +40,6 @@ from raysift.kcenter.distances import (
 )
 from raysift.kcenter.groups import SLACK, Groups
 from raysift.kcenter.products import Team, calm
-from raysift.methods.uniform import seed_for, uniform_of
 from raysift.topk import Ids
 
 PASS_CENTERS = 256  # most centres of one matrix product

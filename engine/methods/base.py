@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from raysift.budget import Budget
-from raysift.choose import choose_top
+from raysift.methods.choose import choose_top
 from raysift.records import ID, SCORE
+from raysift.settings.budget import Budget
 from raysift.topk import Ids, Scores
 
 

@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from raysift.budget import Budget
-from raysift.choose import choose_in_order
+from raysift.ids import look_up
 from raysift.kcenter.settings import CoverageSettings
 from raysift.methods.base import MethodConfig, Selector
+from raysift.methods.choose import choose_in_order
 from raysift.records import FATE, ID, ORDER, RADIUS, SCORE
 from raysift.scoring.settings import EmbeddingSettings
+from raysift.settings.budget import Budget
 from raysift.topk import Ids, Scores
 
 CENTER, COVERED = "center", "covered: near a chosen row"
@@ -61,13 +62,3 @@ def place_centers(ids: Ids, centers: pa.Table, no_vector: Ids) -> pa.Table:
         FATE: pc.if_else(order.is_valid(), CENTER, pc.if_else(pa.array(np.isin(ids, no_vector)), NO_VECTOR, COVERED)),
     }
     return pa.table(columns, schema=Coverage.score_schema())
-
-
-def look_up(ids: Ids, known: Ids, values: pa.ChunkedArray | pa.Array) -> pa.Array:
-    """The value that belongs to each id, null for an id that is not among the known ones."""
-    if not len(known):
-        return pa.nulls(len(ids), values.type)
-    order = np.argsort(known)
-    place = order[np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)]
-    taken = values.take(pa.array(place, mask=known[place] != ids))
-    return taken.combine_chunks() if isinstance(taken, pa.ChunkedArray) else taken

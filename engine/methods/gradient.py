@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from raysift.budget import Budget
 from raysift.errors import ConfigError
-from raysift.gradient_settings import AdamSettings, MatchSettings, ProjectionSettings, TargetSettings
+from raysift.gradients.settings import AdamSettings, MatchSettings, ProjectionSettings, TargetSettings
 from raysift.methods.base import MethodConfig, Selector
-from raysift.recipes import TrainConfig
 from raysift.records import ID, SCORE
+from raysift.settings.budget import Budget
+from raysift.settings.training import TrainConfig
 from raysift.topk import Ids, Scores
 
 
@@ -54,7 +54,7 @@ class GradientSelector(Selector):
         """By score; under `round_robin` the subtasks pick in turn."""
         if self.config.match.subtasks != "round_robin":
             return super().choose(scores, budget, pool_rows)
-        from raysift.influence import InfluenceReduce, TargetColumns
+        from raysift.gradients.influence import InfluenceReduce, TargetColumns
 
         if budget.counts_tokens:
             raise ConfigError("budget: match.subtasks=round_robin takes a number of rows or a share, not tokens.")

@@ -27,15 +27,16 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from raysift.budget import Budget
-from raysift.choose import choose_in_order
-from raysift.generation_settings import GenerationSettings
+from raysift.ids import look_up
 from raysift.kcenter.settings import CoverageSettings
 from raysift.methods.base import MethodConfig, Selector
-from raysift.methods.coverage import COVERED, NO_VECTOR, look_up
-from raysift.recipes import TrainConfig
+from raysift.methods.choose import choose_in_order
+from raysift.methods.coverage import COVERED, NO_VECTOR
 from raysift.records import FATE, ID, ORDER, RADIUS, SCORE
 from raysift.scoring.settings import EmbeddingSettings, QualitySettings, Threshold
+from raysift.settings.budget import Budget
+from raysift.settings.generation import GenerationSettings
+from raysift.settings.training import TrainConfig
 from raysift.topk import Ids, Scores
 
 QUALITY, NECESSITY = "quality", "necessity"

@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from raysift.budget import Budget
-from raysift.choose import choose_in_order
+from raysift.ids import look_up
 from raysift.methods.base import MethodConfig, Selector
-from raysift.methods.coverage import look_up
+from raysift.methods.choose import choose_in_order
 from raysift.policy.settings import EpisodeSettings, FeatureSettings, LearningSettings, PolicySettings
-from raysift.recipes import TrainConfig
 from raysift.records import FATE, ID, ORDER, SCORE
+from raysift.settings.budget import Budget
+from raysift.settings.training import TrainConfig
 from raysift.topk import Ids, Scores
 
 FIRST_STEP, PICKS = "first_step", "picks"

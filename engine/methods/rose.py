@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from raysift.gradient_settings import PreferenceSettings
+from raysift.gradients.settings import PreferenceSettings
 from raysift.methods.gradient import GradientConfig, GradientSelector
 from raysift.methods.less import PAPER
 

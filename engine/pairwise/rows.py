@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from raysift.examples import example_key
-from raysift.given_input import told_meta
+from raysift.evaluation.examples import example_key
+from raysift.pool.given_input import told_meta
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META, Example
 from raysift.scoring.questions import Message
 

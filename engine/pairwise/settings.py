@@ -7,8 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from raysift.generation_settings import GenerationSettings
 from raysift.scoring.settings import QualitySettings
+from raysift.settings.generation import GenerationSettings
 
 Aspect = Literal["relevance", "accuracy"]
 ASPECTS: dict[Aspect, str] = {

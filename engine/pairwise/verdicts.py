@@ -25,7 +25,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from raysift.intervals import mean_interval
+from raysift.evaluation.intervals import mean_interval
 from raysift.pairwise.rows import READING, Question, Reading
 from raysift.records import ERROR, ID
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from raysift.methods.uniform import seed_for, uniform_of
+from raysift.draws import seed_for, uniform_of
 from raysift.policy.classes import class_quotas
 from raysift.topk import Ids, top_k
 

@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from raysift.draws import seed_for, uniform_of
 from raysift.errors import StageError
-from raysift.methods.uniform import seed_for, uniform_of
 from raysift.policy.credit import Evidence, Matrix, credit_features, evidence_of, fit_credit, row_credits
 from raysift.policy.network import Acquisition, Critic
 from raysift.policy.picking import policy_inputs

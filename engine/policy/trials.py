@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from raysift.draws import seed_for
 from raysift.errors import ConfigError
 from raysift.methods.raise_policy import RaiseConfig
-from raysift.methods.uniform import seed_for
 from raysift.policy.search_settings import CHANGEABLE, PLACES, SearchSettings
-from raysift.recipes import TrainConfig
+from raysift.settings.training import TrainConfig
 
 Settings = dict[str, Any]
 """Searched settings by name, as plain JSON values."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, NamedTuple, TypeVar
 
 from raysift.errors import DataError, StageError
-from raysift.given_input import INPUT, conversation_of, cut_to, split_input
+from raysift.pool.given_input import INPUT, conversation_of, cut_to, split_input
 from raysift.scoring.settings import EmbeddedText, InputJoin
 
 Message = dict[str, str]

@@ -9,25 +9,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.actors.embedder import Embedder
-from raysift.config import CommonConfig
 from raysift.errors import DataError
-from raysift.jobs.quality import loading, require_answers
-from raysift.jobs.run import Run, StageResult
-from raysift.jobs.selection import write_rows
+from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.selection import write_rows
+from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
+from raysift.jobs.scoring.quality import loading, require_answers
 from raysift.jobs.stages import model_fingerprint
-from raysift.jobs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
 from raysift.kcenter.settings import CoverageSettings
 from raysift.manifest import Manifest
 from raysift.methods.coverage import place_centers
 from raysift.records import ERROR, ID, RADIUS, RANK
 from raysift.scoring.columns import TRUNCATED
 from raysift.scoring.settings import EmbeddingSettings
+from raysift.settings.config import CommonConfig
 from raysift.storage import Location
 
 
 def embed(run: Run, config: CommonConfig, settings: EmbeddingSettings, rows: Manifest) -> Manifest:
     """A vector for every row, on a pool of actors."""
-    from raysift.jobs.raydata import map_rows
+    from raysift.jobs.on_ray.raydata import map_rows
 
     def body(folder: Location) -> StageResult:
         arguments = {"settings": settings} | loading(config)

@@ -21,18 +21,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import Progress
 
-from raysift.embeddings import EmbeddingTable, find_vectors, read_embeddings, survey
 from raysift.errors import DataError, StageError, StaleRunError
 from raysift.fingerprint import differences, fingerprint
+from raysift.ids import is_among
 from raysift.jobs.coverage.shards import Load, make_shards
 from raysift.kcenter.coresets import core_set, cover_union, farthest_row, part_of, with_radius
 from raysift.kcenter.forecast import Speed, forecast_bytes, forecast_seconds
 from raysift.kcenter.picking import Centers, Picked, greedy, seed_first, start_from
 from raysift.kcenter.settings import CoverageSettings
 from raysift.records import ID, RANK
-from raysift.resources import Resources
+from raysift.scoring.embeddings import EmbeddingTable, find_vectors, read_embeddings, survey
+from raysift.settings.resources import Resources
 from raysift.storage import Location
-from raysift.store import is_among
 from raysift.topk import Ids
 
 CENTERS, PICKED = "centers.parquet", "picked.parquet"
@@ -237,7 +237,7 @@ def _each_part(body: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], work:
 
     answers: list[Any] = [None] * len(tasks)
     if ray.is_initialized():
-        from raysift.jobs.ray_tasks import run_tasks
+        from raysift.jobs.on_ray.ray_tasks import run_tasks
 
         results = run_tasks(body, tasks, work.resources, "coverage: parts of the pool")
     else:

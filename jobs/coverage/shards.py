@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysift.actors.language_model import pick_device
-from raysift.embeddings import EmbeddingTable, Keep, Piece, deal, read_embeddings
 from raysift.errors import StageError, find_cause
+from raysift.ids import is_among
 from raysift.kcenter.forecast import Speed, measure_speed
 from raysift.kcenter.picking import Picked, share
 from raysift.kcenter.shard import Batch, Candidates, Shard
-from raysift.resources import Resources
-from raysift.store import is_among
+from raysift.scoring.embeddings import EmbeddingTable, Keep, Piece, deal, read_embeddings
+from raysift.settings.resources import Resources
 from raysift.topk import Ids
 
 log = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def make_shards(
 
 def count_shards(table: EmbeddingTable, resources: Resources) -> int:
     """What was asked for and the cluster carries; where nothing was asked for, no shard of less than SHARD_BYTES."""
-    from raysift.jobs.raydata import pool_size
+    from raysift.jobs.on_ray.raydata import pool_size
 
     room = pool_size(resources)
     return room if resources.workers else min(room, -(-table.bytes // SHARD_BYTES))

@@ -21,15 +21,15 @@ from raysift.actors.checkpointed import Checkpoint, find_moments
 from raysift.actors.language_model import resolve_model
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.errors import DataError
-from raysift.jobs.borrowing import CONFIG, find_manifest, run_name
-from raysift.jobs.console import Console
+from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.stages import checkpoints_of
-from raysift.jobs.run import Run, StageResult, open_run
+from raysift.jobs.runs.reuse import CONFIG, run_name
+from raysift.jobs.runs.run import Run, StageResult, open_run
+from raysift.jobs.runs.tables import relative
 from raysift.jobs.stages import model_fingerprint
-from raysift.jobs.tables import relative
 from raysift.manifest import Manifest
 from raysift.storage import Location, open_location
-from raysift.store import checkpoint_hash
+from raysift.store.gradient_store import checkpoint_hash
 
 WEIGHTS, ADAPTER_CONFIG, TRAINER_STATE = "adapter_model.safetensors", "adapter_config.json", "trainer_state.json"
 _NUMBERED = re.compile(r"(?:checkpoint|epoch)-(\d+)")
@@ -101,7 +101,7 @@ def find_checkpoints(source: str) -> list[Checkpoint]:
 
 
 def _trained_by(run: str) -> Manifest:
-    trained = find_manifest(open_run(run), "warmup", "final")
+    trained = open_run(run).manifest("warmup", "final")
     if trained is None:
         raise DataError(f"warmup: run {run} has trained no adapter.")
     return trained

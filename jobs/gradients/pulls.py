@@ -9,18 +9,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from raysift.config import CommonConfig
 from raysift.errors import DataError
-from raysift.examples import read_examples
-from raysift.files import find_files
+from raysift.evaluation.examples import read_examples
 from raysift.fingerprint import file_fingerprint
-from raysift.formats import PairReader
-from raysift.jobs.borrowing import find_manifest
 from raysift.jobs.gradients.targeting import read_targets, subtask_of, target_files
-from raysift.jobs.run import Run
+from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientConfig
 from raysift.methods.rose import Rose
+from raysift.pool.files import find_files
+from raysift.pool.pairs import PairReader
+from raysift.settings.config import CommonConfig
 from raysift.storage import open_location
 
 HELD_NUMBERS = 2**27  # of the pairs' gradients at once; more are compared by their projections
@@ -40,7 +39,7 @@ class Pull:
 
 def changed_targets(run: Run, config: CommonConfig) -> str | None:
     """What is no longer as the run read it, if anything is: a target file that has another content, or is not there."""
-    manifest = find_manifest(run, "targets")
+    manifest = run.manifest("targets")
     if manifest is None:
         return None
     left = [content for *_, content in manifest.inputs["target"]]
@@ -66,7 +65,7 @@ def compute_pulls(
     from raysift.jobs.recipes import make_selector
 
     selector = make_selector(config)
-    warm = find_manifest(run, "warmup")
+    warm = run.manifest("warmup")
     if warm is None or not isinstance(selector.config, GradientConfig):
         return None
     points = checkpoints_of(run, warm, selector.config.checkpoints)

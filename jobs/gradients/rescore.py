@@ -9,21 +9,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from raysift.budget import parse_budget
-from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.fingerprint import differences
 from raysift.jobs import stages
 from raysift.jobs.api import Selection
-from raysift.jobs.borrowing import EVENTS, config_of, find_manifest, sources_of
-from raysift.jobs.console import Console
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.show import show_selection
 from raysift.jobs.gradients.store import filled_store
 from raysift.jobs.gradients.targeting import check_targets, like_pool
 from raysift.jobs.recipes import make_selector, match_and_choose
-from raysift.jobs.run import Run, free_name, open_run
-from raysift.jobs.show import show_selection
+from raysift.jobs.runs.reuse import EVENTS, sources_of
+from raysift.jobs.runs.run import Run, free_name, open_run
 from raysift.methods import METHODS
 from raysift.methods.gradient import GradientConfig
+from raysift.settings.budget import parse_budget
+from raysift.settings.config import CommonConfig
 from raysift.storage import extend_name, open_location
 
 # What may differ from the run whose rows, warm-up and vectors are read; all other settings decided those.
@@ -61,7 +61,7 @@ def rescore(
         "train_on_selection": False,
         "reuse": reuse,
     }
-    config = config_of(source, changes | ({"budget": budget} if budget else {}), overrides)
+    config = source.config(changes | ({"budget": budget} if budget else {}), overrides)
     store = _store_of_vectors(source, config, run)
     if (open_location(name) / EVENTS).exists() and not sources_of(open_location(name)):
         raise ConfigError(
@@ -101,7 +101,7 @@ def rescore_command(
 
 def _store_of_vectors(source: Run, config: CommonConfig, name: str) -> str:
     """Where the store of the run is; raises where there is none to rescore from."""
-    made_with = config_of(source)
+    made_with = source.config()
     settings = make_selector(made_with).config if made_with.method else None
     if not isinstance(settings, GradientConfig):
         raise ConfigError(
@@ -113,7 +113,7 @@ def _store_of_vectors(source: Run, config: CommonConfig, name: str) -> str:
             f"another name with {made_with.method}.matching=store, then rescore that run."
         )
     _require_same_vectors(made_with, config, name)
-    found = {stage: find_manifest(source, stage) for stage in ("ingest", "warmup", "gradients")}
+    found = {stage: source.manifest(stage) for stage in ("ingest", "warmup", "gradients")}
     stored = found["gradients"]
     if stored is None or None in found.values():
         missing = ", ".join(stage for stage, manifest in found.items() if manifest is None)

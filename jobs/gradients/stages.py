@@ -15,22 +15,22 @@ import pyarrow.parquet as pq
 from raysift.actors.checkpointed import Checkpoint, find_moments
 from raysift.actors.row_gradients import MATCHES, GradientMatch
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
-from raysift.config import CommonConfig
+from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, StageError
-from raysift.gradient_settings import ProjectionSettings
-from raysift.influence import TargetColumns, aggregate_subtasks, checkpoint_weights
+from raysift.gradients.influence import TargetColumns, aggregate_subtasks, checkpoint_weights
+from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs import stages
-from raysift.jobs.run import Run, StageResult
-from raysift.jobs.selection import write_rows
-from raysift.jobs.tables import count_answers, count_true, publish, read_chunks, read_ids, relative
+from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.selection import write_rows
+from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
-from raysift.methods.uniform import seed_for, uniform_of
-from raysift.recipes import TrainConfig
 from raysift.records import ERROR, ID, SCORE
+from raysift.settings.config import CommonConfig
+from raysift.settings.training import TrainConfig
 from raysift.storage import Location, open_location
-from raysift.store import CUT
+from raysift.store.gradient_store import CUT
 from raysift.topk import top_k
 
 WHOLE = ProjectionSettings(kind="none")
@@ -98,7 +98,7 @@ def gradients(
     run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest, trained: Manifest, target: Manifest
 ) -> Manifest:
     """One backward pass per row and checkpoint, matched with the targets as it arises: nothing but cosines is written."""
-    from raysift.jobs.raydata import map_rows
+    from raysift.jobs.on_ray.raydata import map_rows
 
     points = checkpoints_of(run, trained, settings.checkpoints)
     held = 4 * len(points) * len(target.values["subtasks"]) * target.values["parameters"]

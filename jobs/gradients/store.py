@@ -1,6 +1,6 @@
 """Filling the gradient store: passes are planned over what it lacks, answered by actors, and sealed into segments.
 
-What a store is, on disk and by identity, says `raysift.store`; `store_match.py` scores what it holds.
+What a store is, on disk and by identity, says `raysift.store.gradient_store`; `store_match.py` scores what it holds.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ import pyarrow.parquet as pq
 
 from raysift.actors.checkpointed import Checkpoint
 from raysift.actors.row_gradients import LOSSES, NORMS, VECTORS, GradientVectors
-from raysift.config import CommonConfig
-from raysift.distortion import estimate_distortion
 from raysift.errors import StageError
 from raysift.fingerprint import fingerprint
-from raysift.given_input import INPUT, conversation_of, split_input
-from raysift.jobs.borrowing import config_of, find_manifest, lineage
+from raysift.ids import is_among
 from raysift.jobs.gradients.stages import checkpoints_of, loading, warmup_recipe
-from raysift.jobs.run import Run, StageResult, open_run
+from raysift.jobs.runs.reuse import lineage
+from raysift.jobs.runs.run import Run, StageResult, open_run
+from raysift.jobs.runs.tables import columns_of, count_answers, read_chunks, read_ids, relative
 from raysift.jobs.stages import model_fingerprint
-from raysift.jobs.tables import columns_of, count_answers, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientConfig
+from raysift.pool.given_input import INPUT, conversation_of, split_input
 from raysift.records import ERROR, ID, MESSAGES, META
-from raysift.resources import Resources
+from raysift.settings.config import CommonConfig
+from raysift.settings.resources import Resources
 from raysift.storage import Location, extend_name, open_location
-from raysift.store import (
+from raysift.store.distortion import estimate_distortion
+from raysift.store.gradient_store import (
     CUT,
     INDEX,
     INDEX_COLUMNS,
@@ -46,7 +47,6 @@ from raysift.store import (
     StoreIdentity,
     checkpoint_hash,
     holds_store,
-    is_among,
     open_store,
     read_index,
     segment_name,
@@ -56,8 +56,8 @@ from raysift.store import (
     share_reading,
     write_shard,
 )
+from raysift.store.vectors import VectorForm
 from raysift.topk import Ids
-from raysift.vectors import VectorForm
 
 SHARD_BYTES = 256 * 2**20
 PIECE_ROWS = 1024
@@ -105,7 +105,7 @@ def find_store(run: Run, config: CommonConfig, identity: str) -> str:
     if config.resources.store or holds_store(open_location(own), identity):
         return own
     others = [open_run(name) for name in lineage(run.reuse)]
-    names = (own_store(other, config_of(other)) for other in others if find_manifest(other, "gradients"))
+    names = (own_store(other, other.config()) for other in others if other.manifest("gradients"))
     return next((name for name in names if holds_store(open_location(name), identity)), own)
 
 
@@ -115,7 +115,7 @@ def filled_store(run: Run, stored: Manifest) -> str:
     if name and holds_store(open_location(name), identity):
         return str(name)
     filler = open_run(stored.reused_from) if stored.reused_from else run
-    return find_store(filler, config_of(filler), identity)
+    return find_store(filler, filler.config(), identity)
 
 
 def as_filled(run: Run, store: Store, stored: Manifest) -> Store:
@@ -202,7 +202,7 @@ def compute_segment(
     inputs: Inputs,
 ) -> None:
     """One pass over rows at some checkpoints, sealed into a segment; a killed one continues in the same folder."""
-    from raysift.jobs.raydata import map_rows
+    from raysift.jobs.on_ray.raydata import map_rows
 
     name = segment_name(store.identity, share, inputs)
     with _writing_into(store):
@@ -247,7 +247,7 @@ def seal(
     answers: Sequence[Location], checkpoints: Sequence[str], form: VectorForm, folder: Location, resources: Resources
 ) -> list[Location]:
     """Turn the answers of a pass into shards of like size, as the store keeps them."""
-    from raysift.jobs.ray_tasks import run_tasks
+    from raysift.jobs.on_ray.ray_tasks import run_tasks
 
     (folder / "shards").make_folder()
     groups = _groups(answers, SHARD_BYTES)

@@ -17,17 +17,18 @@ from numpy.typing import NDArray
 
 from raysift.actors.row_gradients import MATCHES
 from raysift.actors.target_gradients import load_targets
-from raysift.config import CommonConfig
 from raysift.errors import StageError
-from raysift.influence import match_rows
+from raysift.gradients.influence import match_rows
+from raysift.ids import is_among
 from raysift.jobs.gradients.store import Store, ids_of, read_inputs, row_ids
-from raysift.jobs.run import Run, StageResult
-from raysift.jobs.tables import read_chunks, relative
+from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.tables import read_chunks, relative
 from raysift.manifest import Manifest
 from raysift.records import ERROR, ID
-from raysift.resources import Resources
+from raysift.settings.config import CommonConfig
+from raysift.settings.resources import Resources
 from raysift.storage import Location
-from raysift.store import Segment, Share, holds_store, is_among, read_shard, share_missing, share_reading
+from raysift.store.gradient_store import Segment, Share, holds_store, read_shard, share_missing, share_reading
 from raysift.topk import Ids
 
 MERGED_ROWS = 2_000_000  # rows put together at once where their checkpoints lie in several segments
@@ -70,7 +71,7 @@ def match_segments(
     """Score every shard of the plan in tasks; gives the files of cosines, each with its checkpoints."""
     import ray
 
-    from raysift.jobs.ray_tasks import run_tasks
+    from raysift.jobs.on_ray.ray_tasks import run_tasks
 
     tasks: list[tuple[Any, ...]] = []
     parts: list[tuple[Location, tuple[str, ...]]] = []
@@ -112,7 +113,7 @@ def merge(
     resources: Resources,
 ) -> list[Location]:
     """Bring together the checkpoints of each row from the segments they lie in, a bounded number of rows at a time."""
-    from raysift.jobs.ray_tasks import run_tasks
+    from raysift.jobs.on_ray.ray_tasks import run_tasks
 
     good = wanted[~is_among(wanted, np.array(sorted(failed), np.int64))]
     tasks: list[tuple[Any, ...]] = []

@@ -15,28 +15,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from raysift.actors.checkpointed import Checkpoint
-from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
-from raysift.examples import example_files, read_examples, reference_answer
-from raysift.files import find_files
+from raysift.evaluation.examples import example_files, read_examples, reference_answer
 from raysift.fingerprint import file_fingerprint
-from raysift.formats import read_pairs
-from raysift.formats.pairs import PAIR_PROBLEMS
-from raysift.gradient_settings import ProjectionSettings
+from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
-from raysift.jobs.run import Run, StageResult
-from raysift.jobs.target_check import compare_with_pool
-from raysift.likeness import spread
+from raysift.jobs.pool.target_check import compare_with_pool
+from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
 from raysift.methods.rose import Rose
+from raysift.pool.files import find_files
+from raysift.pool.likeness import spread
+from raysift.pool.pairs import PAIR_PROBLEMS, read_pairs
 from raysift.records import Example, Pair
+from raysift.settings.config import CommonConfig
 from raysift.storage import Location, open_location
 
 if TYPE_CHECKING:
     from raysift.actors.target_gradients import TargetGradients
-    from raysift.preference import Targets
+    from raysift.gradients.preference import Targets
 
 
 SHOWN = 3  # records that a note names
@@ -291,7 +290,7 @@ def targets_by(
     settings: GradientConfig,
     keep_units: bool = False,
 ) -> list[Any]:
-    """`raysift.preference.Targets` of each checkpoint, from pairs or from examples."""
+    """`raysift.gradients.preference.Targets` of each checkpoint, from pairs or from examples."""
     if not isinstance(members[0], Pair):
         return actor.from_examples(members, settings.targets, keep_units)
     rose = getattr(config, "rose")  # noqa: B009 - a section made by the registry of methods

@@ -17,10 +17,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raysift.jobs.nano_build.config import BuildConfig
 from raysift.jobs.nano_build.encoder import train_encoder
 from raysift.jobs.nano_build.foundation import train_foundation
 from raysift.jobs.nano_build.reward import train_reward
@@ -29,40 +29,17 @@ from raysift.jobs.nano_build.training import save
 __all__ = ["BuildConfig", "build"]
 
 
-@dataclass(frozen=True)
-class BuildConfig:
-    """Sizes and lengths of the three trainings, as shipped."""
-
-    foundation_steps: int = 2500
-    """Optimizer steps of 64 rows; more of them and the targets are learnt too, leaving no room to improve."""
-    foundation_target_shares: tuple[tuple[str, float], ...] = (
-        ("sort_words", 0.012),
-        ("reverse", 0.0015),
-        ("last_letters", 0.002),
-    )
-    """Target skill and weight (0.05 for any other skill) in what the foundation reads. Letter skills borrow from their
-    neighbours: at 0.012 `reverse` reached 0.94."""
-    reward_steps: int = 4000
-    """Steps of 40 pairs; two cores busy with nothing else need about five minutes."""
-    encoder_steps: int = 250
-    """Steps of 88 rows, four of each skill."""
-    learning_rate: float = 3e-3
-    """Peak of AdamW's rate for the embeddings; the matrices are trained by Muon, see `training.py`."""
-    foundation_noise_rate: float = 0.15
-    """Noise that the foundation reads, half the pool's; see TRAINING.md."""
-    score_rows: int = 1408
-    """Held-out rows that each model is scored on; 1408 is 64 of each skill."""
-
-
 def build(
     out: Path,
     seed: int = 0,
     only: list[str] | None = None,
     log: Callable[[str], None] = print,
-    config: BuildConfig = BuildConfig(),
+    config: BuildConfig | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Train `only` the named models (default: all), write them below `out`, and return their scores by name."""
     import torch
+
+    config = config or BuildConfig()
 
     trainers = {"foundation": train_foundation, "reward": train_reward, "encoder": train_encoder}
     names = list(trainers) if only is None else only

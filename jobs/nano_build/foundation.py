@@ -25,7 +25,7 @@ from raysift.nano.world import WorldConfig, examples, generate_pool
 if TYPE_CHECKING:
     import torch
 
-    from raysift.jobs.nano_build import BuildConfig
+    from raysift.jobs.nano_build.config import BuildConfig
 
 
 def train_foundation(out: Path, seed: int, config: BuildConfig, log: Callable[[str], None]) -> Trained:

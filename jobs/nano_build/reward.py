@@ -32,7 +32,7 @@ from raysift.nano.world import draw_problem, generate_pool, is_clean
 if TYPE_CHECKING:
     import torch
 
-    from raysift.jobs.nano_build import BuildConfig
+    from raysift.jobs.nano_build.config import BuildConfig
 
 
 def train_reward(out: Path, seed: int, config: BuildConfig, log: Callable[[str], None]) -> Trained:

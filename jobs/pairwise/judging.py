@@ -11,11 +11,10 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.jobs.pairwise.sides import drawn_examples, read_rows, spread, write_table
-from raysift.jobs.run import Run, StageResult
-from raysift.jobs.tables import publish
+from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.tables import publish
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import (
     Question,
@@ -30,6 +29,7 @@ from raysift.pairwise.verdicts import RESULT, decide, result_record, win_line, w
 from raysift.records import ERROR, ID
 from raysift.scoring.columns import SCORE_COLUMN
 from raysift.scoring.settings import JudgeSettings, QualitySettings
+from raysift.settings.config import CommonConfig
 from raysift.storage import Location
 
 RESULT_FILE = "win_rate.parquet"
@@ -47,7 +47,7 @@ def judge(
 ) -> Manifest:
     """Scores of the answers, or weights of the verdicts, all in all or by one aspect."""
     from raysift.jobs.pairwise.comparing import compare_answers
-    from raysift.jobs.quality import score_answers
+    from raysift.jobs.scoring.quality import score_answers
 
     compares = settings.by == "comparison"
     name = f"judge-{aspect}" if aspect else "judge"

@@ -10,18 +10,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.actors.prompts import ANSWER, FINISHED
-from raysift.config import CommonConfig
 from raysift.errors import DataError
-from raysift.examples import example_key
+from raysift.evaluation.examples import example_key
 from raysift.fingerprint import file_fingerprint
-from raysift.jobs.run import Run, StageResult, open_run
+from raysift.jobs.runs.run import Run, StageResult, open_run
+from raysift.jobs.runs.tables import count_answers, relative
 from raysift.jobs.stages import model_fingerprint
-from raysift.jobs.tables import count_answers, relative
 from raysift.manifest import read_manifest
 from raysift.pairwise.rows import Answer, rows_to_answer
 from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID, Example
-from raysift.resources import Resources
+from raysift.settings.config import CommonConfig
+from raysift.settings.resources import Resources
 from raysift.storage import Location, open_location
 
 OWN, AGAINST = "own", "against"
@@ -69,7 +69,7 @@ def answer(
     """Answers of a side to all examples: read where they are, or generated."""
     if source.answers:
         return Side(read_answers(answers_file(source.answers), examples), inputs["answers"])
-    from raysift.jobs.generation import describe_backend, generate, recorded_backend
+    from raysift.jobs.scoring.generation import describe_backend, generate, recorded_backend
 
     def body(folder: Location) -> StageResult:
         answers = generate(
@@ -151,7 +151,7 @@ def drawn_examples(config: CommonConfig, settings: WinRateSettings) -> dict[str,
 
 def spread(resources: Resources, count: int) -> Resources:
     """Test sets are small: blocks are cut to give every worker some."""
-    from raysift.jobs.raydata import pool_size
+    from raysift.jobs.on_ray.raydata import pool_size
 
     share = -(-count // (BLOCKS_PER_WORKER * pool_size(resources)))
     return resources.model_copy(update={"block_rows": min(resources.block_rows, max(resources.batch_rows, share))})

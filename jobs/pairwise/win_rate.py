@@ -12,18 +12,18 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from raysift.config import CommonConfig, make_config
 from raysift.errors import ConfigError
-from raysift.examples import read_examples, sample_examples
-from raysift.jobs.console import Console
+from raysift.evaluation.examples import read_examples, sample_examples
+from raysift.jobs.commands.console import Console
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
 from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, example_files
-from raysift.jobs.run import Run, free_name
+from raysift.jobs.runs.run import Run, free_name
 from raysift.jobs.stages import model_fingerprint
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import Question
 from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID
+from raysift.settings.config import CommonConfig, make_config
 
 
 def win_rate(
@@ -48,7 +48,7 @@ def win_rate(
     folder = run or tempfile.mkdtemp(prefix="raysift-")
     tests = [test] if isinstance(test, str) else list(test)
     config = make_config(settings | {"test": tests, "run": free_name(folder) if fresh else folder})
-    from raysift.jobs.raydata import start_ray
+    from raysift.jobs.on_ray.raydata import start_ray
 
     start_ray()
     return compare(Run(config.run, reuse=config.reuse), config, checked)
@@ -73,7 +73,7 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
     identities = {name: source.identity() for name, source in sources.items()}
     judge_identity = model_fingerprint(settings.judge_model)
     if settings.judge.backend == "vllm":
-        from raysift.jobs.generation import require_vllm
+        from raysift.jobs.scoring.generation import require_vllm
 
         require_vllm("judge")
     values = config.model_dump(mode="json") | {"win_rate": settings.model_dump(mode="json")}

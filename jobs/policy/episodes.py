@@ -18,11 +18,11 @@ import ray
 from raysift.actors.episode import EpisodeRunner, EpisodeSetup, Measure, Weights
 from raysift.actors.step_trainer import StepTrainer
 from raysift.errors import StageError, find_cause
-from raysift.jobs.raydata import cluster_cpus, pool_size
+from raysift.jobs.on_ray.raydata import cluster_cpus, pool_size
 from raysift.policy.drawing import Draw
 from raysift.policy.performance import performance
 from raysift.policy.state import Episode
-from raysift.resources import Resources
+from raysift.settings.resources import Resources
 
 MAX_RESTARTS = 5  # of one actor
 

@@ -13,16 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from raysift.actors.difficulty import Difficulty
-from raysift.config import CommonConfig
-from raysift.embeddings import EmbeddingTable, read_embeddings, survey
+from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.fingerprint import canonical, differences, file_fingerprint
-from raysift.jobs.quality import loading
-from raysift.jobs.run import Run, StageResult
+from raysift.ids import is_among
+from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
+from raysift.jobs.scoring.quality import loading
 from raysift.jobs.stages import model_fingerprint
-from raysift.jobs.tables import count_answers, count_true, read_chunks, relative
 from raysift.manifest import Manifest
-from raysift.methods.uniform import seed_for, uniform_of
 from raysift.policy.features import (
     DIFFICULTY,
     FittedFeatures,
@@ -38,6 +37,8 @@ from raysift.policy.semantic import Matrix
 from raysift.policy.settings import FeatureSettings
 from raysift.records import ERROR, ID
 from raysift.scoring.columns import ANSWER_TOKENS, LOGPROB_ALONE, LOGPROB_GIVEN, PROMPT_TOKENS, TRUNCATED
+from raysift.scoring.embeddings import EmbeddingTable, read_embeddings, survey
+from raysift.settings.config import CommonConfig
 from raysift.storage import Location
 from raysift.topk import Ids
 
@@ -53,7 +54,7 @@ class Known(NamedTuple):
 
 def difficulty(run: Run, config: CommonConfig, settings: FeatureSettings, rows: Manifest) -> Manifest:
     """Lengths and log-probabilities of every row by the auxiliary model, on a pool of actors."""
-    from raysift.jobs.raydata import map_rows
+    from raysift.jobs.on_ray.raydata import map_rows
 
     decides = {"template": settings.template, "max_length": settings.max_length}
 
@@ -155,7 +156,7 @@ def read_known(answers: Sequence[Location], with_vector: Ids, settings: FeatureS
     for chunk in read_chunks(answers, [ID, *MEASURES, ERROR]):
         sound = chunk.filter(chunk[ERROR].is_null())
         mine = sound[ID].to_numpy()
-        keep = _among(mine, with_vector)
+        keep = is_among(mine, with_vector)
         ids.append(mine[keep])
         prompt, answer, given, alone = (sound[name].to_numpy()[keep] for name in MEASURES)
         parts.append(difficulty_block(prompt, answer, given, alone, settings))
@@ -200,23 +201,16 @@ def describe(fit: FittedFeatures, pool: PolicyPool) -> dict[str, Any]:
 def _row_groups(known: Known, table: EmbeddingTable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Places among the known rows, and the vectors of these."""
     for piece in table.pieces:
-        ids, numbers = read_embeddings([piece], table.dimension, lambda some: _among(some, known.ids))
+        ids, numbers = read_embeddings([piece], table.dimension, lambda some: is_among(some, known.ids))
         yield np.searchsorted(known.ids, ids), numbers
 
 
 def _on(sample: Ids, known: Known, table: EmbeddingTable) -> tuple[Matrix, np.ndarray]:
     """Difficulty and vectors of these ids, in their order."""
-    found, numbers = read_embeddings(table.pieces, table.dimension, lambda some: _among(some, sample))
+    found, numbers = read_embeddings(table.pieces, table.dimension, lambda some: is_among(some, sample))
     vectors = np.empty_like(numbers)
     vectors[np.searchsorted(sample, found)] = numbers
     return known.difficulty[np.searchsorted(known.ids, sample)], vectors
-
-
-def _among(ids: Ids, rising: Ids) -> np.ndarray:
-    """Which of the ids are among others that rise."""
-    if not len(rising):
-        return np.zeros(len(ids), np.bool_)
-    return np.asarray(rising[np.minimum(np.searchsorted(rising, ids), len(rising) - 1)] == ids)
 
 
 def _check_counts(expected: int, measured: Manifest, table: EmbeddingTable, known: Known) -> None:

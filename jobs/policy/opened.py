@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raysift.errors import ConfigError
-from raysift.jobs.borrowing import EVENTS, config_of
-from raysift.jobs.run import Run, open_run
-from raysift.jobs.tables import read_chunks
+from raysift.jobs.runs.reuse import EVENTS
+from raysift.jobs.runs.run import Run, open_run
+from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
 from raysift.policy.drawing import FINAL_DRAW, Draw
 from raysift.policy.pool import PolicyPool, positions, read_pool
@@ -84,7 +84,7 @@ class PolicyRun:
             return load_policy(self.run.files(learned, "policy")[0])[0]
         from raysift.jobs.policy.transfer import learnt_by
 
-        return load_policy(learnt_by(getattr(config_of(self.run), "raise")).policy)[0]
+        return load_policy(learnt_by(getattr(self.run.config(), "raise")).policy)[0]
 
     @cached_property
     def picker(self) -> Picker:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from raysift.errors import DataError
 from raysift.jobs.policy.opened import PolicyRun, on_pool, open_policy_run, round_folders
-from raysift.jobs.run import Run
+from raysift.jobs.runs.run import Run
 from raysift.policy.pool import PolicyPool, positions
 from raysift.policy.saved import load_episodes
 from raysift.policy.state import Episode

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from raysift.jobs.console import Console
+from raysift.jobs.commands.console import Console
 from raysift.jobs.policy.opened import MEASURES, PolicyRun, open_policy_run, round_folders
-from raysift.jobs.run import Run
+from raysift.jobs.runs.run import Run
 from raysift.policy.features import input_names
 from raysift.policy.saved import load_episodes
 from raysift.policy.state import Episode

@@ -21,20 +21,19 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import yaml
 
-from raysift.config import CommonConfig, make_config
 from raysift.errors import ConfigError, StageError
 from raysift.jobs import stages
 from raysift.jobs.api import own_session, start_session
-from raysift.jobs.borrowing import is_run
-from raysift.jobs.console import Console
+from raysift.jobs.commands.console import Console
 from raysift.jobs.coverage import centers
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.trials import ROUNDS, TrialWork, settings_by_round
 from raysift.jobs.policy.tuning import fit
 from raysift.jobs.recipes import count_rows
-from raysift.jobs.run import Run, StageResult, free_name
-from raysift.jobs.tables import publish
+from raysift.jobs.runs.reuse import is_run
+from raysift.jobs.runs.run import Run, StageResult, free_name
+from raysift.jobs.runs.tables import publish
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import RaiseConfig
 from raysift.policy.pool import read_pool
@@ -53,6 +52,7 @@ from raysift.policy.trials import (
     criterion,
     draw_trials,
 )
+from raysift.settings.config import CommonConfig, make_config
 from raysift.storage import Location, extend_name
 
 BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.safetensors"

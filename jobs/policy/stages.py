@@ -17,26 +17,26 @@ from raysift.actors.effective_batches import COUNTED, INPUT_IDS, EncodeRows, Pla
 from raysift.actors.episode import EpisodeSetup
 from raysift.actors.frozen_training import FrozenTraining
 from raysift.actors.language_model import portable_name
-from raysift.config import CommonConfig
+from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, DataError
-from raysift.examples import example_key, read_examples, reference_answer
+from raysift.evaluation.examples import example_key, read_examples, reference_answer
 from raysift.fingerprint import file_fingerprint
-from raysift.given_input import told_meta
 from raysift.jobs.policy.episodes import ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
-from raysift.jobs.run import Run, StageResult
-from raysift.jobs.selection import rows_in_order
+from raysift.jobs.pool.target_check import compare_with_pool, texts_of
+from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.selection import rows_in_order
+from raysift.jobs.runs.tables import count_answers, publish, read_chunks, read_ids, relative
 from raysift.jobs.stages import model_fingerprint
-from raysift.jobs.tables import count_answers, publish, read_chunks, read_ids, relative
-from raysift.jobs.target_check import compare_with_pool, texts_of
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import RaiseConfig, count_policy_steps, departures, place_picks
-from raysift.methods.uniform import seed_for, uniform_of
 from raysift.policy.drawing import FINAL_DRAW, Draw
 from raysift.policy.pool import PolicyPool, positions, read_pool
 from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, load_policy
 from raysift.policy.state import Episode
+from raysift.pool.given_input import told_meta
 from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, META, Example
+from raysift.settings.config import CommonConfig
 from raysift.storage import Location, open_location
 
 ROUNDS = "rounds"
@@ -47,7 +47,7 @@ _TARGET = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE)), (META, pa.
 
 def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
     """Every row as the tokens that a training sees."""
-    from raysift.jobs.raydata import map_rows
+    from raysift.jobs.on_ray.raydata import map_rows
 
     def body(folder: Location) -> StageResult:
         arguments = {

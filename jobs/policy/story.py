@@ -17,12 +17,12 @@ import numpy as np
 import pyarrow as pa
 from rich.markup import escape
 
-from raysift.jobs.console import Console, printable
+from raysift.draws import seed_for, uniform_of
+from raysift.jobs.commands.console import Console, printable
 from raysift.jobs.policy.opened import MEASURES, PolicyRun, open_policy_run, round_folders
 from raysift.jobs.policy.picks import PickTables, picks_over_time
-from raysift.jobs.run import Run, open_run
+from raysift.jobs.runs.run import Run, open_run
 from raysift.manifest import read_manifest
-from raysift.methods.uniform import seed_for, uniform_of
 from raysift.policy.features import input_names
 from raysift.policy.pool import positions
 from raysift.policy.saved import ROUND

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 
 import yaml
 
-from raysift.config import make_config
 from raysift.errors import ConfigError
-from raysift.jobs.borrowing import config_of
-from raysift.jobs.run import open_run
+from raysift.jobs.runs.run import open_run
 from raysift.manifest import read_manifest
 from raysift.methods.raise_policy import RaiseConfig
+from raysift.settings.config import make_config
 from raysift.storage import Location
 
 
@@ -35,7 +34,7 @@ def learnt_by(settings: RaiseConfig) -> Learnt:
     if searched is not None:
         best = getattr(make_config(yaml.safe_load(run.files(searched, "best")[0].read_text())), "raise")
         return Learnt(run.files(searched, "policy")[0], run.files(searched, "fitted")[0], best)
-    config = config_of(run)
+    config = run.config()
     learned, features = (read_manifest(run.folder / stage) for stage in ("learn", "features"))
     theirs = getattr(config, "raise", None)
     if learned is None or features is None or not isinstance(theirs, RaiseConfig):

@@ -32,7 +32,7 @@ from raysift.policy.saved import ROUND, finished_rounds, read_account
 from raysift.policy.search_settings import SearchSettings
 from raysift.policy.settings import LearningSettings
 from raysift.policy.trials import Settings, apply_settings, criterion
-from raysift.recipes import TrainConfig
+from raysift.settings.training import TrainConfig
 from raysift.storage import Location
 
 ROUNDS, SETTINGS, POINTER = "rounds", "settings.json", "rounds.json"

@@ -21,7 +21,9 @@ from typing import Any, ClassVar
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
+from raysift.draws import seed_for
 from raysift.errors import StageError, find_cause
+from raysift.jobs.on_ray.raydata import cluster_cpus, pool_size
 from raysift.jobs.policy.trials import (
     CRITERION,
     ROUND_NUMBER,
@@ -30,14 +32,12 @@ from raysift.jobs.policy.trials import (
     read_settings,
     run_trial,
 )
-from raysift.jobs.raydata import cluster_cpus, pool_size
-from raysift.jobs.run import Run
+from raysift.jobs.runs.run import Run
 from raysift.methods.raise_policy import RaiseConfig
-from raysift.methods.uniform import seed_for
 from raysift.policy.saved import finished_rounds, read_account
 from raysift.policy.search_settings import SearchSettings
 from raysift.policy.trials import OWN, Outcome, Settings, changeable_values
-from raysift.resources import Resources
+from raysift.settings.resources import Resources
 from raysift.storage import Location
 
 TUNE = "tune"

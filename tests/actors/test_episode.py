@@ -22,7 +22,7 @@ from raysift.policy.picking import Picker
 from raysift.policy.pool import PolicyPool
 from raysift.policy.settings import EpisodeSettings, PolicySettings
 from raysift.policy.state import LOG, replay
-from raysift.recipes import recipe
+from raysift.settings.training import recipe
 from raysift.storage import open_location
 
 from ..tiny_policies import WIDTH, tiny_pool  # noqa: TID252

@@ -20,11 +20,11 @@ from raysift.actors.train_checkpoints import epoch_records
 from raysift.actors.trainee import train
 from raysift.actors.validator import Validator
 from raysift.errors import ModelError
-from raysift.gradient_settings import AdamSettings, PreferenceSettings, TargetSettings
-from raysift.preference import Targets
-from raysift.projection import Projection
+from raysift.gradients.preference import Targets
+from raysift.gradients.settings import AdamSettings, PreferenceSettings, TargetSettings
 from raysift.records import ID, MESSAGES, Message, Pair
 from raysift.storage import open_location
+from raysift.store.projection import Projection
 
 from ..tiny_tunes import LOADING, ONE, TINY, WHOLE, conversations, points_of, vectors_of  # noqa: TID252
 

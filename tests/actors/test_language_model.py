@@ -7,9 +7,9 @@ import importlib.util
 import pytest
 
 from raysift.actors.language_model import load_language_model
-from raysift.config import make_config
 from raysift.errors import ConfigError, ModelError
 from raysift.jobs.gradients.stages import loading
+from raysift.settings.config import make_config
 
 
 def test_four_bits_without_the_package_says_what_to_install(tiny, monkeypatch):

@@ -10,8 +10,8 @@ import pytest
 from raysift.actors.loaded import LoadedModel
 from raysift.actors.reward import Reward, pick_output, resolve_reward_template
 from raysift.errors import ModelError, StageError
-from raysift.given_input import join_input
 from raysift.nano.world import generate_pool, is_clean
+from raysift.pool.given_input import join_input
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 from raysift.scoring.ranking import auc
 from raysift.scoring.settings import RewardSettings

@@ -10,16 +10,16 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from raysift import cpu_products
 from raysift.actors.effective_batches import EffectiveBatches, EncodeRows, Place, split_trainable
 from raysift.actors.language_model import load_language_model
 from raysift.actors.step_trainer import StepTrainer
 from raysift.actors.train_checkpoints import epoch_records
 from raysift.actors.trainee import train
 from raysift.errors import StageError
-from raysift.moments import load_moments
+from raysift.gradients import cpu_products
+from raysift.gradients.moments import load_moments
 from raysift.nano.world import WorldConfig, generate_pool
-from raysift.recipes import TrainConfig, recipe
+from raysift.settings.training import TrainConfig, recipe
 from raysift.storage import open_location
 
 from ..tiny_models import tiny_llama  # noqa: TID252

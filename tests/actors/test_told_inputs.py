@@ -15,9 +15,9 @@ from raysift.actors.likelihood import AnswerLoss, Likelihood
 from raysift.actors.responder import Asker, Responder
 from raysift.actors.reward import Reward
 from raysift.actors.row_gradients import GradientVectors
-from raysift.examples import example_key
-from raysift.given_input import conversation_of
-from raysift.jobs.tables import columns_of
+from raysift.evaluation.examples import example_key
+from raysift.jobs.runs.tables import columns_of
+from raysift.pool.given_input import conversation_of
 from raysift.records import ID, MESSAGES, META, ROWS, Example, Message
 from raysift.scoring.settings import EmbeddingSettings, IfdSettings, JudgeSettings, RewardSettings
 from raysift.storage import open_location
@@ -76,9 +76,9 @@ def test_what_a_model_makes_of_both_forms_differs(folder, actor, arguments, colu
 
 
 def test_examples_are_asked_and_measured_with_the_input_of_their_meta():
-    from raysift.evaluation import question_rows
+    from raysift.evaluation.metrics import EvalConfig
+    from raysift.evaluation.report import question_rows
     from raysift.jobs.policy.stages import target_rows
-    from raysift.metrics import EvalConfig
     from raysift.pairwise.rows import rows_to_answer
 
     prompt = (Message("user", "Sort.\n\nb a"),)
@@ -95,7 +95,7 @@ def test_examples_are_asked_and_measured_with_the_input_of_their_meta():
 def test_a_validation_row_is_measured_with_its_input(folder):
     from raysift.actors.effective_batches import Place
     from raysift.actors.validator import Validator
-    from raysift.recipes import TrainConfig
+    from raysift.settings.training import TrainConfig
 
     config = TrainConfig(template="alpaca", max_length=512)
     lengths = Validator(rows(), config, folder, Place(device="cpu", threads=1)).rows.lengths.tolist()

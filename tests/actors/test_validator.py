@@ -11,11 +11,11 @@ from raysift.actors.loaded import load
 from raysift.actors.step_trainer import StepTrainer
 from raysift.actors.validator import Validator
 from raysift.errors import DataError, StageError
-from raysift.jobs.evaluate import validation_loss_here
-from raysift.metrics import EvalConfig
+from raysift.evaluation.metrics import EvalConfig
+from raysift.jobs.training.evaluate import validation_loss_here
 from raysift.nano.world import WorldConfig, generate_pool
 from raysift.policy.performance import performance
-from raysift.recipes import TrainConfig, recipe
+from raysift.settings.training import TrainConfig, recipe
 from raysift.storage import open_location
 
 from ..tiny_models import tiny_llama  # noqa: TID252

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from raysift.actors.vllm_engine import engine_arguments
-from raysift.resources import EngineResources, Resources
+from raysift.settings.resources import EngineResources, Resources
 
 
 def test_without_settings_an_engine_is_started_as_ever():
@@ -39,7 +39,7 @@ def test_all_arguments_that_may_be_named_are_known_to_vllm():
     vllm = pytest.importorskip("vllm", reason="needs vLLM; see CONTRIBUTING.md for one without a GPU")
     from dataclasses import fields
 
-    from raysift.resources import ENGINE_ARGUMENTS
+    from raysift.settings.resources import ENGINE_ARGUMENTS
 
     assert {field.name for field in fields(vllm.EngineArgs)} >= ENGINE_ARGUMENTS
 

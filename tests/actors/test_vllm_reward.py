@@ -14,7 +14,7 @@ from raysift.actors.reward import Reward
 from raysift.actors.vllm_reward import VllmReward
 from raysift.errors import StageError
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
-from raysift.resources import EngineResources
+from raysift.settings.resources import EngineResources
 
 pytestmark = pytest.mark.extra
 

@@ -30,7 +30,7 @@ from raysift.actors.ifd import Ifd
 from raysift.actors.judge import Judge
 from raysift.actors.loaded import load
 from raysift.actors.reward import Reward
-from raysift.given_input import join_input
+from raysift.pool.given_input import join_input
 from raysift.records import ID, MESSAGE, MESSAGES
 from raysift.scoring.ranking import auc, share_raised
 from raysift.scoring.settings import EmbeddingSettings, JudgeSettings

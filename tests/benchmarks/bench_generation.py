@@ -31,9 +31,9 @@ import pyarrow.parquet as pq
 
 from raysift.actors.prompts import load_prompts
 from raysift.actors.vllm_engine import Engine
-from raysift.generation_settings import GenerationSettings
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
-from raysift.resources import Resources
+from raysift.settings.generation import GenerationSettings
+from raysift.settings.resources import Resources
 from raysift.storage import Location, open_location
 
 
@@ -61,7 +61,7 @@ def bare(model: str, questions: Location, settings: GenerationSettings) -> float
 def _bare(model: str, questions: Location, settings: GenerationSettings, report: Any) -> None:
     from vllm import SamplingParams
 
-    from raysift.jobs.vllm_stage import sampling_of
+    from raysift.jobs.on_ray.vllm_stage import sampling_of
 
     prompts = load_prompts(model, settings.template, settings.max_new_tokens, settings.max_length)
     encoded = [prompts.encode_question(messages) for messages in pq.read_table(questions.path)[MESSAGES].to_pylist()]
@@ -80,7 +80,8 @@ def _bare(model: str, questions: Location, settings: GenerationSettings, report:
 
 
 def ours(model: str, questions: Location, settings: GenerationSettings, folder: Path, resources: Resources) -> float:
-    from raysift.jobs import generation, vllm_stage
+    from raysift.jobs.on_ray import vllm_stage
+    from raysift.jobs.scoring import generation
 
     plain, mark = generation.build_engine, folder / "up"
 
@@ -110,7 +111,7 @@ def _timed(stage: Any, mark: str) -> Any:
 def fallback(
     model: str, questions: Location, settings: GenerationSettings, folder: Path, resources: Resources
 ) -> float:
-    from raysift.jobs.generation import generate
+    from raysift.jobs.scoring.generation import generate
 
     settings = settings.model_copy(update={"backend": "transformers"})
     generate([questions], model, open_location(folder / "out"), settings, resources)
@@ -150,7 +151,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], help="sides to leave out")
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
-    from raysift.jobs.raydata import start_ray
+    from raysift.jobs.on_ray.raydata import start_ray
 
     start_ray(num_cpus=args.cores + 2, object_store_memory=300 * 2**20)
     settings = GenerationSettings(max_new_tokens=args.tokens, backend="vllm")

@@ -32,12 +32,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from raysift.adam import AdamDirection, FlatMoments
-from raysift.distortion import estimate_distortion
-from raysift.gradient_settings import AdamSettings, ProjectionSettings
-from raysift.gradients import ExactMatch, RowGradients, TokenRow, plan_batches
-from raysift.gradients.rows import IGNORED
-from raysift.projection import Projection
+from raysift.gradients.adam import AdamDirection, FlatMoments
+from raysift.gradients.collect import RowGradients
+from raysift.gradients.match import ExactMatch
+from raysift.gradients.rows import IGNORED, TokenRow, plan_batches
+from raysift.gradients.settings import AdamSettings, ProjectionSettings
+from raysift.store.distortion import estimate_distortion
+from raysift.store.projection import Projection
 
 RIVALS = ["bergson_global", "bergson_two_sided", "dattri_logra"]
 Contestant = Callable[[list[TokenRow]], None]

@@ -28,13 +28,13 @@ from typing import Any
 
 import psutil
 
-from raysift.checks import IngestConfig
-from raysift.chunks import plan_file
-from raysift.files import find_files
-from raysift.formats import LAYOUTS, recognise
-from raysift.identity import canonical_role, row_id
+from raysift.pool.checks import IngestConfig
+from raysift.pool.chunks import plan_file
+from raysift.pool.files import find_files
+from raysift.pool.formats import LAYOUTS, recognise
+from raysift.pool.row_ids import canonical_role, row_id
 from raysift.records import Message
-from raysift.resources import Resources
+from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
 PROCESSES = 2
@@ -74,7 +74,7 @@ class PeakMemory:
 
 def ingest(path: str) -> int:
     """Our side: checks, duplicates, shards."""
-    from raysift.jobs.ingest import ingest_pool
+    from raysift.jobs.pool.ingest import ingest_pool
 
     with tempfile.TemporaryDirectory() as folder:
         return ingest_pool([path], open_location(folder) / "out", IngestConfig(), Resources()).rows_in
@@ -159,7 +159,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # Ray lowers the priority of its workers, which on a busy machine would hand their share to the other side.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    from raysift.jobs.raydata import start_ray
+    from raysift.jobs.on_ray.raydata import start_ray
 
     clock = time.perf_counter()
     start_ray(num_cpus=PROCESSES)

@@ -162,8 +162,8 @@ def large(args: argparse.Namespace) -> None:
     """Cover a large pool from files in this process, and set forecast beside fact."""
     import torch  # noqa: F401
 
-    from raysift.embeddings import write_embeddings
     from raysift.jobs.coverage.covering import cover
+    from raysift.scoring.embeddings import write_embeddings
     from raysift.storage import open_location
 
     with tempfile.TemporaryDirectory(dir=args.folder) as name:

@@ -28,21 +28,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import raysift
-from raysift.config import make_config
 from raysift.fingerprint import fingerprint
 from raysift.jobs.api import own_session
-from raysift.jobs.borrowing import find_manifest
-from raysift.jobs.console import Console
-from raysift.jobs.demo import PASSES_OVER_ALL, Cell, compare_cells, show_comparison
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.demo import PASSES_OVER_ALL, Cell, compare_cells, show_comparison
 from raysift.jobs.nano_build.training import Conversation, encode_conversations, length_batches, pad
-from raysift.jobs.run import Run
-from raysift.jobs.tables import read_chunks
+from raysift.jobs.runs.run import Run
+from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
 from raysift.nano import nano_path
 from raysift.nano.skills import SKILLS
 from raysift.nano.world import WorldConfig, examples, generate_pool, is_clean, write_pool
 from raysift.records import ID, META
 from raysift.scoring.ranking import auc
+from raysift.settings.config import make_config
 from raysift.storage import open_location
 
 BUDGET = "2%"
@@ -122,7 +121,7 @@ def select_all(folder: Path, seed: int, options: argparse.Namespace, found: list
         runs[method] = selection
         cells.append(Cell(f"{method} {BUDGET}", seed, tuple(selection.files())))
     found.append(findings(runs["mods"].run, runs))
-    rows = find_manifest(runs["uniform"].run, "ingest")
+    rows = runs["uniform"].run.manifest("ingest")
     assert rows is not None
     oracle = draw_right(runs["uniform"].run, rows, len(runs["uniform"].ids), seed, folder / f"oracle-{seed}.parquet")
     cells.append(Cell(f"oracle {BUDGET}", seed, (open_location(oracle),)))
@@ -132,7 +131,7 @@ def select_all(folder: Path, seed: int, options: argparse.Namespace, found: list
 
 def findings(run: Run, selections: dict[str, raysift.Selection]) -> dict[str, Any]:
     """What each stage of MoDS did to which rows."""
-    rows, judged, good, seeds = (find_manifest(run, name) for name in ("ingest", "quality", "good", "seeds"))
+    rows, judged, good, seeds = (run.manifest(name) for name in ("ingest", "quality", "good", "seeds"))
     assert rows and judged and good and seeds
     truth = truth_of(run, rows)
     scores = pa.concat_tables(read_chunks(run.files(judged, "answers"), [ID, "reward"]))

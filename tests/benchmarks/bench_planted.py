@@ -23,9 +23,8 @@ import pyarrow.parquet as pq
 
 import raysift
 from raysift.jobs.api import own_session
-from raysift.jobs.borrowing import find_manifest
-from raysift.jobs.console import Console
-from raysift.jobs.run import Run, open_run
+from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.run import Run, open_run
 
 MAX_CHARS = 600
 
@@ -142,7 +141,7 @@ def lifts(run: Run, planted: dict) -> list[list[object]]:
     """One line a target, from the scores of all rows."""
     scores = pq.read_table(run.folder.path + "/scores.parquet")
     scores = scores.filter(scores["score"].is_valid())
-    ingested, manifest = find_manifest(run, "ingest"), find_manifest(run, "targets")
+    ingested, manifest = run.manifest("ingest"), run.manifest("targets")
     assert ingested and manifest
     rows = pa.concat_tables(
         pq.read_table(place.path, columns=["id", "source", "meta"]) for place in run.files(ingested, "rows")

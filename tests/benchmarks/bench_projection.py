@@ -25,19 +25,18 @@ from numpy.typing import NDArray
 import raysift
 from raysift.actors.checkpointed import CheckpointedModel
 from raysift.actors.target_gradients import load_targets
-from raysift.gradient_settings import ProjectionSettings
-from raysift.influence import checkpoint_weights, match_rows
+from raysift.gradients.influence import checkpoint_weights, match_rows
+from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.api import own_session
-from raysift.jobs.borrowing import config_of, find_manifest
-from raysift.jobs.console import Console
+from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading
 from raysift.jobs.recipes import make_selector
-from raysift.jobs.run import Run
-from raysift.jobs.tables import read_chunks
+from raysift.jobs.runs.run import Run
+from raysift.jobs.runs.tables import read_chunks
 from raysift.nano.world import examples, preference_pairs, write_pool
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
-from raysift.vectors import VectorForm
+from raysift.store.vectors import VectorForm
 
 SKILL, SHOTS, ROWS_AT_ONCE = "last_letters", 24, 64
 Scores = NDArray[np.float64]
@@ -96,9 +95,9 @@ def exact_run(folder: Path, wanted: str, recipe: str) -> Run:
 
 def scores_of(run: Run, options: argparse.Namespace) -> tuple[Scores, dict[tuple[str, int], Scores]]:
     """Exact scores of all rows, and those of each projection and seed."""
-    config = config_of(run)
+    config = run.config()
     settings = make_selector(config).config
-    rows, trained, target = (find_manifest(run, stage) for stage in ("ingest", "warmup", "targets"))
+    rows, trained, target = (run.manifest(stage) for stage in ("ingest", "warmup", "targets"))
     assert rows
     assert trained
     assert target

@@ -27,21 +27,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import raysift
-from raysift.config import make_config
+from raysift.draws import uniform_of
 from raysift.jobs.api import own_session
-from raysift.jobs.borrowing import find_manifest
-from raysift.jobs.console import Console
-from raysift.jobs.demo import Cell, compare_cells, show_comparison, tested_scores
-from raysift.jobs.run import Run
-from raysift.jobs.tables import read_chunks
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.demo import Cell, compare_cells, show_comparison, tested_scores
+from raysift.jobs.runs.run import Run
+from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
-from raysift.methods.uniform import uniform_of
 from raysift.nano.styles import STYLES, style_answer
 from raysift.nano.world import examples, is_clean, is_relevant, write_pool
 from raysift.policy.saved import load_episodes
 from raysift.policy.settings import Block
 from raysift.policy.state import Episode
 from raysift.records import ID, META, ROWS
+from raysift.settings.config import make_config
 from raysift.storage import Location, open_location
 
 BLOCKS: tuple[Block, ...] = ("stage", "difficulty", "semantic", "availability")
@@ -158,7 +157,7 @@ def yardsticks(folder: Path, seed: int, options: argparse.Namespace) -> list[Cel
         selection = raysift.select(method, pool, **common(folder, seed, name), **settings)
         cells.append(Cell(f"{name} {settings['budget']}, epochs {epochs}", seed, tuple(selection.files()), epochs))
     pool_run = Run(str(folder / f"raise-{seed}"), Console("quiet"))
-    rows = find_manifest(pool_run, "ingest")
+    rows = pool_run.manifest("ingest")
     assert rows is not None
     if "oracle" in options.yardsticks:
         right = oracle_rows(pool_run, rows, seed, folder, options.skills)
@@ -180,7 +179,7 @@ def oracle_rows(run: Run, rows: Manifest, seed: int, folder: Path, skills: list[
 
 def curve(run: Run, name: str, seed: int, skills: list[str]) -> dict[str, Any]:
     """Performance and picks of every round, and of the final training."""
-    rows, learned, final = (find_manifest(run, stage) for stage in ("ingest", "learn", "final"))
+    rows, learned, final = (run.manifest(stage) for stage in ("ingest", "learn", "final"))
     assert rows and learned and final
     truth = {
         row: json.loads(meta)

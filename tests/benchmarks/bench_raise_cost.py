@@ -30,8 +30,8 @@ from raysift.policy.learning import Learner
 from raysift.policy.pool import PolicyPool
 from raysift.policy.settings import EpisodeSettings, LearningSettings, PolicySettings
 from raysift.policy.state import LOG, Episode
-from raysift.recipes import recipe
 from raysift.records import ID, MESSAGES
+from raysift.settings.training import recipe
 
 FEATURES = 36
 

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from raysift.actors.checkpointed import Checkpoint
 from raysift.actors.row_gradients import GradientVectors
-from raysift.gradient_settings import AdamSettings, ProjectionSettings
+from raysift.gradients.settings import AdamSettings, ProjectionSettings
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location, open_location
 
@@ -59,8 +59,8 @@ def rows_per_second(log: Path, ended: float) -> float:
 
 
 def by_ray(files: list[Location], arguments: dict[str, Any], folder: Path, cores: int) -> float:
-    from raysift.jobs.raydata import map_rows
-    from raysift.resources import Resources
+    from raysift.jobs.on_ray.raydata import map_rows
+    from raysift.settings.resources import Resources
 
     log = folder / "log"
     log.mkdir()
@@ -103,7 +103,7 @@ def make_checkpoint(folder: Path) -> Checkpoint:
     from peft import LoraConfig, get_peft_model
 
     from raysift.actors.language_model import load_language_model
-    from raysift.moments import Moments, save_moments
+    from raysift.gradients.moments import Moments, save_moments
 
     torch.manual_seed(0)
     adapter = LoraConfig(r=16, target_modules="all-linear", init_lora_weights=False)
@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
-    from raysift.jobs.raydata import start_ray
+    from raysift.jobs.on_ray.raydata import start_ray
 
     # Logical CPUs beyond the cores leave room for Ray's readers and writers; the actors are as many as the cores.
     start_ray(num_cpus=args.cores + 2, object_store_memory=200 * 2**20)

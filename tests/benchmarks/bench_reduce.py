@@ -36,13 +36,13 @@ from pathlib import Path
 
 import numpy as np
 
-from raysift.gradient_settings import AdamSettings, ProjectionSettings
+from raysift.gradients.settings import AdamSettings, ProjectionSettings
 from raysift.jobs.gradients.store import SHARD_BYTES, Store
 from raysift.jobs.gradients.store_match import match_segments, match_shard
-from raysift.resources import Resources
+from raysift.settings.resources import Resources
 from raysift.storage import open_location
-from raysift.store import Segment, Share, StoreIdentity, read_shard, shard_table, write_shard
-from raysift.vectors import VectorForm
+from raysift.store.gradient_store import Segment, Share, StoreIdentity, read_shard, shard_table, write_shard
+from raysift.store.vectors import VectorForm
 
 NAME = "bench"
 PIECE = 1024
@@ -182,7 +182,7 @@ def compare(args: argparse.Namespace, folder: Path, form: VectorForm, targets: n
         "shards": lambda: score_shards(folder, shards, targets, wanted, args.workers),
     }
     if args.ray:
-        from raysift.jobs.raydata import start_ray
+        from raysift.jobs.on_ray.raydata import start_ray
 
         start_ray(num_cpus=args.workers, object_store_memory=200 * 2**20)
         sides["ray"] = lambda: score_by_ray(folder, shards, targets, wanted, args.workers)

@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from raysift.errors import ConfigError
-from raysift.jobs import submit
+from raysift.jobs.commands.actions import submit
 from raysift.nano.world import WorldConfig, write_pool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -307,7 +307,7 @@ def test_raysift_submit_runs_the_code_of_now_with_the_settings_of_here(head, che
 @pytest.mark.slow
 @pytest.mark.ray
 def test_ray_job_submit_runs_the_code_of_now_from_one_stage(head, checkout):
-    stage = [sys.executable, "-m", "raysift.jobs.submit", "--stage", "build/cluster"]
+    stage = [sys.executable, "-m", "raysift.jobs.commands.submit", "--stage", "build/cluster"]
     assert run_here(stage, checkout, client_environment(checkout, head)).returncode == 0
     for mark in ("third", "fourth"):
         edit(checkout, mark)

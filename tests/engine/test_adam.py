@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raysift.adam import (
+from raysift.errors import ModelError
+from raysift.gradients.adam import (
     AdamDirection,
     FlatMoments,
     canonical_name,
@@ -13,9 +14,8 @@ from raysift.adam import (
     named_moments,
     optimizer_moments,
 )
-from raysift.errors import ModelError
-from raysift.gradient_settings import AdamSettings
-from raysift.projection import ParameterLayout
+from raysift.gradients.settings import AdamSettings
+from raysift.store.projection import ParameterLayout
 
 LAYOUT = ParameterLayout(("a.lora_A.weight", "a.lora_B.weight", "b.lora_A.weight"), ((2, 5), (4, 2), (2, 5)))
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from raysift.budget import Budget, parse_budget
 from raysift.errors import ConfigError
+from raysift.settings.budget import Budget, parse_budget
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raysift.budget import Budget
-from raysift.choose import choose_top
 from raysift.errors import DataError
+from raysift.methods.choose import choose_top
+from raysift.settings.budget import Budget
 
 
 def table(ids, scores, tokens=None):

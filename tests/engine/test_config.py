@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raysift.config import load_config, make_config
 from raysift.errors import ConfigError
 from raysift.fingerprint import fingerprint
 from raysift.methods import METHODS
-from raysift.recipes import RECIPES, recipe
+from raysift.settings.config import load_config, make_config
+from raysift.settings.training import RECIPES, recipe
 
 
 def test_options_win_over_the_file_and_dotted_keys_over_both(tmp_path):

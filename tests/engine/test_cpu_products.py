@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from raysift import cpu_products
-from raysift.cpu_products import WORTH_IT, quick_products
+from raysift.gradients import cpu_products
+from raysift.gradients.cpu_products import WORTH_IT, quick_products
 
 
 def precision() -> str:

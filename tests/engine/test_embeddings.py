@@ -7,9 +7,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysift import embeddings
-from raysift.embeddings import deal, find_vectors, read_embeddings, survey, write_embeddings
 from raysift.errors import DataError
+from raysift.scoring import embeddings
+from raysift.scoring.embeddings import deal, find_vectors, read_embeddings, survey, write_embeddings
 from raysift.storage import open_location
 
 

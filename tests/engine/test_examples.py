@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysift.errors import DataError
-from raysift.examples import example_key, read_examples, reference_answer, sample_examples
+from raysift.evaluation.examples import example_key, read_examples, reference_answer, sample_examples
 from raysift.records import Message
 
 RECORDS = [
@@ -134,7 +134,7 @@ def test_nano_examples_are_read_like_a_file(tmp_path):
 
 
 def test_right_answers_of_the_shared_files_score_one(shared_data):
-    from raysift.metrics import METRICS
+    from raysift.evaluation.metrics import METRICS
 
     for example in read_examples(str(shared_data / "eval")):
         if example.metric in METRICS:

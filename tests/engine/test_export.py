@@ -5,16 +5,16 @@ import json
 import pyarrow as pa
 import pytest
 
-from raysift.checks import IngestConfig
-from raysift.chunks import plan_file
 from raysift.errors import ConfigError, DataError
-from raysift.export import SHAPES, dataset_info, write_export, write_rows
-from raysift.files import find_files
-from raysift.formats import recognise
-from raysift.given_input import conversation_of
-from raysift.identity import row_id
-from raysift.normalise import Normaliser
-from raysift.reading import read_chunk
+from raysift.pool.checks import IngestConfig
+from raysift.pool.chunks import plan_file
+from raysift.pool.export import SHAPES, dataset_info, write_export, write_rows
+from raysift.pool.files import find_files
+from raysift.pool.formats import recognise
+from raysift.pool.given_input import conversation_of
+from raysift.pool.normalise import Normaliser
+from raysift.pool.reading import read_chunk
+from raysift.pool.row_ids import row_id
 from raysift.records import ROWS, Message
 from raysift.storage import open_location
 

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from raysift import files as files_module
-from raysift.chunks import Chunk, chunk_bytes_for, plan_file
 from raysift.errors import DataError
-from raysift.files import BadFile, find_files, line_of
-from raysift.json_arrays import split_elements
-from raysift.normalise import records_of
-from raysift.reading import read_chunk
+from raysift.pool import files as files_module
+from raysift.pool.chunks import Chunk, chunk_bytes_for, plan_file
+from raysift.pool.files import BadFile, find_files, line_of
+from raysift.pool.json_arrays import split_elements
+from raysift.pool.normalise import records_of
+from raysift.pool.reading import read_chunk
 
 TRICKY = ['"', "\\", '\\"', "\\\\", "[", "]", "{", "}", ",", "\n", "é日\U0001f600", "plain", "\\u0041", ""]
 
@@ -212,7 +212,7 @@ def test_empty_files_have_no_chunks(tmp_path, content):
 
 
 def test_a_line_too_long_is_a_problem_and_the_next_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("raysift.reading.MAX_RECORD_BYTES", 100)
+    monkeypatch.setattr("raysift.pool.reading.MAX_RECORD_BYTES", 100)
     monkeypatch.setattr(files_module, "BLOCK_BYTES", 30)
     (tmp_path / "a.jsonl").write_text('{"a": 1}\n{"a": "' + "x" * 500 + '"}\n{"a": 2}\n')
     found = _read(tmp_path / "a.jsonl")

@@ -7,15 +7,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raysift.checks import FAILURES, REASONS, IngestConfig, find_reasons, trim_trailing
-from raysift.chunks import plan_file
 from raysift.errors import ConfigError
-from raysift.files import find_files
-from raysift.formats import LAYOUTS, read_pairs, recognise
-from raysift.formats.pairs import PAIR_PROBLEMS
-from raysift.identity import row_id
-from raysift.normalise import Normaliser
-from raysift.reading import read_chunk
+from raysift.pool.checks import FAILURES, REASONS, IngestConfig, find_reasons, trim_trailing
+from raysift.pool.chunks import plan_file
+from raysift.pool.files import find_files
+from raysift.pool.formats import LAYOUTS, recognise
+from raysift.pool.normalise import Normaliser
+from raysift.pool.pairs import PAIR_PROBLEMS, read_pairs
+from raysift.pool.reading import read_chunk
+from raysift.pool.row_ids import row_id
 from raysift.records import ROLES, Message
 
 USER, ANSWER = {"role": "user", "content": "q\n\ni"}, {"role": "assistant", "content": "a"}

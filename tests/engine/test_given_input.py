@@ -5,8 +5,8 @@ import json
 import pyarrow as pa
 import pytest
 
-from raysift.export import write_rows
-from raysift.given_input import INPUT, conversation_of, join_input, mark_input, split_input
+from raysift.pool.export import write_rows
+from raysift.pool.given_input import INPUT, conversation_of, join_input, mark_input, split_input
 from raysift.records import ID, MESSAGES, META, ROWS
 from raysift.storage import open_location
 from raysift.templates import encode_conversation, encode_prompt

@@ -14,21 +14,15 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from raysift import cpu_products
-from raysift.cpu_products import WORTH_IT
 from raysift.errors import DataError, ModelError
-from raysift.gradient_settings import ProjectionSettings
-from raysift.gradients import (
-    IGNORED,
-    ExactMatch,
-    RowGradients,
-    TokenRow,
-    adapter_off,
-    find_adapter,
-    plan_batches,
-)
-from raysift.gradients.collect import _Sums
-from raysift.projection import Projection
+from raysift.gradients import cpu_products
+from raysift.gradients.adapter import adapter_off, find_adapter
+from raysift.gradients.collect import RowGradients, _Sums
+from raysift.gradients.cpu_products import WORTH_IT
+from raysift.gradients.match import ExactMatch
+from raysift.gradients.rows import IGNORED, TokenRow, plan_batches
+from raysift.gradients.settings import ProjectionSettings
+from raysift.store.projection import Projection
 
 VOCABULARY = 61
 SMALL = {
@@ -487,9 +481,9 @@ def test_repeated_ids_are_refused() -> None:
 
 def test_gradients_need_neither_ray_nor_transformers_and_settings_not_even_torch() -> None:
     code = (
-        "import sys, raysift.gradient_settings, raysift.influence, raysift.topk\n"
+        "import sys, raysift.gradients.settings, raysift.gradients.influence, raysift.topk\n"
         "assert 'torch' not in sys.modules\n"
-        "import raysift.gradients, raysift.preference\n"
+        "import raysift.gradients, raysift.gradients.preference\n"
         "assert not {'ray', 'transformers', 'peft'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd="/")

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raysift.identity import canonical_role, row_id, row_ids
+from raysift.pool.row_ids import canonical_role, row_id, row_ids
 from raysift.records import ROLES, Message
 
 

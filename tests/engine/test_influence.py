@@ -11,17 +11,10 @@ import pytest
 import torch
 import transformers
 
-from raysift.adam import AdamDirection, optimizer_moments
 from raysift.errors import DataError
-from raysift.gradient_settings import (
-    AdamSettings,
-    MatchSettings,
-    PreferenceSettings,
-    ProjectionSettings,
-    TargetSettings,
-)
-from raysift.gradients import IGNORED, ExactMatch, RowGradients, TokenRow
-from raysift.influence import (
+from raysift.gradients.adam import AdamDirection, optimizer_moments
+from raysift.gradients.collect import RowGradients
+from raysift.gradients.influence import (
     InfluenceReduce,
     TargetColumns,
     aggregate_subtasks,
@@ -31,9 +24,18 @@ from raysift.influence import (
     round_robin,
     weighted_match,
 )
-from raysift.preference import TokenExample, TokenPair, cross_entropy_targets, preference_targets
-from raysift.projection import Projection
-from raysift.vectors import VectorForm, unit_rows
+from raysift.gradients.match import ExactMatch
+from raysift.gradients.preference import TokenExample, TokenPair, cross_entropy_targets, preference_targets
+from raysift.gradients.rows import IGNORED, TokenRow
+from raysift.gradients.settings import (
+    AdamSettings,
+    MatchSettings,
+    PreferenceSettings,
+    ProjectionSettings,
+    TargetSettings,
+)
+from raysift.store.projection import Projection
+from raysift.store.vectors import VectorForm, unit_rows
 
 
 @pytest.fixture(autouse=True)

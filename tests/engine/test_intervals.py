@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raysift.errors import DataError
-from raysift.intervals import mean_interval, ratio_interval, seeds_interval, t_quantile, wilson_interval
+from raysift.evaluation.intervals import mean_interval, ratio_interval, seeds_interval, t_quantile, wilson_interval
 
 
 @pytest.mark.parametrize(

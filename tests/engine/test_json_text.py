@@ -5,7 +5,7 @@ import math
 import orjson
 import pytest
 
-from raysift.json_text import dump
+from raysift.pool.json_text import dump
 
 HUGE = 2**70
 
@@ -32,7 +32,7 @@ def test_depth_is_no_obstacle():
 
 
 def test_an_ingested_record_of_such_numbers_has_a_meta_that_is_read_again(tmp_path):
-    from raysift.given_input import conversation_of, split_input
+    from raysift.pool.given_input import conversation_of, split_input
 
     from .test_formats import _normalise
 

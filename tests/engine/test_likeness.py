@@ -5,7 +5,7 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from raysift.likeness import MARKS, RARER, compare, remarks, sample_of, spread, usual_share
+from raysift.pool.likeness import MARKS, RARER, compare, remarks, sample_of, spread, usual_share
 
 ENGLISH = ["The cat sat on the mat and looked at the dog.", "Who has seen the dog that ran to the house?"] * 60
 RUSSIAN = ["Кошка сидела на ковре и смотрела на собаку, а собака бежала к дому."]

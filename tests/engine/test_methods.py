@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 
 import raysift
+from raysift.draws import uniform_of
 from raysift.errors import ConfigError
-from raysift.jobs.cli import METHOD_HELP
+from raysift.jobs.commands.cli import METHOD_HELP
 from raysift.methods import METHODS, find_method
 from raysift.methods.longest import Longest, LongestConfig
-from raysift.methods.uniform import Uniform, uniform_of
+from raysift.methods.uniform import Uniform
 
 
 def test_every_method_has_a_command_a_python_function_and_a_summary():

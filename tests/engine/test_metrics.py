@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from raysift.metrics import (
+from raysift.evaluation.metrics import (
     EvalConfig,
     choice_order,
     common_subsequence,

@@ -5,10 +5,9 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
-from raysift.budget import parse_budget
-from raysift.config import make_config
 from raysift.errors import ConfigError, DataError
-from raysift.methods.coverage import COVERED, NO_VECTOR, Coverage, CoverageConfig, look_up, place_centers
+from raysift.ids import look_up
+from raysift.methods.coverage import COVERED, NO_VECTOR, Coverage, CoverageConfig, place_centers
 from raysift.methods.mods import (
     AUGMENTED,
     KNOWN,
@@ -22,6 +21,8 @@ from raysift.methods.mods import (
     place_rows,
     seed_count,
 )
+from raysift.settings.budget import parse_budget
+from raysift.settings.config import make_config
 
 
 def worked_example() -> Stages:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raysift.errors import DataError
-from raysift.moments import Moments, load_moments, save_moments
+from raysift.gradients.moments import Moments, load_moments, save_moments
 from raysift.storage import open_location
 
 

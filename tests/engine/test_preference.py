@@ -11,11 +11,10 @@ import pytest
 import torch
 import transformers
 
-from raysift.adam import AdamDirection, FlatMoments
 from raysift.errors import DataError
-from raysift.gradient_settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
-from raysift.gradients import IGNORED, RowGradients, TokenRow
-from raysift.preference import (
+from raysift.gradients.adam import AdamDirection, FlatMoments
+from raysift.gradients.collect import RowGradients
+from raysift.gradients.preference import (
     TokenExample,
     TokenPair,
     cross_entropy_targets,
@@ -23,7 +22,9 @@ from raysift.preference import (
     preference_pull,
     preference_targets,
 )
-from raysift.projection import Projection
+from raysift.gradients.rows import IGNORED, TokenRow
+from raysift.gradients.settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
+from raysift.store.projection import Projection
 
 UNITS, MEAN = TargetSettings(), TargetSettings(aggregation="unit_of_mean")
 

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from raysift.distortion import estimate_distortion
 from raysift.errors import ConfigError
-from raysift.gradient_settings import ProjectionSettings
-from raysift.influence import match_rows
-from raysift.projection import (
+from raysift.gradients.influence import match_rows
+from raysift.gradients.settings import ProjectionSettings
+from raysift.store.distortion import estimate_distortion
+from raysift.store.projection import (
     ParameterLayout,
     Projection,
     block_shifts,
     parameter_signs,
     sign_matrix,
 )
-from raysift.rotation import hadamard, rotate
-from raysift.vectors import VectorForm
+from raysift.store.rotation import hadamard, rotate
+from raysift.store.vectors import VectorForm
 
 LAYOUT = ParameterLayout(("a", "b", "c", "d"), ((4, 30), (25, 4), (1, 7), (40, 9)))  # 587 parameters
 
@@ -102,7 +102,7 @@ def test_numbers_are_the_same_in_another_process_and_for_ever() -> None:
     assert block_shifts(0, 0, 4, 8192).tolist() == GOLDEN_SHIFTS
     assert make(dimension=8192).hash == GOLDEN_HASH
     code = (
-        "from raysift.projection import *; import torch\n"
+        "from raysift.store.projection import *; import torch\n"
         "print(parameter_signs(0, 0, 16).tolist(), block_shifts(0, 0, 4, 8192).tolist())\n"
         "print(sign_matrix(0, 3, 1, 8, torch.device('cpu'), torch.float32).int().tolist())"
     )

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from raysift.errors import DataError
-from raysift.given_input import conversation_of, join_input, mark_input
+from raysift.pool.given_input import conversation_of, join_input, mark_input
 from raysift.records import MESSAGES, META
 from raysift.scoring.questions import (
     embedded_text,

@@ -6,8 +6,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from raysift.budget import parse_budget
-from raysift.config import make_config
 from raysift.errors import ConfigError
 from raysift.methods import find_method
 from raysift.methods.raise_policy import (
@@ -21,7 +19,9 @@ from raysift.methods.raise_policy import (
     place_picks,
 )
 from raysift.policy.settings import EpisodeSettings, LearningSettings, PolicySettings
-from raysift.recipes import TrainConfig, count_steps
+from raysift.settings.budget import parse_budget
+from raysift.settings.config import make_config
+from raysift.settings.training import TrainConfig, count_steps
 
 
 def worked_example() -> pa.Table:

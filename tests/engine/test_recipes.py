@@ -8,7 +8,14 @@ import warnings
 import pytest
 
 from raysift.errors import ConfigError
-from raysift.recipes import RECIPES, TrainConfig, count_steps, epoch_mean_learning_rates, learning_rates, recipe
+from raysift.settings.training import (
+    RECIPES,
+    TrainConfig,
+    count_steps,
+    epoch_mean_learning_rates,
+    learning_rates,
+    recipe,
+)
 
 THEIRS = {"linear": "linear", "cosine": "cosine", "constant": "constant_with_warmup"}
 

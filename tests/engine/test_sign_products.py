@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from raysift.sign_products import match_signs
+from raysift.store.sign_products import match_signs
 
 
 def rows_and_targets(rows: int, subtasks: int, dimension: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from raysift.errors import DataError
-from raysift.gradient_settings import ProjectionSettings
-from raysift.vectors import VectorForm, dimension_of, unit_rows
+from raysift.gradients.settings import ProjectionSettings
+from raysift.store.vectors import VectorForm, dimension_of, unit_rows
 
 
 def test_scale_of_a_row_never_shows_in_the_store_and_tiny_gradients_survive_half_precision() -> None:

@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from raysift.errors import ModelError
-from raysift.examples import example_key
+from raysift.evaluation.examples import example_key
 from raysift.fingerprint import fingerprint
 from raysift.pairwise.comparing import Weights, share_among, verdict_tokens, weigh_verdicts
 from raysift.pairwise.rows import (

@@ -58,16 +58,16 @@ def rose_run(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def repeat(rose_run: str) -> Callable[..., Any]:
     """Match and choose again in a run of its own, with other settings, on what `rose_run` did before."""
-    from raysift.jobs.borrowing import REUSED, config_of
     from raysift.jobs.gradients.store import own_store
     from raysift.jobs.recipes import match_and_choose
-    from raysift.jobs.run import Run, open_run
+    from raysift.jobs.runs.reuse import REUSED
+    from raysift.jobs.runs.run import Run, open_run
 
     def again(folder: Path, **changes: Any) -> Any:
         source = open_run(rose_run)
         changes = {"resources__store": str(folder / "store")} | changes
         overrides = [f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
-        config = config_of(source, {"run": str(folder)}, overrides)
+        config = source.config({"run": str(folder)}, overrides)
         borrowed = Run(folder, reuse=[rose_run])
         rows, *_, warm = (borrowed.adopt(stage, rose_run) for stage in ("ingest", "likeness", "warmup_rows", "warmup"))
         (borrowed.folder / REUSED).delete()  # all else is done anew, also what would be the same

@@ -9,13 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from raysift.config import make_config
 from raysift.errors import DataError, find_cause
-from raysift.jobs.cli import spread_multiple
-from raysift.jobs.console import Console
-from raysift.jobs.show import show_run
+from raysift.jobs.commands.cli import spread_multiple
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.show import show_run
 from raysift.nano.world import WorldConfig, write_pool
-from raysift.recipes import RECIPES
+from raysift.settings.config import make_config
+from raysift.settings.training import RECIPES
 
 
 def raysift(*arguments, cwd=None, timeout=240):
@@ -41,7 +41,8 @@ def test_several_values_after_one_option():
 
 
 def test_a_preset_named_beside_a_complete_run_yaml_has_its_effect(tmp_path, monkeypatch):
-    from raysift.jobs import cli, commands
+    from raysift.jobs.commands.actions import actions as commands
+    from raysift.jobs.commands.actions import cli
 
     file, seen = tmp_path / "run.yaml", []
     monkeypatch.setattr(commands, "run_selection", lambda settings, console: seen.append(settings))
@@ -144,7 +145,8 @@ def test_show_counts_failures_and_unused_target_records_by_reason(rose_run, caps
 
 
 def test_steps_take_runs_to_reuse(monkeypatch):
-    from raysift.jobs import cli, commands
+    from raysift.jobs.commands.actions import actions as commands
+    from raysift.jobs.commands.actions import cli
     from raysift.jobs.gradients import rescore
 
     seen = []

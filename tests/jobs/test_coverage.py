@@ -13,15 +13,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raysift import embeddings
-from raysift.embeddings import write_embeddings
 from raysift.errors import DataError, StageError, StaleRunError
 from raysift.jobs.coverage import covering
 from raysift.jobs.coverage import shards as ray_shards
 from raysift.jobs.coverage.covering import cover
 from raysift.kcenter.picking import k_center
 from raysift.kcenter.settings import CoverageSettings
-from raysift.resources import Resources
+from raysift.scoring import embeddings
+from raysift.scoring.embeddings import write_embeddings
+from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
 ROWS, DIMENSION, K = 3000, 12, 300

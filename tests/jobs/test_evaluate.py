@@ -9,12 +9,12 @@ import pytest
 
 from raysift.actors.loaded import LoadedModel, load
 from raysift.errors import DataError, ModelError, StageError
-from raysift.evaluation import answers_by_id, choose_examples, make_report, question_rows
-from raysift.examples import example_key, parse_example, read_examples
-from raysift.jobs.evaluate import evaluate, evaluate_here, validation_loss, validation_loss_here
-from raysift.metrics import EvalConfig
+from raysift.evaluation.examples import example_key, parse_example, read_examples
+from raysift.evaluation.metrics import EvalConfig
+from raysift.evaluation.report import answers_by_id, choose_examples, make_report, question_rows
+from raysift.jobs.training.evaluate import evaluate, evaluate_here, validation_loss, validation_loss_here
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, Example, Message
-from raysift.resources import Resources
+from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
 from ..tiny_models import tiny_llama  # noqa: TID252

@@ -11,11 +11,10 @@ import yaml
 
 import raysift
 from raysift.errors import ConfigError, DataError
-from raysift.jobs.borrowing import config_of, find_manifest
-from raysift.jobs.console import Console, printable
-from raysift.jobs.explain import explain, explain_command
+from raysift.jobs.commands.console import Console, printable
+from raysift.jobs.commands.explain import explain, explain_command
 from raysift.jobs.gradients.pulls import places_of
-from raysift.jobs.run import open_run
+from raysift.jobs.runs.run import open_run
 
 from .conftest import PAIRS, nano_pairs, write_lines
 
@@ -38,7 +37,7 @@ def test_the_pulls_of_a_subtasks_pairs_average_to_the_rows_score_for_it(rose_run
     weighted = np.array(found.weights) @ np.array(found.matches)
     np.testing.assert_allclose(weighted, row["by_subtask"], atol=1e-6)
     assert len(found.pulls) == PAIRS  # the pair of equal answers has no gradient
-    (file,) = config_of(open_run(folder)).target
+    (file,) = open_run(folder).config().target
     subtask_of = {(file, number): pair["subtask"] for number, pair in enumerate(nano_pairs(PAIRS, 0), start=1)}
     assert {(pull.file, pull.record): pull.subtask for pull in found.pulls} == subtask_of
     for number, subtask in enumerate(found.subtasks):
@@ -60,7 +59,7 @@ def test_a_row_below_the_cut_is_told_the_last_score_that_was_taken(rose_run):
 
 def test_where_subtasks_pick_in_turn_a_row_is_not_told_that_its_score_was_too_low(repeat, stored_run, tmp_path):
     settings = {"rose__matching": "store", "rose__projection__kind": "none", "rose__match__subtasks": "round_robin"}
-    run = repeat(tmp_path / "run", **settings, resources__store=config_of(stored_run).resources.store)
+    run = repeat(tmp_path / "run", **settings, resources__store=stored_run.config().resources.store)
     folder = run.folder.path
     chosen = pq.read_table(f"{folder}/selection.parquet")["id"].to_pylist()
     passed_over = next(row for row in scores(folder)["id"].to_pylist() if row not in chosen)
@@ -100,7 +99,7 @@ def test_a_pair_is_named_by_its_file_and_its_record_there(rose_run, tmp_path):
         tmp_path / "a.jsonl", [pairs[0] | {"rejected": None}, pairs[0], pairs[1] | {"prompt": []}, pairs[1]]
     )
     second = write_lines(tmp_path / "b.jsonl", [pairs[2] | {"rejected": pairs[2]["chosen"]}, pairs[2]])
-    config = config_of(open_run(rose_run), {"target": [first, second]})
+    config = open_run(rose_run).config({"target": [first, second]})
     assert list(places_of(config, config.rose)) == [(first, 2), (first, 4), (second, 1), (second, 2)]
 
 
@@ -123,7 +122,7 @@ def test_yardsticks_are_explained_without_a_model_and_rejected_rows_with_their_r
     best = explain(str(tmp_path / "run"), chosen.ids[0])
     assert (best.rank, best.standing.score, best.matches, best.pulls) == (1, 20.0, None, None)
     run = open_run(str(tmp_path / "run"))
-    rejected = pq.read_table(run.files(find_manifest(run, "ingest"), "rejected")[0].path).to_pylist()
+    rejected = pq.read_table(run.files(run.manifest("ingest"), "rejected")[0].path).to_pylist()
     for line in rejected:
         if line["id"] is not None:
             found = explain(str(tmp_path / "run"), line["id"])

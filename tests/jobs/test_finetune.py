@@ -23,11 +23,11 @@ from raysift.actors.effective_batches import EffectiveBatches, EncodeRows, Place
 from raysift.actors.train_checkpoints import last_checkpoint
 from raysift.actors.trainee import build_model
 from raysift.errors import ConfigError, StageError, StaleRunError
-from raysift.jobs.finetune import finetune
-from raysift.moments import load_moments
-from raysift.recipes import TrainConfig, epoch_mean_learning_rates, learning_rates
+from raysift.gradients.moments import load_moments
+from raysift.jobs.training.finetune import finetune
 from raysift.records import ROWS
-from raysift.resources import Resources
+from raysift.settings.resources import Resources
+from raysift.settings.training import TrainConfig, epoch_mean_learning_rates, learning_rates
 from raysift.storage import Location, open_location
 from raysift.templates import ALPACA_INPUT_PREAMBLE, ALPACA_PREAMBLE
 
@@ -309,9 +309,9 @@ def test_the_callers_random_state_and_threads_are_left_alone(tmp_path, model):
 
 KILLED_DRIVER = """
 import sys, time
-from raysift.jobs.finetune import finetune
-from raysift.recipes import TrainConfig
-from raysift.resources import Resources
+from raysift.jobs.training.finetune import finetune
+from raysift.settings.training import TrainConfig
+from raysift.settings.resources import Resources
 from raysift.storage import open_location
 from transformers import TrainerCallback
 

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysift.checks import IngestConfig
 from raysift.errors import ConfigError, ModelError, StageError
-from raysift.generation_settings import GenerationSettings
+from raysift.pool.checks import IngestConfig
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META
-from raysift.resources import Resources
+from raysift.settings.generation import GenerationSettings
+from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
 pytestmark = pytest.mark.ray
@@ -73,7 +73,7 @@ POISONED = [
 
 
 def test_rows_schema_and_failures_do_not_depend_on_the_workers(ray_local, tmp_path):
-    from raysift.jobs.generation import generate, recorded_backend
+    from raysift.jobs.scoring.generation import generate, recorded_backend
 
     files = write_questions(tmp_path, 60, POISONED)
     one, two = (open_location(tmp_path / name) for name in ("one", "two"))
@@ -92,7 +92,7 @@ def test_rows_schema_and_failures_do_not_depend_on_the_workers(ray_local, tmp_pa
 def test_answers_with_an_adapter_are_those_of_the_actor_itself(ray_local, tmp_path):
     from raysift.actors.loaded import load
     from raysift.actors.responder import Responder
-    from raysift.jobs.generation import generate
+    from raysift.jobs.scoring.generation import generate
 
     files = write_questions(tmp_path, 20)
     place = open_location(write_adapter(tmp_path / "adapter"))
@@ -123,10 +123,10 @@ def write_adapter(folder, rank=4, scale=0.05):
 
 DRIVER = """
     import sys
-    from raysift.generation_settings import GenerationSettings
-    from raysift.jobs.generation import generate
-    from raysift.jobs.raydata import start_ray
-    from raysift.resources import Resources
+    from raysift.settings.generation import GenerationSettings
+    from raysift.jobs.scoring.generation import generate
+    from raysift.jobs.on_ray.raydata import start_ray
+    from raysift.settings.resources import Resources
     from raysift.storage import open_location
 
     start_ray()
@@ -141,7 +141,7 @@ DRIVER = """
 def test_a_killed_driver_leaves_its_answers(ray_local, tmp_path):
     import ray
 
-    from raysift.jobs.generation import generate
+    from raysift.jobs.scoring.generation import generate
 
     rows = 400
     files = write_questions(tmp_path, rows)
@@ -186,7 +186,7 @@ def committed(out):
 
 
 def test_answers_of_two_backends_are_not_mixed(ray_local, tmp_path):
-    from raysift.jobs.generation import BACKEND_FILE, generate
+    from raysift.jobs.scoring.generation import BACKEND_FILE, generate
 
     out = open_location(tmp_path / "out")
     (out / BACKEND_FILE).write('{"backend": "vllm", "version": "0.32.0"}')
@@ -195,7 +195,7 @@ def test_answers_of_two_backends_are_not_mixed(ray_local, tmp_path):
 
 
 def test_a_model_that_is_not_there_is_said_before_any_work(ray_local, tmp_path):
-    from raysift.jobs.generation import generate
+    from raysift.jobs.scoring.generation import generate
 
     with pytest.raises(ModelError, match="there is no folder"):
         generate([], "/nowhere/model", open_location(tmp_path / "out"), settings(), resources())
@@ -206,9 +206,9 @@ def test_rows_with_an_input_are_asked_by_the_prompt_with_an_input(ray_local, tmp
     """From records of Alpaca to the tokens before the model, with the template that tells inputs apart and with another."""
     from raysift.actors.language_model import load_tokenizer
     from raysift.actors.responder import PROMPT, Asker, Responder
-    from raysift.jobs.generation import generate
-    from raysift.jobs.ingest import ingest_pool
-    from raysift.jobs.tables import columns_of
+    from raysift.jobs.pool.ingest import ingest_pool
+    from raysift.jobs.runs.tables import columns_of
+    from raysift.jobs.scoring.generation import generate
 
     records = [{"instruction": f"Sort {i}.", "input": "b a" if i % 2 else "", "output": "a b"} for i in range(12)]
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -248,7 +248,7 @@ def test_rows_with_an_input_are_asked_by_the_prompt_with_an_input(ray_local, tmp
     ],
 )
 def test_auto_takes_vllm_where_it_is_built_for_the_workers_device(monkeypatch, version, gpus, expected):
-    from raysift.jobs import generation
+    from raysift.jobs.scoring import generation
 
     monkeypatch.setattr(generation, "vllm_version", lambda: version)
     assert generation.pick_backend(GenerationSettings(), Resources(gpus_per_worker=gpus)) == expected
@@ -262,7 +262,7 @@ def test_auto_takes_vllm_where_it_is_built_for_the_workers_device(monkeypatch, v
 
 
 def test_auto_leaves_a_beam_search_to_transformers_and_says_so(monkeypatch, tmp_path):
-    from raysift.jobs import generation
+    from raysift.jobs.scoring import generation
 
     out = open_location(tmp_path / "out")
     (out.make_folder() / generation.BACKEND_FILE).write('{"backend": "transformers", "version": "5"}')
@@ -288,7 +288,7 @@ def test_auto_leaves_a_beam_search_to_transformers_and_says_so(monkeypatch, tmp_
 )
 @pytest.mark.parametrize("section", ["mods", "win_rate"])
 def test_what_a_beam_search_does_not_go_with_is_refused_with_the_settings(section, asked, message):
-    from raysift.config import make_config
+    from raysift.settings.config import make_config
 
     with pytest.raises(ConfigError, match=message):
         make_config({section: {"generation": asked}})
@@ -304,7 +304,7 @@ def test_beams_count_among_what_identifies_answers_where_they_are_set():
 @pytest.mark.slow
 def test_a_beam_search_resumes_fails_and_counts_as_greedy_answers_do(ray_local, tmp_path):
     from raysift.actors.responder import Responder
-    from raysift.jobs.generation import generate
+    from raysift.jobs.scoring.generation import generate
 
     files = write_questions(tmp_path, 30, POISONED)
     out, asked = open_location(tmp_path / "out"), settings(beams=3, backend="auto")
@@ -320,7 +320,7 @@ def test_a_beam_search_resumes_fails_and_counts_as_greedy_answers_do(ray_local, 
 
 
 def test_auto_looks_at_the_device_of_the_engines(monkeypatch):
-    from raysift.jobs import generation
+    from raysift.jobs.scoring import generation
 
     monkeypatch.setattr(generation, "vllm_version", lambda: "0.29.0")
     on_gpus = Resources(engine={"gpus": 1})
@@ -329,7 +329,7 @@ def test_auto_looks_at_the_device_of_the_engines(monkeypatch):
 
 
 def test_engines_are_as_many_as_their_own_setting_says(ray_local):
-    from raysift.jobs.vllm_stage import engine_count
+    from raysift.jobs.on_ray.vllm_stage import engine_count
 
     assert engine_count(resources()) == 1, "one a machine"
     assert engine_count(resources(workers=1, engine={"count": 2})) == 2
@@ -339,7 +339,7 @@ def test_engines_are_as_many_as_their_own_setting_says(ray_local):
 
 def test_of_an_engines_reply_the_wanted_part_goes_on():
     from raysift.actors.responder import GENERATED, LOGPROBS
-    from raysift.jobs.vllm_stage import MOST_TOKENS, _wanted_part, logprobs_of
+    from raysift.jobs.on_ray.vllm_stage import MOST_TOKENS, _wanted_part, logprobs_of
 
     first = {token: {"logprob": -token / 8, "rank": 1, "decoded_token": None} for token in (3, 5, 9)}
     found = {GENERATED: [9], LOGPROBS: [first]}

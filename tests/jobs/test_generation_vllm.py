@@ -18,8 +18,8 @@ import psutil
 import pyarrow.fs as pafs
 
 from raysift.errors import StageError
-from raysift.generation_settings import GenerationSettings
 from raysift.records import ERROR, ID
+from raysift.settings.generation import GenerationSettings
 from raysift.storage import Location, open_location
 
 from .test_generation import POISONED, SCHEMA, committed, ids, read_answers, write_adapter, write_questions
@@ -63,7 +63,7 @@ def resources(**changes):
 
 
 def test_settings_reach_the_stage_of_the_engines(ray_local):
-    from raysift.jobs import vllm_stage
+    from raysift.jobs.on_ray import vllm_stage
 
     own = {"count": 2, "restarts": 5, "concurrent_blocks": 3, "prefix_caching": False, "arguments": {"max_num_seqs": 8}}
     found = {}
@@ -81,7 +81,8 @@ def test_settings_reach_the_stage_of_the_engines(ray_local):
 
 
 def test_rows_of_vllm_are_those_of_transformers_and_poisoned_ones_fail_alone(ray_local, tmp_path, monkeypatch):
-    from raysift.jobs import generation, vllm_stage
+    from raysift.jobs.on_ray import vllm_stage
+    from raysift.jobs.scoring import generation
 
     # The engine is given less room than the rows were measured by, so it raises at the last of them.
     room = partial(vllm_stage.engine_arguments, max_length=128)
@@ -126,7 +127,7 @@ def killed_once(build, out, mark, at):
     Batches wait for that from the number `at` on, each five seconds longer than the one before: which of them complete a
     block is not known, since the first batches of all blocks may come before any second one.
     """
-    from raysift.jobs import vllm_stage
+    from raysift.jobs.on_ray import vllm_stage
 
     kill = engine_killer()
 
@@ -167,7 +168,7 @@ def finished_before(out, mark):
 
 def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_path, monkeypatch):
     """With a LoRA adapter from a place that is not a local disk, whose copy a new engine needs again."""
-    from raysift.jobs import generation
+    from raysift.jobs.scoring import generation
 
     write_adapter(tmp_path / "adapters" / "one", rank=4)
     remote = Location(pafs.SubTreeFileSystem(str(tmp_path / "adapters"), pafs.LocalFileSystem()), "one")
@@ -192,10 +193,11 @@ def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_p
 
 @pytest.mark.parametrize("asked_by", ["generation", "quality"])
 def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, monkeypatch, asked_by):
-    from raysift.config import CommonConfig
-    from raysift.jobs import generation, quality, vllm_stage
-    from raysift.jobs.run import Run
+    from raysift.jobs.on_ray import vllm_stage
+    from raysift.jobs.runs.run import Run
+    from raysift.jobs.scoring import generation, quality
     from raysift.scoring.settings import QualitySettings
+    from raysift.settings.config import CommonConfig
 
     build, starts, kill = generation.build_engine, tmp_path / "starts", engine_killer()
 
@@ -229,7 +231,8 @@ def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, m
 
 
 def test_an_engine_that_does_not_start_ends_the_run(ray_local, tmp_path, monkeypatch):
-    from raysift.jobs import generation, vllm_stage
+    from raysift.jobs.on_ray import vllm_stage
+    from raysift.jobs.scoring import generation
 
     arguments = vllm_stage.engine_arguments
     monkeypatch.setattr(
@@ -241,7 +244,7 @@ def test_an_engine_that_does_not_start_ends_the_run(ray_local, tmp_path, monkeyp
 
 
 def test_draws_follow_the_row_and_not_its_batch(ray_local, tmp_path):
-    from raysift.jobs.generation import generate
+    from raysift.jobs.scoring.generation import generate
 
     files = write_questions(tmp_path, 60)
     drawn = settings(temperature=1.0, top_p=0.9, seed=3)
@@ -259,10 +262,11 @@ def test_ratings_are_those_of_transformers_also_when_the_engine_is_killed_and_ro
 ):
     """A judge of 1.3M parameters rates nothing of its own accord: the bar is put where half of its replies are below."""
     from raysift.actors.judge import Judge
-    from raysift.config import CommonConfig
-    from raysift.jobs import quality, vllm_stage
-    from raysift.jobs.run import Run
+    from raysift.jobs.on_ray import vllm_stage
+    from raysift.jobs.runs.run import Run
+    from raysift.jobs.scoring import quality
     from raysift.scoring.settings import JudgeSettings, QualitySettings
+    from raysift.settings.config import CommonConfig
 
     # The engine is given less room than the rows were measured by, so it raises at the one that is cut to 1023 tokens.
     room = partial(vllm_stage.engine_arguments, max_length=600)

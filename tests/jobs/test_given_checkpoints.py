@@ -8,11 +8,10 @@ import pytest
 
 import raysift
 from raysift.errors import DataError
-from raysift.jobs.borrowing import config_of, find_manifest
-from raysift.jobs.console import Console
+from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.given_checkpoints import check_base, find_checkpoints
 from raysift.jobs.gradients.stages import checkpoints_of
-from raysift.jobs.run import open_run
+from raysift.jobs.runs.run import open_run
 from raysift.jobs.stages import model_fingerprint
 from raysift.nano.world import generate_pool
 from raysift.storage import open_location
@@ -24,7 +23,7 @@ pytestmark = pytest.mark.ray
 
 def own_points(rose_run):
     run = open_run(rose_run)
-    return checkpoints_of(run, find_manifest(run, "warmup"), None)
+    return checkpoints_of(run, run.manifest("warmup"), None)
 
 
 def trainer_folder(rose_run, out, logged=((1, 3e-3), (2, 1e-3), (3, 1e-3)), ends=(1, 3)):
@@ -83,7 +82,7 @@ def test_checkpoints_of_transformers_weigh_the_mean_rate_since_the_one_before(ro
 
 def test_a_selection_over_them_is_that_of_the_training_itself(rose_run, tmp_path):
     source = open_run(rose_run)
-    config = config_of(source)
+    config = source.config()
     rates = [point.learning_rate for point in own_points(rose_run)]
     place = trainer_folder(rose_run, tmp_path / "out", logged=((1, rates[0]), (3, rates[1])))
     rose = config.rose.model_dump(mode="json") | {"warmup_from": place}
@@ -97,8 +96,8 @@ def test_a_selection_over_them_is_that_of_the_training_itself(rose_run, tmp_path
     np.testing.assert_allclose(*scores, atol=1e-6)
     assert not (again.run.folder / "warmup_rows").exists()
     # Another model in the same folder must not be served this one's results.
-    assert find_manifest(again.run, "warmup").inputs["model"] == model_fingerprint("nano")
-    assert find_manifest(again.run, "gradients").settings["dtype"] == "fp32"
+    assert again.run.manifest("warmup").inputs["model"] == model_fingerprint("nano")
+    assert again.run.manifest("gradients").settings["dtype"] == "fp32"
 
 
 @pytest.mark.slow
@@ -121,11 +120,11 @@ def test_what_transformers_trainer_leaves_is_taken_as_it_is(rose_run, tmp_path):
     assert [point.moments.name for point in points] == ["optimizer.pt"] * 2
     assert points[0].learning_rate == pytest.approx(1e-3 * (1 + 0.75) / 2, rel=0.2)
     pairs = write_lines(tmp_path / "pairs.jsonl", nano_pairs(4, 0))
-    pool = config_of(open_run(rose_run)).pool
+    pool = open_run(rose_run).config().pool
     rose = {"warmup_from": str(tmp_path / "out")}
     found = raysift.select("rose", pool, target=[pairs], budget="5", run=str(tmp_path / "run"), rose=rose)
     assert len(found) == 5
-    weights = find_manifest(found.run, "influence").values["checkpoint_weights"]
+    weights = found.run.manifest("influence").values["checkpoint_weights"]
     assert weights == pytest.approx(np.array([p.learning_rate for p in points]) / sum(p.learning_rate for p in points))
 
 

@@ -82,6 +82,6 @@ def test_a_host_with_its_own_jobs_and_engine_and_ray_keeps_all_three(host_projec
 
 def test_relative_names_of_the_host_are_found_first(host_project):
     """Both packages can be imported side by side, in either order."""
-    for order in ("import raysift.jobs.cli, jobs.clean", "import jobs.clean, raysift.jobs.cli"):
+    for order in ("import raysift.jobs.commands.cli, jobs.clean", "import jobs.clean, raysift.jobs.commands.cli"):
         code = f"{order}; assert jobs.clean.__file__.startswith({str(host_project)!r})"
         subprocess.run([sys.executable, "-c", code], check=True, cwd=host_project, timeout=60)

@@ -8,13 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysift.checks import IngestConfig
-from raysift.dedup import bucket_bounds, find_losers, write_ids
 from raysift.errors import ConfigError, DataError, StaleRunError
-from raysift.jobs import ingest as ingest_module
-from raysift.jobs.ingest import ingest_dataset, ingest_pool, list_pool, read_report
+from raysift.jobs.pool import ingest as ingest_module
+from raysift.jobs.pool.ingest import ingest_dataset, ingest_pool, list_pool, read_report
+from raysift.pool.checks import IngestConfig
+from raysift.pool.dedup import bucket_bounds, find_losers, write_ids
 from raysift.records import REJECTED, ROWS
-from raysift.resources import Resources
+from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_local")]
@@ -110,7 +110,7 @@ def test_any_cut_into_chunks_gives_the_same_rows(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("stage", ["read_part", "find_twins", "finish_shard"])
 def test_an_interrupted_ingest_continues_to_the_same_bytes(tmp_path, small_chunks, monkeypatch, stage):
-    monkeypatch.setattr("raysift.dedup.BUCKET_ROWS", 100)
+    monkeypatch.setattr("raysift.pool.dedup.BUCKET_ROWS", 100)
     sources = _pool(tmp_path)
     whole, report = _run(tmp_path, sources, "whole")
     calls = []

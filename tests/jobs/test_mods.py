@@ -18,15 +18,13 @@ import pytest
 
 import raysift
 from raysift.actors.prompts import ANSWER
-from raysift.config import make_config
 from raysift.errors import ConfigError, DataError, ModelError, StageError
-from raysift.jobs import mods, quality
-from raysift.jobs.borrowing import find_manifest
-from raysift.jobs.console import Console
+from raysift.jobs.commands.console import Console
 from raysift.jobs.coverage import centers
 from raysift.jobs.recipes import run_method
-from raysift.jobs.run import Run
-from raysift.jobs.tables import read_chunks
+from raysift.jobs.runs.run import Run
+from raysift.jobs.runs.tables import read_chunks
+from raysift.jobs.scoring import mods, quality
 from raysift.kcenter.picking import k_center
 from raysift.kcenter.settings import CoverageSettings
 from raysift.manifest import Manifest
@@ -36,6 +34,7 @@ from raysift.nano.world import generate_pool
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META
 from raysift.scoring.columns import SCORE_COLUMN
 from raysift.scoring.settings import QualitySettings, Threshold
+from raysift.settings.config import make_config
 from raysift.storage import open_location
 
 ROWS, BUDGET = 150, 12
@@ -98,7 +97,7 @@ def scores_of(selection):
 
 
 def bar_of(selection, stage):
-    return find_manifest(selection.run, stage).values["cut"]["value"]
+    return selection.run.manifest(stage).values["cut"]["value"]
 
 
 @pytest.mark.ray
@@ -112,7 +111,7 @@ def test_seeds_then_augmented_rows_in_the_sizes_asked_and_no_row_twice(chosen):
 @pytest.mark.ray
 def test_every_row_has_a_fate_that_its_scores_bear_out(chosen):
     rows, alpha, beta = scores_of(chosen), bar_of(chosen, "good"), bar_of(chosen, "needed")
-    assert len(rows) == find_manifest(chosen.run, "ingest").counts["kept"]
+    assert len(rows) == chosen.run.manifest("ingest").counts["kept"]
     for row in rows.values():
         assert (row["quality"] > alpha) == (row["fate"] != POOR)
         assert (row["necessity"] is None) == (row["fate"] == POOR)
@@ -120,14 +119,14 @@ def test_every_row_has_a_fate_that_its_scores_bear_out(chosen):
             assert row["necessity"] < beta
         if row["fate"] == KNOWN:
             assert row["necessity"] >= beta
-    counts = find_manifest(chosen.run, "order").counts
+    counts = chosen.run.manifest("order").counts
     assert counts["rows_in"] == counts["kept"] + sum(counts["rejected"].values())
     assert Counter(row["fate"] for row in rows.values())[AUGMENTED] == BUDGET // 2
 
 
 @pytest.mark.ray
 def test_seeds_are_those_of_plain_k_center_over_the_good_rows(chosen):
-    files = chosen.run.files(find_manifest(chosen.run, "embed"), "answers")
+    files = chosen.run.files(chosen.run.manifest("embed"), "answers")
     table = next(iter(read_chunks(files, ["id", "embedding"]))) if len(files) == 1 else None
     assert table is not None
     points = np.stack(table["embedding"].to_numpy())
@@ -161,12 +160,12 @@ def test_without_a_second_k_center_all_needed_rows_are_taken(chosen, pool, tmp_p
 @pytest.mark.slow
 def test_seeds_alone_tune_no_model_and_a_short_pool_gives_what_it_has(pool, tmp_path):
     found = select(pool, tmp_path / "run", alpha={"quantile": 0.95}, budget=20)
-    good = find_manifest(found.run, "good").counts["kept"]
+    good = found.run.manifest("good").counts["kept"]
     assert len(found) == good < 20
-    assert find_manifest(found.run, "tune") is None  # the seeds are all good rows
+    assert found.run.manifest("tune") is None  # the seeds are all good rows
     whole = select(pool, tmp_path / "whole", seed_share=1)
     assert len(whole) == BUDGET
-    assert find_manifest(whole.run, "tune") is None
+    assert whole.run.manifest("tune") is None
 
 
 @pytest.mark.ray
@@ -382,7 +381,7 @@ def ids_in(file):
 
 @pytest.mark.ray
 def test_a_scorer_through_vllm_is_refused_where_vllm_is_not_installed(ray_local, pool, tmp_path, monkeypatch):
-    monkeypatch.setattr("raysift.jobs.generation.vllm_version", lambda: None)
+    monkeypatch.setattr("raysift.jobs.scoring.generation.vllm_version", lambda: None)
     with pytest.raises(ConfigError, match="quality: backend=vllm is set and vLLM is not installed"):
         raysift.quality(str(pool), run=str(tmp_path / "run"), quality={"scorer": {"kind": "judge", "backend": "vllm"}})
     with pytest.raises(ConfigError, match="ifd needs the losses"):

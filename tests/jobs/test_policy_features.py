@@ -10,21 +10,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysift import embeddings
-from raysift.config import CommonConfig
-from raysift.embeddings import write_embeddings
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.jobs import stages
 from raysift.jobs.coverage.centers import embed
 from raysift.jobs.policy.features import difficulty, features, fit_sample
-from raysift.jobs.run import Run, StageResult
+from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
 from raysift.nano.world import generate_pool
 from raysift.policy.features import difficulty_block, fit_features, load_fitted, transform
 from raysift.policy.pool import read_pool
 from raysift.policy.settings import FeatureSettings
 from raysift.records import ERROR, ID
+from raysift.scoring import embeddings
 from raysift.scoring.columns import DIFFICULTY_SCHEMA
+from raysift.scoring.embeddings import write_embeddings
+from raysift.settings.config import CommonConfig
 
 SETTINGS = FeatureSettings(semantic_dimensions=6, fit_rows=100)
 ROWS, WIDTH, CLASSES = 300, 10, 3

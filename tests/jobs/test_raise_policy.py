@@ -26,7 +26,6 @@ from raysift.actors.encoded_rows import EncodedRows
 from raysift.actors.step_trainer import StepTrainer, trainable_parameters
 from raysift.actors.trainee import build_model
 from raysift.errors import ConfigError, DataError, StageError
-from raysift.jobs.borrowing import config_of, find_manifest
 from raysift.jobs.policy import learning as policy_learning
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.episodes import LocalFleet, RayFleet, ray_fleet
@@ -34,8 +33,8 @@ from raysift.jobs.policy.learning import learn_rounds
 from raysift.methods.raise_policy import PASSED_OVER, PICKED
 from raysift.nano.world import examples, generate_pool
 from raysift.policy.saved import EPISODES, POLICY, ROUND, load_episodes, round_name
-from raysift.recipes import learning_rates
 from raysift.records import ID
+from raysift.settings.training import learning_rates
 from raysift.storage import open_location
 
 ROWS, STEPS, BATCH, ROUNDS = 150, 4, 4, 2
@@ -87,14 +86,14 @@ def chosen(ray_local, world):
 def parts(chosen):
     """What a fleet needs to repeat the run's rounds: the setup of its trainings, and its settings."""
     run = chosen.run
-    config = config_of(run, {"run": str(run.folder)})
+    config = run.config({"run": str(run.folder)})
     settings = getattr(config, "raise")
-    stages = [find_manifest(run, name) for name in ("features", "encode", "validation")]
+    stages = [run.manifest(name) for name in ("features", "encode", "validation")]
     return raise_policy.make_setup(run, config, settings, *stages, STEPS), settings.learning, config.resources
 
 
 def place_of(selection, stage, kind):
-    return selection.run.files(find_manifest(selection.run, stage), kind)[0]
+    return selection.run.files(selection.run.manifest(stage), kind)[0]
 
 
 def read_table(place):
@@ -136,7 +135,7 @@ def test_the_selection_is_the_rows_that_the_final_training_saw_in_their_order(ch
 
 @pytest.mark.ray
 def test_every_row_and_every_example_is_accounted_for(chosen):
-    ingest = find_manifest(chosen.run, "ingest")
+    ingest = chosen.run.manifest("ingest")
     table = scores_of(chosen)
     fates = {line["values"]: line["counts"] for line in table["fate"].value_counts().to_pylist()}
     assert len(table) == ingest.counts["kept"] == sum(fates.values())
@@ -144,10 +143,10 @@ def test_every_row_and_every_example_is_accounted_for(chosen):
         "the row that is too long has its reason"
     )
     for stage in ("encode", "difficulty", "embed", "features", "validation", "order"):
-        counts = find_manifest(chosen.run, stage).counts
+        counts = chosen.run.manifest(stage).counts
         rest = sum(counts.get("rejected", {}).values()) + counts.get("failed", 0) + counts.get("report", 0)
         assert counts["rows_in"] == counts["kept"] + rest, stage
-    learn = find_manifest(chosen.run, "learn").counts
+    learn = chosen.run.manifest("learn").counts
     assert learn["kept"] == sum(fates[name] for name in (PICKED, PASSED_OVER))
     validation, report = (read_table(place_of(chosen, "validation", kind)) for kind in ("validation", "report"))
     assert not set(validation[ID].to_pylist()) & set(report[ID].to_pylist())
@@ -156,26 +155,26 @@ def test_every_row_and_every_example_is_accounted_for(chosen):
 
 @pytest.mark.ray
 def test_each_round_leaves_its_log_its_policy_and_its_account(chosen):
-    places = chosen.run.files(find_manifest(chosen.run, "learn"), "rounds")
+    places = chosen.run.files(chosen.run.manifest("learn"), "rounds")
     accounts = [json.loads(place.read_text()) for place in places]
     assert [account["round"] for account in accounts] == [1, 2]
     assert all(account["update"]["first_ratio"] == 1.0 for account in accounts)
     assert all(account["picks"] == STEPS * BATCH and account["report"] is not None for account in accounts)
-    final = find_manifest(chosen.run, "final").values
+    final = chosen.run.manifest("final").values
     assert accounts[0]["start"] == final["start"] and accounts[0]["report_start"] == final["report_start"]
     events = [json.loads(line) for line in (chosen.run.folder / "events.jsonl").read_text().splitlines()]
     assert [event["round"] for event in events if event["event"] == "round"] == [1, 2]
 
 
 def curriculum_of(selection):
-    place = selection.run.files(find_manifest(selection.run, "final"), "curriculum")[1]
+    place = selection.run.files(selection.run.manifest("final"), "curriculum")[1]
     return [orjson.loads(line) for line in place.read_bytes().splitlines()]
 
 
 def encoded_curriculum(chosen):
     """The rows of the exported curriculum as tokens, and its batches of ids."""
     lines = curriculum_of(chosen)
-    config = config_of(chosen.run, {"run": "x"}).train
+    config = chosen.run.config({"run": "x"}).train
     rows = {line["id"]: {"id": line["id"], "messages": line["messages"]} for line in lines}
     encoded, lost = split_trainable(
         EncodeRows("nano", config.template, config.max_length)(pa.Table.from_pylist([*rows.values()]))
@@ -254,9 +253,7 @@ def logs_of(place, rounds):
 @pytest.fixture(scope="module")
 def learned(chosen):
     """What the run itself learned, with one training at a time that validates by itself."""
-    (folder,) = {
-        place.path.rsplit("/", 2)[0] for place in chosen.run.files(find_manifest(chosen.run, "learn"), "rounds")
-    }
+    (folder,) = {place.path.rsplit("/", 2)[0] for place in chosen.run.files(chosen.run.manifest("learn"), "rounds")}
     return logs_of(open_location(folder), ROUNDS)
 
 
@@ -415,13 +412,13 @@ def test_a_run_that_was_stopped_while_learning_ends_with_the_same_selection(chos
 def test_a_policy_is_applied_to_another_pool_without_learning(chosen, world, tmp_path):
     there = {"policy_from": chosen.run.folder.path, "episode": {"steps": 3}}
     found = select(world, tmp_path / "run", "other", there)
-    assert find_manifest(found.run, "learn") is None
+    assert found.run.manifest("learn") is None
     assert place_of(found, "features", "fitted").read_bytes() == place_of(chosen, "features", "fitted").read_bytes()
     assert 0 < len(found) <= 3 * BATCH
     own = set(scores_of(found)["id"].to_pylist())
     assert set(found.ids) <= own and not own <= set(scores_of(chosen)["id"].to_pylist())
-    final = find_manifest(found.run, "final")
-    assert final.settings["policy"] == find_manifest(chosen.run, "learn").settings["policy"]
+    final = found.run.manifest("final")
+    assert final.settings["policy"] == chosen.run.manifest("learn").settings["policy"]
 
 
 @pytest.mark.ray

@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from raysift.errors import ConfigError, DataError
-from raysift.jobs.console import Console
-from raysift.jobs.explain import explain, explain_command
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.explain import explain, explain_command
+from raysift.jobs.commands.show import show_run
 from raysift.jobs.policy import picks as raise_picks
 from raysift.jobs.policy.opened import open_policy_run
 from raysift.jobs.policy.row import row_story
 from raysift.jobs.policy.story import influences, learning_curve, picks_over_time
-from raysift.jobs.run import Run, StageResult
-from raysift.jobs.show import show_run
+from raysift.jobs.runs.run import Run, StageResult
 from raysift.methods.raise_policy import place_picks
 from raysift.policy.drawing import Draw
 from raysift.policy.learning import Learner

@@ -4,8 +4,8 @@ import pyarrow as pa
 import pytest
 
 from raysift.errors import DataError, StageError
-from raysift.jobs.ray_tasks import run_tasks
-from raysift.resources import Resources
+from raysift.jobs.on_ray.ray_tasks import run_tasks
+from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
 pytestmark = pytest.mark.ray

@@ -14,7 +14,7 @@ import pytest
 from raysift.actors.contract import Failed, RowActor
 from raysift.errors import ModelError, StageError
 from raysift.records import ERROR, ID
-from raysift.resources import Resources
+from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
 pytestmark = pytest.mark.ray
@@ -68,7 +68,7 @@ def read_answers(files):
 
 
 def map_lengths(files, out, actor=Lengths, arguments=None, **settings):
-    from raysift.jobs.raydata import map_rows
+    from raysift.jobs.on_ray.raydata import map_rows
 
     return read_answers(map_rows(files, actor, arguments or {}, open_location(out), resources(**settings)))
 
@@ -92,7 +92,7 @@ def test_what_a_constructor_refuses_is_one_sentence_and_other_errors_keep_their_
 
 
 def test_an_actor_that_refuses_later_keeps_its_name(ray_local):
-    from raysift.jobs.raydata import refusing_later
+    from raysift.jobs.on_ray.raydata import refusing_later
 
     assert refusing_later(Lengths)().name == refusing_later(Lengths).__name__ == "Lengths"
 
@@ -138,8 +138,8 @@ DRIVER = """
     import sys, time
     import pyarrow as pa
     from raysift.actors.contract import RowActor
-    from raysift.jobs.raydata import map_rows, start_ray
-    from raysift.resources import Resources
+    from raysift.jobs.on_ray.raydata import map_rows, start_ray
+    from raysift.settings.resources import Resources
     from raysift.storage import open_location
 
     class Slow(RowActor):

@@ -8,18 +8,17 @@ import yaml
 
 import raysift
 from raysift.actors.loaded import load
-from raysift.config import make_config
 from raysift.errors import ConfigError
 from raysift.jobs import stages
-from raysift.jobs.borrowing import find_manifest
-from raysift.jobs.cli import app
+from raysift.jobs.commands.cli import app
 from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints
 from raysift.jobs.gradients.stages import checkpoints_of
 from raysift.jobs.policy.transfer import learnt_by
 from raysift.jobs.recipes import run_method
-from raysift.jobs.run import Run, StageResult, open_run
+from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.nano.world import examples, generate_pool
 from raysift.records import ROWS
+from raysift.settings.config import make_config
 from raysift.storage import open_location
 
 TRAIN = {"recipe": "nano", "epochs": 1, "max_length": 128}
@@ -61,7 +60,7 @@ def test_given_checkpoints_of_a_remote_folder_or_run_are_found_again(warmed):
         with Run(f"memory://given/{number}").replayable({}):
             pass
         again = open_run(f"memory://given/{number}")
-        assert checkpoints_of(again, find_manifest(again, "warmup"), None) == own
+        assert checkpoints_of(again, again.manifest("warmup"), None) == own
 
 
 def test_a_policy_is_taken_over_from_a_remote_run():
@@ -135,7 +134,7 @@ def test_a_model_trained_on_an_object_store_answers_there(ray_local, s3_uri, tmp
     scores = []
     for run in (f"{base}/trained?{query}", str(tmp_path / "local")):
         app(["finetune", "--pool", str(pool), "--test", str(test), "--run", run, *common], standalone_mode=False)
-        scores.append(find_manifest(open_run(run), "evaluate").values["overall"])
+        scores.append(open_run(run).manifest("evaluate").values["overall"])
     assert scores[0] == scores[1]
     mods = {"seed_train": TRAIN, "generation": {"max_new_tokens": 4, "backend": "transformers"}}
     places = {"resources": HERE, "mods": mods, "budget": "6"}

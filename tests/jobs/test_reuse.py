@@ -11,15 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import raysift
-from raysift.config import make_config
 from raysift.errors import ConfigError, DataError, StaleRunError
-from raysift.jobs.borrowing import find_manifest
-from raysift.jobs.cli import app
-from raysift.jobs.console import Console
-from raysift.jobs.run import Run, StageResult, open_run
-from raysift.jobs.show import show_run
+from raysift.jobs.commands.cli import app
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.show import show_run
+from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.manifest import read_manifest
 from raysift.nano.world import generate_pool
+from raysift.settings.config import make_config
 from raysift.storage import open_location
 
 ROWS = 200
@@ -242,7 +241,7 @@ def test_another_budget_and_another_method_choose_what_fresh_runs_choose(uniform
         standalone_mode=False,
     )
     said = capsys.readouterr().err
-    assert f"ingest    reused: fingerprint {find_manifest(uniform.run, 'ingest').fingerprint}, run {a}" in said
+    assert f"ingest    reused: fingerprint {uniform.run.manifest('ingest').fingerprint}, run {a}" in said
     assert "score     started: fingerprint" in said
     assert "differs settings.longest: (absent) -> " in said
     longest = raysift.load_selection(c)
@@ -304,7 +303,7 @@ def test_runs_on_an_object_store_are_reused_too(uniform, pool, s3_uri, tmp_path)
     assert more.table().equals(raysift.longest(pool, budget="20%", run=str(tmp_path / "fresh")).table())
     assert (open_location(b) / "scores.parquet").exists()
     last = raysift.longest(pool, budget="30%", run=c, reuse=[b, uniform.run.name])
-    assert find_manifest(last.run, "lengths").reused_from == a
+    assert last.run.manifest("lengths").reused_from == a
     assert raysift.load_selection(c).ids == last.ids
     with pytest.raises(ConfigError, match="is this run itself"):
         Run(a, reuse=[a])
@@ -312,7 +311,6 @@ def test_runs_on_an_object_store_are_reused_too(uniform, pool, s3_uri, tmp_path)
 
 @pytest.mark.ray
 def test_stored_gradients_serve_other_ways_to_match_without_a_new_pass(stored_run, repeat, tmp_path, monkeypatch):
-    from raysift.jobs.borrowing import config_of
     from raysift.jobs.gradients import store as jobs_store
     from raysift.jobs.recipes import run_method
 
@@ -320,13 +318,13 @@ def test_stored_gradients_serve_other_ways_to_match_without_a_new_pass(stored_ru
         def answer(self, rows):
             raise AssertionError("a gradient was computed again")
 
-    place = config_of(stored_run).resources.store
+    place = stored_run.config().resources.store
     changes = {"rose__matching": "store", "rose__projection__kind": "none", "rose__match__subtasks": "mean"}
     fresh = repeat(tmp_path / "fresh", resources__store=place, **changes)
     monkeypatch.setattr(jobs_store, "GradientVectors", Broken)
 
     def again(name, source, *overrides):
-        values = config_of(stored_run, overrides=["resources.store=null", *overrides]).model_dump(mode="json")
+        values = stored_run.config(overrides=["resources.store=null", *overrides]).model_dump(mode="json")
         run = Run(str(tmp_path / name), reuse=[source])
         run_method(run, make_config(values))
         return run
@@ -338,17 +336,15 @@ def test_stored_gradients_serve_other_ways_to_match_without_a_new_pass(stored_ru
     assert table_at(run.name, "selection").equals(table_at(fresh.name, "selection"))
 
     fewer = again("c", run.name, "rose.checkpoints=1")  # two runs away from the store
-    assert find_manifest(fewer, "gradients").values["vectors_computed"] == 0
+    assert fewer.manifest("gradients").values["vectors_computed"] == 0
     assert not (fewer.folder / "store").exists()
-    other = raysift.rescore(run.name, config_of(run).target, new_run=str(tmp_path / "d"), budget="5")
+    other = raysift.rescore(run.name, run.config().target, new_run=str(tmp_path / "d"), budget="5")
     assert other.ids == raysift.load_selection(run.name).ids[:5]
     assert events(tmp_path / "d", "started") == ["choose"]
     verdict = raysift.explain(str(tmp_path / "d"), other.ids[0], pairs=False)
     assert verdict.matches
-    assert find_manifest(again("e", str(tmp_path / "d")), "match").reused_from == stored_run.name
-    assert (
-        find_manifest(again("f", run.name, f"rose.warmup_from={run.name}"), "gradients").reused_from == stored_run.name
-    )
+    assert again("e", str(tmp_path / "d")).manifest("match").reused_from == stored_run.name
+    assert again("f", run.name, f"rose.warmup_from={run.name}").manifest("gradients").reused_from == stored_run.name
 
 
 @pytest.mark.ray

@@ -12,15 +12,14 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from raysift.distortion import estimate_distortion
 from raysift.errors import ConfigError, DataError, StaleRunError
-from raysift.gradient_settings import ProjectionSettings
-from raysift.jobs.borrowing import config_of, find_manifest
-from raysift.jobs.console import Console
-from raysift.jobs.explain import explain, show
-from raysift.jobs.run import open_run
+from raysift.gradients.settings import ProjectionSettings
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.explain import explain, show
+from raysift.jobs.runs.run import open_run
 from raysift.manifest import read_manifest
 from raysift.nano.world import examples, write_pool
+from raysift.store.distortion import estimate_distortion
 
 from .conftest import PAIRS, nano_pairs, write_lines
 
@@ -83,7 +82,7 @@ def test_a_store_without_projection_selects_as_exact_matching(rose_run, stored_r
     exact = open_run(rose_run)
     assert selected(stored_run) == selected(exact)
     np.testing.assert_allclose(numbers(stored_run), numbers(exact), atol=1e-5)
-    assert find_manifest(stored_run, "gradients").counts == find_manifest(exact, "gradients").counts
+    assert stored_run.manifest("gradients").counts == exact.manifest("gradients").counts
 
 
 @pytest.mark.slow
@@ -122,7 +121,7 @@ def test_less_takes_examples_and_its_rows_get_their_own_directions(repeat, tmp_p
 
 def test_target_files_with_weights_are_targets_of_their_own(rose_run, repeat, tmp_path, capsys):
     """The first file is that of `rose_run`; the second has two subtasks."""
-    (first,) = config_of(open_run(rose_run)).target
+    (first,) = open_run(rose_run).config().target
     second = write_lines(
         tmp_path / "second.jsonl",
         [pair | {"subtask": name} for name in ("x", "y") for pair in nano_pairs(3, ord(name), "style")],
@@ -163,7 +162,7 @@ DRIVER = """
     import json, os, sys, time
     import raysift.jobs.{module} as module
     from raysift.actors import row_gradients
-    from raysift.jobs.raydata import start_ray
+    from raysift.jobs.on_ray.raydata import start_ray
 
     class Watched(row_gradients.{actor}):
         "Leaves its process id and the ids of the rows it was asked for; slow enough to be killed in the middle."

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from raysift.errors import ConfigError, DataError, StaleRunError
-from raysift.jobs.run import Run, StageResult, free_name, open_run
+from raysift.jobs.runs.run import Run, StageResult, free_name, open_run
 from raysift.manifest import read_manifest
 from raysift.storage import open_location
 

@@ -9,16 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 import raysift
-from raysift.config import make_config
 from raysift.jobs import stages
-from raysift.jobs.borrowing import find_manifest
-from raysift.jobs.console import Console
+from raysift.jobs.commands.console import Console
 from raysift.jobs.recipes import make_selector
-from raysift.jobs.run import Run, StageResult, open_run
-from raysift.jobs.selection import rows_in_order
-from raysift.jobs.tables import read_chunks
+from raysift.jobs.runs.run import Run, StageResult, open_run
+from raysift.jobs.runs.selection import rows_in_order
+from raysift.jobs.runs.tables import read_chunks
 from raysift.nano.world import generate_pool
 from raysift.records import ROWS
+from raysift.settings.config import make_config
 from raysift.storage import open_location
 
 
@@ -88,7 +87,7 @@ def test_a_token_budget_is_kept_and_used(ray_local, pool, tmp_path):
 def test_a_budget_that_scored_rows_do_not_fill_is_said(selection, tmp_path, capsys):
     """Of 400 rows 5 have a score, and 8 are asked."""
     run = Run(str(tmp_path), Console("plain"))
-    rows, selector = find_manifest(selection.run, "ingest"), make_selector(make_config({"method": "uniform"}))
+    rows, selector = selection.run.manifest("ingest"), make_selector(make_config({"method": "uniform"}))
 
     def score(folder):
         ids = pa.concat_tables(read_chunks(run.files(rows, "rows"), ["id"]))["id"]
@@ -109,7 +108,7 @@ def selection_is_a_prefix(ids, order):
 
 @pytest.mark.parametrize("rows_a_pass", [1, 7, 100, 10_000])
 def test_rows_come_in_the_order_asked_for_however_many_passes_it_takes(tmp_path, monkeypatch, rows_a_pass):
-    monkeypatch.setattr("raysift.jobs.selection.ROWS_A_PASS", rows_a_pass)
+    monkeypatch.setattr("raysift.jobs.runs.selection.ROWS_A_PASS", rows_a_pass)
     ids = np.random.default_rng(0).permutation(300).astype(np.int64)
     files = []
     for number, part in enumerate(np.array_split(ids, 3)):

@@ -9,23 +9,22 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from raysift.config import make_config
 from raysift.errors import ConfigError, DataError, StageError, StaleRunError
-from raysift.gradient_settings import AdamSettings, ProjectionSettings
-from raysift.jobs.borrowing import config_of, find_manifest
-from raysift.jobs.console import Console
+from raysift.gradients.settings import AdamSettings, ProjectionSettings
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.show import show_run
 from raysift.jobs.gradients import store as jobs_store
 from raysift.jobs.gradients.rescore import rescore
 from raysift.jobs.gradients.store import Store, fill, filled_store, ids_of, read_inputs, seal, store_of
 from raysift.jobs.gradients.store_match import MATCHES, match, match_segments, merge
 from raysift.jobs.recipes import make_selector
-from raysift.jobs.run import Run, StageResult, open_run
-from raysift.jobs.show import show_run
+from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.manifest import Manifest, read_manifest
 from raysift.records import ID, ROWS
-from raysift.resources import Resources
+from raysift.settings.config import make_config
+from raysift.settings.resources import Resources
 from raysift.storage import Location, open_location
-from raysift.store import (
+from raysift.store.gradient_store import (
     INPUT_CHARS,
     NO_INPUTS,
     Inputs,
@@ -43,7 +42,7 @@ from raysift.store import (
     share_reading,
     write_shard,
 )
-from raysift.vectors import VectorForm
+from raysift.store.vectors import VectorForm
 
 from .conftest import nano_pairs, write_lines
 
@@ -225,17 +224,15 @@ def test_checkpoints_that_lie_in_several_segments_are_brought_together_by_id(ray
 
 def open_of(run, place=None, **changes):
     """The parts of a stage call for a run that has targets already."""
-    config = config_of(
-        run, overrides=[f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()]
-    )
+    config = run.config(overrides=[f"{key.replace('__', '.')}={json.dumps(value)}" for key, value in changes.items()])
     settings = make_selector(config).config
-    target, warm = find_manifest(run, "targets"), find_manifest(run, "warmup")
+    target, warm = run.manifest("targets"), run.manifest("warmup")
     return config, settings, store_of(run, config, settings, warm, target, str(place or run.folder / "store"))
 
 
 @pytest.mark.ray
 def test_a_store_grows_by_rows_and_checkpoints_without_computing_any_again(stored_run, tmp_path, capsys):
-    few, rows = find_manifest(stored_run, "warmup_rows"), find_manifest(stored_run, "ingest")
+    few, rows = stored_run.manifest("warmup_rows"), stored_run.manifest("ingest")
     place = open_location(tmp_path / "store")
     computed = []
     for number, (part, last) in enumerate(((few, 1), (few, None), (rows, None), (rows, None))):
@@ -313,7 +310,7 @@ class Broken(jobs_store.GradientVectors):
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore:The minimum number of concurrent actors")  # nothing is left for them to do
 def test_a_pass_that_was_cut_off_continues_where_it_stopped(stored_run, tmp_path, monkeypatch):
-    few, place = find_manifest(stored_run, "warmup_rows"), open_location(tmp_path / "store")
+    few, place = stored_run.manifest("warmup_rows"), open_location(tmp_path / "store")
     config, settings, store = open_of(stored_run, place, rose__checkpoints=1)
     run = Run(tmp_path / "run")
 
@@ -347,7 +344,7 @@ def test_rescoring_for_other_targets_leaves_the_rows_gradients_alone(stored_run,
     show_run(chosen.run.folder.path, Console("plain"))
     shown = next(line for line in capsys.readouterr().out.splitlines() if "│ gradients" in line)
     assert shown.split("│")[-2].strip() == "–"  # no rate: it was computed by the other run
-    same = rescore(old, config_of(stored_run).target, new_run=str(tmp_path / "same"))
+    same = rescore(old, stored_run.config().target, new_run=str(tmp_path / "same"))
     assert same.ids == pq.read_table(f"{old}/selection.parquet")["id"].to_pylist()
     with pytest.raises(StaleRunError, match=r"adam\.form: 'official' -> 'textbook'"):
         rescore(old, pairs, new_run=str(tmp_path / "other"), overrides=["rose.adam.form=textbook"])
@@ -355,7 +352,7 @@ def test_rescoring_for_other_targets_leaves_the_rows_gradients_alone(stored_run,
 
 @pytest.mark.ray
 def test_rescoring_counts_tokens_anew_where_the_final_template_is_another(stored_run, tmp_path):
-    target, counted = config_of(stored_run).target, []
+    target, counted = stored_run.config().target, []
     source = stored_run.folder.path
     for name, overrides in (("a", []), ("b", []), ("c", ["train.template=alpaca"])):
         new = str(tmp_path / name)
@@ -417,7 +414,7 @@ def test_rescoring_for_a_target_that_cannot_be_read_leaves_nothing_behind(stored
 @pytest.mark.ray
 def test_a_checkpoint_is_known_by_its_content_not_by_its_name(rose_run, tmp_path):
     run = open_run(rose_run)
-    first, second = run.files(find_manifest(run, "warmup"), "epochs")[:2]
+    first, second = run.files(run.manifest("warmup"), "epochs")[:2]
     moved = open_location(tmp_path / "moved")
     shutil.copytree(first.path, moved.path)
     settings = json.loads((moved / "adapter" / "adapter_config.json").read_text())

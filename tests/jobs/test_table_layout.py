@@ -8,10 +8,10 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console as RichConsole
 
-from raysift.jobs.console import Console
-from raysift.jobs.run import Run, StageResult
-from raysift.jobs.show import show_selection
-from raysift.jobs.table_layout import lay_out
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.show import show_selection
+from raysift.jobs.commands.table_layout import lay_out
+from raysift.jobs.runs.run import Run, StageResult
 
 WIDTH = 80
 ID = "-8701312519435136481"

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from raysift.config import make_config
 from raysift.errors import ConfigError, DataError
+from raysift.gradients.preference import Member, Targets
 from raysift.gradients.rows import SetAside
-from raysift.jobs.console import Console
+from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.targeting import check_targets, count_members, read_targets, subtask_of, target_files
-from raysift.jobs.run import Run
+from raysift.jobs.runs.run import Run
 from raysift.nano.world import examples
-from raysift.preference import Member, Targets
+from raysift.settings.config import make_config
 
 from .conftest import nano_pairs, write_lines
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysift.errors import ConfigError, DataError, ModelError, StageError, StaleRunError
-from raysift.examples import read_examples
+from raysift.evaluation.examples import read_examples
 from raysift.jobs.pairwise.sides import answers_file, read_answers
 from raysift.jobs.pairwise.win_rate import win_rate
 from raysift.pairwise.rows import ORDERS
@@ -92,7 +92,7 @@ def test_the_base_model_loses_against_the_right_answers(against_truth, test_file
 
 @pytest.mark.ray
 def test_the_table_is_shown_and_names_what_failed(against_truth, capsys):
-    from raysift.jobs.console import Console
+    from raysift.jobs.commands.console import Console
     from raysift.jobs.pairwise.win_rate import show_win_rate
 
     _, manifest, _ = against_truth
@@ -212,7 +212,7 @@ def test_a_comparison_without_any_verdict_is_an_error(ray_local, test_file, tmp_
 def test_a_judge_on_vllm_gives_the_verdicts_of_transformers(ray_local, test_file, tmp_path, monkeypatch, kind):
     """A judge of 1.3M parameters hardly tells answers apart: what differs by less than backends do is a tie."""
     pytest.importorskip("vllm", reason="needs vLLM; see CONTRIBUTING.md for one without a GPU")
-    from raysift.jobs import quality
+    from raysift.jobs.scoring import quality
 
     scored, score, build = [], quality.map_rows, quality.build_engine
     monkeypatch.setattr(quality, "map_rows", lambda *args, **named: scored.append(args[1]) or score(*args, **named))
@@ -248,7 +248,8 @@ def test_a_comparing_judge_on_vllm_gives_the_verdicts_of_transformers_also_when_
     pytest.importorskip("vllm", reason="needs vLLM; see CONTRIBUTING.md for one without a GPU")
     from functools import partial
 
-    from raysift.jobs import quality, vllm_stage
+    from raysift.jobs.on_ray import vllm_stage
+    from raysift.jobs.scoring import quality
 
     from .test_generation_vllm import finished_before, killed_once
 
@@ -303,7 +304,7 @@ def test_a_comparing_judge_on_vllm_gives_the_verdicts_of_transformers_also_when_
 @pytest.mark.ray
 @pytest.mark.parametrize("by", ["scores", "comparison"])
 def test_a_judge_on_vllm_is_refused_where_there_is_none(ray_local, test_file, tmp_path, monkeypatch, by):
-    from raysift.jobs import generation
+    from raysift.jobs.scoring import generation
 
     monkeypatch.setattr(generation, "vllm_version", lambda: None)
     with pytest.raises(ConfigError, match="judge: backend=vllm is set and vLLM is not installed"):
@@ -312,7 +313,7 @@ def test_a_judge_on_vllm_is_refused_where_there_is_none(ray_local, test_file, tm
 
 
 def test_a_run_without_an_evaluation_is_no_side(tmp_path):
-    from raysift.jobs.run import Run
+    from raysift.jobs.runs.run import Run
 
     Run(str(tmp_path / "run")).record("started", "ingest")
     with pytest.raises(DataError, match="has no finished evaluation"):

@@ -5,12 +5,12 @@ import json
 import pytest
 from pydantic import ValidationError
 
-from raysift.config import load_config, make_config
 from raysift.errors import ConfigError
 from raysift.methods.raise_policy import RaiseConfig
 from raysift.policy.search_settings import CHANGEABLE, PLACES, SearchSettings, SearchSpace
 from raysift.policy.trials import apply_settings
-from raysift.recipes import TrainConfig
+from raysift.settings.config import load_config, make_config
+from raysift.settings.training import TrainConfig
 
 
 def test_every_searched_setting_has_a_place_among_those_of_a_run():

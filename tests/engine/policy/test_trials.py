@@ -24,7 +24,7 @@ from raysift.policy.trials import (
     draw_trials,
     searched_values,
 )
-from raysift.recipes import TrainConfig
+from raysift.settings.training import TrainConfig
 from raysift.storage import open_location
 
 from ...tiny_policies import tiny_pool  # noqa: TID252

@@ -1,0 +1,1 @@
+"""Questions with checkable answers, the metrics that judge answers, and how sure a mean is."""

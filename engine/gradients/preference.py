@@ -1,0 +1,268 @@
+"""Target gradients: what the selected rows should lower, as one vector per subtask.
+
+ROSE takes the pairwise preference loss (DPO) of the policy (base + adapter) against the reference (adapter off):
+
+    margin = [log p(chosen) - log p_ref(chosen)] - [log p(rejected) - log p_ref(rejected)]
+    loss = -log sigmoid(beta margin),   gradient = beta sigmoid(-beta margin) (grad log p(rejected) - grad log
+    p(chosen))
+
+LESS takes the mean token cross-entropy of examples. Gradients are plain, never Adam's, so scaling an example changes
+nothing. Normalised pair by pair (*mean_of_units*, the official code), the factor in front cancels: then neither beta
+nor the reference has any effect. In *unit_of_mean*, the papers' expectation, pairs that the model gets wrong weigh
+more. Departure: a prompt's end-of-sequence token (official ROSE) is a matter of the template, not of this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from raysift.errors import DataError
+from raysift.gradients.adapter import adapter_off
+from raysift.gradients.collect import RowGradients, RowVectors
+from raysift.gradients.rows import NOT_FINITE, ZERO, SetAside, TokenRow, check_row
+from raysift.gradients.settings import PreferenceSettings, TargetSettings
+
+T = TypeVar("T")
+
+SAME_ANSWERS = "chosen_equals_rejected"
+SAME_UNTIL_CUT = "equal_up_to_the_cut"
+
+_HELD_NUMBERS = 2**27  # of unaggregated gradients at once: 512 MiB in float32
+
+
+@dataclass(frozen=True)
+class TokenPair:
+    """A preference as the model sees it: both rows hold the prompt, and labels on the answer alone. Their ids are not
+    used."""
+
+    id: int
+    chosen: TokenRow
+    rejected: TokenRow
+    subtask: str = "all"
+    truncated: bool = False
+    """Tokens of an answer were cut off."""
+
+
+@dataclass(frozen=True)
+class TokenExample:
+    """An example of the target task, for LESS."""
+
+    row: TokenRow
+    subtask: str = "all"
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Member:
+    """What one pair or example brought: its loss, its margin (pairs only) and the length of its gradient; whether tokens
+    of an answer were cut off."""
+
+    id: int
+    subtask: str
+    loss: float
+    norm: float
+    margin: float | None = None
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Targets:
+    """One vector per subtask, (subtasks, width), in sorted order of their names, and who contributed.
+
+    `set_aside` lists pairs and examples without a gradient. Those of equal answers count as zero in a mean, as in the
+    official code; others are left out of it. `units` holds each member's normalised gradient where it was asked for.
+    """
+
+    subtasks: tuple[str, ...]
+    vectors: NDArray[np.floating]
+    members: list[Member]
+    set_aside: list[SetAside]
+    units: NDArray[np.floating] | None = None
+
+
+def preference_loss(margin: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
+    """-log sigmoid(beta margin), without overflow."""
+    return np.logaddexp(0.0, -beta * margin)
+
+
+def preference_pull(margin: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
+    """beta sigmoid(-beta margin): how strongly a pair still pulls; near zero where the model already prefers
+    `chosen`."""
+    return beta * np.exp(-np.logaddexp(0.0, beta * margin))
+
+
+def preference_targets(
+    gradients: RowGradients,
+    pairs: Sequence[TokenPair],
+    settings: PreferenceSettings,
+    targets: TargetSettings,
+    keep_units: bool = False,
+) -> Targets:
+    """Targets of ROSE, through the sink that `gradients` carries (a projection; of kind none for exact matching)."""
+    kept, set_aside = _checked_pairs(gradients, pairs)
+    means = _SubtaskMeans(targets, [pair.subtask for pair in pairs], keep_units)
+    for why in set_aside:
+        if why.reason in (SAME_ANSWERS, SAME_UNTIL_CUT):
+            means.count_zero(next(pair.subtask for pair in pairs if pair.id == why.id))
+    with _plain(gradients):
+        for chunk in _chunks(kept, gradients, per_item=2):
+            set_aside += _add_pairs(gradients, chunk, settings, means)
+    return means.finish(set_aside)
+
+
+def cross_entropy_targets(
+    gradients: RowGradients, examples: Sequence[TokenExample], targets: TargetSettings, keep_units: bool = False
+) -> Targets:
+    """Targets of LESS, from the mean token loss of each example."""
+    _refuse_repeats([example.row.id for example in examples])
+    means = _SubtaskMeans(targets, [example.subtask for example in examples], keep_units)
+    set_aside: list[SetAside] = []
+    with _plain(gradients):
+        for chunk in _chunks(list(examples), gradients, per_item=1):
+            result = gradients.run([example.row for example in chunk])
+            by_id = {example.row.id: example for example in chunk}
+            for id_, vector, loss in zip(result.ids.tolist(), result.vectors, result.losses, strict=True):
+                norm, cut = float(np.linalg.norm(vector)), by_id[id_].truncated
+                means.add(vector, Member(id_, by_id[id_].subtask, float(loss), norm, truncated=cut))
+            set_aside += result.set_aside
+    return means.finish(set_aside)
+
+
+def _add_pairs(
+    gradients: RowGradients, pairs: list[TokenPair], settings: PreferenceSettings, means: _SubtaskMeans
+) -> list[SetAside]:
+    rows = _both_sides(pairs)
+    result = gradients.run(rows, settings.log_probability)
+    where = {int(id_): i for i, id_ in enumerate(result.ids)}
+    reference = np.zeros(len(rows))
+    if settings.reference == "base":
+        with adapter_off(gradients.adapter):
+            reference = gradients.losses(rows, settings.log_probability)
+    reasons = {why.id // 2: why for why in result.set_aside}
+    set_aside = []
+    for i, pair in enumerate(pairs):
+        if i in reasons:
+            set_aside.append(SetAside(pair.id, reasons[i].reason, reasons[i].message))
+            continue
+        chosen, rejected = where[2 * i], where[2 * i + 1]
+        # Losses are -log p, so the signs of the module's formulas turn.
+        gain = (result.losses[rejected] - reference[2 * i + 1]) - (result.losses[chosen] - reference[2 * i])
+        vector, member = _pair_gradient(pair, result, chosen, rejected, float(gain), settings.beta)
+        if not (np.isfinite(member.norm) and np.isfinite(member.loss)):
+            set_aside.append(SetAside(pair.id, NOT_FINITE, f"loss {member.loss}, gradient norm {member.norm}"))
+        elif member.norm == 0:
+            set_aside.append(SetAside(pair.id, ZERO, "both answers have the same gradient"))
+        else:
+            means.add(vector, member)
+    return set_aside
+
+
+def _pair_gradient(
+    pair: TokenPair, result: RowVectors, chosen: int, rejected: int, margin: float, beta: float
+) -> tuple[NDArray[np.floating], Member]:
+    pull, loss = preference_pull(np.array(margin), beta), preference_loss(np.array(margin), beta)
+    difference = result.vectors[chosen] - result.vectors[rejected]
+    norm = float(np.linalg.norm(difference))
+    if norm == 0 or pull > 0:
+        return difference * pull.astype(difference.dtype), Member(
+            pair.id, pair.subtask, float(loss), norm * float(pull), margin, pair.truncated
+        )
+    # The pull of a pair that is already right by far underflows; its direction is still that of the difference.
+    return difference, Member(pair.id, pair.subtask, float(loss), norm, margin, pair.truncated)
+
+
+class _SubtaskMeans:
+    """Running sums per subtask, in double precision so that the order of the members does not show."""
+
+    def __init__(self, settings: TargetSettings, subtasks: Sequence[str], keep_units: bool) -> None:
+        if not subtasks:
+            raise DataError("target: no pairs or examples were given.")
+        self._settings = settings
+        self._names = tuple(sorted(set(subtasks)))
+        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._counts = dict.fromkeys(self._names, 0)
+        self._members: list[Member] = []
+        self._units: list[NDArray[np.floating]] | None = [] if keep_units else None
+        self._dtype: np.dtype[np.floating] = np.dtype(np.float32)
+
+    def count_zero(self, subtask: str) -> None:
+        self._counts[subtask] += 1
+
+    def add(self, vector: NDArray[np.floating], member: Member) -> None:
+        self._dtype = vector.dtype
+        unit = vector / np.linalg.norm(vector)
+        part = unit if self._settings.aggregation == "mean_of_units" else vector
+        if member.subtask not in self._sums:
+            self._sums[member.subtask] = np.zeros(len(vector))
+        self._sums[member.subtask] += part
+        self._counts[member.subtask] += 1
+        self._members.append(member)
+        if self._units is not None:
+            self._units.append(unit)
+
+    def finish(self, set_aside: list[SetAside]) -> Targets:
+        empty = [name for name in self._names if name not in self._sums]
+        if empty:
+            reasons = sorted({why.reason for why in set_aside})
+            raise DataError(
+                f"targets: no pair or example of subtask '{empty[0]}' has a gradient; {len(set_aside)} were set aside "
+                f"({', '.join(reasons)}). Give it others, or drop the subtask."
+            )
+        vectors = np.stack([self._sums[name] / self._counts[name] for name in self._names])
+        if self._settings.aggregation == "unit_of_mean":
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            if not norms.all():
+                raise DataError(f"target: the gradients of subtask {self._names[int(np.argmin(norms))]!r} cancel out.")
+            vectors /= norms
+        units = np.stack(self._units) if self._units else None
+        return Targets(self._names, vectors.astype(self._dtype), self._members, set_aside, units)
+
+
+def _checked_pairs(gradients: RowGradients, pairs: Sequence[TokenPair]) -> tuple[list[TokenPair], list[SetAside]]:
+    _refuse_repeats([pair.id for pair in pairs])
+    kept, set_aside = [], []
+    for pair in pairs:
+        sides = (pair.chosen, pair.rejected)
+        why = next((why for side in sides if (why := check_row(side, gradients.max_tokens))), None)
+        if why is not None:
+            set_aside.append(SetAside(pair.id, why.reason, why.message))
+        elif all(np.array_equal(getattr(sides[0], f), getattr(sides[1], f)) for f in ("input_ids", "labels")):
+            reason = SAME_UNTIL_CUT if pair.truncated else SAME_ANSWERS
+            set_aside.append(SetAside(pair.id, reason, "it says nothing about what is better; it counts as zero"))
+        else:
+            kept.append(pair)
+    return kept, set_aside
+
+
+def _both_sides(pairs: Sequence[TokenPair]) -> list[TokenRow]:
+    """Rows 2 i (chosen) and 2 i + 1 (rejected) of pair i."""
+    sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    return [TokenRow(i, side.input_ids, side.labels) for i, side in enumerate(sides)]
+
+
+def _refuse_repeats(ids: Sequence[int]) -> None:
+    if len(set(ids)) < len(ids):
+        raise DataError(f"target: {len(ids) - len(set(ids))} ids of pairs or examples occur twice.")
+
+
+def _chunks(items: list[T], gradients: RowGradients, per_item: int) -> Iterator[list[T]]:
+    width = gradients.sink.width if gradients.sink is not None else 1
+    step = max(1, _HELD_NUMBERS // (width * per_item))
+    for start in range(0, len(items), step):
+        yield items[start : start + step]
+
+
+@contextmanager
+def _plain(gradients: RowGradients) -> Iterator[None]:
+    """Targets are plain gradients, whatever direction the rows get."""
+    direction, gradients.direction = gradients.direction, None
+    try:
+        yield
+    finally:
+        gradients.direction = direction

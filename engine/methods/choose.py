@@ -1,0 +1,80 @@
+"""Choose by rank under a budget, from scores that stream by: best score first, ties to the smaller id.
+
+With a budget in tokens the chosen rows are the longest run of best rows whose tokens fit: the first row that does not
+fit ends it, so that a better row is never passed over for a shorter one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pyarrow as pa
+
+from raysift.errors import DataError
+from raysift.records import ID, ORDER, SCORE, TOKENS
+from raysift.settings.budget import Budget
+from raysift.topk import Ids, Scores, TopK
+
+
+def choose_top(chunks: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
+    """Ids and scores of the chosen rows, best first.
+
+    `pool_rows` counts all rows after ingest, those without a score too, so that 5 % means 5 % of the pool. Rows whose
+    score is null (they failed) are never chosen.
+    """
+    best = _BestTokens(budget.tokens) if budget.tokens is not None else TopK(budget.rows_of(pool_rows))
+    for chunk in chunks:
+        scored = chunk.filter(chunk[SCORE].is_valid())
+        ids, scores = scored[ID].to_numpy(), scored[SCORE].to_numpy()
+        if isinstance(best, _BestTokens):
+            best.add(ids, scores, scored[TOKENS].to_numpy())
+        else:
+            best.add(ids, scores)
+    ids, scores = best.result()
+    if len(ids) == 0:
+        raise DataError("choose: nothing was selected: no row has a score, or the first row exceeds the token budget.")
+    return ids, scores
+
+
+def choose_in_order(chunks: Iterable[pa.Table]) -> tuple[Ids, Scores]:
+    """Ids and scores of the rows that a recipe has put in an order, in that order; a row without a place is not chosen."""
+    placed = [chunk.filter(chunk[ORDER].is_valid()).select([ID, SCORE, ORDER]) for chunk in chunks]
+    table = pa.concat_tables(placed).sort_by(ORDER) if placed else None
+    if table is None or len(table) == 0:
+        raise DataError("choose: nothing was selected: no row has a place in the order.")
+    return table[ID].to_numpy(), table[SCORE].to_numpy()
+
+
+class _BestTokens:
+    """Keeps the best rows up to a number of tokens, plus the one that does not fit any more."""
+
+    def __init__(self, tokens: int) -> None:
+        self.budget = tokens
+        self._kept: list[tuple[Ids, Scores, np.ndarray]] = []
+        self._held = self._compacted = 0
+
+    def add(self, ids: Ids, scores: Scores, tokens: np.ndarray) -> None:
+        if np.isnan(scores).any():
+            raise DataError(f"choose: {int(np.isnan(scores).sum())} scores are NaN; a missing score must be null.")
+        self._kept.append((ids, scores.astype(np.float64), tokens))
+        self._held += len(ids)
+        if self._held > max(65_536, 2 * self._compacted):
+            self._compact()
+
+    def result(self) -> tuple[Ids, Scores]:
+        ids, scores, tokens = self._compact()
+        fits = np.cumsum(tokens) <= self.budget
+        return ids[fits], scores[fits]
+
+    def _compact(self) -> tuple[Ids, Scores, np.ndarray]:
+        ids = np.concatenate([np.empty(0, np.int64), *(kept[0] for kept in self._kept)])
+        scores = np.concatenate([np.empty(0), *(kept[1] for kept in self._kept)])
+        tokens = np.concatenate([np.empty(0, np.int64), *(kept[2] for kept in self._kept)])
+        order = np.lexsort((ids, -scores))
+        ids, scores, tokens = ids[order], scores[order], tokens[order]
+        # Rows that start past the budget cannot come back: more rows only push them further down.
+        keep = np.cumsum(tokens) - tokens < self.budget
+        self._kept = [(ids[keep], scores[keep], tokens[keep])]
+        self._held = self._compacted = int(keep.sum())
+        return self._kept[0]

@@ -1,0 +1,182 @@
+"""Selected rows in the shape a trainer reads: messages, alpaca, sharegpt, each record as it came, or Parquet.
+
+`messages` records hold id, source, messages and meta (JSON text, so that records of many origins have one schema).
+`original` gives back each record's own text, byte for byte where it came from JSON lines; a row that had none (plain
+messages in Parquet) is rebuilt from messages, source and meta. `alpaca` knows no tools: a row with a tool's message is
+an error, not a guess. Beside the file lie `dataset_info.json` for LLaMA-Factory and a dataset card.
+
+Ingested again, `messages` and `parquet` give the same rows (id, source, messages, meta; `parquet` the original text, too),
+`alpaca` the same but for source and meta, of which it keeps the input, and `sharegpt` ids and messages.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysift.errors import ConfigError, DataError
+from raysift.pool.given_input import conversation_of, split_input
+from raysift.pool.json_text import dump, original_text
+from raysift.records import ID, MESSAGES, META, RAW, ROWS, SOURCE
+from raysift.storage import Location
+
+Row = dict[str, Any]
+BATCH_ROWS = 2000
+SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
+
+
+def write_export(
+    files: Sequence[Location], folder: Location, shape: str = "messages", name: str = "selection"
+) -> list[Location]:
+    """Write the rows of Parquet files (records.ROWS), in their order, with dataset_info.json and a card."""
+    data = folder / f"{name}.{'parquet' if shape == 'parquet' else 'jsonl'}"
+    count = write_rows(read_rows(files), data, shape)
+    info, card = folder / "dataset_info.json", folder / "README.md"
+    info.write(json.dumps({name: dataset_info(data.name, shape)}, indent=2) + "\n")
+    card.write(dataset_card(data.name, shape, count))
+    return [data, info, card]
+
+
+def write_rows(rows: Iterable[pa.RecordBatch | pa.Table], path: Location, shape: str = "messages") -> int:
+    """Write rows (records.ROWS) to one file; gives their number."""
+    if shape == "parquet":
+        return _write_parquet(rows, path)
+    if shape not in SHAPES:
+        raise ConfigError(
+            f"export: output format '{shape}' is unknown. Known: {', '.join(sorted([*SHAPES, 'parquet']))}."
+        )
+    spell, count = SHAPES[shape], 0
+    with path.open_output() as stream:
+        for row in _each(rows):
+            stream.write(spell(row) + b"\n")
+            count += 1
+    return count
+
+
+def read_rows(files: Sequence[Location]) -> Iterator[pa.Table]:
+    """Rows of Parquet files, in order, a bounded number at a time."""
+    for file in files:
+        with file.open_input() as stream:
+            for batch in pq.ParquetFile(stream).iter_batches(BATCH_ROWS, columns=ROWS.names):
+                yield pa.Table.from_batches([batch])
+
+
+def as_messages(row: Row) -> bytes:
+    """id, source, messages and meta."""
+    return dump({ID: row[ID], SOURCE: row[SOURCE], MESSAGES: row[MESSAGES], META: row[META] or "{}"})
+
+
+def as_sharegpt(row: Row) -> bytes:
+    """Conversations of from and value; an assistant's message that a tool answers is a function_call."""
+    turns = row[MESSAGES]
+    names = [SHAREGPT_NAMES[turn["role"]] for turn in turns]
+    for number in range(len(turns) - 1):
+        if names[number] == "gpt" and names[number + 1] == "observation":
+            names[number] = "function_call"
+    system = turns[0]["content"] if names[:1] == ["system"] else ""
+    spoken = list(zip(names, turns, strict=True))[1 if system else 0 :]
+    tools = (orjson.loads(row[META]) if row[META] else {}).get("tools", "")
+    return dump(
+        {
+            "id": str(row[ID]),
+            "conversations": [{"from": name, "value": turn["content"]} for name, turn in spoken],
+            "system": system,
+            "tools": tools if isinstance(tools, str) else dump(tools).decode("utf-8"),
+        }
+    )
+
+
+def as_alpaca(row: Row) -> bytes:
+    """The last question and answer as instruction, input and output, what was said before them as system and history."""
+    turns = [(turn["role"], turn["content"]) for turn in row[MESSAGES]]
+    system = "\n".join(content for role, content in turns if role == "system")
+    spoken = [turn for turn in turns if turn[0] != "system"]
+    asks, answers = spoken[0::2], spoken[1::2]
+    in_turn = all(role == "user" for role, _ in asks) and all(role == "assistant" for role, _ in answers)
+    if not spoken or len(asks) != len(answers) or not in_turn:
+        raise DataError(
+            f"export: row {row[ID]} is no alternation of user and assistant ({', '.join(role for role, _ in turns)}), "
+            "which alpaca records cannot hold. Use the output format messages, sharegpt or original."
+        )
+    pairs = [[ask, answer] for (_, ask), (_, answer) in zip(asks, answers, strict=True)]
+    asked = [turn for turn in conversation_of(row) if turn["role"] == "user"][-1]
+    instruction, given = split_input(asked)
+    record = {"instruction": instruction, "input": given, "output": pairs[-1][1], "system": system}
+    return dump(record | {"history": pairs[:-1]})
+
+
+def as_original(row: Row) -> bytes:
+    """The record's own text."""
+    return str(row[RAW] if row[RAW] is not None else original_text(row)).encode("utf-8")
+
+
+SHAPES: dict[str, Callable[[Row], bytes]] = {
+    "messages": as_messages,
+    "sharegpt": as_sharegpt,
+    "alpaca": as_alpaca,
+    "original": as_original,
+}
+
+
+def dataset_info(file: str, shape: str) -> dict[str, Any]:
+    """What LLaMA-Factory needs to know about the file."""
+    if shape == "alpaca":
+        names = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+        return {"file_name": file, "columns": names | {"history": "history"}}
+    if shape == "sharegpt":
+        columns = {"messages": "conversations", "system": "system", "tools": "tools"}
+        return {"file_name": file, "formatting": "sharegpt", "columns": columns}
+    return {
+        "file_name": file,
+        "formatting": "sharegpt",
+        "columns": {"messages": MESSAGES},
+        "tags": {
+            "role_tag": "role",
+            "content_tag": "content",
+            "user_tag": "user",
+            "assistant_tag": "assistant",
+            "system_tag": "system",
+            "observation_tag": "tool",
+        },
+    }
+
+
+def dataset_card(file: str, shape: str, rows: int) -> str:
+    """A README that tells `datasets.load_dataset(FOLDER)` which file holds the data, and people what it is."""
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: {file}
+tags:
+- instruction-tuning
+- raysift
+---
+
+# Selected rows
+
+{rows:,} rows chosen by raysift, in the `{shape}` format, the best first. The run folder that this one came from holds
+the score of every row of the pool, the reason of every choice, and the settings to repeat it.
+"""
+
+
+def _write_parquet(rows: Iterable[pa.RecordBatch | pa.Table], path: Location) -> int:
+    count = 0
+    with path.open_output() as stream, pq.ParquetWriter(stream, ROWS, compression="zstd") as writer:
+        for part in rows:
+            table = part if isinstance(part, pa.Table) else pa.Table.from_batches([part])
+            writer.write_table(table.select(ROWS.names).cast(ROWS))
+            count += table.num_rows
+    return count
+
+
+def _each(rows: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Row]:
+    for part in rows:
+        for start in range(0, part.num_rows, BATCH_ROWS):
+            yield from part.slice(start, BATCH_ROWS).to_pylist()

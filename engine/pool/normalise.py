@@ -1,0 +1,395 @@
+"""From batches of records, in any layout, to rows: messages with canonical roles, ids, source, meta, raw.
+
+Two ways lead there. Parquet and Arrow columns of plain messages stay columns throughout; all else is parsed record by
+record into lists, which become columns once a batch. Both end in the same checks, on columns.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from raysift.pool.checks import IngestConfig, find_reasons, trim_trailing
+from raysift.pool.files import BadFile, SourceFile, line_of
+from raysift.pool.formats.layout import Layout, carried_of
+from raysift.pool.formats.problem import RecordProblem, kind_of
+from raysift.pool.formats.turns import Turns
+from raysift.pool.given_input import INPUT
+from raysift.pool.json_text import dump, dump_rows, original_text
+from raysift.pool.reading import Batch, Problem, RecordsBatch, TableBatch, TextBatch
+from raysift.pool.row_ids import canonical_role, row_id, row_ids
+from raysift.records import ID, MESSAGE, MESSAGES, META, RAW, ROLES, ROWS, SOURCE, Message
+
+POSITION = "position"
+PLACED_ROWS = ROWS.append(pa.field(POSITION, pa.int64(), nullable=False))
+
+
+@dataclass(frozen=True)
+class Normalised:
+    """A batch in which each record is either among the rows or among the problems (`id` known for rejected rows)."""
+
+    rows: pa.Table  # PLACED_ROWS
+    problems: list[Problem]
+    problem_ids: list[int | None]
+    problem_sources: list[str]
+    trimmed: int
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Conversations before the checks: conversation i holds the messages offsets[i] to offsets[i + 1]."""
+
+    roles: pa.Array
+    contents: pa.Array
+    offsets: npt.NDArray[np.int64]
+    source: pa.Array
+    meta: pa.Array
+    raw: pa.Array
+    positions: npt.NDArray[np.int64]
+
+
+class Normaliser:
+    """Knows a file's layout and the settings; called with each batch of it."""
+
+    def __init__(self, file: SourceFile, layout: Layout, config: IngestConfig) -> None:
+        self.file, self.layout, self.config = file, layout, config
+        self._field_of = {column: field for field, column in config.columns.items()}
+        self._source_column = config.source or SOURCE
+        self._source_name = config.source or file.stem
+
+    def __call__(self, batch: Batch) -> Normalised:
+        # Records are trees: there is nothing to find for the cycle collector, which takes a third of the time to look.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            return self._normalise(batch)
+        finally:
+            if collecting:
+                gc.enable()
+
+    def _normalise(self, batch: Batch) -> Normalised:
+        problems: list[Problem] = []
+        if isinstance(batch, TableBatch):
+            columns = self._from_plain_messages(batch)
+            if columns is None:
+                records, positions = _table_records(batch, problems)
+                columns = self._from_records(records, None, positions, problems)
+        elif isinstance(batch, RecordsBatch):
+            problems += batch.problems
+            columns = self._from_records(batch.records, None, batch.positions, problems)
+        else:
+            problems += batch.problems
+            records, texts, positions = parse_batch(batch, self.file, problems)
+            columns = self._from_records(records, texts, positions, problems)
+        return self._check(columns, problems)
+
+    def _from_records(
+        self,
+        records: list[dict[str, Any]],
+        texts: list[bytes] | None,
+        positions: list[int],
+        problems: list[Problem],
+    ) -> _Columns:
+        roles: list[str] = []
+        contents: list[str] = []
+        ends = [0]
+        sources: list[str] = []
+        metas: list[bytes | None] = []
+        raws: list[bytes | None] = []
+        placed: list[int] = []
+        inputs = self.layout.inputs
+        read, own, keep_raw = self.layout.read, self.layout.fields | {self._source_column}, self.config.keep_raw
+        for number, record in enumerate(records):
+            if self._field_of:
+                record = {self._field_of.get(key, key): value for key, value in record.items()}
+            try:
+                conversations = read(record)
+            except RecordProblem as problem:
+                raw = texts[number].decode("utf-8", "replace") if texts else dump(record).decode()
+                problems.append(Problem(positions[number], problem.reason, problem.message, raw))
+                continue
+            source = self._source_of(record)
+            is_row = META in record and _is_row(record, conversations[0])
+            carried = carried_of(record, own | {ID, RAW} if is_row else own)
+            meta = dump(carried) if carried else None
+            given = inputs(record) if inputs else ()
+            if is_row and RAW in record:
+                raw_text = record[RAW].encode() if keep_raw and record[RAW] else None
+            else:
+                raw_text = (texts[number] if texts else dump(records[number])) if keep_raw else None
+            for number_here, turns in enumerate(conversations):
+                for role, content in turns:
+                    roles.append(role)
+                    contents.append(content)
+                ends.append(len(roles))
+                sources.append(source)
+                told = given[number_here] if given else None
+                metas.append(dump({INPUT: told} | carried | {INPUT: told}) if told else meta)  # it comes first
+                raws.append(raw_text)
+                placed.append(positions[number])
+        return _Columns(
+            pa.array(roles, pa.string()),
+            pa.array(contents, pa.string()),
+            np.asarray(ends, np.int64),
+            pa.array(sources, pa.string()),
+            pa.array(metas, pa.binary()).view(pa.string()),
+            pa.array(raws, pa.binary()).view(pa.string()),
+            np.asarray(placed, np.int64),
+        )
+
+    def _from_plain_messages(self, batch: TableBatch) -> _Columns | None:
+        """The columnar way, for a column of lists of {role, content}; None where any value needs a closer look."""
+        table = batch.table.rename_columns([self._field_of.get(name, name) for name in batch.table.column_names])
+        fields = [name for name in ("messages", "conversations") if name in table.column_names]
+        closer = not {"system", META}.isdisjoint(table.column_names)
+        if self.layout.name not in ("messages", "sharegpt") or len(fields) != 1 or closer:
+            return None
+        lists = pc.cast(table[fields[0]], pa.large_list(table[fields[0]].type.value_type)) if _is_list(
+            table[fields[0]].type
+        ) else None  # fmt: skip
+        if lists is None or lists.null_count or not _is_plain(lists.type.value_type):
+            return None
+        lists = lists.combine_chunks()
+        flat = lists.flatten()
+        names = [field.name for field in flat.type]
+        role_at = names.index("role") if "role" in names else names.index("from")
+        roles, contents = (pc.struct_field(flat, [at]) for at in (role_at, 1 - role_at))
+        if roles.null_count or contents.null_count or not _is_utf8(table, roles, contents):
+            return None
+        lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
+        rest = table.drop_columns(fields[0])
+        source = self._source_of_table(rest)
+        if self._source_column in rest.column_names:
+            rest = rest.drop_columns(self._source_column)
+        return _Columns(
+            pc.cast(roles, pa.string()),
+            pc.cast(contents, pa.string()),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            source,
+            dump_rows(rest),
+            pa.nulls(table.num_rows, pa.string()),
+            np.arange(batch.first, batch.first + table.num_rows),
+        )
+
+    def _source_of(self, record: dict[str, Any]) -> str:
+        value = record.get(self._source_column)
+        if isinstance(value, str) and value:
+            return value
+        return self._source_name if value is None or isinstance(value, str | dict | list) else str(value)
+
+    def _source_of_table(self, table: pa.Table) -> pa.Array:
+        name = pa.scalar(self._source_name, pa.string())
+        if self._source_column not in table.column_names:
+            return pa.repeat(name, table.num_rows)
+        column = table[self._source_column].combine_chunks()
+        if pa.types.is_nested(column.type):
+            return pa.repeat(name, table.num_rows)
+        column = pc.cast(column, pa.string())
+        return pc.if_else(pc.or_kleene(pc.is_null(column), pc.equal(column, "")), name, column)
+
+    def _check(self, columns: _Columns, problems: list[Problem]) -> Normalised:
+        codes, roles = _canonical(columns.roles)
+        contents, offsets, trimmed = columns.contents, columns.offsets, 0
+        if self.config.trailing_user == "trim":
+            keep, new_offsets = trim_trailing(codes, offsets)
+            trimmed = int((np.diff(new_offsets) != np.diff(offsets)).sum())
+            if trimmed:
+                mask = pa.array(keep)
+                codes, roles, contents, offsets = codes[keep], roles.filter(mask), contents.filter(mask), new_offsets
+        reasons = find_reasons(codes, contents, offsets, self.config)
+        rows = pa.table(
+            {
+                ID: row_ids(roles, contents, offsets),
+                SOURCE: columns.source,
+                MESSAGES: pa.ListArray.from_arrays(
+                    pa.array(offsets, pa.int32()), pa.StructArray.from_arrays([roles, contents], fields=list(MESSAGE))
+                ),
+                META: columns.meta,
+                RAW: columns.raw,
+                POSITION: columns.positions,
+            },
+            schema=PLACED_ROWS,
+        )
+        against = np.flatnonzero(reasons != None)  # noqa: E711 (elementwise)
+        ids: list[int | None] = [None] * len(problems)
+        sources = [self._source_name] * len(problems)
+        if len(against):
+            for row, reason in zip(rows.take(pa.array(against)).to_pylist(), reasons[against], strict=True):
+                raw = row[RAW] if row[RAW] is not None else original_text(row)
+                problems.append(Problem(row[POSITION], reason, "", raw))
+                ids.append(row[ID])
+                sources.append(row[SOURCE])
+            rows = rows.filter(pa.array(reasons == None))  # noqa: E711
+        return Normalised(rows, problems, ids, sources, trimmed)
+
+
+def records_of(batch: Batch, file: SourceFile) -> Iterator[tuple[int, dict[str, Any] | RecordProblem]]:
+    """The records of a batch one by one with their positions; what cannot be read comes as its problem."""
+    problems: list[Problem] = []
+    if isinstance(batch, TableBatch):
+        records, positions = _table_records(batch, problems)
+        yield from zip(positions, records, strict=True)
+    elif isinstance(batch, RecordsBatch):
+        problems += batch.problems
+        yield from zip(batch.positions, batch.records, strict=True)
+    else:
+        problems += batch.problems
+        records, _, places = parse_batch(batch, file, problems)
+        yield from zip(places, records, strict=True)
+    for problem in problems:
+        yield problem.position, RecordProblem(problem.reason, problem.message)
+
+
+def parse_batch(
+    batch: TextBatch, file: SourceFile, problems: list[Problem]
+) -> tuple[list[dict[str, Any]], list[bytes], list[int]]:
+    """The records of a batch, their texts and positions; raises BadFile where a broken one spoils the whole file."""
+    loads = orjson.loads
+    try:
+        records = [loads(text) for text in batch.texts]
+        if all(type(record) is dict for record in records):
+            return records, batch.texts, batch.positions
+    except orjson.JSONDecodeError:
+        pass
+    records, texts, positions = [], [], []
+    for number, (text, position) in enumerate(zip(batch.texts, batch.positions, strict=True)):
+        try:
+            record = parse_record(text)
+        except RecordProblem as problem:
+            if batch.ends is not None and problem.reason == "not_json":
+                raise _bad_element(file, text, batch.ends[number], problem) from None
+            problems.append(Problem(position, problem.reason, problem.message, text.decode("utf-8", "replace")))
+            continue
+        records.append(record)
+        texts.append(text)
+        positions.append(position)
+    return records, texts, positions
+
+
+def _bad_element(file: SourceFile, text: bytes, end: int, problem: RecordProblem) -> BadFile:
+    if not text:
+        where, reason = end, "a comma too many: an element of the array is missing here"
+    else:
+        error = _json_error(text)
+        inside = len(text[: error.pos].decode("utf-8", "replace").encode()) if error else 0
+        # Blanks around the element were cut off; the error is found by looking for its text before `end`.
+        where, reason = _start_of(file, text, end) + inside, problem.message
+    return BadFile(file.name, reason, line_of(file, where))
+
+
+def parse_record(text: bytes) -> dict[str, Any]:
+    """The object that a text holds; what Python's own writer leaves in files (NaN) is read too."""
+    try:
+        record = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        record = _parse_leniently(text, error)
+    if not isinstance(record, dict):
+        raise RecordProblem("wrong_type", f"the record is {kind_of(record)}, expected an object")
+    return record
+
+
+def _parse_leniently(text: bytes, error: orjson.JSONDecodeError) -> Any:
+    try:
+        decoded = text.decode("utf-8")
+    except UnicodeDecodeError as broken:
+        message = f"byte {broken.start + 1} of the record is not valid UTF-8"
+        raise RecordProblem("broken_utf8", message) from None
+    try:
+        record = json.loads(decoded)
+    except (ValueError, RecursionError):
+        where = f"line {error.lineno}, column {error.colno} of the record"
+        raise RecordProblem("not_json", f"{error.msg} at {where}") from None
+    try:
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError:
+        raise RecordProblem("broken_utf8", "half of a surrogate pair in an escape sequence") from None
+    return record
+
+
+def _json_error(text: bytes) -> json.JSONDecodeError | None:
+    try:
+        json.loads(text.decode("utf-8", "replace"))
+    except json.JSONDecodeError as error:
+        return error
+    return None
+
+
+def _start_of(file: SourceFile, text: bytes, end: int) -> int:
+    """Offset of an element's first character, given the offset at which the element and its blanks end."""
+    from raysift.pool.files import read_blocks
+
+    if file.compression:
+        return end - len(text)
+    window = max(0, end - len(text) - 65536)
+    found = b"".join(read_blocks(file, window, end)).rfind(text)
+    return window + found if found >= 0 else end - len(text)
+
+
+def _is_row(record: dict[str, Any], turns: Turns) -> bool:
+    """Whether the record is a row as an export wrote it, told by the id of its conversation: that, and its raw, are no meta."""
+    if type(record.get(ID)) is not int or not isinstance(record.get(RAW), str | None):
+        return False
+    return bool(record[ID] == row_id(Message(canonical_role(role) or role, content) for role, content in turns))
+
+
+def _canonical(roles: pa.Array) -> tuple[npt.NDArray[np.int8], pa.Array]:
+    """Positions in ROLES (-1: unknown) and canonical names; an unknown name stays as it is."""
+    if isinstance(roles, pa.ChunkedArray):
+        roles = roles.combine_chunks()
+    encoded = roles.dictionary_encode()
+    names = encoded.dictionary.to_pylist()
+    canonical = [canonical_role(name) for name in names]
+    codes = np.array([ROLES.index(name) if name else -1 for name in canonical] or [-1], np.int8)
+    spelt = pa.array([new or old for new, old in zip(canonical, names, strict=True)], pa.string())
+    return codes[encoded.indices.to_numpy(zero_copy_only=False)], spelt.take(encoded.indices)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """A struct of exactly role and content, both text."""
+    if not pa.types.is_struct(kind) or kind.num_fields != 2:
+        return False
+    names = {field.name for field in kind}
+    text = all(pa.types.is_string(field.type) or pa.types.is_large_string(field.type) for field in kind)
+    return text and names in ({"role", "content"}, {"from", "value"})
+
+
+def _is_utf8(table: pa.Table, *arrays: pa.Array) -> bool:
+    """Readers of Parquet do not look whether text is UTF-8."""
+    try:
+        for array in arrays:
+            array.validate(full=True)
+        for column in table.columns:
+            if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+                column.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _table_records(batch: TableBatch, problems: list[Problem]) -> tuple[list[dict[str, Any]], list[int]]:
+    """Rows of a table as records; one whose text is broken becomes a problem without taking the others along."""
+    positions = list(range(batch.first, batch.first + batch.table.num_rows))
+    try:
+        return batch.table.to_pylist(), positions
+    except UnicodeDecodeError:
+        records, good = [], []
+        for row, position in enumerate(positions):
+            try:
+                records += batch.table.slice(row, 1).to_pylist()
+                good.append(position)
+            except UnicodeDecodeError:
+                problems.append(Problem(position, "broken_utf8", "a text of the row is not valid UTF-8"))
+        return records, good

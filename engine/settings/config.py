@@ -1,0 +1,311 @@
+"""All settings of a run, in one model: what decides the result, and apart from it (`resources`) where and how fast.
+
+Read from YAML, then from `section.key=value` on the command line. A wrong setting is named with its value and with what
+is allowed instead.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+
+from raysift.errors import ConfigError
+from raysift.evaluation.metrics import EvalConfig
+from raysift.fingerprint import canonical
+from raysift.methods import METHODS, Selector
+from raysift.pairwise.settings import WinRateSettings
+from raysift.policy.search_settings import SearchSettings
+from raysift.pool.checks import IngestConfig
+from raysift.settings.budget import parse_budget
+from raysift.settings.generation import GenerationSettings
+from raysift.settings.resources import Resources
+from raysift.settings.training import TrainConfig, recipe
+from raysift.storage import open_location
+
+
+class CommonConfig(BaseModel):
+    """What every method has; `RunConfig` adds a section for each method."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: str | None = None
+    """The selector; on the command line it is the command."""
+    pool: list[str] = Field(default_factory=list)
+    """Files, folders, globs or URIs to choose from."""
+    target: list[str] = Field(default_factory=list)
+    """What the selection is for: examples (validation set) or preference pairs, as the method asks."""
+    model: str = "nano"
+    """`nano`, a Hugging Face id or a local folder."""
+    adapter: str | None = None
+    """A PEFT adapter to start from or to evaluate."""
+    trust_remote_code: bool = False
+    """Run code that ships with a model. Off unless asked for; recorded in the manifests when on."""
+    budget: str = "5%"
+    """`5%` of the pool, `2000` rows, `1.5Mtok` tokens."""
+    seed: int = Field(0, ge=0)
+    """Every random choice follows from it and from row ids; trainings may have a seed of their own. Projections have one
+    (`projection.seed`), so that runs of any seed share a store."""
+    run: str = Field("runs/run", exclude=True)
+    """Where results go: a folder or a URI."""
+    reuse: list[str] = Field(default_factory=list, exclude=True)
+    """Runs whose finished stages are taken over where settings and inputs are the same. `run.yaml` holds neither this nor
+    `run`: it replays a run by itself."""
+    output_format: str = "messages"
+    """Shape of the selected rows on disk: messages, alpaca, sharegpt or original."""
+    train_on_selection: bool = False
+    """After selecting, fine-tune the model on the selected rows (settings: `train`)."""
+    test: list[str] = Field(default_factory=list)
+    """Example files on which the fine-tuned model is evaluated (settings: `evaluate`)."""
+    ingest: IngestConfig = Field(default_factory=IngestConfig)
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    evaluate: EvalConfig = Field(default_factory=EvalConfig)
+    win_rate: WinRateSettings | None = None
+    """Settings of `raysift win-rate`."""
+    search: SearchSettings | None = None
+    """Settings of `raysift search`."""
+    resources: Resources = Field(default_factory=Resources)
+
+
+_SECTIONS: dict[str, Any] = {
+    name: (method.Config, Field(default_factory=method.Config)) for name, method in METHODS.items()
+}
+_BAR = {"value", "quantile"}  # a threshold is one of them: the later one takes the other's place
+RunConfig: Any = create_model("RunConfig", __base__=CommonConfig, **_SECTIONS)
+
+
+def load_config(
+    file: str | None = None, given: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> CommonConfig:
+    """Settings from a YAML file, then from named options, then from `section.key=value`; the later one wins.
+
+    A preset or recipe among the last stands for all that it decides: a complete `run.yaml` would silence it else.
+    """
+    values = _read_yaml(file) if file else {}
+    values |= {key: value for key, value in (given or {}).items() if value is not None}
+    for override in overrides:
+        _make_way(values, override)
+    for override in overrides:
+        _set_dotted(values, override)
+    return make_config(values)
+
+
+def make_config(values: Mapping[str, Any]) -> CommonConfig:
+    """A checked configuration; raises ConfigError with field, value and what is allowed."""
+    values = dict(values)
+    for name in ("pool", "target", "test", "reuse"):
+        if name in values:
+            values[name] = _names(values[name])
+    train = values.get("train") or {}
+    if isinstance(train, Mapping):
+        values["train"] = _with_recipe({**_usual_recipe(values), **train}) | _seed(values, train)
+    for name, method in METHODS.items():
+        if isinstance(section := values.get(name) or {}, Mapping):
+            values[name] = _with_own_seeds(method.Config, _with_preset(method, section, values), values)
+    if isinstance(section := values.get("win_rate"), Mapping):
+        values["win_rate"] = _with_own_seeds(WinRateSettings, dict(section), values)
+    if "budget" in values:
+        values["budget"] = str(values["budget"])
+    try:
+        config: CommonConfig = RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+    parse_budget(config.budget)
+    return config
+
+
+def _names(given: Any) -> Any:
+    """One name, several or none, as a list; what is no name is left for the check that tells it."""
+    several = [] if given is None else [given] if isinstance(given, str | os.PathLike) else given
+    if not isinstance(several, list | tuple):
+        return several
+    return [os.fspath(name) if isinstance(name, os.PathLike) else name for name in several]
+
+
+def _with_recipe(train: Mapping[str, Any]) -> dict[str, Any]:
+    """`train.recipe: less` stands for all settings of that recipe; keys beside it are the user's own changes."""
+    own = dict(train)
+    name = own.pop("recipe", None)
+    return own if name is None else recipe(str(name)).model_dump() | own
+
+
+def _usual_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+    """How the run's method trains where nothing is said: as its preset has it, on a real model."""
+    if _is_nano(values):
+        return {"recipe": "nano"}
+    method, section = METHODS.get(str(values.get("method"))), values.get(str(values.get("method")))
+    preset = section.get("preset") if isinstance(section, Mapping) else None
+    return dict(method.presets.get(str(preset), {}).get("train", {})) if method else {}
+
+
+def _with_preset(method: type[Selector], section: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """`rose.preset: paper` stands for the settings in which the paper differs; keys beside it are the user's own."""
+    own = dict(section)
+    preset = own.pop("preset", None)
+    if preset is not None and preset not in method.presets:
+        known = ", ".join(sorted(method.presets)) or "none"
+        raise ConfigError(f"config: {method.name}.preset is '{preset}'. Known: {known}.")
+    merged: dict[str, Any] = {
+        key: value for key, value in method.presets.get(str(preset), {}).items() if key != "train"
+    }
+    if _is_nano(values) and "warmup" in method.Config.model_fields:
+        merged["warmup"] = {"recipe": "nano-warmup"}
+    return _laid_over(merged, own)
+
+
+def _laid_over(below: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    laid = dict(below)
+    for key, value in own.items():
+        under = laid.get(key, {})
+        laid[key] = _laid_over(under, value) if _is_more_of(value, under) else value
+    return laid
+
+
+def _is_more_of(value: Any, below: Any) -> bool:
+    """Whether settings add to those of a preset; a bar of the other form or a scorer of another kind takes their place."""
+    both = isinstance(value, Mapping) and isinstance(below, Mapping)
+    return both and not value.keys() & _BAR and value.get("kind") in (None, below.get("kind"))
+
+
+def _with_own_seeds(
+    section_type: type[BaseModel], section: dict[str, Any], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """A method's own trainings start from a recipe or else from `train`, so that one setting changed leaves the others as
+    they are; they and the answers that it draws have the run's seed, unless they name one."""
+    for name, field in section_type.model_fields.items():
+        own = section.get(name)
+        if TrainConfig in get_args(field.annotation) and isinstance(own, Mapping):
+            below = {} if "recipe" in own or not isinstance(values["train"], Mapping) else values["train"]
+            section[name] = {**below, **_with_recipe(own)} | _seed(values, own)
+        if field.annotation is GenerationSettings and isinstance(own or {}, Mapping):
+            section[name] = {**(own or {})} | _seed(values, own or {})
+    return section
+
+
+def _is_nano(values: Mapping[str, Any]) -> bool:
+    """The nano models are a thousand times smaller than those of the papers, whose learning rates teach them nothing."""
+    return str(values.get("model", "nano")).startswith("nano")
+
+
+def _seed(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    seed = values.get("seed", 0)
+    return {"seed": seed} if "seed" not in own and isinstance(seed, int) and seed >= 0 else {}
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    place = open_location(file)
+    if not place.exists():
+        raise ConfigError(f"config: there is no file '{file}'.")
+    try:
+        values = yaml.safe_load(place.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config: '{file}' is not YAML: {error}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"config: '{file}' holds a {type(values).__name__}, expected `key: value` lines.")
+    return values
+
+
+def _make_way(values: dict[str, Any], override: str) -> None:
+    """Takes out of a complete file's settings those which a preset or recipe on the command line decides; a seed is none of
+    them. Settings of a file that names only some are a user's own, and stand beside the preset."""
+    key, _, text = override.partition("=")
+    *path, last = key.strip().split(".")
+    if last == "recipe":
+        _forget_training(values, path)
+    method = METHODS.get(path[0]) if last == "preset" and len(path) == 1 else None
+    if method is None:
+        return
+    named = str(_read_value(text))
+    section = values.get(method.name)
+    if isinstance(section, dict) and method.Config.model_fields.keys() <= section.keys():
+        for name, preset in method.presets.items():
+            if name != named:
+                _put_back(section, preset, method.Config().model_dump(mode="json"), only_same=True)
+        _put_back(section, method.presets.get(named, {}), {})
+    trains = values.get("method") == method.name and any("train" in preset for preset in method.presets.values())
+    if trains and not _is_nano(values):
+        _forget_training(values, ["train"])
+
+
+def _forget_training(values: dict[str, Any], path: Sequence[str]) -> None:
+    place: Any = values
+    for section in path:
+        place = place.get(section) if isinstance(place, dict) else None
+    if path and isinstance(place, dict) and TrainConfig.model_fields.keys() <= place.keys():
+        for key in place.keys() - {"seed"}:
+            del place[key]
+
+
+def _put_back(
+    section: dict[str, Any], decided: Mapping[str, Any], defaults: Mapping[str, Any], only_same: bool = False
+) -> None:
+    """Gives what is decided its default, or takes it out where it has none; `only_same`: where it is as it was decided."""
+    for key, value in decided.items():
+        if key not in section:
+            continue
+        own, default = section[key], defaults.get(key)
+        if isinstance(own, dict) and isinstance(value, Mapping) and _is_more_of(own, value) and not value.keys() & _BAR:
+            _put_back(own, value, default or {}, only_same)
+        elif not only_same or _same(own, value):
+            section.pop(key)
+            section |= {key: default} if key in defaults else {}
+
+
+def _same(own: Any, decided: Any) -> bool:
+    """Whether a complete file has what a preset decided; a bar's other form stands in it as null."""
+    named = {key: value for key, value in own.items() if value is not None} if isinstance(own, dict) else own
+    return bool(canonical(named) == canonical(decided))
+
+
+def _set_dotted(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"config: '{override}' is not of the form section.key=value.")
+    *sections, last = key.strip().split(".")
+    place = values
+    for section in sections:
+        if place.get(section) is None:  # as a run.yaml has sections that are not used
+            place[section] = {}
+        place = place[section]
+        if not isinstance(place, dict):
+            raise ConfigError(f"config: '{key}': '{section}' is a value, not a section.")
+    for other in _BAR if last in _BAR else ():
+        place.pop(other, None)
+    place[last] = _read_value(text)
+
+
+def _read_value(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(problem["loc"][:-1])
+        near = difflib.get_close_matches(str(problem["loc"][-1]), known, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        return f"config: '{where}' is no setting.{hint} Known here: {', '.join(known)}."
+    if problem["type"] == "missing":
+        return f"config: '{where}' is missing."
+    message = problem["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"config: '{where}' is {problem['input']!r}: {message}."
+
+
+def _fields_at(path: tuple[int | str, ...]) -> list[str]:
+    """Names of the settings in a section, for the message about an unknown one."""
+    model: Any = RunConfig
+    for part in path:
+        annotation = model.model_fields[str(part)].annotation
+        options = [annotation, *get_args(annotation)]
+        model = next((o for o in options if isinstance(o, type) and issubclass(o, BaseModel)), None)
+        if model is None:
+            return []
+    return sorted(model.model_fields)

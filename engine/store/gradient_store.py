@@ -1,0 +1,288 @@
+"""The gradient store on disk: what identifies it, which rows it holds at which checkpoints, and its shards.
+
+    store.json                  the identity: two sets of vectors may be compared only where it is the same
+    segments/HASH/index.parquet id of every row of one pass, whether it was cut, its input's length, and why it failed
+    segments/HASH/shards/       id and, per checkpoint, the row's unit vector (`vectors`), loss and gradient norm
+    segments/HASH/segment.json  written last: without it the segment does not count
+
+HASH is that of the store's identity, the pass's row ids and its checkpoints, so a killed pass finds its own folder again.
+A row's id does not tell whether a template showed its input apart (raysift.pool.given_input), and its vector differs by that: the
+index says it, a vector is held only for rows that are shown in the same way, and HASH knows of inputs where there are any.
+Vectors lie in columns of fixed width, uncompressed and without dictionary: random numbers do not compress, and a
+memory-mapped file is scored at nearly the speed of an array. Rows cost checkpoints x dimension x 2 bytes each, or a
+sixteenth of that where signs are stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from raysift.errors import StaleRunError
+from raysift.fingerprint import differences, file_fingerprint, fingerprint
+from raysift.gradients.settings import AdamSettings, ProjectionSettings
+from raysift.ids import look_up
+from raysift.records import ERROR, ID
+from raysift.storage import Location
+from raysift.store.vectors import Stored, VectorForm
+from raysift.topk import Ids
+
+CODE_VERSION = 1
+"""Raised when the code changes what a vector holds."""
+STORE, SEGMENT, INDEX = "store.json", "segment.json", "index.parquet"
+CUT = "cut"
+INPUT_CHARS = "input_chars"
+INDEX_COLUMNS = pa.schema([(ID, pa.int64()), (CUT, pa.bool_()), (ERROR, pa.string()), (INPUT_CHARS, pa.int32())])
+
+_NUMBERS = b"numbers"  # numpy's name of what a cell of a shard holds; half precision where nothing is said
+_PRODUCT_ROWS = 1024  # `influence.match_rows` multiplies so many at once; a row group is a multiple of them
+_ROW_GROUP_BYTES = 32 * 2**20
+
+
+class StoreIdentity(BaseModel):
+    """All that decides a row's vector at a given checkpoint."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    """Fingerprint of the base model's files."""
+    layout: str
+    """Hash of names, shapes and order of the adapter's tensors."""
+    projection: str
+    """Hash of the projection; it follows from `projection_settings` and `layout`."""
+    projection_settings: ProjectionSettings
+    adam: AdamSettings
+    template: str
+    max_length: int
+    dtype: str
+    code_version: int = CODE_VERSION
+
+    @property
+    def hash(self) -> str:
+        return fingerprint(self)
+
+
+class Segment(BaseModel):
+    """The account of one finished pass: some rows at some checkpoints."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    store: str
+    """Hash of the identity under which it was computed."""
+    checkpoints: tuple[str, ...]
+    dimension: int
+    rows: int
+    failed: int
+    shards: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rows (sorted ids) to be computed, or read, at these checkpoints together."""
+
+    checkpoints: tuple[str, ...]
+    ids: Ids
+
+
+class Inputs(NamedTuple):
+    """Rows that are shown with their input apart, by rising id, and the characters of each input."""
+
+    ids: Ids
+    chars: NDArray[np.int32]
+
+    def of(self, ids: Ids) -> NDArray[np.int32]:
+        """The characters of each row's input; 0 for rows without one."""
+        chars = look_up(ids, self.ids, pa.array(self.chars, pa.int32()))
+        return np.asarray(chars.fill_null(0).to_numpy())
+
+
+NO_INPUTS = Inputs(np.empty(0, np.int64), np.empty(0, np.int32))
+
+
+def open_store(place: Location, identity: StoreIdentity) -> None:
+    """Create the store, or check that the one there holds vectors of this identity."""
+    file = place / STORE
+    if not file.exists():
+        file.write(identity.model_dump_json(indent=2) + "\n")
+        return
+    found = json.loads(file.read_text())
+    here, wanted = fingerprint(found), identity.hash
+    if here != wanted:
+        changed = differences(found, identity.model_dump(mode="json"))
+        raise StaleRunError(
+            f"store: {place} is {here}, asked for is {wanted}; their vectors cannot be compared. They differ in\n"
+            + "\n".join(f"  {line}" for line in changed)
+            + "\nName another folder with resources.store=..., or go back to the settings of the store."
+        )
+
+
+def holds_store(place: Location, identity: str) -> bool:
+    """Whether a store of this identity (its hash) is there."""
+    file = place / STORE
+    return file.exists() and fingerprint(json.loads(file.read_text())) == identity
+
+
+def segments_of(place: Location, identity: StoreIdentity) -> list[Segment]:
+    """The finished segments, in the order of their names; parts of another identity are no part of the store."""
+    files = (place / "segments").files(f"/{SEGMENT}", recursive=True)
+    found = [Segment.model_validate_json(file.read_bytes()) for file in files]
+    return sorted((s for s in found if s.store == identity.hash), key=lambda segment: segment.name)
+
+
+def segment_name(identity: StoreIdentity, share: Share, inputs: Inputs = NO_INPUTS) -> str:
+    """Where the vectors of these rows at these checkpoints belong."""
+    wanted: dict[str, Any] = {
+        "store": identity.hash,
+        "ids": _digest(share.ids.astype("<i8")),
+        "checkpoints": share.checkpoints,
+    }
+    if (chars := inputs.of(share.ids)).any():
+        wanted["inputs"] = _digest(chars.astype("<i4"))
+    return fingerprint(wanted)
+
+
+def _digest(numbers: NDArray[np.signedinteger]) -> str:
+    return hashlib.blake2b(numbers.tobytes(), digest_size=8).hexdigest()
+
+
+def checkpoint_hash(adapter: Location, moments: Location | None) -> str:
+    """Identity of a checkpoint: weights, scaling and moments; neither its name nor the place of its base model."""
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    decides = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+    return fingerprint(
+        {
+            "weights": file_fingerprint(adapter / "adapter_model.safetensors"),
+            "settings": {name: settings.get(name) for name in decides},
+            "moments": file_fingerprint(moments) if moments else None,
+        }
+    )
+
+
+def share_missing(wanted: Ids, checkpoints: Sequence[str], held: Iterable[tuple[Segment, Ids]]) -> list[Share]:
+    """What is still to be computed: the rows that no segment holds, checkpoints that lack the same rows together."""
+    left = dict.fromkeys(checkpoints, np.sort(wanted))
+    for segment, ids in held:
+        for name in set(segment.checkpoints) & left.keys():
+            left[name] = np.setdiff1d(left[name], ids, assume_unique=True)
+    return _grouped(left)
+
+
+def share_reading(
+    wanted: Ids, checkpoints: Sequence[str], held: Iterable[tuple[Segment, Ids]]
+) -> list[tuple[Segment, Share]]:
+    """Which segment gives which rows at which checkpoints, each of them once, the first segment that has it."""
+    left = dict.fromkeys(checkpoints, np.sort(wanted))
+    plan: list[tuple[Segment, Share]] = []
+    for segment, ids in held:
+        given = {
+            name: np.intersect1d(left[name], ids, assume_unique=True)
+            for name in checkpoints
+            if name in segment.checkpoints
+        }
+        for name, own in given.items():
+            left[name] = np.setdiff1d(left[name], own, assume_unique=True)
+        plan += [(segment, share) for share in _grouped(given)]
+    return plan
+
+
+def _grouped(ids_of: Mapping[str, Ids]) -> list[Share]:
+    """Checkpoints with equal rows in one share; shares without rows are dropped."""
+    groups: dict[bytes, list[str]] = {}
+    for name, ids in ids_of.items():
+        groups.setdefault(ids.tobytes(), []).append(name)
+    shares = [Share(tuple(names), ids_of[names[0]]) for names in groups.values()]
+    return [share for share in shares if len(share.ids)]
+
+
+def read_index(place: Location, segment: Segment) -> pa.Table:
+    """INDEX_COLUMNS of every row of the segment; one that was written before inputs were told apart has none."""
+    file = place / "segments" / segment.name / INDEX
+    found = pq.read_table(file.path, filesystem=file.fs)
+    if INPUT_CHARS not in found.column_names:
+        found = found.append_column(INPUT_CHARS, pa.array(np.zeros(len(found), np.int32)))
+    return found
+
+
+def group_rows(checkpoints: int, form: VectorForm) -> int:
+    """Rows of one row group: some 32 MiB, in whole products."""
+    return _PRODUCT_ROWS * max(1, _ROW_GROUP_BYTES // (_PRODUCT_ROWS * checkpoints * form.bytes))
+
+
+def shard_schema(checkpoints: Sequence[str], form: VectorForm) -> pa.Schema:
+    """Columns of a shard."""
+    fields = [(ID, pa.int64())]
+    for name in checkpoints:
+        fields += [(f"vector_{name}", pa.binary(form.bytes)), (f"loss_{name}", pa.float32())]
+        fields += [(f"norm_{name}", pa.float32())]
+    return pa.schema(fields, metadata={_NUMBERS: form.dtype.str.encode()})
+
+
+def shard_table(
+    ids: Ids,
+    vectors: Stored,
+    losses: NDArray[np.float32],
+    norms: NDArray[np.float32],
+    checkpoints: Sequence[str],
+    form: VectorForm,
+) -> pa.Table:
+    """A piece of a shard; `vectors` is (rows, checkpoints, items of the form), the others (rows, checkpoints)."""
+    columns: list[pa.Array] = [pa.array(ids)]
+    for i in range(len(checkpoints)):
+        part = pa.py_buffer(np.ascontiguousarray(vectors[:, i], dtype=form.dtype).reshape(-1))
+        columns.append(pa.FixedSizeBinaryArray.from_buffers(pa.binary(form.bytes), len(ids), [None, part]))
+        columns += [pa.array(np.ascontiguousarray(values[:, i])) for values in (losses, norms)]
+    return pa.Table.from_arrays(columns, schema=shard_schema(checkpoints, form))
+
+
+def write_shard(place: Location, checkpoints: Sequence[str], form: VectorForm, tables: Iterable[pa.Table]) -> int:
+    """One shard of any number of pieces, in row groups of equal size; gives the number of rows."""
+    size, rows = group_rows(len(checkpoints), form), 0
+    schema = shard_schema(checkpoints, form)
+    plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
+    with pq.ParquetWriter(place.path, schema, filesystem=place.fs, **plain) as writer:
+        for table in _in_groups(tables, size):
+            writer.write_table(table, row_group_size=size)
+            rows += len(table)
+    return rows
+
+
+def _in_groups(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
+    """The same rows in tables of `size`, the last one shorter."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(map(len, held)) >= size:
+            joined = pa.concat_tables(held)
+            for start in range(0, len(joined) - size + 1, size):
+                yield joined.slice(start, size)
+            held = [joined.slice(len(joined) // size * size)]
+    if held and sum(map(len, held)):
+        yield pa.concat_tables(held)
+
+
+def read_shard(place: Location, checkpoints: Sequence[str]) -> Iterator[tuple[Ids, list[Stored]]]:
+    """Ids and one array of stored vectors per checkpoint, a row group at a time, without a copy."""
+    names = [f"vector_{name}" for name in checkpoints]
+    source = {"memory_map": True} if place.is_local else {"filesystem": place.fs}
+    with pq.ParquetFile(place.path, **source) as file:
+        dtype = np.dtype((file.schema_arrow.metadata or {}).get(_NUMBERS, b"<f2").decode())
+        for group in range(file.num_row_groups):
+            table = file.read_row_group(group, columns=[ID, *names], use_threads=False).combine_chunks()
+            yield table[ID].to_numpy(), [_cells(table[name], dtype) for name in names]
+
+
+def _cells(column: pa.ChunkedArray, dtype: np.dtype) -> Stored:
+    """A column of fixed width, as a view of Arrow's own memory."""
+    cells = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    view = np.frombuffer(cells.buffers()[1], dtype=dtype).reshape(-1, cells.type.byte_width // dtype.itemsize)
+    return view[cells.offset : cells.offset + len(cells)]

@@ -1,0 +1,72 @@
+"""What each command does once its settings are checked: open the run and Ray, call the recipe, print the outcome."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from raysift.errors import ConfigError
+from raysift.jobs import stages
+from raysift.jobs.api import own_session
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.show import show_evaluation, show_ingest, show_selection
+from raysift.jobs.recipes import run_method
+from raysift.jobs.runs.run import Run
+from raysift.settings.config import CommonConfig
+
+
+def run_selection(config: CommonConfig, console: Console) -> None:
+    """Select, and where asked train and evaluate."""
+    with _session(config, console) as run:
+        selected = run_method(run, config)
+        show_selection(run, selected, console)
+        show_evaluation(run, console)
+
+
+def run_search(config: CommonConfig, console: Console) -> None:
+    """Search settings of a method that learns."""
+    from raysift.jobs.policy.search import search_command
+
+    search_command(config, console)
+
+
+def run_ingest(config: CommonConfig, console: Console) -> None:
+    """Only read the pool."""
+    _require(config.pool, "pool", "Name what to read: raysift ingest FILE...")
+    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
+        show_ingest(run, stages.ingest(run, config), console)
+
+
+def run_finetune(config: CommonConfig, console: Console) -> None:
+    """Train on a whole pool."""
+    _require(config.pool, "pool", "Name the rows to train on: --pool FILE...")
+    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
+        rows = stages.ingest(run, config)
+        if config.test:
+            stages.check_trainable(run, config.train, "finetune")
+        trained = stages.finetune(run, config, rows)
+        model, adapter = stages.trained_model(run, trained, config.model)
+        console.note(f"trained: {adapter or model}")
+        if config.test:
+            stages.evaluate(run, config, trained)
+            show_evaluation(run, console)
+
+
+def run_evaluate(config: CommonConfig, console: Console) -> None:
+    """Score a model as it is."""
+    _require(config.test, "test", "Name the examples: --test FILE...")
+    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
+        stages.evaluate(run, config, None)
+        show_evaluation(run, console)
+
+
+def _require(value: object, name: str, hint: str) -> None:
+    if not value:
+        raise ConfigError(f"config: '{name}' is missing. {hint}")
+
+
+@contextlib.contextmanager
+def _session(config: CommonConfig, console: Console) -> Iterator[Run]:
+    run = Run(config.run, console, config.reuse)
+    with own_session():
+        yield run

@@ -1,0 +1,379 @@
+"""The command line: parse, check, then import what is heavy. `raysift --help` loads no model library and no Ray.
+
+One grammar for every method:
+
+    raysift METHOD --pool PATH... [--target PATH...] [--model nano|ID|DIR] --budget 5%|2000|1.5Mtok --run runs/NAME
+                   [--config FILE] [section.key=value ...]
+
+Exit codes: 0 done, 1 unexpected, 2 settings, 3 data, 4 the run holds other results, 5 a stage failed, 6 model,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import typer
+
+from raysift.errors import ConfigError, RaysiftError, find_cause
+from raysift.jobs.commands.options import (
+    Adapter,
+    AgainstAdapter,
+    AgainstAnswers,
+    AgainstModel,
+    Answers,
+    BudgetOption,
+    ConfigFile,
+    Fresh,
+    JudgeModel,
+    Log,
+    Model,
+    OnBadFile,
+    Overrides,
+    Pool,
+    Reuse,
+    RunName,
+    Seed,
+    Target,
+    Test,
+    make_console,
+    prepare,
+)
+
+METHOD_HELP = {
+    "uniform": "Select rows at random.",
+    "longest": "Select the rows with the longest responses.",
+    "quality": "Select the rows that a reward model, a judge or IFD scores highest.",
+    "coverage": "Select rows that leave no row of the pool far away (k-center).",
+    "less": "Select rows whose gradient lowers the loss on target examples (LESS).",
+    "rose": "Select rows whose gradient lowers a preference loss on target pairs (ROSE).",
+    "mods": "Select rows that are good, diverse and still unknown to the model (MoDS).",
+    "raise": "Learn a policy that picks every batch; select what it picked (RAISE).",
+}
+MULTIPLE = ("--pool", "--target", "--test", "--reuse")
+OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_]+)*=")
+
+app = typer.Typer(
+    name="raysift",
+    help="Pick the few per cent of an instruction pool worth training on, and train on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+nano_app = typer.Typer(help="The nano world and its models.", no_args_is_help=True)
+app.add_typer(nano_app, name="nano")
+
+
+def add_method(name: str, summary: str, method: str | None = None) -> None:
+    """One command per method; they differ in name only. With `method` the command searches settings of that one."""
+
+    def command(
+        pool: Pool = None,
+        target: Target = None,
+        model: Model = None,
+        budget: BudgetOption = None,
+        run: RunName = None,
+        reuse: Reuse = None,
+        config: ConfigFile = None,
+        seed: Seed = None,
+        adapter: Adapter = None,
+        train: Annotated[bool, typer.Option("--train", help="Fine-tune the model on the selection.")] = False,
+        test: Test = None,
+        on_bad_file: OnBadFile = None,
+        fresh: Fresh = False,
+        log: Log = None,
+        overrides: Overrides = None,
+    ) -> None:
+        given: dict[str, Any] = {
+            "method": method or name,
+            "pool": pool,
+            "target": target,
+            "model": model,
+            "budget": budget,
+            "run": run,
+            "reuse": reuse,
+        }
+        given |= {"seed": seed, "adapter": adapter, "test": test, "train_on_selection": train or None}
+        settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
+        if not settings.pool:
+            raise ConfigError("config: 'pool' is missing. Name what to choose from: --pool FILE...")
+        from raysift.jobs.commands.actions import run_search, run_selection
+
+        (run_search if method else run_selection)(settings, console)
+
+    app.command(name, help=summary, rich_help_panel="Steps" if method else "Methods")(command)
+
+
+for _name, _summary in METHOD_HELP.items():
+    add_method(_name, _summary)
+add_method("search", "Search policy settings of RAISE (Ray Tune); best.yaml is for `raysift raise --config`.", "raise")
+
+
+@app.command(rich_help_panel="Steps")
+def ingest(
+    paths: Annotated[list[str] | None, typer.Argument(help="PATH ... and section.key=value ...")] = None,
+    pool: Pool = None,
+    run: RunName = None,
+    reuse: Reuse = None,
+    config: ConfigFile = None,
+    on_bad_file: OnBadFile = None,
+    fresh: Fresh = False,
+    log: Log = None,
+) -> None:
+    """Read a pool: recognise its format, give ids, check rows, collapse exact duplicates."""
+    overrides = [path for path in paths or [] if OVERRIDE.match(path)]
+    named = [path for path in paths or [] if not OVERRIDE.match(path)] + (pool or [])
+    given = {"pool": named or None, "run": run, "reuse": reuse}
+    settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
+    from raysift.jobs.commands.actions import run_ingest
+
+    run_ingest(settings, console)
+
+
+@app.command(rich_help_panel="Steps")
+def finetune(
+    pool: Pool = None,
+    model: Model = None,
+    adapter: Adapter = None,
+    run: RunName = None,
+    reuse: Reuse = None,
+    config: ConfigFile = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="less, mods, raise, nano, ...: preset of `train`.")
+    ] = None,
+    seed: Seed = None,
+    test: Test = None,
+    on_bad_file: OnBadFile = None,
+    fresh: Fresh = False,
+    log: Log = None,
+    overrides: Overrides = None,
+) -> None:
+    """Fine-tune a model on all rows of a pool, or of a selection; evaluate it where --test names examples."""
+    given = {"pool": pool, "model": model, "adapter": adapter, "run": run, "reuse": reuse, "seed": seed, "test": test}
+    if recipe:
+        overrides = [f"train.recipe={recipe}", *(overrides or [])]
+    settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
+    from raysift.jobs.commands.actions import run_finetune
+
+    run_finetune(settings, console)
+
+
+@app.command(rich_help_panel="Steps")
+def evaluate(
+    test: Test = None,
+    model: Model = None,
+    adapter: Adapter = None,
+    run: RunName = None,
+    reuse: Reuse = None,
+    config: ConfigFile = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    log: Log = None,
+    overrides: Overrides = None,
+) -> None:
+    """Score a model, with or without an adapter, on example files."""
+    given = {"test": test, "model": model, "adapter": adapter, "run": run, "reuse": reuse, "seed": seed}
+    settings, console = prepare(config, given, overrides, None, fresh, log)
+    from raysift.jobs.commands.actions import run_evaluate
+
+    run_evaluate(settings, console)
+
+
+@app.command("win-rate", rich_help_panel="Steps")
+def win_rate(
+    test: Test = None,
+    model: Model = None,
+    adapter: Adapter = None,
+    answers: Answers = None,
+    against_model: AgainstModel = None,
+    against_adapter: AgainstAdapter = None,
+    against_answers: AgainstAnswers = None,
+    judge: JudgeModel = None,
+    run: RunName = None,
+    reuse: Reuse = None,
+    config: ConfigFile = None,
+    seed: Seed = None,
+    fresh: Fresh = False,
+    log: Log = None,
+    overrides: Overrides = None,
+) -> None:
+    """Let a judge say which of two models answers better, question by question."""
+    named = {"answers": answers, "against.model": against_model, "against.adapter": against_adapter}
+    named |= {"against.answers": against_answers, "judge.model": judge}
+    extra = [f"win_rate.{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
+    given = {"test": test, "model": model, "adapter": adapter, "run": run, "reuse": reuse, "seed": seed}
+    settings, console = prepare(config, given, [*extra, *(overrides or [])], None, fresh, log)
+    from raysift.jobs.pairwise.win_rate import win_rate_command
+    from raysift.pairwise.settings import WinRateSettings
+
+    win_rate_command(settings, settings.win_rate or WinRateSettings(), console)
+
+
+@app.command(rich_help_panel="Steps")
+def rescore(
+    source: Annotated[str, typer.Argument(help="A finished run with matching=store.", metavar="RUN")],
+    target: Target = None,
+    run: RunName = None,
+    reuse: Reuse = None,
+    budget: BudgetOption = None,
+    log: Log = None,
+    overrides: Overrides = None,
+) -> None:
+    """Select for other targets from the gradients that a run has stored; rows need no new pass."""
+    if not target:
+        raise ConfigError("config: 'target' is missing. Name what to select for now: --target FILE...")
+    from raysift.jobs.gradients.rescore import rescore_command
+
+    rescore_command(source, target, run, budget, overrides or [], make_console(log), reuse or [])
+
+
+@app.command(rich_help_panel="Look")
+def show(
+    run: Annotated[str, typer.Argument(help="A run folder.")],
+    by: Annotated[
+        str | None, typer.Option("--by", help="RAISE: tell picks apart by a column of the rows' meta.")
+    ] = None,
+    log: Log = None,
+) -> None:
+    """What a run did: its stages, what was kept and why not, what was selected."""
+    from raysift.jobs.commands.show import show_run
+
+    show_run(run, make_console(log), by)
+
+
+@app.command(rich_help_panel="Look", context_settings={"ignore_unknown_options": True})
+def explain(
+    run: Annotated[str, typer.Argument(help="A run folder.")],
+    row: Annotated[str, typer.Argument(help="A row's id, as in scores.parquet.", metavar="ID")],
+    pairs: Annotated[
+        bool, typer.Option("--pairs/--no-pairs", help="Load the model and tell which target pairs pull most.")
+    ] = True,
+    text: Annotated[bool, typer.Option("--text", help="Print the row's text.")] = False,
+    log: Log = None,
+) -> None:
+    """Why a row was selected or not: its score, rank, cosines, and the pairs that pull most."""
+    from raysift.jobs.commands.explain import explain_command
+
+    explain_command(run, row, pairs, text, make_console(log))
+
+
+@app.command(rich_help_panel="Look")
+def demo(
+    run: Annotated[str, typer.Option("--run", help="Folder for the results.")] = "runs/demo",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions.")] = 3,
+    fresh: Fresh = False,
+    log: Log = None,
+) -> None:
+    """The nano world end to end: select by yardsticks, fine-tune, evaluate, compare."""
+    from raysift.jobs.commands.demo import run_demo
+    from raysift.jobs.runs.run import free_name
+
+    run_demo(free_name(run) if fresh else run, seeds, make_console(log))
+
+
+@app.command(
+    rich_help_panel="Cluster",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)
+def submit(
+    context: typer.Context,
+    address: Annotated[
+        str | None, typer.Option("--address", help="The cluster's job server, http://HOST:8265.")
+    ] = None,
+    submission_id: Annotated[str | None, typer.Option("--submission-id", help="Name of the job.")] = None,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Stream the log and return the job's exit code.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be submitted.")] = False,
+) -> None:
+    """Run a command on a Ray cluster: raysift submit --address URL -- METHOD ..."""
+    from raysift.jobs.commands.submit import submit_command
+
+    raise typer.Exit(submit_command(context.args, address, submission_id, wait, dry_run))
+
+
+@nano_app.command("build")
+def nano_build(
+    out: Annotated[str, typer.Option("--out", help="Folder for the models.")] = "runs/nano",
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    only: Annotated[list[str] | None, typer.Option("--only", help="foundation, reward or encoder.")] = None,
+) -> None:
+    """Train the three nano models anew."""
+    from pathlib import Path
+
+    from raysift.jobs.nano_build import build
+
+    build(Path(out), seed, only, print)
+
+
+@nano_app.command("pool")
+def nano_pool(
+    path: Annotated[str, typer.Argument(help="JSONL file to write.")],
+    rows: Annotated[int, typer.Option("--rows", min=1)] = 4000,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+) -> None:
+    """Write a pool of the nano world, of any size."""
+    from raysift.nano.world import WorldConfig, write_pool
+
+    write_pool(path, rows, seed, WorldConfig())
+
+
+def spread_multiple(arguments: Sequence[str]) -> list[str]:
+    """`--pool a b c` as `--pool a --pool b --pool c`: up to the next option or `key=value`."""
+    spread: list[str] = []
+    option: str | None = None
+    for argument in arguments:
+        if argument == "--":
+            return [*spread, *arguments[arguments.index("--") :]]
+        if argument.startswith("-"):
+            option = argument if argument in MULTIPLE else None
+            if option is None:
+                spread.append(argument)
+        elif option and not (OVERRIDE.match(argument) and "://" not in argument):
+            spread += [option, argument]
+        else:
+            option = None
+            spread.append(argument)
+    return spread
+
+
+def run_guarded(body: Callable[[], None]) -> int:
+    """Run a command; what goes wrong becomes a message and an exit code. RAYSIFT_DEBUG=1 shows the traceback."""
+    try:
+        body()
+    except KeyboardInterrupt:
+        _complain("interrupted; the same command continues the run.")
+        return 130
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 1
+    except Exception as error:
+        cause = find_cause(error)  # of an error of ours, too: one that was raised in a Ray task wears Ray's traceback
+        if os.environ.get("RAYSIFT_DEBUG") and not isinstance(error, RaysiftError):
+            raise
+        _complain(str(cause or f"{type(error).__name__}: {error}\nSet RAYSIFT_DEBUG=1 for the traceback."))
+        return cause.exit_code if cause else 1
+    return 0
+
+
+def main() -> None:
+    """Entry point of the `raysift` command."""
+    arguments = spread_multiple(sys.argv[1:])
+    sys.exit(run_guarded(lambda: app(args=arguments, standalone_mode=True)))
+
+
+def _complain(text: str) -> None:
+    log = next((b for a, b in zip(sys.argv, sys.argv[1:], strict=False) if a == "--log"), None)
+    log = "json" if "--log=json" in sys.argv else log
+    from raysift.jobs.commands.console import Console
+
+    Console("json" if log == "json" else "plain").error(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What a person or a cluster's log sees: progress, tables and messages, in one of four voices.
+
+`rich` draws for a terminal, `plain` writes lines, `quiet` keeps to errors, `json` writes one JSON object a line for log
+collectors. Row text never appears here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+from rich.console import Console as RichConsole
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from raysift.jobs.commands.table_layout import ABSENT, lay_out
+
+Voice = Literal["rich", "plain", "quiet", "json"]
+
+
+def printable(text: str) -> str:
+    """Text in which nothing can move a terminal's cursor or turn its direction."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class Console:
+    """One place to say things."""
+
+    def __init__(self, voice: Voice = "plain") -> None:
+        self.voice = voice
+        self.out = RichConsole(stderr=False, highlight=False, soft_wrap=voice != "rich")
+        self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+
+    @property
+    def shows_progress(self) -> bool:
+        return self.voice == "rich"
+
+    def event(self, event: str, stage: str = "", **fields: Any) -> None:
+        """Something that happened to the run: a JSON line for machines, a short sentence for people."""
+        if self.voice == "json":
+            record = {"time": round(time.time(), 3), "event": event, "stage": stage, **fields}
+            print(json.dumps(record, default=str), file=sys.stderr, flush=True)
+        elif self.voice in ("rich", "plain"):
+            words = ", ".join(f"{key} {_show(value)}" for key, value in fields.items() if value not in (None, {}, []))
+            self.err.print(f"[bold]{stage:<9}[/] {event}{': ' + escape(words) if words else ''}", soft_wrap=True)
+
+    def note(self, text: str) -> None:
+        """A remark the user should read, such as a warning about the data."""
+        if self.voice == "json":
+            self.event("note", text=text)
+        elif self.voice != "quiet":
+            # A remark may quote what a library said of a row.
+            self.err.print(f"[yellow]note[/]      {escape(printable(text))}", soft_wrap=True)
+
+    def error(self, text: str) -> None:
+        if self.voice == "json":
+            self.event("error", text=text)
+        else:
+            self.err.print("[bold red]error[/]     ", end="")
+            self.err.print(text, markup=False, soft_wrap=True)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """A result. Printed to standard output in every voice but `json`, which gets one object with the rows."""
+        if self.voice == "json":
+            self.event("table", title=title, columns=list(columns), rows=[list(row) for row in rows])
+            return
+        cells = [[_cell(value) for value in row] for row in rows]
+        for number, block in enumerate(lay_out(columns, cells, self.out.width)):
+            table = Table(title=None if number else title, title_justify="left", title_style="bold")
+            for column in block:
+                left = column.is_text or column.place == 0
+                table.add_column(
+                    escape(columns[column.place]),
+                    justify="left" if left else "right",
+                    overflow="fold",
+                    width=column.width,
+                )
+            for row in cells:
+                table.add_row(*(escape(row[column.place]) for column in block))
+            self.out.print(table, soft_wrap=False)
+
+    @contextlib.contextmanager
+    def progress(self, title: str, total: int | None) -> Iterator[Progress | None]:
+        """A bar for work that the driver itself counts; None where none is drawn."""
+        if not self.shows_progress:
+            yield None
+            return
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=self.err, transient=True) as bar:
+            bar.add_task(title, total=total)
+            yield bar
+
+
+def set_up_logging(voice: Voice) -> None:
+    """Library loggers speak only where asked to; only entry points call this."""
+    level = {"rich": logging.WARNING, "plain": logging.WARNING, "quiet": logging.ERROR, "json": logging.INFO}[voice]
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
+    for noisy in ("ray.data", "ray.train", "ray.tune", "transformers", "httpx", "filelock"):
+        logging.getLogger(noisy).setLevel(max(level, logging.WARNING))
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:,.0f}" if 1_000 <= abs(value) < 1e12 else f"{value:,.4g}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, dict):
+        return "(" + ", ".join(f"{key} {_show(item)}" for key, item in value.items()) + ")"
+    return str(value)
+
+
+def _cell(value: Any) -> str:
+    return ABSENT if value is None else _show(value)

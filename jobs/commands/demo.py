@@ -1,0 +1,180 @@
+"""`raysift demo`: the nano world end to end, in minutes and offline.
+
+A pool in which one row in twenty would help at the target skill and a third of all rows is spoilt; selections by the
+yardsticks; beside them the two ends of the scale, training on everything and on rows known to be right (the oracle).
+Each selection is fine-tuned and tested in several seeds: the first one stage by stage as `raysift uniform --train --test`
+does it, on Ray Train and actor pools, the others in one Ray task each, which nano models fit in, with the same result.
+The distance from uniform to oracle is the room that a method has to show what it is worth.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysift.draws import uniform_of
+from raysift.evaluation.examples import read_examples
+from raysift.evaluation.intervals import seeds_interval
+from raysift.jobs import stages
+from raysift.jobs.api import own_session
+from raysift.jobs.commands.console import Console
+from raysift.jobs.recipes import run_method
+from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.tables import read_chunks
+from raysift.manifest import Manifest, read_manifest
+from raysift.nano.world import examples, is_clean, is_relevant, write_pool
+from raysift.records import ID, META, ROWS, SCORE
+from raysift.settings.budget import parse_budget
+from raysift.settings.config import CommonConfig, make_config
+from raysift.storage import Location
+
+TARGET = "last_letters"
+POOL_ROWS = 4000
+POOL_SEED = 1000
+TEST_ROWS = 160
+BUDGET = "5%"
+PASSES_OVER_ALL = 1  # of the full pool: more optimizer steps than any selection gets
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training of the comparison; `files` are the rows it trains on, None for the untrained model."""
+
+    name: str
+    seed: int
+    files: tuple[Location, ...] | None
+    epochs: int | None = None
+    """None: as many as the recipe says."""
+    scores: dict[str, float] | None = None
+    """By question, where the cell was tested already."""
+
+
+def run_demo(folder: str, seeds: int, console: Console) -> None:
+    """Select, train, test, and print the table."""
+    with own_session():
+        run = Run(folder, console)
+        config = write_world(run)
+        cells = [Cell("base model", 0, None)]
+        for seed in range(seeds):
+            cells += select_rows(run, config, seed)
+        compare = run.stage(
+            "compare",
+            {"seeds": seeds, "train": config.train, "evaluate": config.evaluate, "target": TARGET, "budget": BUDGET},
+            {"model": stages.model_fingerprint("nano"), "pool": [POOL_ROWS, POOL_SEED, TEST_ROWS]},
+            lambda work: compare_cells(cells, config, work, console),
+        )
+    show_comparison(compare, console, seeds)
+
+
+def write_world(run: Run) -> CommonConfig:
+    """The pool and the test set, as files like a user's own."""
+    pool, test = f"{run.folder.path}/pool.jsonl", f"{run.folder.path}/test.jsonl"
+    write_pool(pool, POOL_ROWS, POOL_SEED)
+    lines = [orjson.dumps(e) for e in examples(TEST_ROWS, POOL_SEED, [TARGET], "test")]
+    (run.folder / "test.jsonl").write(b"\n".join(lines) + b"\n")
+    return make_config(
+        {"pool": [pool], "test": [test], "budget": BUDGET, "model": "nano", "evaluate": {"max_new_tokens": 32}}
+    )
+
+
+def select_rows(run: Run, config: CommonConfig, seed: int) -> list[Cell]:
+    """The training sets of one seed."""
+    cells = []
+    for method in ("uniform", "longest"):
+        own = Run(run.folder / f"{method}-{seed}", run.console)
+        whole_journey = method == "uniform" and seed == 0
+        train = config.train.model_copy(update={"seed": seed})
+        settings = {"method": method, "seed": seed, "train": train, "train_on_selection": whole_journey}
+        chosen = run_method(own, config.model_copy(update=settings))
+        scores = tested_scores(own) if whole_journey else None
+        cells.append(Cell(f"{method} {BUDGET}", seed, tuple(own.files(chosen, "rows")), scores=scores))
+    pool = Run(run.folder / f"uniform-{seed}", Console("quiet"))
+    rows = stages.ingest(pool, config)
+    cells.append(Cell("full pool", seed, tuple(pool.files(rows, "rows")), PASSES_OVER_ALL))
+    cells.append(Cell(f"oracle {BUDGET}", seed, oracle_rows(run, pool, rows, seed)))
+    return cells
+
+
+def tested_scores(run: Run) -> dict[str, float]:
+    """Scores by question of a run that was evaluated."""
+    manifest = read_manifest(run.folder / "evaluate")
+    assert manifest is not None
+    place = run.files(manifest, "answers")[0]
+    table = pq.read_table(place.path, filesystem=place.fs, columns=[ID, SCORE])
+    return dict(zip(table[ID].to_pylist(), table[SCORE].to_pylist(), strict=True))
+
+
+def oracle_rows(run: Run, pool: Run, rows: Manifest, seed: int) -> tuple[Location, ...]:
+    """As many rows as the budget allows, of the target skill and known to be right: what no method can know."""
+    found = pa.concat_tables(read_chunks(pool.files(rows, "rows"), ROWS.names))
+    truth = [json.loads(meta) for meta in found[META].to_pylist()]
+    fits = [is_clean(row) and is_relevant(row, TARGET) for row in truth]
+    right = found.filter(pa.array(fits))
+    order = uniform_of(right[ID].to_numpy(), seed).argsort()[: parse_budget(BUDGET).rows_of(rows.counts["kept"])]
+    place = (run.folder / f"oracle-{seed}").make_folder() / "rows.parquet"
+    pq.write_table(right.take(pa.array(order)), place.path, filesystem=place.fs)
+    return (place,)
+
+
+def compare_cells(cells: list[Cell], config: CommonConfig, work: Location, console: Console) -> StageResult:
+    """Train and test all cells, as many at a time as there are CPUs; finished ones are kept when it is cut off."""
+    import ray
+
+    task = ray.remote(num_cpus=1, max_retries=2)(train_and_test)
+    open_cells = [c for c in cells if not (work / f"{c.name}-{c.seed}.json").exists()]
+    waiting = [task.remote(cell, config, work) for cell in open_cells]
+    with console.progress("train and test", len(waiting)) as bar:
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            ray.get(done)
+            if bar:
+                bar.advance(bar.task_ids[0])
+    results = [json.loads((work / f"{c.name}-{c.seed}.json").read_text()) for c in cells]
+    return StageResult(counts={"rows_in": len(cells), "kept": len(results)}, values={"results": results})
+
+
+def train_and_test(cell: Cell, config: CommonConfig, work: Location) -> None:
+    """One cell, in this process and on one thread: nano models gain nothing from more."""
+    import torch
+
+    from raysift.jobs.training.evaluate import evaluate_here
+    from raysift.jobs.training.finetune import finetune
+
+    torch.set_num_threads(1)
+    resources = config.resources.model_copy(update={"train_workers": 0, "threads": 1})
+    adapter, scores = None, cell.scores
+    result: dict[str, Any] = {"name": cell.name, "seed": cell.seed, "rows": 0}
+    if cell.files and scores:
+        result["rows"] = sum(pq.read_metadata(f.path, filesystem=f.fs).num_rows for f in cell.files)
+    elif cell.files:
+        changes = {"seed": cell.seed} | ({"epochs": cell.epochs} if cell.epochs else {})
+        train = config.train.model_copy(update=changes)
+        out = work / f"{cell.name}-{cell.seed}"
+        report = finetune(cell.files, out, train, config.model, resources)
+        adapter = (out / f"epoch-{report.epochs[-1].epoch}" / "adapter").path
+        result |= {"rows": report.counts["rows_in"], "train_seconds": report.seconds}
+    tests = read_examples(config.test[0])
+    scores = scores or evaluate_here(tests, config.model, config.evaluate, adapter=adapter, threads=1).scores()
+    result["scores"] = [scores[test.id] for test in tests]
+    (work / f"{cell.name}-{cell.seed}.json").write(json.dumps(result))
+
+
+def show_comparison(compare: Manifest, console: Console, seeds: int, of: str = TARGET) -> None:
+    """Accuracy on what was tested; the interval is over seeds and questions, for either could have come out otherwise."""
+    results = compare.values["results"]
+    lines = []
+    for name in dict.fromkeys(result["name"] for result in results):
+        own = [result for result in results if result["name"] == name]
+        mean, low, high = seeds_interval([result["scores"] for result in own]).within(0, 1)
+        lines.append([name, own[0]["rows"], len(own), f"{mean:.3f}", f"{low:.3f}", f"{high:.3f}"])
+    questions = len(results[0]["scores"])
+    title = f"Accuracy on {of} ({questions} questions, {seeds} seeds, 95 % intervals)"
+    console.table(title, ["trained on", "rows", "seeds", "accuracy", "from", "to"], lines)
+
+
+__all__ = ["run_demo"]

@@ -1,0 +1,295 @@
+"""`raysift explain RUN ID`: a row's score and rank, at which checkpoints and for which subtasks, and why it is in or out.
+
+Works on any run; runs by gradient tell more. A row's text is shown only where it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from raysift.actors.row_gradients import MATCHES
+from raysift.errors import ConfigError, DataError
+from raysift.jobs.commands.console import Console, printable
+from raysift.jobs.gradients.pulls import Pull, changed_targets, compute_pulls
+from raysift.jobs.runs.run import Run, open_run
+from raysift.jobs.runs.tables import read_chunks
+from raysift.manifest import Manifest
+from raysift.methods.gradient import GradientConfig
+from raysift.pool.given_input import conversation_of
+from raysift.records import ERROR, FATE, ID, MESSAGES, META, ORDER, RANK, REASON, SCORE, SOURCE
+from raysift.scoring.embeddings import find_vectors
+from raysift.settings.budget import parse_budget
+from raysift.settings.config import CommonConfig
+from raysift.storage import Location
+
+if TYPE_CHECKING:
+    from raysift.jobs.policy.row import RowStory
+
+SHOWN_PAIRS = 5
+NEAREST_ROW = "nearest chosen row"
+ANSWERING = ("match", "gradients", "necessity", "generate", "difficulty", "embed", "encode", "quality", "lengths")
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a row's score stands among all; `better` counts rows with a higher one, or an equal one and a smaller id."""
+
+    score: float
+    better: int
+    worse: int
+    scored: int
+
+    @property
+    def percentile(self) -> float:
+        """Per cent of the other scored rows that score lower."""
+        return 100.0 * self.worse / max(1, self.scored - 1)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """All that is known about one row of a run; None where it has no such thing."""
+
+    id: int
+    verdict: str
+    source: str | None = None
+    rejections: list[str] = field(default_factory=list)
+    standing: Standing | None = None
+    rank: int | None = None
+    own: dict[str, Any] = field(default_factory=dict)
+    checkpoints: list[str] = field(default_factory=list)
+    weights: list[float] = field(default_factory=list)
+    subtasks: list[str] = field(default_factory=list)
+    subtask_weights: list[float] | None = None
+    """What each subtask's target weighs, where several targets do."""
+    matches: list[list[float]] | None = None
+    pulls: list[Pull] | None = None
+    no_pulls: str | None = None
+    """Why the pulls were left out, where they were asked for and cannot be known."""
+    policy: RowStory | None = None
+    """What a run of RAISE knows besides."""
+    messages: list[dict[str, str]] | None = None
+
+
+def explain(
+    folder: str, row_id: int, *, pairs: bool = True, text: bool = False, console: Console | None = None
+) -> Explanation:
+    """Look a row up in everything that the run left; `pairs` loads the model where the run was one by gradient."""
+    run = open_run(folder, console)
+    config = run.config()
+    rows = run.manifest("ingest")
+    if rows is None:
+        raise ConfigError(f"explain: {folder} has not finished ingest. Finish it with the command that began it.")
+    kept = find_row(run.files(rows, "rows"), row_id, [SOURCE, *([MESSAGES, META] if text or pairs else [])])
+    rejections = _rejections(run, rows, row_id)
+    if kept is None:
+        if not rejections:
+            raise DataError(
+                f"explain: no row of {folder} has the id {row_id}, kept or rejected. Ids are in its scores.parquet."
+            )
+        return Explanation(row_id, f"not in the pool: {rejections[0]}", rejections=rejections)
+    scores, chosen = run.manifest("influence", "score", "order"), run.manifest("choose")
+    standing, own = _standing(run, scores, row_id) if scores else (None, {})
+    if chosen and own.get(FATE) and own.get(ORDER) is None:
+        own |= _nearest(run, row_id, chosen)
+    rank, verdict = _verdict(run, config, row_id, standing, own, chosen, scored=scores is not None)
+    found: dict[str, Any] = {"own": own, "standing": standing, "rank": rank, "rejections": rejections}
+    if scores and scores.stage == "influence" and standing:
+        found |= _matches(run, scores, row_id)
+        if pairs and (changed := changed_targets(run, config)):
+            found["no_pulls"] = f"{changed}; the pairs or examples that pull most are left out"
+        elif pairs:
+            found["pulls"] = compute_pulls(run, config, conversation_of(kept), scores)
+    if run.manifest("final") and run.manifest("order"):
+        from raysift.jobs.policy.row import row_story
+
+        found["policy"] = row_story(run, row_id)
+    return Explanation(row_id, verdict, kept[SOURCE], messages=kept[MESSAGES] if text else None, **found)
+
+
+def find_row(files: Sequence[Location], row_id: int, columns: Sequence[str]) -> dict[str, Any] | None:
+    """The line of that id in a stage's tables, or None."""
+    for chunk in read_chunks(files, [ID, *columns]):
+        where = np.flatnonzero(chunk[ID].to_numpy(zero_copy_only=False) == row_id)
+        if len(where):
+            line: dict[str, Any] = chunk.slice(int(where[0]), 1).to_pylist()[0]
+            return line
+    return None
+
+
+def _rejections(run: Run, rows: Manifest, row_id: int) -> list[str]:
+    """Reasons for which records of this id were rejected; a kept row may have rejected twins."""
+    found = []
+    for chunk in read_chunks(run.files(rows, "rejected"), [ID, "file", "position", REASON, "message"]):
+        for line in chunk.filter(pa.array([value == row_id for value in chunk[ID].to_pylist()])).to_pylist():
+            more = f" ({line['message']})" if line["message"] else ""
+            found.append(f"{line[REASON]}: {line['file']}, record {line['position']}{more}")
+    return found
+
+
+def _standing(run: Run, scores: Manifest, row_id: int) -> tuple[Standing | None, dict[str, Any]]:
+    """The row's place among all scored rows, and the method's own columns for it."""
+    files = run.files(scores, "scores")
+    line = find_row(files, row_id, _columns(files))
+    if line is None:
+        return None, {}
+    own = {name: value for name, value in line.items() if name not in (ID, SCORE)}
+    if line[SCORE] is None:
+        return None, own
+    better = worse = scored = 0
+    for chunk in read_chunks(files, [ID, SCORE]):
+        good = chunk.filter(chunk[SCORE].is_valid())
+        ids, values = good[ID].to_numpy(), good[SCORE].to_numpy()
+        ahead = (values > line[SCORE]) | ((values == line[SCORE]) & (ids < row_id))
+        better, scored = better + int(ahead.sum()), scored + len(good)
+        worse += int((values < line[SCORE]).sum())
+    return Standing(line[SCORE], better, worse, scored), own
+
+
+def _columns(files: Sequence[Location]) -> list[str]:
+    import pyarrow.parquet as pq
+
+    return [name for name in pq.read_schema(files[0].path, filesystem=files[0].fs).names if name != ID]
+
+
+def _verdict(
+    run: Run,
+    config: CommonConfig,
+    row_id: int,
+    standing: Standing | None,
+    own: dict[str, Any],
+    chosen: Manifest | None,
+    scored: bool,
+) -> tuple[int | None, str]:
+    """The rank if the row was selected, and one sentence why it was or was not."""
+    if own.get(FATE) and own.get(ORDER) is None:
+        failure = _failure(run, row_id)
+        return None, f"not selected: {own[FATE]}" + (f" ({failure})" if failure else "")
+    if standing is None:
+        why = f"not selected: no score: {_failure(run, row_id) or 'no stage tells why'}"
+        return None, why if scored else "kept; the run has no scores yet"
+    in_turn = _picks_in_turn(config)
+    place = f"rank {standing.better + 1:,} of {standing.scored:,} by score"
+    if in_turn:
+        place += ", that of its best subtask"
+    if chosen is None:
+        return None, f"{place}; the run has not chosen yet"
+    files = run.files(chosen, "selection")
+    count = chosen.counts["kept"]
+    if line := find_row(files, row_id, [RANK]):
+        return line[RANK], f"selected as number {line[RANK]:,} of {count:,}; {own.get(FATE) or place}"
+    taken = f"a budget of {config.budget} took {count:,} rows"
+    if in_turn:
+        return None, f"not selected: {place}; {taken}, which the subtasks picked in turn, and none had come to this one"
+    if parse_budget(config.budget).counts_tokens and (failure := _failure(run, row_id, ("lengths",))):
+        return None, f"not selected: {place}; a budget in tokens cannot take it: {failure}"
+    last = min(float(np.min(chunk[SCORE].to_numpy())) for chunk in read_chunks(files, [SCORE]))
+    own_score = f"this row has {standing.score:.6g}"
+    if standing.score == last:
+        own_score = "this row has the same, and of equal scores the smaller id comes first"
+    return None, f"not selected: {place}; {taken}, the lowest of them with score {last:.6g}, {own_score}"
+
+
+def _picks_in_turn(config: CommonConfig) -> bool:
+    settings = getattr(config, str(config.method), None)
+    return isinstance(settings, GradientConfig) and settings.match.subtasks == "round_robin"
+
+
+def _failure(run: Run, row_id: int, stages: Sequence[str] = ANSWERING) -> str | None:
+    """What a stage said about a row that it could not answer."""
+    for name in stages:
+        manifest = run.manifest(name)
+        line = find_row(run.files(manifest, "answers"), row_id, [ERROR]) if manifest else None
+        if line and line[ERROR]:
+            return f"{name}: {line[ERROR]}"
+    return None
+
+
+def _nearest(run: Run, row_id: int, chosen: Manifest) -> dict[str, Any]:
+    """The chosen row that is nearest to this one, and how far away it is, where the run has embedded both."""
+    embedded = run.manifest("embed")
+    if embedded is None:
+        return {}
+    files = run.files(embedded, "answers")
+    ids = np.concatenate([chunk[ID].to_numpy() for chunk in read_chunks(run.files(chosen, "selection"), [ID])])
+    try:
+        _, own = find_vectors(files, [row_id])
+    except DataError:  # a row that a stage before the embedding set aside
+        return {}
+    _, vectors = find_vectors(files, ids)
+    away = np.linalg.norm(vectors.astype(np.float64) - own.astype(np.float64), axis=1)
+    best = int(np.lexsort((ids, away))[0])
+    return {NEAREST_ROW: int(ids[best]), "distance": float(away[best])}
+
+
+def _matches(run: Run, scores: Manifest, row_id: int) -> dict[str, Any]:
+    """Cosines per checkpoint and subtask, with what the checkpoints and the targets weigh."""
+    matched, target = run.manifest("match", "gradients"), run.manifest("targets")
+    if matched is None or target is None:
+        return {}
+    line = find_row(run.files(matched, "answers"), row_id, [MATCHES])
+    by_target = scores.values.get("target_weights", [])
+    return {
+        "matches": line[MATCHES] if line else None,
+        "checkpoints": scores.values["checkpoints"],
+        "weights": scores.values["checkpoint_weights"],
+        "subtasks": target.values["subtasks"],
+        "subtask_weights": [by_target[of] for of in target.values["target_of"]] if len(by_target) > 1 else None,
+    }
+
+
+def explain_command(folder: str, row_id: str, pairs: bool, text: bool, console: Console) -> None:
+    """Explain a row on screen."""
+    from raysift.jobs.api import own_session
+
+    try:
+        number = int(row_id)
+    except ValueError:
+        raise ConfigError(f"explain: '{row_id}' is no row id; ids are whole numbers, see scores.parquet.") from None
+    with_model = pairs and open_run(folder, console).manifest("influence") is not None
+    if with_model:
+        with own_session():
+            found = explain(folder, number, pairs=True, text=text, console=console)
+    else:
+        found = explain(folder, number, pairs=False, text=text, console=console)
+    show(found, console)
+
+
+def show(found: Explanation, console: Console) -> None:
+    """Print an explanation."""
+    lines: list[list[Any]] = [["id", str(found.id)], ["verdict", found.verdict], ["source", found.source]]
+    if found.standing:
+        lines += [["score", found.standing.score], ["percentile", round(found.standing.percentile, 2)]]
+    own = {name: str(value) if name == NEAREST_ROW else value for name, value in found.own.items()}
+    lines += [[name, value] for name, value in own.items() if not isinstance(value, list)]
+    lines += [["rejected twin" if found.source else "rejected", reason] for reason in found.rejections]
+    console.table("Row", ["", "value"], lines)
+    if found.matches:
+        table: list[list[Any]] = [
+            [name, weight, *cosines]
+            for name, weight, cosines in zip(found.checkpoints, found.weights, found.matches, strict=True)
+        ]
+        totals = np.array(found.weights) @ np.array(found.matches)
+        table.append(["weighted", None, *totals.tolist()])
+        if found.subtask_weights:
+            table.append(["target ×", None, *found.subtask_weights])
+        console.table("Cosine with the target", ["checkpoint", "weight", *found.subtasks], table)
+    if found.pulls:
+        strongest = [[p.file, str(p.record), p.subtask, p.pull, *p.cosines] for p in found.pulls[:SHOWN_PAIRS]]
+        console.table(
+            f"Pairs or examples of the target that pull most, of {len(found.pulls):,}",
+            ["file", "record", "subtask", "weighted", *found.checkpoints],
+            strongest,
+        )
+    if found.no_pulls:
+        console.note(f"explain: {found.no_pulls}.")
+    if found.policy:
+        from raysift.jobs.policy.row import show_row
+
+        show_row(found.policy, console)
+    if found.messages:
+        console.table("Text", ["role", "text"], [[m["role"], printable(m["content"])] for m in found.messages])

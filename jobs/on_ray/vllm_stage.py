@@ -1,0 +1,295 @@
+"""The one module that knows `ray.data.llm`: an engine as a stage of a dataset, its requests, its replies, its end.
+
+What it works around, in Ray 2.60 with vLLM 0.29 to 0.32:
+- rows travel as one struct column whose blocks are merged by way of pandas: an integer that is missing in one of them
+  comes out as a float, so no field of a request is ever null;
+- a row that failed before the engine is passed by it when `__inference_error__` is set, and comes out with all internal
+  columns;
+- an engine that dies takes its actor along, which Ray restarts for ever: `max_restarts` is set on the stage, the only
+  door there is;
+- requests may wait for ever on a dead engine: see `our_engine`;
+- an adapter that is not on a local disk can be named for s3:// and gs:// alone: the engine's actor copies it first;
+- building a processor initialises Ray once more, which resets the levels of its loggers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import ray
+from ray.data import ActorPoolStrategy, Dataset
+
+from raysift.actors.contract import RowActor
+from raysift.actors.language_model import local_copy, resolve_model
+from raysift.actors.prompts import row_seed
+from raysift.actors.responder import ENGINE_ERROR, GENERATED, LOGPROBS, NOT_ASKED, PROMPT
+from raysift.actors.vllm_engine import engine_arguments, engine_environment, offline_batching
+from raysift.errors import ModelError, RaysiftError, StageError
+from raysift.jobs.on_ray.raydata import actor_cpus, pool_size, refusing_later
+from raysift.records import ERROR, ID
+from raysift.settings.generation import GenerationSettings
+from raysift.settings.resources import Resources
+from raysift.storage import Location
+
+if TYPE_CHECKING:
+    from ray.data.llm import Processor
+
+ENGINE_STAGE = "vLLMEngineStage"
+HELPER_CPUS = 0.05  # what each stage beside the engine books
+MOST_TOKENS = 128  # whose log-probabilities vLLM gives at once
+MOST_SEED = 2**63 - 1  # vLLM takes -1 for no seed
+GUARD_S = 1.0
+
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_CAUSE = re.compile(r"[\w.]*(Error|Exception): ")
+
+
+def engine_count(resources: Resources) -> int:
+    """Engines at a time: by GPUs, or one a machine, since an engine on CPUs takes all of its machine's cores."""
+    resources = resources.of_engines()
+    room = pool_size(resources)
+    if resources.gpus_per_worker:
+        return room
+    machines = sum(bool(node["Alive"]) for node in ray.nodes())
+    return min(room, resources.workers or machines)
+
+
+class Request(NamedTuple):
+    """What is asked of an engine for all rows alike, and what comes back of each."""
+
+    sampling: dict[str, Any]
+    """Arguments of `SamplingParams`."""
+    reply: str = GENERATED
+    """`GENERATED`: the tokens of the reply. `LOGPROBS`: in their place the log-probabilities, as the first token of it, of
+    the tokens named in `logprob_token_ids`, in their order."""
+    beside: Mapping[str, Any] = MappingProxyType({})
+    """Columns that go past the engine from the asking actor to the reading one, with what stands in them where a row has
+    failed."""
+    seed: int | None = None
+    """Seeds the draws, together with the row's id."""
+
+
+def answer_through_engine(
+    dataset: Dataset,
+    asker: type[RowActor],
+    engine: Processor,
+    reader: type[RowActor],
+    arguments: dict[str, Any],
+    resources: Resources,
+) -> Dataset:
+    """Rows asked by one actor, answered by `build_engine`'s engine and read by another; both actors take `arguments`."""
+    helper = {
+        "fn_constructor_kwargs": arguments,
+        "batch_format": "pyarrow",
+        "batch_size": resources.batch_rows,
+        "compute": ActorPoolStrategy(min_size=1, max_size=engine_count(resources)),
+        "num_cpus": HELPER_CPUS,
+        "zero_copy_batch": True,
+    }
+    return engine(dataset.map_batches(refusing_later(asker), **helper)).map_batches(refusing_later(reader), **helper)
+
+
+def build_engine(
+    model: str,
+    adapter: Location | None,
+    request: Request,
+    resources: Resources,
+    max_length: int | None,
+    trust_remote_code: bool,
+) -> Processor:
+    """`ray.data.llm`'s processor for rows of an asking actor; Ray must be running."""
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    resources = resources.of_engines()
+    gpus = resources.gpus_per_worker
+    cpus = resources.cpus_per_worker if gpus else max(0.01, round(actor_cpus(resources) - 4 * HELPER_CPUS, 2))
+    config = vLLMEngineProcessorConfig(
+        model_source=resolve_model(model),
+        engine_kwargs=engine_arguments(
+            model,
+            max_length=max_length,
+            adapter=adapter,
+            gpus=gpus,
+            trust_remote_code=trust_remote_code,
+            engine=resources.engine,
+        )
+        # Tokens are wanted once, at the end: without this each of them is a message to the event loop.
+        | {"stream_interval": request.sampling["max_tokens"]},
+        concurrency=(1, engine_count(resources)),
+        batch_size=resources.batch_rows,
+        max_concurrent_batches=resources.engine.concurrent_blocks,
+        placement_group_config={"bundle_per_worker": {"CPU": cpus, **({"GPU": min(1.0, gpus)} if gpus else {})}},
+        runtime_env={"env_vars": engine_environment()},
+        should_continue_on_error=True,
+        log_engine_metrics=False,
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+    )
+    name = resolve_model(model)
+    if adapter is not None:
+        name = adapter.path if adapter.is_local else str(adapter)
+    few = {"num_cpus": HELPER_CPUS}
+    with _as_told():
+        processor = build_processor(
+            config,
+            preprocess=partial(_to_engine, reply=request.reply, beside=dict(request.beside)),
+            postprocess=partial(_from_engine, kept=(request.reply, *request.beside)),
+            preprocess_map_kwargs=few,
+            postprocess_map_kwargs=few,
+        )
+    stage = processor.get_stage_by_name(ENGINE_STAGE)
+    stage.map_batches_kwargs["max_restarts"] = resources.engine.restarts
+    replace_engine(
+        stage,
+        our_engine(stage.fn),
+        served=name,
+        sampling=request.sampling,
+        reply=request.reply,
+        seed=request.seed,
+        adapters={name: adapter} if adapter is not None and not adapter.is_local else {},
+    )
+    return processor
+
+
+def replace_engine(stage: Any, engine: type, **arguments: Any) -> None:
+    """Let the stage run another class; assigning it alone makes the stage ask for a GPU again."""
+    placed = dict(stage.map_batches_kwargs)
+    stage.fn = engine
+    stage.fn_constructor_kwargs |= arguments
+    stage.map_batches_kwargs.clear()
+    stage.map_batches_kwargs.update(placed)
+
+
+def our_engine(stage: Any) -> Any:
+    """The engine's class with less to carry, a guard beside each batch, and copies of remote adapters while it runs.
+
+    What all rows have in common is put to them here instead of travelling with each, and of a reply only the part that is
+    wanted goes on: log-probabilities come as a dict of dicts for each token of it. The guard: vLLM 0.32 forgets requests
+    that were sent just before it noticed that its engine had died.
+    """
+
+    class OurEngine(stage):  # type: ignore[misc]
+        def __init__(
+            self,
+            *,
+            engine_kwargs: dict[str, Any],
+            expected_input_keys: list[str],
+            served: str,
+            sampling: dict[str, Any],
+            reply: str,
+            seed: int | None,
+            adapters: Mapping[str, Location],
+            **others: Any,
+        ) -> None:
+            batching = offline_batching(engine_kwargs.get("tensor_parallel_size", 1))
+            super().__init__(engine_kwargs=batching | engine_kwargs, expected_input_keys=[PROMPT], **others)
+            from vllm.lora.request import LoRARequest
+
+            self.served, self.sampling, self.reply, self.seed = served, sampling, reply, seed
+            self.copies = contextlib.ExitStack()
+            for number, (name, place) in enumerate(adapters.items(), start=1):
+                folder = self.copies.enter_context(local_copy(place))
+                self.llm.lora_name_to_request[name] = LoRARequest(name, number, folder)
+
+        async def udf(self, batch: list[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+            for row in batch:
+                drawn = {} if self.seed is None else {"seed": row_seed(self.seed, row[ID]) & MOST_SEED}
+                row |= {"model": self.served, "sampling_params": self.sampling | drawn}
+            guard = asyncio.create_task(self._guard())
+            try:
+                async for found in super().udf(batch):
+                    passed = {name: found[name] for name in (self.IDX_IN_BATCH_COLUMN, ENGINE_ERROR)}
+                    yield passed | {self.reply: _wanted_part(found, self.reply, self.sampling)}
+            finally:
+                guard.cancel()
+                for row in batch:
+                    row.pop("model")
+
+        async def _guard(self) -> None:
+            while not self.llm.engine.errored:
+                await asyncio.sleep(GUARD_S)
+            os._exit(1)  # as the class itself does: the one end after which Ray tries the batch again elsewhere
+
+    return OurEngine
+
+
+def sampling_of(settings: GenerationSettings, ends: frozenset[int]) -> dict[str, Any]:
+    """What every row's `SamplingParams` has in common."""
+    return {
+        "max_tokens": settings.max_new_tokens,
+        "temperature": settings.temperature,
+        "top_p": settings.top_p if settings.temperature > 0 else 1.0,
+        "stop_token_ids": sorted(ends),
+        "detokenize": False,
+    }
+
+
+def logprobs_of(tokens: Sequence[int]) -> dict[str, Any]:
+    """The same for replies of which only the log-probabilities of these first tokens are wanted; greedy, so any will do."""
+    if len(tokens) > MOST_TOKENS:
+        raise ModelError(
+            f"vllm: log-probabilities of {len(tokens)} tokens are wanted; vLLM gives those of {MOST_TOKENS}. Judge on a "
+            "smaller scale (judge.low, judge.high), or set backend=transformers."
+        )
+    return {"max_tokens": 1, "temperature": 0.0, "detokenize": False, "logprob_token_ids": list(tokens)}
+
+
+def _wanted_part(found: Mapping[str, Any], reply: str, sampling: Mapping[str, Any]) -> list[Any]:
+    """Of all that the engine says about a row; nothing where the row failed in it."""
+    if reply == GENERATED:
+        return list(found[GENERATED])
+    first = found[LOGPROBS][0] if found[LOGPROBS] else {}
+    return [first[token]["logprob"] for token in sampling["logprob_token_ids"]] if first else []
+
+
+def _to_engine(row: dict[str, Any], reply: str, beside: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of an asking actor as the engine's stage takes it; one with an error is passed by the engine."""
+    prompt = [] if row[PROMPT] is None else row[PROMPT]
+    filled = {name: otherwise if row[name] is None else row[name] for name, otherwise in beside.items()}
+    failed = row.pop(ERROR)
+    return {PROMPT: prompt, reply: [], ENGINE_ERROR: NOT_ASKED + failed if failed else "", **filled}
+
+
+def _from_engine(row: dict[str, Any], kept: Sequence[str]) -> dict[str, Any]:
+    return {name: row[name] for name in (ID, *kept)}
+
+
+@contextlib.contextmanager
+def _as_told() -> Iterator[None]:
+    """Keeps Ray's logger as the caller set it: building a processor calls `ray.init`, which sets it up anew and talks."""
+    logger, disabled = logging.getLogger("ray"), logging.root.manager.disable
+    level, handlers = logger.level, list(logger.handlers)
+    logging.disable(max(disabled, logging.INFO))
+    try:
+        yield
+    finally:
+        logging.disable(disabled)
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+
+
+@contextlib.contextmanager
+def explained(stage: str) -> Iterator[None]:
+    """What ended a stage through vLLM, in words."""
+    try:
+        yield
+    except RaysiftError:
+        raise
+    except Exception as error:
+        # Ray has several families of errors and all hold the traceback as text, the cause on its last lines.
+        lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines()]
+        said = [line for line in lines if _CAUSE.match(line)] or [line for line in lines if line] or ["no message"]
+        raise StageError(
+            f"{stage}: could not go on through vLLM ({type(error).__name__}; {said[-1]}). An engine that dies is "
+            "started again as often as resources.engine.restarts says; its log is in Ray's session folder "
+            "(logs/worker-*.err). Mend the cause and start the run again, it will continue; or set backend=transformers."
+        ) from error

