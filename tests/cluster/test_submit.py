@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from raysift.errors import ConfigError
-from raysift.jobs.commands.actions import submit
+from raysift.jobs.commands import submit
 from raysift.nano.world import WorldConfig, write_pool
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -41,8 +41,8 @@ def test_several_values_after_one_option():
 
 
 def test_a_preset_named_beside_a_complete_run_yaml_has_its_effect(tmp_path, monkeypatch):
-    from raysift.jobs.commands.actions import actions as commands
-    from raysift.jobs.commands.actions import cli
+    from raysift.jobs.commands import actions as commands
+    from raysift.jobs.commands import cli
 
     file, seen = tmp_path / "run.yaml", []
     monkeypatch.setattr(commands, "run_selection", lambda settings, console: seen.append(settings))
@@ -145,8 +145,8 @@ def test_show_counts_failures_and_unused_target_records_by_reason(rose_run, caps
 
 
 def test_steps_take_runs_to_reuse(monkeypatch):
-    from raysift.jobs.commands.actions import actions as commands
-    from raysift.jobs.commands.actions import cli
+    from raysift.jobs.commands import actions as commands
+    from raysift.jobs.commands import cli
     from raysift.jobs.gradients import rescore
 
     seen = []
