@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from raysift.actors.smol import is_smol, smol_path
 from raysift.errors import ModelError
 from raysift.storage import Location, open_location
 
@@ -23,7 +24,9 @@ SPREAD = "spread"
 
 
 def resolve_model(name: str) -> str:
-    """Where a model is: a folder for `nano` and for local paths, the id itself for one on the hub."""
+    """Where a model is: a folder for `nano`, `smol` and local paths, the id itself for one on the hub."""
+    if is_smol(name):
+        return str(smol_path(name))
     if name == "nano" or name.startswith("nano:"):
         from raysift.nano import NANO_MODELS, nano_path
 
@@ -40,7 +43,7 @@ def resolve_model(name: str) -> str:
     if path.startswith(("/", ".")) or path.count("/") > 1:
         raise ModelError(
             f"model: there is no folder '{name}'. Give a folder that transformers can load, an id on the Hugging Face "
-            "hub (owner/name), or 'nano'."
+            "hub (owner/name), 'nano', or 'smol'."
         )
     return name
 
