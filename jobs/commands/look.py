@@ -1,0 +1,152 @@
+"""`raysift look POOL [--target FILE]`: what is in the files, and which methods they serve; no model, no Ray.
+
+The only command that prints row texts unasked: they are what one looks at. Writes a YAML of the settings that matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from raysift.errors import ConfigError, RaysiftError
+from raysift.evaluation.examples import read_examples, reference_answer
+from raysift.jobs.commands.console import Console, printable
+from raysift.pool.checks import REASONS
+from raysift.pool.files import find_files
+from raysift.pool.likeness import Sample, compare, remarks, sample_of
+from raysift.pool.pairs import read_pairs
+from raysift.pool.survey import Survey, survey_pool
+from raysift.records import Message
+from raysift.settings.config import CommonConfig
+from raysift.storage import open_location
+
+SHOWN_CHARACTERS = 160
+TOP_SOURCES = 12
+
+
+@dataclass(frozen=True)
+class TargetLook:
+    """What a target file holds, and the methods that can select for it."""
+
+    file: str
+    what: str
+    methods: tuple[str, ...]
+    language: Sample
+    problem: str = ""
+
+
+def look(config: CommonConfig, write: str | None, console: Console) -> None:
+    """Print what is in the pool and in the targets; `write` names the YAML to make from it."""
+    if write and open_location(write).exists():
+        raise ConfigError(f"look: '{write}' exists. Name another file with --write, or delete it.")
+    found = survey_pool(find_files(config.pool), config.ingest)
+    targets = [look_at_target(file) for file in config.target]
+    show_survey(found, console)
+    for target in targets:
+        show_target(target, found, console)
+    methods = served_methods(targets)
+    console.note(f"these files serve: {', '.join(methods)}")
+    if write:
+        open_location(write).write(starter_yaml(config, methods))
+        console.note(f"settings written to {write}; raysift {methods[0]} --config {write} runs them")
+
+
+def look_at_target(file: str) -> TargetLook:
+    """Reads a target as pairs where its records have a chosen and a rejected answer, else as examples."""
+    try:
+        pairs = read_pairs(file)
+        prompts = [_text(pair.prompt) for pair in pairs]
+        problems = ", ".join(f"{count} {reason}" for reason, count in sorted(pairs.problems.items()))
+        what = f"{pairs.pairs} preference pairs" + (f" ({problems} left out)" if problems else "")
+        return TargetLook(file, what, ("rose",) if pairs.pairs else (), sample_of(prompts))
+    except ConfigError:
+        pass  # its records have no two answers
+    except RaysiftError as error:
+        return TargetLook(file, "", (), Sample(), str(error))
+    try:
+        examples = read_examples(file)
+    except RaysiftError as error:
+        return TargetLook(file, "", (), Sample(), str(error))
+    texts = [_text(example.prompt) for example in examples]
+    answered = sum(reference_answer(example) is not None for example in examples)
+    what = f"{len(examples)} examples, {answered} with an answer"
+    return TargetLook(file, what, ("less", "raise") if answered else (), sample_of(texts))
+
+
+def served_methods(targets: Sequence[TargetLook]) -> list[str]:
+    """Methods that these targets serve, best known first; without a target those that need none."""
+    by_target = [name for name in ("less", "rose", "raise") if targets and all(name in t.methods for t in targets)]
+    return by_target or ["mods", "quality", "coverage", "uniform", "longest"]
+
+
+def show_survey(found: Survey, console: Console) -> None:
+    """Tables of what was read."""
+    files = f"{found.files:,} file{'' if found.files == 1 else 's'}"
+    layouts = ", ".join(f"{name} {count:,}" for name, count in found.layouts.most_common())
+    console.note(f"{files}; layout: {layouts or 'none recognised'}")
+    if not found.whole:
+        console.note(f"only the first {found.rows:,} rows were read")
+    lost = [[f"not kept: {reason}", count, REASONS.get(reason, "")] for reason, count in found.reasons.most_common()]
+    rows = [["kept", found.kept, ""], ["exact duplicates", found.duplicates, ""], *lost, ["rows in", found.rows, ""]]
+    console.table("Rows", ["", "rows", "why"], rows)
+    for name, problem in found.bad_files.items():
+        console.note(f"{name}: {problem}")
+    shown = found.sources.most_common(TOP_SOURCES)
+    others = found.sources.total() - sum(count for _, count in shown)
+    if others:
+        shown.append((f"{len(found.sources) - TOP_SOURCES} other sources", others))
+    console.table("Sources", ["source", "rows"], shown)
+    if found.characters:
+        lengths = [[f"{share:.0%} of rows have at most", count] for share, count in found.characters.items()]
+        console.table("Length in characters, prompt and answer", ["", "characters"], lengths)
+        console.table(
+            "Messages", ["in a row", "rows"], [[str(n), count] for n, count in sorted(found.turns.items())[:8]]
+        )
+    console.table("First rows", ["role", "text"], [[m["role"], _short(m["content"])] for s in found.samples for m in s])
+
+
+def show_target(target: TargetLook, pool: Survey, console: Console) -> None:
+    """What a target is, whether it speaks the pool's language, and what is wrong with it."""
+    if target.problem:
+        console.note(f"target {target.file}: {target.problem}")
+        return
+    console.note(f"target {target.file}: {target.what}")
+    for remark in remarks(target.file, compare(pool.language, target.language)):
+        console.note(remark)
+
+
+def starter_yaml(config: CommonConfig, methods: Sequence[str]) -> str:
+    """A run's settings as one would begin with them, each with what it is."""
+    chosen: dict[str, tuple[Any, str]] = {
+        "method": (methods[0], f"these files also serve: {', '.join(methods[1:])}" if methods[1:] else ""),
+        "pool": (list(config.pool), "files, folders, globs or URIs"),
+        "target": (list(config.target), "what the selection is to get better at"),
+        "model": (config.model, "a folder, an id on the Hugging Face hub, smol, or nano (a toy for its own language)"),
+        "budget": (config.budget, "a share (5%), rows (2000) or tokens (1.5Mtok)"),
+        "run": (f"runs/{methods[0]}", "where results go"),
+        "seed": (config.seed, "every random choice follows from it"),
+        "output_format": (config.output_format, "messages, alpaca, sharegpt, original or parquet"),
+        "train_on_selection": (False, "true: fine-tune the model on the selection"),
+    }
+    lines = []
+    for name, (value, meaning) in chosen.items():
+        if value == [] and name == "target":
+            continue
+        text = yaml.safe_dump(
+            {"value": value}, allow_unicode=True, default_flow_style=isinstance(value, list), width=10**6
+        )
+        text = text.strip().removeprefix("{").removesuffix("}").replace("value", name, 1)
+        lines.append(f"{text}  # {meaning}" if meaning else text)
+    return "\n".join(lines) + "\n"
+
+
+def _text(messages: Sequence[Message]) -> str:
+    return " ".join(message.content for message in messages)
+
+
+def _short(text: str) -> str:
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 3] + "..."
