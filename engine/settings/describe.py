@@ -1,0 +1,87 @@
+"""Settings told from their own source: key, default, meaning, and whether they decide the result."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel
+
+UNDECIDING = ("resources", "run", "reuse")
+"""Sections and settings that say where and how fast; no result depends on them."""
+
+
+class Setting(NamedTuple):
+    """One setting as a person asks for it."""
+
+    key: str
+    default: Any
+    meaning: str
+    allowed: str
+    decides: bool
+
+
+def describe(
+    model: type[BaseModel], values: BaseModel, skip: frozenset[str] = frozenset(), at: str = ""
+) -> Iterator[Setting]:
+    """The settings of a model, sections within it included; defaults are those of `values`, which may hold a preset's."""
+    meanings = meanings_of(model)
+    for name, field in model.model_fields.items():
+        key = f"{at}{name}"
+        if key in skip:
+            continue
+        value = getattr(values, name)
+        if isinstance(value, BaseModel):
+            yield from describe(type(value), value, skip, f"{key}.")
+            continue
+        decides = not key.startswith(UNDECIDING)
+        yield Setting(key, value, meanings.get(name, ""), allowed_by(field.annotation), decides)
+
+
+def allowed_by(annotation: Any) -> str:
+    """What a field takes, in a few words: names of a choice, or the kind of value."""
+    choices = [value for option in (annotation, *get_args(annotation)) for value in _literals(option)]
+    if choices:
+        return ", ".join(map(str, choices))
+    sections = [o for o in get_args(annotation) if isinstance(o, type) and issubclass(o, BaseModel)]
+    if sections:
+        return "settings below it, or none"
+    named = [getattr(option, "__name__", str(option)) for option in (get_args(annotation) or [annotation])]
+    return " or ".join("none" if name == "NoneType" else name for name in named)
+
+
+@cache
+def meanings_of(model: type[BaseModel]) -> dict[str, str]:
+    """The sentence that stands below each field in the source of the class, or of a class that it inherits from."""
+    found: dict[str, str] = {}
+    for part in reversed(model.__mro__):
+        if not (issubclass(part, BaseModel) and part is not BaseModel):
+            continue
+        try:
+            body = ast.parse(textwrap.dedent(inspect.getsource(part))).body[0]
+        except (OSError, TypeError):  # a class made at run time has no source
+            continue
+        assert isinstance(body, ast.ClassDef)
+        for field, told in zip(body.body, body.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and _is_text(told):
+                found[field.target.id] = " ".join(inspect.cleandoc(told.value.value).split())  # type: ignore[attr-defined]
+    return found
+
+
+def _is_text(node: ast.stmt) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+def _literals(option: Any) -> tuple[Any, ...]:
+    return get_args(option) if get_origin(option) is Literal else ()
+
+
+def default_of(value: Any) -> str:
+    """A default as one would type it."""
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else str(value)
