@@ -40,6 +40,8 @@ class EpochRecord(BaseModel):
     loss_sum: float
     label_tokens: int
     seconds: float
+    template: str | None = None
+    """The chat template of the training; None in records that are older than the field."""
 
 
 def epoch_records(out: Location) -> list[EpochRecord]:

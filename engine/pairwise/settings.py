@@ -5,9 +5,10 @@ from __future__ import annotations
 from string import Formatter
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raysift.scoring.settings import QualitySettings
+from raysift.settings.base import Settings, Template
 from raysift.settings.generation import GenerationSettings
 
 Aspect = Literal["relevance", "accuracy"]
@@ -35,11 +36,7 @@ Answer B:
 Which answer is better? Reply with A or B, or with C where they are equally good, and nothing else."""
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ComparisonSettings(_Settings):
+class ComparisonSettings(Settings):
     """How a language model is asked which of two answers is better, and when its reply counts as a verdict."""
 
     prompt: str = COMPARISON_PROMPT
@@ -50,7 +47,7 @@ class ComparisonSettings(_Settings):
     question fails."""
     reply_prefix: str = ""
     """Text put into the judge's mouth before the verdict, such as `Verdict: `; base models need one."""
-    template: str = "auto"
+    template: Template = "auto"
     """Chat template of the question (see raysift.templates)."""
 
     @field_validator("prompt")
@@ -61,7 +58,7 @@ class ComparisonSettings(_Settings):
         return prompt
 
 
-class AgainstSettings(_Settings):
+class AgainstSettings(Settings):
     """The other side: a model that is asked, or answers that are there already."""
 
     model: str | None = None
@@ -78,7 +75,7 @@ class AgainstSettings(_Settings):
         return self
 
 
-class WinRateSettings(_Settings):
+class WinRateSettings(Settings):
     """Who answers, who judges, and what counts as better."""
 
     answers: str | None = None

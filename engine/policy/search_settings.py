@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from raysift.settings.base import Settings
 
 PLACES: dict[str, tuple[str, ...]] = {
     "classes": ("raise", "policy", "classes"),
@@ -27,11 +29,7 @@ CHANGEABLE = ("temperature", "actor_rate", "critic_rate", "entropy", "clip")
 """Settings that may change between two rounds: they shape neither networks nor classes nor trainings."""
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SearchSpace(_Settings):
+class SearchSpace(Settings):
     """The values of each setting, in rising order; an empty list leaves a setting as the run has it."""
 
     classes: tuple[int, ...] = (1, 2, 4)
@@ -54,7 +52,7 @@ class SearchSpace(_Settings):
     """Of `train.batch_size`. Unless `raise.episode.steps` is set, larger batches mean fewer steps over as many rows."""
 
 
-class SearchSettings(_Settings):
+class SearchSettings(Settings):
     """How policies are searched for. The first trial is always the run as it is."""
 
     trials: int = Field(default=8, ge=1)

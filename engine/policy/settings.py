@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from raysift.scoring.settings import EmbeddingSettings
+from raysift.settings.base import Settings, Template
 
 Block = Literal["stage", "difficulty", "semantic", "availability"]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FeatureSettings(_Settings):
+class FeatureSettings(Settings):
     """What the policy knows of a row before the training begins."""
 
     model: str = "nano"
     """The auxiliary language model that gives the log-probabilities. Paper: Llama-3.1-8B-Instruct."""
-    template: str = "auto"
+    template: Template = "auto"
     """Chat template for the auxiliary model (see raysift.templates)."""
     max_length: int | None = Field(default=None, ge=2)
     """Longer conversations are cut for the log-probabilities; none: what the auxiliary model has positions for."""
@@ -38,7 +35,7 @@ class FeatureSettings(_Settings):
     """Components, scales and classes are fitted on at most so many rows, those with the smallest hash of their id."""
 
 
-class PolicySettings(_Settings):
+class PolicySettings(Settings):
     """The acquisition function, and how it picks a batch."""
 
     classes: int = Field(default=1, ge=1)
@@ -61,7 +58,7 @@ class PolicySettings(_Settings):
     """Most times a row may be picked in one training. None: any number (paper)."""
 
 
-class LearningSettings(_Settings):
+class LearningSettings(Settings):
     """PPO, and what counts as an advantage."""
 
     rounds: int = Field(default=20, ge=1)
@@ -111,7 +108,7 @@ class LearningSettings(_Settings):
     no larger. Picks are made from all rows always."""
 
 
-class EpisodeSettings(_Settings):
+class EpisodeSettings(Settings):
     """One training of the model under the policy, and how its progress is measured. Its recipe is `train`."""
 
     steps: int | None = Field(default=None, ge=1)

@@ -12,15 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
 
 from raysift.errors import ConfigError
 from raysift.evaluation.metrics import EvalConfig
 from raysift.fingerprint import canonical
 from raysift.methods import METHODS, Selector
+from raysift.nano import is_nano
 from raysift.pairwise.settings import WinRateSettings
 from raysift.policy.search_settings import SearchSettings
 from raysift.pool.checks import IngestConfig
+from raysift.settings.base import Seed, Settings
 from raysift.settings.budget import parse_budget
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.resources import Resources
@@ -28,10 +30,8 @@ from raysift.settings.training import TrainConfig, recipe
 from raysift.storage import open_location
 
 
-class CommonConfig(BaseModel):
+class CommonConfig(Settings):
     """What every method has; `RunConfig` adds a section for each method."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str | None = None
     """The selector; on the command line it is the command."""
@@ -47,7 +47,7 @@ class CommonConfig(BaseModel):
     """Run code that ships with a model. Off unless asked for; recorded in the manifests when on."""
     budget: str = "5%"
     """`5%` of the pool, `2000` rows, `1.5Mtok` tokens."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Every random choice follows from it and from row ids; trainings may have a seed of their own. Projections have one
     (`projection.seed`), so that runs of any seed share a store."""
     run: str = Field("runs/run", exclude=True)
@@ -74,6 +74,7 @@ class CommonConfig(BaseModel):
 _SECTIONS: dict[str, Any] = {
     name: (method.Config, Field(default_factory=method.Config)) for name, method in METHODS.items()
 }
+_SHOWN = 100  # letters of a wrong value that a message repeats
 _BAR = {"value", "quantile"}  # a threshold is one of them: the later one takes the other's place
 RunConfig: Any = create_model("RunConfig", __base__=CommonConfig, **_SECTIONS)
 
@@ -103,6 +104,8 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
     train = values.get("train") or {}
     if isinstance(train, Mapping):
         values["train"] = _with_recipe({**_usual_recipe(values), **train}) | _seed(values, train)
+    if isinstance(section := values.get("evaluate") or {}, Mapping):
+        values["evaluate"] = {**section} | _seed(values, section)
     for name, method in METHODS.items():
         if isinstance(section := values.get(name) or {}, Mapping):
             values[name] = _with_own_seeds(method.Config, _with_preset(method, section, values), values)
@@ -188,12 +191,15 @@ def _with_own_seeds(
 
 def _is_nano(values: Mapping[str, Any]) -> bool:
     """The nano models are a thousand times smaller than those of the papers, whose learning rates teach them nothing."""
-    return str(values.get("model", "nano")).startswith("nano")
+    return is_nano(str(values.get("model", "nano")))
 
 
 def _seed(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    seed = values.get("seed", 0)
-    return {"seed": seed} if "seed" not in own and isinstance(seed, int) and seed >= 0 else {}
+    """The run's seed, for a section that names none; a wrong one is told of the run alone."""
+    try:
+        return {} if "seed" in own else {"seed": TypeAdapter(Seed).validate_python(values.get("seed", 0))}
+    except ValidationError:
+        return {}
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
@@ -296,7 +302,15 @@ def _explain(problem: Any) -> str:
         return f"config: '{where}' is missing."
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return f"config: '{where}' is {problem['input']!r}: {message}."
+    return f"config: '{where}' is {_shown(problem['input'])}: {message}."
+
+
+def _shown(value: Any) -> str:
+    """A short value itself; of anything else, which may hold the text of rows, what it is."""
+    if value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _SHOWN):
+        return repr(value)
+    size = f" of length {len(value)}" if hasattr(value, "__len__") else ""
+    return f"a {type(value).__name__}{size}"
 
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:
