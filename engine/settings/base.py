@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,6 +19,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Template = Literal["auto", "chatml", "alpaca", "tulu"]
 """A chat template: the tokenizer's own (`auto`), or one of raysift.templates."""
 
-TRAIN = "train"
+TRAIN: Final = "train"
 TaughtTemplate = Literal["train", "auto", "chatml", "alpaca", "tulu"]
 """A chat template, or (`train`) the one that the model was trained under."""

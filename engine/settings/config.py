@@ -121,6 +121,24 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
     return config
 
 
+def replayed(config: CommonConfig) -> dict[str, Any]:
+    """What `run.yaml` holds: every setting that the run's method reads, so that changed defaults change no replay. Those that
+    differ from what the method does on this model by itself stand first."""
+    unread = METHODS.keys() - {config.method} | {name for name in ("win_rate", "search") if not getattr(config, name)}
+    usual = make_config({"method": config.method, "model": config.model, "seed": config.seed})
+    found, default = (one.model_dump(mode="json", exclude=unread) for one in (config, usual))
+    return _differing_first(found, default | dict.fromkeys(("method", "model", "seed")))
+
+
+def _differing_first(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    ordered = sorted(values, key=lambda name: name in usual and values[name] == usual[name])
+    below = {name: usual.get(name) if isinstance(usual.get(name), dict) else {} for name in ordered}
+    return {
+        name: _differing_first(values[name], below[name]) if isinstance(values[name], dict) else values[name]
+        for name in ordered
+    }
+
+
 def _names(given: Any) -> Any:
     """One name, several or none, as a list; what is no name is left for the check that tells it."""
     several = [] if given is None else [given] if isinstance(given, str | os.PathLike) else given

@@ -52,7 +52,7 @@ from raysift.policy.trials import (
     criterion,
     draw_trials,
 )
-from raysift.settings.config import CommonConfig, make_config
+from raysift.settings.config import CommonConfig, make_config, replayed
 from raysift.storage import Location, extend_name
 
 BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.safetensors"
@@ -96,7 +96,7 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
     drawn = draw_trials(wanted, settings, config.train, config.seed)
     if len(drawn) < wanted.trials:
         run.console.note(f"search: the space has {len(drawn)} different trials, search.trials is {wanted.trials}")
-    with run.replayable(config.model_dump(mode="json")):
+    with run.replayable(replayed(config)):
         rows = stages.ingest(run, config)
         total = count_rows(config, rows)
         target = raise_policy.split_target(run, config, settings)
@@ -219,8 +219,7 @@ def share_work(
 def best_config(config: CommonConfig, settings: Settings) -> dict[str, Any]:
     """The run's settings with the best ones in place, for `raysift raise --config`."""
     changed, train = apply_settings(settings, getattr(config, "raise"), config.train)
-    values = config.model_dump(mode="json", exclude={"search"})
-    return values | {"raise": changed.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+    return replayed(config.model_copy(update={"search": None, "raise": changed, "train": train}))
 
 
 def ranked(outcomes: Sequence[Outcome], wanted: SearchSettings) -> list[Outcome]:

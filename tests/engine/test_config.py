@@ -8,7 +8,7 @@ import yaml
 from raysift.errors import ConfigError
 from raysift.fingerprint import fingerprint
 from raysift.methods import METHODS
-from raysift.settings.config import load_config, make_config
+from raysift.settings.config import load_config, make_config, replayed
 from raysift.settings.training import RECIPES, recipe
 
 
@@ -26,6 +26,24 @@ def test_a_saved_config_replays_to_the_same_settings(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_config(str(file)) == config
+
+
+@pytest.mark.parametrize("model", ["nano", "./llama"])
+@pytest.mark.parametrize(
+    ("method", "preset"), [(name, preset) for name in METHODS for preset in (None, *METHODS[name].presets)]
+)
+def test_a_run_s_file_holds_what_its_method_reads_and_replays_it(tmp_path, method, preset, model):
+    given = {"method": method, "model": model, "seed": 5, "budget": "3%", "pool": ["a.jsonl"], "evaluate": {"seed": 2}}
+    config = make_config(given | ({method: {"preset": preset}} if preset else {}))
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(replayed(config), sort_keys=False))
+    again = load_config(str(file))
+    assert again == config and fingerprint(again) == fingerprint(config)
+    values = yaml.safe_load(file.read_text())
+    assert values.keys() & METHODS.keys() == {method}
+    assert values[method].keys() == METHODS[method].Config.model_fields.keys(), "presets are laid over whole sections"
+    assert {"method", "pool", "budget", "seed", "evaluate"} <= set(list(values)[:7]), "what differs stands first"
+    assert next(iter(values["evaluate"])) == "seed"
 
 
 def test_a_recipe_stands_for_its_settings_and_own_keys_win():
@@ -58,9 +76,9 @@ def test_a_preset_brings_its_recipe_on_a_real_model(method, preset, name):
 
 
 def complete(tmp_path, values):
-    """A run.yaml as a run leaves it: every field named."""
+    """A run.yaml as a run leaves it."""
     file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(make_config(values).model_dump(mode="json")))
+    file.write_text(yaml.safe_dump(replayed(make_config(values))))
     return str(file)
 
 
