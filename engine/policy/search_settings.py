@@ -1,7 +1,6 @@
 """What `raysift search` looks for, and at what cost. Light: reading it imports neither torch nor ray.
 
-The space is lists of values, so that what was searched can be read, repeated and put into a table; neighbours in a list
-are what population-based training moves to.
+The space is lists of values, so that what was searched can be read, repeated and put into a table.
 """
 
 from __future__ import annotations
@@ -24,9 +23,6 @@ PLACES: dict[str, tuple[str, ...]] = {
     "batch_size": ("train", "batch_size"),
 }
 """Where each searched setting lies among those of a run."""
-
-CHANGEABLE = ("temperature", "actor_rate", "critic_rate", "entropy", "clip")
-"""Settings that may change between two rounds: they shape neither networks nor classes nor trainings."""
 
 
 class SearchSpace(Settings):
@@ -65,15 +61,13 @@ class SearchSettings(Settings):
     """A trial counts by the mean performance that its last so many rounds ended with; one round alone is noisy."""
     sampler: Literal["random", "grid"] = "random"
     """Different points of the space, drawn by the seed; or all of it, which must fit into `trials`."""
-    scheduler: Literal["asha", "pbt", "none"] = "asha"
-    """`asha` stops what falls behind; `pbt` lets it go on from a better trial's policy with changed settings; `none` lets
-    all finish. The run's own settings are spared by both. What `asha` decides depends on which trial is how far when."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """`asha` stops what falls behind, but never the run's own settings; `none` lets all finish. What `asha` decides depends on
+    which trial is how far when."""
     grace_rounds: int = Field(default=2, ge=1)
     """Rounds before which `asha` stops nothing."""
     reduction: float = Field(default=2.0, gt=1)
     """`asha` lets one in so many go on, at `grace_rounds` and at each multiple by this number."""
-    perturb_rounds: int = Field(default=2, ge=1)
-    """Rounds between two interventions of `pbt`."""
     max_failures: int = Field(default=3, ge=0)
     """Times a trial that died goes on from its last finished round; then it counts as failed, with its reason."""
     space: SearchSpace = Field(default_factory=SearchSpace)

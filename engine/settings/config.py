@@ -132,9 +132,8 @@ def replayed(config: CommonConfig) -> dict[str, Any]:
 
 def _differing_first(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
     ordered = sorted(values, key=lambda name: name in usual and values[name] == usual[name])
-    below = {name: usual.get(name) if isinstance(usual.get(name), dict) else {} for name in ordered}
     return {
-        name: _differing_first(values[name], below[name]) if isinstance(values[name], dict) else values[name]
+        name: _differing_first(values[name], usual.get(name) or {}) if isinstance(values[name], dict) else values[name]
         for name in ordered
     }
 
