@@ -91,9 +91,6 @@ class MatchSettings(Settings):
     subtasks: Literal["max", "mean", "round_robin"] = "max"
     """`max`: a row is as good as its best subtask. `mean`: good on all. `round_robin`: each subtask picks its best in
     turn."""
-    renormalise_weights: bool = True
-    """Divide the checkpoint weights by their sum, so that scores are comparable between runs of different learning
-    rates."""
     target_weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = Field(None, min_length=1)
     """One number per target file: each is then a target of its own, and a row's score the weighted sum of what `subtasks`
     gives for each of them. None: all files together are one target."""

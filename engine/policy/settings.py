@@ -84,21 +84,18 @@ class LearningSettings(Settings):
     ratio: Literal["product", "mean"] = "mean"
     """The ratio of a batch: the product over its rows (paper), or the geometric mean, which stays within the clip range
     whatever the batch."""
-    advantage: Literal["gae", "step_baseline", "credit"] = "credit"
-    """`gae`: generalised advantages with the critic (paper). `step_baseline`: a step's own reward against what that step of
-    recent rounds gained, over the spread of neighbouring steps; needs no critic. `credit`: what a regression over all
-    rounds so far lays of each step's reward to the features of its rows, with a ratio for each row."""
+    advantage: Literal["gae", "credit"] = "credit"
+    """`gae`: generalised advantages with the critic (paper). `credit`: a regression over all rounds so far says how much of
+    each step's reward is owed to the features of its rows, and each row has a ratio of its own; needs no critic."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Share of a step's gain that the step before foretells, and that is taken off in `step_baseline` and `credit`: beta1 of
-    the Adam that trains the model, whose step is mostly that of the batches before. 0 takes nothing off."""
+    """Share of a step's gain that the step before foretells, and that `credit` takes off: beta1 of the Adam that
+    trains the model, whose step is mostly that of the batches before. 0 takes nothing off."""
     gamma: float = Field(default=0.99, ge=0, le=1)
     """Discount, for `gae`. Paper: 0.99."""
     lam: float = Field(default=1.0, ge=0, le=1)
     """Lambda, for `gae`. Paper: 1."""
-    baseline_rounds: int = Field(default=6, ge=1)
-    """Recent rounds whose mean is the baseline, for `step_baseline`; `credit` compares all rounds with each other."""
     baseline_window: int = Field(default=7, ge=1)
-    """Neighbouring steps over which the baseline is smoothed; an odd number."""
+    """Neighbouring steps over which `credit` smooths the usual gains; an odd number."""
     entropy: float = Field(default=0.0, ge=0)
     """Weight of the entropy of the class softmax in the loss; keeps picks spread. Paper: none."""
     max_log_ratio: float = Field(default=10.0, gt=0)

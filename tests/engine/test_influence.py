@@ -57,7 +57,6 @@ def test_weights_of_a_linear_schedule_are_those_that_less_published() -> None:
     assert means == pytest.approx([1.6877e-5, 1.2859e-5, 7.7030e-6, 2.5616e-6], rel=0.012)
     assert checkpoint_weights(means) == pytest.approx([0.4219, 0.3215, 0.1926, 0.0640], abs=0.003)
     assert checkpoint_weights(means).sum() == pytest.approx(1.0)
-    assert checkpoint_weights(means, renormalise=False) == pytest.approx(means)
 
 
 @pytest.mark.parametrize("rates", [[], [0.0, 0.0], [1e-5, -1e-6], [float("nan")]])
