@@ -62,7 +62,8 @@ def checkpoint_weights(rates: Sequence[float]) -> NDArray[np.float64]:
         raise DataError(f"match: learning rates {weights.tolist()}, expected one number from 0 up per checkpoint")
     if not weights.any():
         raise DataError("match: all recorded learning rates are 0, so no checkpoint has any weight")
-    return weights / weights.sum()
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 def match_rows(rows: Array | Stored, targets: Array) -> NDArray[np.float32]:

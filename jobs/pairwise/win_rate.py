@@ -83,8 +83,7 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
         }
         questions = [Question(e, sides[OWN].answers[e.id], sides[AGAINST].answers[e.id]) for e in examples]
         inputs = files | {name: side.fingerprint for name, side in sides.items()} | {"judge": judge_identity}
-        aspects = settings.aspects or (None,)
-        judged = {aspect: judge(run, config, settings, questions, inputs, aspect) for aspect in aspects}
+        judged = judge(run, config, settings, questions, inputs)
         return count(run, settings, questions, judged, {name: source.title for name, source in sources.items()})
 
 
