@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from raysift.errors import StageError
+from raysift.fingerprint import file_fingerprint
 from raysift.gradients.moments import Moments, save_moments
 from raysift.storage import Location
 
@@ -26,8 +27,6 @@ class EpochRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    fingerprint: str
-    """Of config, data and model: a checkpoint of another training is never continued."""
     epoch: int
     step: int
     """Optimizer steps since the training began."""
@@ -40,6 +39,8 @@ class EpochRecord(BaseModel):
     loss_sum: float
     label_tokens: int
     seconds: float
+    hashes: dict[str, str] = Field(default_factory=dict)
+    """Of the content of each file that an epoch leaves, such as `moments.safetensors`."""
 
 
 def epoch_records(out: Location) -> list[EpochRecord]:
@@ -66,7 +67,7 @@ def _checkpoints(out: Location, name: str) -> list[tuple[Location, EpochRecord]]
 def write_checkpoint(
     folder: Location, record: EpochRecord, name: str, model: Any, tokenizer: Any, optimizer: Any
 ) -> None:
-    """Weights and moments first, then the record that makes them count."""
+    """Weights and moments first, then the record that makes them count, with the hashes of an epoch's files."""
     folder.delete()
     with _filled_folder(folder / ("adapter" if hasattr(model, "peft_config") else "model")) as path:
         if hasattr(model, "peft_config"):
@@ -76,6 +77,12 @@ def write_checkpoint(
             model.save_pretrained(path)
             tokenizer.save_pretrained(path)
     save_moments(folder / MOMENTS, read_moments(model, optimizer, record.step))
+    files = folder.files(recursive=True)
+    for file in files:
+        file.sync()
+    if name == EPOCH_RECORD:
+        written = {file.path.removeprefix(f"{folder.path}/"): file_fingerprint(file) for file in files}
+        record = record.model_copy(update={"hashes": written})
     (folder / name).write(record.model_dump_json(indent=2) + "\n")
 
 

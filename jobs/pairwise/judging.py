@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from raysift.errors import StageError
 from raysift.jobs.pairwise.sides import drawn_examples, read_rows, spread, write_table
+from raysift.jobs.runs.models import find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import publish
 from raysift.manifest import Manifest
@@ -51,6 +52,7 @@ def judge(
 
     compares = settings.by == "comparison"
     name = f"judge-{aspect}" if aspect else "judge"
+    asking = settings.judge.model_copy(update={"model": find_model(run, config, settings.judge_model).name})
 
     def body(folder: Location) -> StageResult:
         rows = rows_to_compare(questions) if compares else rows_to_score(questions)
@@ -58,13 +60,14 @@ def judge(
             return StageResult(
                 files={"answers": []}, counts=dict.fromkeys(("rows_in", "kept", "failed", "truncated"), 0)
             )
+        named = settings.model_copy(update={"judge": asking})
         here = config.model_copy(update={"resources": spread(config.resources, len(rows))})
         if compares:
-            return compare_answers(name, run, here, settings, _by_aspect(settings.comparison, aspect), rows, folder)
+            return compare_answers(name, run, here, named, _by_aspect(settings.comparison, aspect), rows, folder)
         files = [write_table(rows, folder / "questions.parquet")]
-        return score_answers(name, run, here, _scorer(settings.judge, aspect), files, len(rows), folder)
+        return score_answers(name, run, here, _scorer(asking, aspect), files, len(rows), folder)
 
-    asked: dict[str, Any] = {"by": settings.by, "judge": settings.judge, "aspect": aspect}
+    asked: dict[str, Any] = {"by": settings.by, "judge": without_models(settings.judge), "aspect": aspect}
     asked |= {"comparison": settings.comparison} if compares else {}
     return run.stage(name, asked | drawn_examples(config, settings), inputs, body)
 
