@@ -58,8 +58,8 @@ def last_checkpoint(out: Location) -> tuple[Location, EpochRecord, bool] | None:
 def _checkpoints(out: Location, name: str) -> list[tuple[Location, EpochRecord]]:
     found = []
     for file in out.files(f"/{name}", recursive=True):
-        folder = Location(file.fs, file.path.rpartition("/")[0])
-        if folder.path.rpartition("/")[0] == out.path.rstrip("/"):
+        folder = file.parent
+        if folder.parent.path == out.path.rstrip("/"):
             found.append((folder, EpochRecord.model_validate_json(file.read_bytes())))
     return found
 

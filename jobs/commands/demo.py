@@ -160,7 +160,9 @@ def train_and_test(cell: Cell, config: CommonConfig, work: Location) -> None:
         adapter = (out / f"epoch-{report.epochs[-1].epoch}" / "adapter").path
         result |= {"rows": report.counts["rows_in"], "train_seconds": report.seconds}
     tests = read_examples(config.test[0])
-    scores = scores or evaluate_here(tests, config.model, config.evaluate, adapter=adapter, threads=1).scores()
+    scores = (
+        scores or evaluate_here(tests, config.model, config.evaluate, adapter=adapter, device="cpu", threads=1).scores()
+    )
     result["scores"] = [scores[test.id] for test in tests]
     (work / f"{cell.name}-{cell.seed}.json").write(json.dumps(result))
 

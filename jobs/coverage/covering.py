@@ -192,7 +192,7 @@ def _cover_by_coresets(work: _Work) -> tuple[Centers, dict[str, Any]]:
     parts = work.settings.coreset_parts
     count = max(1, math.ceil(work.settings.coreset_factor * work.k / parts))
     load = Load(
-        work.table.pieces, work.table.dimension, work.settings.metric, work.resources.device, work.resources.threads
+        work.table.pieces, work.table.dimension, work.settings.metric, work.resources.placed_on, work.resources.threads
     )
     shared = (load, work.among, work.seed, parts)
     while True:

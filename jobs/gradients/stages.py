@@ -115,7 +115,7 @@ def gradients(
             "model": model.name,
             "checkpoints": points,
             "adam": settings.adam,
-            "targets": Location(place.fs, place.path.rpartition("/")[0]),
+            "targets": place.parent,
         }
         answers = map_rows(
             run.files(rows, "rows"),
@@ -217,7 +217,7 @@ def loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:
         "dtype": train.dtype,
         "quantization": train.quantization,
         "token_budget": config.resources.tokens_per_pass,
-        "device": config.resources.device,
+        "device": config.resources.placed_on,
         "threads": config.resources.threads,
         "trust_remote_code": config.trust_remote_code,
     }

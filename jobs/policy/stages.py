@@ -269,7 +269,7 @@ def make_setup(
         )
     resources = config.resources
     place = Place(
-        device=resources.device,
+        device=resources.placed_on,
         threads=resources.threads or max(1, int(resources.cpus_per_worker)),
         rows_per_pass=resources.batch_rows,
         tokens_per_pass=resources.tokens_per_pass,

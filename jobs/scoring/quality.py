@@ -228,7 +228,7 @@ def loading(config: CommonConfig) -> dict[str, Any]:
     """Where an actor loads its model, and whether code that ships with it may run."""
     resources = config.resources
     return {
-        "device": resources.device,
+        "device": resources.placed_on,
         "threads": resources.threads,
         "trust_remote_code": config.trust_remote_code,
     }

@@ -106,7 +106,7 @@ def finetune(
     if (out / REPORT).exists():
         return FinetuneReport.model_validate_json((out / REPORT).read_bytes())
     place = Place(
-        device=resources.device,
+        device=resources.placed_on,
         threads=resources.threads,
         rows_per_pass=resources.batch_rows,
         tokens_per_pass=resources.tokens_per_pass,
