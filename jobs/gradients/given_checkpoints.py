@@ -71,7 +71,7 @@ def check_base(adapters: Sequence[Location], model: str, console: Console) -> No
                     f"warmup: the adapters were trained over {base}, whose weights are not those of the run's model, {own}. "
                     "Give that model (--model), or checkpoints of this one."
                 )
-        elif PurePath(base).name != PurePath(own).name:
+        elif PurePath(base).name != PurePath(own.partition("@")[0]).name:
             console.note(f"warmup: the adapters name {base} as their base, the run's model is {own}: is it the same?")
 
 
