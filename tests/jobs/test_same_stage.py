@@ -13,12 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysift.actors.language_model import resolve_model
+from raysift.actors.language_model import load_tokenizer, resolve_model
+from raysift.errors import DataError, ModelError
 from raysift.evaluation.examples import example_key, read_examples
 from raysift.gradients.moments import Moments, save_moments
 from raysift.jobs.pairwise.win_rate import compare
 from raysift.jobs.policy.search import find_settings
 from raysift.jobs.recipes import run_method
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.methods import METHODS
 from raysift.nano.world import examples, generate_pool, preference_pairs
@@ -135,10 +137,10 @@ def walk(journey: str, data: dict[str, str], folder: Path, **changes: Any) -> di
         "search": {"trials": 2, "rounds": 1, "last_rounds": 1, "grace_rounds": 1},
         "win_rate": {
             "judge": scorer if "scores" in kind else {"model": data["foundation"]},
+            "by": "scores" if "scores" in kind else "comparison",
             "against": {"adapter": data["adapter"]},
         },
     }
-    sections["win_rate"]["by"] = "scores" if "scores" in kind else "comparison"
     used = {"search": ("raise", "search"), "win": ("win_rate",)}.get(method, (method,))
     config = make_config(
         {
@@ -246,6 +248,63 @@ def test_another_weight_of_a_model_is_another_model(stubbed, data, tmp_path):
     content[-1] ^= 1
     weights.write_bytes(content)
     changed = walk("quality", other, tmp_path / "b")
-    assert [name for name in first if first[name] == changed[name]] == ["ingest"] or first["quality"] != changed[
-        "quality"
-    ]
+    assert [name for name in sorted(first) if first[name] == changed[name]] == ["ingest"]
+
+
+# --- ids on the hub ------------------------------------------------------------------------------------------------------
+
+OLD, NEW = "0" * 39 + "1", "0" * 39 + "2"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The cache of this machine, with a model at two commits; nothing else is known of the hub."""
+    from huggingface_hub import constants
+
+    home = tmp_path / "hub"
+    repo = home / "models--somebody--nano"
+    for commit in (OLD, NEW):
+        shutil.copytree(resolve_model("nano"), repo / "snapshots" / commit)
+    (repo / "snapshots" / NEW / "chat_template.jinja").write_text("{{ 'changed' }}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home))
+    monkeypatch.setattr("transformers.utils.hub.constants.HF_HUB_CACHE", str(home))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def point(branch, commit):
+        (open_location(repo) / f"refs/{branch}").write(commit)
+
+    point("main", OLD)
+    return point
+
+
+def test_a_run_stays_at_the_commit_that_an_id_had_when_it_began(stubbed, hub, data, tmp_path):
+    data = data | {"foundation": "somebody/nano"}
+    first = walk("longest", data, tmp_path / "a")
+    inputs = json.loads((tmp_path / "a/lengths/manifest.json").read_text())["inputs"]
+    assert inputs["tokenizer"] == {"commit": OLD}
+    hub("main", NEW)
+    shutil.rmtree(tmp_path / "a/final")
+    assert walk("longest", data, tmp_path / "a") == first  # a restart, which does `final` again
+    found = find_model(Run(tmp_path / "a"), make_config({"model": "somebody/nano"}))
+    assert found.name == f"somebody/nano@{OLD}"
+    later = Run(tmp_path / "b")
+    assert find_model(later, make_config({"model": "somebody/nano"})).identity == {"commit": NEW}
+    reusing = Run(tmp_path / "c", reuse=[str(tmp_path / "a")])
+    assert find_model(reusing, make_config({"model": "somebody/nano"})).identity == {"commit": OLD}
+    hub("v1", OLD)
+    assert find_model(later, make_config({"model": "somebody/nano@v1"})).identity == {"commit": OLD}
+
+
+def test_workers_load_the_commit_that_they_are_given(hub):
+    hub("main", NEW)
+    templates = [load_tokenizer(f"somebody/nano@{commit}").chat_template for commit in (OLD, NEW)]
+    assert templates == [load_tokenizer("nano").chat_template, "{{ 'changed' }}"]
+
+
+def test_an_id_of_which_no_commit_is_known_is_refused_with_what_to_do(hub, tmp_path):
+    for name in ("somebody/other", "somebody/nano@v2"):
+        with pytest.raises(ModelError, match=rf"which commit '{name}' is.*Check the name, download the model first"):
+            find_model(Run(tmp_path / "a"), make_config({"model": name}))
+    (tmp_path / "a/models.json").write_text("{")
+    with pytest.raises(DataError, match=r"models\.json does not say which commits"):
+        find_model(Run(tmp_path / "a"), make_config({"model": "somebody/nano"}))
