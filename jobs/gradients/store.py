@@ -188,7 +188,7 @@ def fill(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifes
         values["store"] = store.name
         return StageResult(counts=counts, values=values | {"vectors_computed": computed}, rows=len(wanted))
 
-    inputs = {"rows": rows.fingerprint, "checkpoints": list(store.points)}
+    inputs: dict[str, Any] = {"rows": rows.fingerprint, "checkpoints": list(store.points)}
     inputs |= {"model": find_model(run, config).identity}
     return run.stage("gradients", {"store": store.identity}, inputs, body)
 

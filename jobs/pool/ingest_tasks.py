@@ -154,9 +154,10 @@ def _note_counts(place: Location, counts: Counts, folder: Location, files: Seque
 
 def _counts_in(place: Location, folder: Location) -> Counts | None:
     """The counts of a task whose files are all there; a node that loses its power may leave half of one."""
-    if not place.exists():
+    try:
+        counts: Counts = json.loads(place.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
-    counts: Counts = json.loads(place.read_bytes())
     for name, size in counts.pop("files").items():
         if (folder / name).size() != size and not _is_finished(name, folder):
             return None
