@@ -101,7 +101,8 @@ class Resources(Settings):
     threads: int | None = Field(default=None, ge=1)
     """Torch threads per worker. None: the CPUs it asked for."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, or `spread`: a language model lies layer by layer on all GPUs that its process sees."""
+    """`auto`: the GPU that a worker was granted (`gpus_per_worker`), else the CPU. `cpu`, `cuda`, or `spread`: a language
+    model lies layer by layer on all GPUs that its process sees."""
     store: str | None = None
     """Folder or URI of the gradient store (`matching: store`), which several runs may share; none: `store` in the run's folder."""
     no_progress_timeout_s: int = Field(default=1800, ge=5)
@@ -114,6 +115,11 @@ class Resources(Settings):
     def _from_anywhere(cls, store: str | None) -> str | None:
         """The same folder for runs in other working directories, which read it in this one's `run.yaml`."""
         return store if store is None or "://" in store else os.path.abspath(os.path.expanduser(store))
+
+    @property
+    def placed_on(self) -> str:
+        """The device for workers: Ray leaves all GPUs visible to a worker that was granted none, so `auto` means the CPU there."""
+        return "cpu" if self.device == "auto" and not self.gpus_per_worker else self.device
 
     def of_engines(self) -> Resources:
         """For a stage whose workers are engines: number and GPUs of the engines in place of the workers'."""
