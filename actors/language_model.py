@@ -17,22 +17,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from raysift.errors import ModelError
+from raysift.nano import NANO_MODELS, is_nano, nano_path
 from raysift.storage import Location, open_location
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
 SPREAD = "spread"
 
 
-def is_shipped(name: str) -> bool:
-    """Whether the model comes with the package, wherever that lies on a machine."""
-    return name == "nano" or name.startswith("nano:")
-
-
 def resolve_model(name: str) -> str:
     """Where a model is: a folder for `nano` and for local paths, the id itself for one on the hub."""
-    if is_shipped(name):
-        from raysift.nano import NANO_MODELS, nano_path
-
+    if is_nano(name):
         part = name.partition(":")[2] or "foundation"
         if part not in NANO_MODELS:
             raise ModelError(f"model: '{name}' is unknown; known: nano, {', '.join(f'nano:{m}' for m in NANO_MODELS)}.")

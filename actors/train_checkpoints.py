@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from raysift.errors import StageError
 from raysift.fingerprint import file_fingerprint
 from raysift.gradients.moments import Moments, save_moments
-from raysift.storage import Location
+from raysift.settings.base import TRAIN
+from raysift.storage import Location, open_location
 
 EPOCH_RECORD, STEP_RECORD, MOMENTS = "epoch.json", "step.json", "moments.safetensors"
 
@@ -41,6 +42,8 @@ class EpochRecord(BaseModel):
     seconds: float
     hashes: dict[str, str] = Field(default_factory=dict)
     """Of the content of each file that an epoch leaves, such as `moments.safetensors`."""
+    template: str | None = None
+    """The chat template of the training; None in records that are older than the field."""
 
 
 def epoch_records(out: Location) -> list[EpochRecord]:
@@ -53,6 +56,20 @@ def last_checkpoint(out: Location) -> tuple[Location, EpochRecord, bool] | None:
     found = [(folder, record, True) for folder, record in _checkpoints(out, EPOCH_RECORD)]
     found += [(folder, record, False) for folder, record in _checkpoints(out, STEP_RECORD)]
     return max(found, key=lambda item: (item[1].step, item[2]), default=None)
+
+
+def template_of(named: str, model: Any, adapter: str | Location | None, usual: str = "auto") -> str:
+    """The chat template to ask a model under: the one named or, for `train`, what the record beside the adapter or the weights
+    says of their training; `usual` where there is no such record."""
+    if named != TRAIN:
+        return named
+    weights = adapter or model
+    place = open_location(weights) if isinstance(weights, str) else weights
+    if not isinstance(place, Location) or not place.is_folder():
+        return usual
+    record = Location(place.fs, place.path.rstrip("/").rpartition("/")[0]) / EPOCH_RECORD
+    told = EpochRecord.model_validate_json(record.read_bytes()).template if record.exists() else None
+    return told or usual
 
 
 def _checkpoints(out: Location, name: str) -> list[tuple[Location, EpochRecord]]:

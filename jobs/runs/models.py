@@ -13,10 +13,11 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from raysift.actors.language_model import is_shipped, pinned_name, resolve_model
+from raysift.actors.language_model import pinned_name, resolve_model
 from raysift.errors import DataError
 from raysift.fingerprint import Part, adapter_fingerprint, folder_fingerprint
 from raysift.jobs.runs.run import Run
+from raysift.nano import is_nano
 from raysift.settings.config import CommonConfig
 from raysift.storage import Location, open_location
 
@@ -38,7 +39,7 @@ def find_model(run: Run, config: CommonConfig, name: str | None = None, part: Pa
     place = resolve_model(name)
     trusted = {"trust_remote_code": True} if config.trust_remote_code else {}
     if os.path.isdir(place):
-        named = name if is_shipped(name) else place
+        named = name if is_nano(name) else place
         return Model(named, {"content": folder_fingerprint(open_location(place), part)} | trusted)
     pinned = _pinned(run, place)
     return Model(pinned, {"commit": pinned.partition("@")[2]} | trusted)

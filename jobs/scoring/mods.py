@@ -25,7 +25,7 @@ from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import columns_in_order
 from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
 from raysift.jobs.scoring.quality import require_answers, score_answers, score_column
-from raysift.jobs.stages import trained_model
+from raysift.jobs.stages import asked_as_trained, trained_model
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.mods import CHOSEN, NECESSITY, QUALITY, ModsConfig, Stages, place_rows
@@ -69,26 +69,28 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
 
     base = find_model(run, config)
     model, adapter = trained_model(run, tuned, base.name)
+    train = settings.seed_train or config.train
+    asked = asked_as_trained(run, "generate", "mods.generation", settings.generation, model, adapter, train)
 
     def body(folder: Location) -> StageResult:
         answers = answer_all(
             run.files(rows, "rows"),
             model,
             folder,
-            settings.generation,
+            asked,
             config.resources,
             adapter=adapter,
             trust_remote_code=config.trust_remote_code,
             progress=run.console.shows_progress,
         )
-        run.console.note(f"generate: {describe_backend(settings.generation, config.resources, folder)}")
+        run.console.note(f"generate: {describe_backend(asked, config.resources, folder)}")
         counts = count_answers("generate", answers, rows.counts["kept"])
         require_answers("generate", run, answers, counts, folder)
         cut_off = counts["kept"] - count_true(answers, FINISHED)
         if cut_off:
             run.console.note(
                 f"generate: {cut_off} of {counts['kept']} answers reached max_new_tokens="
-                f"{settings.generation.max_new_tokens} and were cut off"
+                f"{asked.max_new_tokens} and were cut off"
             )
         return StageResult(
             files={"answers": relative(answers, folder)},
@@ -98,7 +100,7 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
         )
 
     inputs = {"rows": rows.fingerprint, "model": base.identity, "tuned": tuned.fingerprint}
-    return run.stage("generate", {"generation": settings.generation.deciding()}, inputs, body)
+    return run.stage("generate", {"generation": asked.deciding()}, inputs, body)
 
 
 def necessity(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifest, answers: Manifest) -> Manifest:
