@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 INPUT_IDS, COUNTED = "input_ids", "counted"
 
 
+def by_id(rows: pa.Table) -> pa.Table:
+    """The columns id, input_ids and counted by rising id; their lists get 64-bit offsets, for 32 bits end at 2^31 tokens."""
+    lists = {name: rows[name].cast(pa.large_list(rows[name].type.value_type)) for name in (INPUT_IDS, COUNTED)}
+    return pa.table({ID: rows[ID], **lists}).sort_by(ID).combine_chunks()
+
+
 class EncodedRows:
     """The columns id, input_ids and counted of a table, five bytes a token; a row's position is its place by id."""
 
     def __init__(self, rows: pa.Table) -> None:
-        rows = rows.select([ID, INPUT_IDS, COUNTED]).sort_by(ID)
+        rows = by_id(rows)
         ids, counted = rows[INPUT_IDS].combine_chunks(), rows[COUNTED].combine_chunks()
         self.ids = rows[ID].to_numpy()
         self.tokens = ids.flatten().to_numpy()

@@ -19,6 +19,7 @@ from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import example_files, read_examples, reference_answer
 from raysift.fingerprint import file_fingerprint
 from raysift.gradients.settings import ProjectionSettings
+from raysift.id_text import exact
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
 from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs.run import Run, StageResult
@@ -259,7 +260,7 @@ def _compute_targets(
     account = {
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
-    (folder / "members.json").write(json.dumps(account))
+    (folder / "members.json").write(json.dumps(exact(account)))
     set_aside, truncated = count_members(found)
     return {
         "subtasks": list(found[0].subtasks),

@@ -20,6 +20,7 @@ import yaml
 
 from raysift.errors import ConfigError, DataError, find_cause
 from raysift.fingerprint import canonical, fingerprint
+from raysift.id_text import exact
 from raysift.jobs.commands.console import Console
 from raysift.jobs.runs.reuse import (
     CONFIG,
@@ -167,7 +168,7 @@ class Run:
         """Add an event to the run's log and say it."""
         self.console.event(event, stage, **fields)
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": stage, "event": event, **fields}
-        self._events.append(json.dumps(line, default=str))
+        self._events.append(json.dumps(exact(line), default=str))
         # An object store cannot append; the log is short, so it is written whole each time.
         (self.folder / EVENTS).write("\n".join(self._events) + "\n")
 
