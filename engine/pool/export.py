@@ -24,9 +24,9 @@ import pyarrow.parquet as pq
 
 from raysift.errors import ConfigError, DataError
 from raysift.fingerprint import file_fingerprint
-from raysift.id_text import id_text
 from raysift.pool.card import Card, write_card
 from raysift.pool.given_input import conversation_of, split_input
+from raysift.pool.id_text import id_text
 from raysift.pool.json_text import dump, original_text
 from raysift.pool.llama_factory import ALPACA, OUR_TAGS, Entry, RecordShape
 from raysift.records import ID, MESSAGES, META, RAW, ROWS, SOURCE, TOOLS

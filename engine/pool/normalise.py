@@ -18,13 +18,13 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from raysift.id_text import id_text
 from raysift.pool.checks import IngestConfig, find_reasons, trim_trailing
 from raysift.pool.files import BadFile, SourceFile, line_of
 from raysift.pool.formats.layout import Layout, carried_of
 from raysift.pool.formats.problem import RecordProblem, kind_of
 from raysift.pool.formats.turns import Turns
 from raysift.pool.given_input import INPUT
+from raysift.pool.id_text import id_text
 from raysift.pool.json_text import dump, dump_rows, original_text
 from raysift.pool.reading import Batch, Problem, RecordsBatch, TableBatch, TextBatch
 from raysift.pool.row_ids import canonical_role, row_id, row_ids

@@ -19,8 +19,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from raysift.id_text import exact
 from raysift.jobs.commands.table_layout import ABSENT, lay_out
+from raysift.pool.id_text import exact
 
 Voice = Literal["rich", "plain", "quiet", "json"]
 

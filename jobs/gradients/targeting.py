@@ -19,7 +19,6 @@ from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import example_files, read_examples, reference_answer
 from raysift.fingerprint import file_fingerprint
 from raysift.gradients.settings import ProjectionSettings
-from raysift.id_text import exact
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
 from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs.run import Run, StageResult
@@ -28,6 +27,7 @@ from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
 from raysift.methods.rose import Rose
 from raysift.pool.files import find_files
+from raysift.pool.id_text import exact
 from raysift.pool.likeness import spread
 from raysift.pool.pairs import PAIR_PROBLEMS, read_pairs
 from raysift.records import Example, Pair

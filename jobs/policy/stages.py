@@ -22,7 +22,6 @@ from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import example_key, read_examples, reference_answer
 from raysift.fingerprint import file_fingerprint
-from raysift.id_text import id_text
 from raysift.jobs.policy.episodes import ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
 from raysift.jobs.pool.target_check import compare_with_pool, texts_of
@@ -37,6 +36,7 @@ from raysift.policy.pool import PolicyPool, positions, read_pool
 from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, load_policy
 from raysift.policy.state import Episode
 from raysift.pool.given_input import told_meta
+from raysift.pool.id_text import id_text
 from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, META, Example
 from raysift.settings.config import CommonConfig
 from raysift.storage import Location, open_location

@@ -20,7 +20,6 @@ import yaml
 
 from raysift.errors import ConfigError, DataError, find_cause
 from raysift.fingerprint import canonical, fingerprint
-from raysift.id_text import exact
 from raysift.jobs.commands.console import Console
 from raysift.jobs.runs.reuse import (
     CONFIG,
@@ -34,6 +33,7 @@ from raysift.jobs.runs.reuse import (
     tell_changes,
 )
 from raysift.manifest import MANIFEST, Manifest, installed_versions, read_manifest, require_same, write_manifest
+from raysift.pool.id_text import exact
 from raysift.settings.config import CommonConfig, load_config
 from raysift.storage import Location, extend_name, open_location, refuse_passwords
 

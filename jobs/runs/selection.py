@@ -100,7 +100,7 @@ def publish_selection(run: Run, chosen: Manifest) -> None:
 def rows_of_run(source: str) -> list[str]:
     """The files of the chosen rows where a pool's name is a run folder or its `selection.parquet`; else the name itself."""
     name = source.removesuffix(f"/{SELECTION}")
-    if not is_run(name):
+    if not open_location(name).is_folder() or not is_run(name):
         return [source]
     chosen = read_manifest(open_location(name) / "choose")
     if chosen is None:
