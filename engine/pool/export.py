@@ -190,11 +190,23 @@ def dataset_info(file: str, shape: str, tools: bool = False) -> Entry:
 def _write_parquet(rows: Iterable[pa.RecordBatch | pa.Table], path: Location) -> int:
     count = 0
     with path.open_output() as stream, pq.ParquetWriter(stream, ROWS, compression="zstd") as writer:
-        for part in rows:
-            table = part if isinstance(part, pa.Table) else pa.Table.from_batches([part])
-            writer.write_table(table.select(ROWS.names).cast(ROWS))
-            count += table.num_rows
+        for group in _even(rows):
+            writer.write_table(group)
+            count += len(group)
     return count
+
+
+def _even(rows: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[pa.Table]:
+    """The rows in tables of BATCH_ROWS, so that a file's bytes do not depend on how its rows were handed over."""
+    held = ROWS.empty_table()
+    for part in rows:
+        table = part if isinstance(part, pa.Table) else pa.Table.from_batches([part])
+        held = pa.concat_tables([held, table.select(ROWS.names).cast(ROWS)])
+        while len(held) >= BATCH_ROWS:
+            yield held.slice(0, BATCH_ROWS).combine_chunks()
+            held = held.slice(BATCH_ROWS)
+    if len(held):
+        yield held.combine_chunks()
 
 
 def _each(rows: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Row]:

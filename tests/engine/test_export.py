@@ -3,6 +3,7 @@
 import json
 import re
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -235,6 +236,22 @@ def test_the_same_rows_have_the_same_name_and_others_another(tmp_path):
         names.append(_export(_table([turns]), tmp_path / str(number) / "selected")[0].name)
     assert names[0] == names[1] != names[2]
     assert re.fullmatch(r"uniform-[0-9a-f]{8}\.jsonl", names[0])
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "parquet"])
+def test_the_parts_that_rows_lie_in_leave_no_trace(tmp_path, shape, monkeypatch):
+    monkeypatch.setattr("raysift.pool.export.BATCH_ROWS", 4)
+    table = _table([[("user", str(n)), ("assistant", "a")] for n in range(11)])
+    found = []
+    for cuts in ([0, 11], [0, 1, 2, 7, 11], [0, 4, 8, 11]):
+        folder = open_location(tmp_path / str(len(cuts))).make_folder()
+        files = []
+        for first, last in pairwise(cuts):
+            files.append(folder / f"{first}.parquet")
+            pq.write_table(table.slice(first, last - first), files[-1].path)
+        data = write_export(files, (folder / "out").make_folder(), shape, CARD)[0]
+        found.append((data.name, data.read_bytes()))
+    assert found[0] == found[1] == found[2]
 
 
 def test_ids_of_all_64_bits_are_text_in_json(tmp_path):
