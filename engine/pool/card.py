@@ -8,7 +8,7 @@ from typing import Any
 
 from raysift.records import TOOLS
 
-SHOWN_SOURCES, SHOWN_CHARACTERS = 20, 120
+SHOWN_SOURCES, SHOWN_NAMES, SHOWN_CHARACTERS = 20, 20, 120
 # Without the types, `datasets` takes those of the first ten megabytes, where no row may have tools.
 _FEATURES = """dataset_info:
   features:
@@ -50,12 +50,17 @@ def code(text: str) -> str:
     return f"`{shown or ' '}`"
 
 
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - SHOWN_NAMES:,} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(map(code, names[:SHOWN_NAMES])) + more
+
+
 def write_card(
     card: Card, file: str, shape: str, rows: int, columns: list[str], entry: Mapping[str, Any] | None
 ) -> str:
     """A README.md that tells `datasets.load_dataset(FOLDER)` which file holds the data, and people what it is."""
     told = {name: value if isinstance(value, list) else [str(value)] for name, value in card.settings.items()}
-    settings = "".join(f"| {name} | {', '.join(map(code, values))} |\n" for name, values in told.items() if values)
+    settings = "".join(f"| {name} | {_listed(values)} |\n" for name, values in told.items() if values)
     by_count = sorted(card.by_source.items(), key=lambda item: (-item[1]["selected"], item[0]))
     sources = "".join(
         f"| {code(source)} | {line['pool']:,} | {line['selected']:,} |\n" for source, line in by_count[:SHOWN_SOURCES]
@@ -78,7 +83,7 @@ configs:
 # Rows selected by raysift {card.method}
 
 {rows:,} of {card.pool_rows:,} rows, the best first, with scores from {low:.6g} to {high:.6g}. The file `{file}` is in the
-`{shape}` format, with the columns {", ".join(map(code, columns))}.
+`{shape}` format, with the columns {_listed(columns)}.
 
 | setting | value |
 |---|---|

@@ -62,8 +62,9 @@ class RecordShape:
         if not self._plain:
             return None
         fields = {field for field, kinds in self._fields.items() if kinds <= {"str", "NoneType"}}
-        extra = {"system": "system"} if "system" in fields else {}
-        extra |= {"tools": "tools"} if "tools" in fields else {}
+        extra = {name: name for name in ("system", "tools") if name in self._fields}
+        if not extra.keys() <= fields:  # tools as objects, which it would leave out
+            return None
         named = next((field for field in TURNS if field in self._fields), None)
         if named:
             if self._fields[named] != {"list"} or not (tags := self._tags()):

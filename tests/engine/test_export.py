@@ -327,6 +327,10 @@ ORIGINALS = {
         [{"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}]}],
         None,
     ),
+    "tools that are no text": (
+        [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "tools": [{"name": "f"}]}],
+        None,
+    ),
     "names of the user's own": ([{"question": "q", "answer": "a"}], None),
 }  # fmt: skip
 
@@ -371,6 +375,13 @@ def test_nothing_that_comes_from_data_can_change_the_card(tmp_path):
     told = [line for line in lines if "script" in line]
     assert len(told) == 2 and all(line.count("`") == 2 for line in told)
     assert all(character.isprintable() for line in lines for character in line)
+
+
+def test_a_card_stays_short(tmp_path):
+    many = [f"{number}-{'x' * 500}" for number in range(1000)]
+    card = replace(CARD, settings={"pool": many}, by_source={one: {"pool": 9, "selected": 1} for one in many})
+    text = "\n".join(_lines_of(card, tmp_path / "many"))
+    assert len(text) < 10_000 and "980 more sources" in text and "and 980 more |" in text
 
 
 def _lines_of(card, folder):
