@@ -41,10 +41,10 @@ class EpochRecord(BaseModel):
     loss_sum: float
     label_tokens: int
     seconds: float
-    template: str | None = None
-    """The chat template of the training; None in records that are older than the field."""
     hashes: dict[str, str] = Field(default_factory=dict)
     """Of the content of each file that an epoch leaves, such as `moments.safetensors`."""
+    template: str | None = None
+    """The chat template of the training; None in records that are older than the field."""
 
 
 def epoch_records(out: Location) -> list[EpochRecord]:

@@ -28,6 +28,7 @@ from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
 from raysift.methods.rose import Rose
 from raysift.pool.files import find_files
+from raysift.pool.id_text import exact
 from raysift.pool.likeness import spread
 from raysift.pool.pairs import PAIR_PROBLEMS, read_pairs
 from raysift.records import Example, Pair
@@ -261,7 +262,7 @@ def _compute_targets(
     account = {
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
-    (folder / "members.json").write(json.dumps(account))
+    (folder / "members.json").write(json.dumps(exact(account)))
     set_aside, truncated = count_members(found)
     return {
         "subtasks": list(found[0].subtasks),

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from raysift.errors import ConfigError
-from raysift.fingerprint import canonical
+from raysift.fingerprint import fingerprint
 from raysift.methods import METHODS
 from raysift.settings.config import load_config, make_config, replayed
 from raysift.settings.training import RECIPES, recipe
@@ -38,7 +38,7 @@ def test_a_run_s_file_holds_what_its_method_reads_and_replays_it(tmp_path, metho
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(replayed(config), sort_keys=False))
     again = load_config(str(file))
-    assert again == config and canonical(again) == canonical(config)
+    assert again == config and fingerprint(again) == fingerprint(config)
     values = yaml.safe_load(file.read_text())
     assert values.keys() & METHODS.keys() == {method}
     assert values[method].keys() == METHODS[method].Config.model_fields.keys(), "presets are laid over whole sections"
