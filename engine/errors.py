@@ -75,12 +75,14 @@ def find_cause(error: BaseException | None) -> RaysiftError | None:
 
 def explain_system_error(error: OSError) -> RaysiftError | None:
     """The same as a sentence: a full disk stops a stage, any other place that cannot be used is wrong data."""
-    if error.errno not in WAYS_OUT:
+    number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno  # pyarrow gives none of some
+    if number not in WAYS_OUT:
         return None
-    kind = StageError if error.errno in FULL else DataError
-    return kind(f"files: {system_words(error)} {WAYS_OUT[error.errno]}")
+    return (StageError if number in FULL else DataError)(f"files: {system_words(error)} {WAYS_OUT[number]}")
 
 
 def system_words(error: OSError) -> str:
     """What the operating system said, without its numbers."""
+    if isinstance(error, FileNotFoundError) and error.errno is None:
+        return f"there is no '{error}'."
     return re.sub(r"\[[Ee]rrno \d+\] ?", "", str(error)).strip().rstrip(".") + "."

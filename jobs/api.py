@@ -88,8 +88,8 @@ def select(
     used. `reuse` names runs whose finished stages count here too. A dataset has no fingerprint: to continue or reuse a run
     that was given one, name it with `pool_name`.
     """
-    from raysift.jobs import checks
     from raysift.jobs.recipes import Pool, run_method
+    from raysift.jobs.runs import checks
 
     if method not in METHODS:
         raise ConfigError(f"method: '{method}' is unknown. Known: {', '.join(sorted(METHODS))}.")
@@ -113,7 +113,8 @@ def finetune(
 
     `settings` are those of the YAML file: `model="nano"`, `train={"recipe": "less"}`, `test=[...]` to evaluate after it.
     """
-    from raysift.jobs import checks, stages
+    from raysift.jobs import stages
+    from raysift.jobs.runs import checks
 
     chosen = rows.manifest if isinstance(rows, Selection) else None
     config, this_run = open_new(run, fresh, settings | {"pool": [] if isinstance(rows, Selection) else paths_of(rows)})
@@ -128,7 +129,8 @@ def finetune(
 
 def evaluate(test: Paths, *, run: str | PathLike[str] | None = None, fresh: bool = False, **settings: Any) -> Manifest:
     """Score a model (`model=...`, `adapter=...`) on example files; the manifest's values hold the table."""
-    from raysift.jobs import checks, stages
+    from raysift.jobs import stages
+    from raysift.jobs.runs import checks
 
     config, this_run = open_new(run, fresh, settings | {"test": paths_of(test)})
     checks.check_evaluation(config)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysift.errors import ConfigError
-from raysift.jobs import checks, stages
+from raysift.jobs import stages
 from raysift.jobs.coverage import centers
 from raysift.jobs.gradients import stages as gradients
 from raysift.jobs.gradients import store, store_match, targeting
@@ -15,6 +15,7 @@ from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints, find_che
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.transfer import Learnt, learnt_by
+from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run
 from raysift.jobs.scoring import mods, quality
 from raysift.manifest import Manifest, read_manifest

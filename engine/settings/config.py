@@ -329,9 +329,9 @@ def _explain(problem: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A wrong value as a message tells it: rows may have been given where paths were expected, and their text is not shown."""
-    if value is not None and not isinstance(value, str | int | float):
+    if value is not None and not isinstance(value, str | int | float | Mapping):
         return f"a {type(value).__name__}"
-    text = repr(value)
+    text = f"{{{', '.join(map(str, value))}}}" if isinstance(value, Mapping) else repr(value)
     return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
 
 

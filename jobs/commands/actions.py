@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-from raysift.jobs import checks, stages
+from raysift.jobs import stages
 from raysift.jobs.api import own_session
 from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show import show_evaluation, show_ingest, show_selection
 from raysift.jobs.recipes import run_method
+from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run
 from raysift.settings.config import CommonConfig
 

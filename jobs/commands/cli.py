@@ -66,8 +66,8 @@ def add_method(name: str, summary: str, method: str | None = None) -> None:
     )
     def command(given: dict[str, Any]) -> None:
         settings, console = prepare(name, given | {"method": method or name})
-        from raysift.jobs.checks import check_named
         from raysift.jobs.commands.actions import run_search, run_selection
+        from raysift.jobs.runs.checks import check_named
 
         check_named(settings, given["target"], given["test"])
         (run_search if method else run_selection)(settings, console)

@@ -14,11 +14,11 @@ from pydantic import ValidationError
 
 from raysift.errors import ConfigError
 from raysift.evaluation.examples import read_examples, sample_examples
-from raysift.jobs import checks
 from raysift.jobs.api import Paths, open_new, own_session, paths_of
 from raysift.jobs.commands.console import Console
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
 from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, example_files
+from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run
 from raysift.jobs.stages import model_fingerprint
 from raysift.manifest import Manifest

@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from raysift.errors import ConfigError, StageError
-from raysift.jobs import checks, stages
+from raysift.jobs import stages
 from raysift.jobs.api import Paths, open_new, own_session, paths_of
 from raysift.jobs.commands.console import Console
 from raysift.jobs.coverage import centers
@@ -31,6 +31,7 @@ from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.trials import ROUNDS, TrialWork, settings_by_round
 from raysift.jobs.policy.tuning import fit
 from raysift.jobs.recipes import count_rows, row_budget
+from raysift.jobs.runs import checks
 from raysift.jobs.runs.reuse import is_run
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import publish

@@ -21,10 +21,10 @@ from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import example_key, read_examples, reference_answer
 from raysift.fingerprint import file_fingerprint
-from raysift.jobs import checks
 from raysift.jobs.policy.episodes import ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
 from raysift.jobs.pool.target_check import compare_with_pool, texts_of
+from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import rows_in_order
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, read_ids, relative
