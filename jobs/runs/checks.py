@@ -70,7 +70,7 @@ def check_evaluation(config: CommonConfig) -> None:
 def check_run(run: Run, config: CommonConfig) -> None:
     """Refuses a run that holds the selection of another method, or one made with another budget, seed or model."""
     made_with = run.made_with()
-    if made_with is None or made_with.get("method") is None:
+    if config.method is None or made_with is None or made_with.get("method") is None:
         return
     wanted = config.model_dump(mode="json", include=set(DECIDES_A_RUN))
     others = [manifest for manifest in run.manifests() if manifest.stage != READ_ONLY]

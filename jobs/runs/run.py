@@ -218,10 +218,13 @@ class Run:
         """Keep `run.yaml`, which replays the run from any folder: `raysift METHOD --config run.yaml --run NEW`.
 
         It is written when the first stage begins that was not done before, so a killed run has it, and settings that the run
-        refuses never take the place of those it was made with.
+        refuses never take the place of those it was made with. A step that is added to a selection, such as an evaluation,
+        leaves that of the selection.
         """
-        self._settings = yaml.safe_dump(name_from_anywhere(config), sort_keys=False, allow_unicode=True)
-        refuse_passwords(self._settings)
+        text = yaml.safe_dump(name_from_anywhere(config), sort_keys=False, allow_unicode=True)
+        refuse_passwords(text)
+        is_added = config.get("method") is None and (self.made_with() or {}).get("method")
+        self._settings = None if is_added else text
         yield
         if not (self.folder / CONFIG).exists():
             self._go_on()

@@ -156,6 +156,14 @@ def test_the_config_is_that_of_the_command_that_went_on_with_the_run(tmp_path):
     assert yaml.safe_load(saved.read_text()) == {"pool": ["/right"], "train": True}
 
 
+def test_a_step_added_to_a_selection_leaves_its_config(tmp_path):
+    for settings in ({"method": "less"}, {"method": None, "test": ["/t"]}):
+        run = Run(tmp_path / "r")
+        with run.replayable(settings):
+            run.stage(str(settings["method"]), {}, {}, lambda _: StageResult())
+    assert yaml.safe_load((tmp_path / "r/run.yaml").read_text()) == {"method": "less"}
+
+
 def test_names_in_the_config_mean_the_same_in_any_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder in ("model", "nano"):
@@ -204,7 +212,8 @@ def test_places_that_the_system_refuses_are_told_with_what_to_do(tmp_path):
 
 
 def test_a_finished_run_can_be_asked_where_nothing_can_be_written(tmp_path, monkeypatch):
-    first = stage(Run(tmp_path / "r"))
+    with (made := Run(tmp_path / "r")).replayable({"method": "uniform"}):
+        first = stage(made)
     (tmp_path / "r/table").write_text("1")
 
     def refuses(*_):
@@ -213,7 +222,6 @@ def test_a_finished_run_can_be_asked_where_nothing_can_be_written(tmp_path, monk
     monkeypatch.setattr(Location, "_whole", refuses)  # as root may write anywhere
     run = Run(tmp_path / "r")
     with run.replayable({"method": "uniform"}):
-        run._settings = None  # a run.yaml is there
         assert stage(run) == first
     publish(run.folder / "table", run.folder / "table")
     with pytest.raises(PermissionError):
