@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from raysift.errors import DataError, find_cause
-from raysift.jobs.commands.cli import spread_multiple
 from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.options import spread_multiple
 from raysift.jobs.commands.show import show_run
 from raysift.nano.world import WorldConfig, write_pool
 from raysift.settings.config import make_config
@@ -115,7 +115,7 @@ def test_a_selection_from_files_to_files(tmp_path):
 
     other = raysift("longest", "--pool", "pool.jsonl", "--budget", "20%", "--run", "r", cwd=tmp_path)
     assert other.returncode == 4
-    assert "settings.budget: '10%' -> '20%'" in other.stderr
+    assert "budget: '10%' -> '20%'" in other.stderr
 
     replay = raysift("longest", "--config", "r/run.yaml", "--run", "replayed", cwd=tmp_path)
     assert replay.returncode == 0, replay.stderr
