@@ -235,8 +235,8 @@ def train_frozen(
     manifest = run.stage("final", decides, inputs, body)
     if (picked := manifest.counts["kept"]) > total:
         run.console.note(
-            f"final: the training picked {picked} different rows; the {total} picked first are the selection, and "
-            f"{run.files(manifest, 'curriculum')[0]} names them all"
+            f"final: the training picked {picked} different rows; the {total} picked first are the selection, "
+            f"and {CURRICULUM} in {run.folder / 'final'} names them all"
         )
     return manifest
 
