@@ -16,7 +16,7 @@ from raysift.errors import ConfigError, StaleRunError
 from raysift.jobs.commands.console import Console
 from raysift.jobs.runs.run import Run, free_name, open_run
 from raysift.manifest import Manifest, read_manifest
-from raysift.methods import METHODS
+from raysift.methods import find_method
 from raysift.settings.config import CommonConfig, make_config
 from raysift.storage import Location, open_location
 
@@ -85,8 +85,7 @@ def select(
     """
     from raysift.jobs.recipes import Pool, run_method
 
-    if method not in METHODS:
-        raise ConfigError(f"method: '{method}' is unknown. Known: {', '.join(sorted(METHODS))}.")
+    find_method(method)
     paths = [pool] if isinstance(pool, str) else list(pool) if isinstance(pool, list | tuple) else []
     folder = run or tempfile.mkdtemp(prefix="raysift-")
     if fresh:

@@ -23,7 +23,7 @@ from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relati
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.records import ID, SCORE
-from raysift.settings.budget import parse_budget
+from raysift.settings.budget import Budget, parse_budget
 from raysift.settings.config import CommonConfig
 from raysift.settings.training import TrainConfig
 from raysift.storage import Location, open_location
@@ -154,6 +154,21 @@ def choose(
     manifest = run.stage("choose", settings, inputs, body)
     publish(run.files(manifest, "selection")[0], run.folder / "selection.parquet")
     return manifest
+
+
+def count_rows(config: CommonConfig, rows: Manifest) -> int:
+    """The budget in rows, for methods that cannot count tokens: they choose by distance, or by step."""
+    return row_budget(config).rows_of(rows.counts["kept"])
+
+
+def row_budget(config: CommonConfig) -> Budget:
+    """The budget, refused where it counts tokens."""
+    budget = parse_budget(config.budget)
+    if budget.counts_tokens:
+        raise ConfigError(
+            f"budget: {config.method} takes a number of rows or a share, not tokens: it does not choose row by row."
+        )
+    return budget
 
 
 def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final") -> Manifest:

@@ -21,10 +21,12 @@ class MethodConfig(BaseModel):
 
 
 class Selector:
-    """Base of all methods; `summary` is the sentence that the command line shows."""
+    """Base of all methods. Everything that the rest of the program must know of one is asked here."""
 
     name: ClassVar[str]
+    """Its command, its section of the settings and its function in Python."""
     summary: ClassVar[str]
+    """One sentence, which the command line shows."""
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     reads: ClassVar[tuple[str, ...]] = ()
     """Columns of the length table, beside the id, that `score` reads; none: it needs no token counts."""
@@ -34,9 +36,17 @@ class Selector:
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named settings, for `METHOD.preset`: what official code and paper do where they differ."""
 
+    trains_itself: ClassVar[bool] = False
+    """Its recipe trains the model on the selection as it makes it, in the stage `final`."""
+
     def __init__(self, config: MethodConfig, seed: int) -> None:
         self.config = config
         self.seed = seed
+
+    @property
+    def picks_in_turn(self) -> bool:
+        """Whether rows are chosen in another order than that of their scores: the subtasks pick in turn."""
+        return False
 
     def score(self, rows: pa.Table) -> pa.Array:
         """One number per row, higher is better; null where a row has none. Each row is judged by itself."""

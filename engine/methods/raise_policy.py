@@ -89,11 +89,12 @@ _SILENT = {
 
 
 class Raise(Selector):
-    """Picked by its recipe; `choose` hands the order on."""
+    """The recipe picks the rows in the final training; `choose` keeps the order of their first steps."""
 
     name = "raise"
-    summary = "Rows that a policy, learned on the drop in validation loss, picks batch by batch (RAISE)."
+    summary = "Learn a policy that picks every batch; select what it picked (RAISE)."
     Config = RaiseConfig
+    trains_itself = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": _PAPER, "letter": _LETTER}
     columns: ClassVar[pa.Schema] = pa.schema(
         [(FIRST_STEP, pa.int64()), (PICKS, pa.int64()), (ORDER, pa.int64()), (FATE, pa.string())]

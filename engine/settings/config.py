@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 from raysift.errors import ConfigError
 from raysift.evaluation.metrics import EvalConfig
 from raysift.fingerprint import canonical
-from raysift.methods import METHODS, Selector
+from raysift.methods import METHODS, Selector, find_method
 from raysift.pairwise.settings import WinRateSettings
 from raysift.policy.search_settings import SearchSettings
 from raysift.pool.checks import IngestConfig
@@ -116,6 +116,12 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
         raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
     parse_budget(config.budget)
     return config
+
+
+def make_selector(config: CommonConfig) -> Selector:
+    """The run's method with its section of the settings."""
+    method = find_method(str(config.method))
+    return method(getattr(config, method.name), config.seed)
 
 
 def _names(given: Any) -> Any:

@@ -44,17 +44,8 @@ from raysift.jobs.commands.options import (
     make_console,
     prepare,
 )
+from raysift.methods import METHODS
 
-METHOD_HELP = {
-    "uniform": "Select rows at random.",
-    "longest": "Select the rows with the longest responses.",
-    "quality": "Select the rows that a reward model, a judge or IFD scores highest.",
-    "coverage": "Select rows that leave no row of the pool far away (k-center).",
-    "less": "Select rows whose gradient lowers the loss on target examples (LESS).",
-    "rose": "Select rows whose gradient lowers a preference loss on target pairs (ROSE).",
-    "mods": "Select rows that are good, diverse and still unknown to the model (MoDS).",
-    "raise": "Learn a policy that picks every batch; select what it picked (RAISE).",
-}
 MULTIPLE = ("--pool", "--target", "--test", "--reuse")
 OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_]+)*=")
 
@@ -110,8 +101,8 @@ def add_method(name: str, summary: str, method: str | None = None) -> None:
     app.command(name, help=summary, rich_help_panel="Steps" if method else "Methods")(command)
 
 
-for _name, _summary in METHOD_HELP.items():
-    add_method(_name, _summary)
+for _name, _method in METHODS.items():
+    add_method(_name, _method.summary)
 add_method("search", "Search policy settings of RAISE (Ray Tune); best.yaml is for `raysift raise --config`.", "raise")
 
 

@@ -34,6 +34,7 @@ import raysift.actors
 import raysift.jobs
 from raysift.errors import ConfigError, StageError
 from raysift.jobs.commands.console import Console
+from raysift.methods import METHODS
 from raysift.storage import refuse_passwords
 
 if TYPE_CHECKING:
@@ -149,8 +150,6 @@ def _ship_configs(arguments: Sequence[str], files: Path) -> Iterator[str]:
 
 def _require_reachable_paths(arguments: Sequence[str]) -> None:
     """Refuse relative paths: on the cluster they would mean a folder that goes with the job."""
-    from raysift.jobs.commands.cli import METHOD_HELP
-
     named = _named_paths(arguments)
     for option, paths in named.items():
         for path in paths:
@@ -159,7 +158,7 @@ def _require_reachable_paths(arguments: Sequence[str]) -> None:
                     f"submit: {option} '{path}' is a relative path, which means another folder on the cluster. Name "
                     "an absolute path on storage that all nodes share, or a URI (s3://, gs://)."
                 )
-    writes = arguments[0] in WRITES_A_RUN or arguments[0] in METHOD_HELP
+    writes = arguments[0] in WRITES_A_RUN or arguments[0] in METHODS
     if writes and "--help" not in arguments and not named["run"]:
         raise ConfigError(
             "submit: no --run, and the default would be a folder that goes with the job. Name one on storage that all "

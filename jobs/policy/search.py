@@ -30,7 +30,6 @@ from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.trials import ROUNDS, TrialWork, settings_by_round
 from raysift.jobs.policy.tuning import fit
-from raysift.jobs.recipes import count_rows
 from raysift.jobs.runs.reuse import is_run
 from raysift.jobs.runs.run import Run, StageResult, free_name
 from raysift.jobs.runs.tables import publish
@@ -98,7 +97,7 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
         run.console.note(f"search: the space has {len(drawn)} different trials, search.trials is {wanted.trials}")
     with run.replayable(config.model_dump(mode="json")):
         rows = stages.ingest(run, config)
-        total = count_rows(config, rows)
+        total = stages.count_rows(config, rows)
         target = raise_policy.split_target(run, config, settings)
         raise_policy.like_pool(run, config, rows)
         encoded = raise_policy.encode(run, config, rows)

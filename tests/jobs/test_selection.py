@@ -11,13 +11,12 @@ import pytest
 import raysift
 from raysift.jobs import stages
 from raysift.jobs.commands.console import Console
-from raysift.jobs.recipes import make_selector
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.jobs.runs.selection import rows_in_order
 from raysift.jobs.runs.tables import read_chunks
 from raysift.nano.world import generate_pool
 from raysift.records import ROWS
-from raysift.settings.config import make_config
+from raysift.settings.config import make_config, make_selector
 from raysift.storage import open_location
 
 
