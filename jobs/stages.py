@@ -6,7 +6,7 @@ A recipe (see `recipes.py`) is a list of these. None of them computes: they hand
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -22,7 +22,7 @@ from raysift.jobs.runs.selection import write_selection
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, with_tokens
 from raysift.manifest import Manifest
 from raysift.methods import Selector
-from raysift.records import ID, SCORE
+from raysift.records import ERROR, ID, SCORE
 from raysift.settings.budget import Budget, parse_budget
 from raysift.settings.config import CommonConfig
 from raysift.settings.training import TrainConfig
@@ -80,11 +80,7 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
         answers = map_rows(
             run.files(rows, "rows"),
             TokenLengths,
-            {
-                "model": config.model,
-                "template": config.train.template,
-                "trust_remote_code": config.trust_remote_code,
-            },
+            {"model": config.model, "template": config.train.template, "trust_remote_code": config.trust_remote_code},
             folder,
             config.resources,
             progress=run.console.shows_progress,
@@ -280,3 +276,28 @@ def model_fingerprint(name: str, *patterns: str) -> str:
 
 def _remote_code(config: CommonConfig) -> dict[str, bool]:
     return {"trust_remote_code": True} if config.trust_remote_code else {}
+
+
+def loading(config: CommonConfig) -> dict[str, Any]:
+    """Where an actor loads its model, and whether code that ships with it may run."""
+    own = config.resources
+    return {"device": own.device, "threads": own.threads, "trust_remote_code": config.trust_remote_code}
+
+
+def require_answers(
+    stage: str, run: Run, answers: Sequence[Location], counts: Mapping[str, int], folder: Location
+) -> None:
+    """Say how many rows of a stage have no answer, and why the first has none; raises where no row has one."""
+    if not counts["failed"]:
+        return
+    errors = [
+        chunk.filter(chunk[ERROR].is_valid()).sort_by(ID).slice(0, 1) for chunk in read_chunks(answers, [ID, ERROR])
+    ]
+    first = pa.concat_tables(errors).sort_by(ID)[ERROR][0].as_py()
+    found = f"{stage}: {counts['failed']} of {counts['rows_in']} rows have no answer; the first: {first}"
+    if not counts["kept"]:
+        raise StageError(
+            f"{found}. No row is left. Fix the cause or change the stage's settings, delete {folder}, which holds these "
+            "failures, and run again."
+        )
+    run.console.note(f"{found}; see {folder}")

@@ -13,8 +13,7 @@ from raysift.errors import DataError
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import write_rows
 from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
-from raysift.jobs.scoring.quality import loading, require_answers
-from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.stages import loading, model_fingerprint, require_answers
 from raysift.kcenter.settings import CoverageSettings
 from raysift.manifest import Manifest
 from raysift.methods.coverage import place_centers

@@ -19,8 +19,7 @@ from raysift.fingerprint import canonical, differences, file_fingerprint
 from raysift.ids import is_among
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
-from raysift.jobs.scoring.quality import loading
-from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.stages import loading, model_fingerprint
 from raysift.manifest import Manifest
 from raysift.policy.features import (
     DIFFICULTY,
