@@ -27,7 +27,7 @@ class Selector:
     """Its command, its section of the settings and its function in Python."""
     summary: ClassVar[str]
     """One sentence, which the command line shows."""
-    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    Config: ClassVar[type[BaseModel]] = MethodConfig
     reads: ClassVar[tuple[str, ...]] = ()
     """Columns of the length table, beside the id, that `score` reads; none: it needs no token counts."""
     columns: ClassVar[pa.Schema] = pa.schema([])
@@ -39,7 +39,7 @@ class Selector:
     trains_itself: ClassVar[bool] = False
     """Its recipe trains the model on the selection as it makes it, in the stage `final`."""
 
-    def __init__(self, config: MethodConfig, seed: int) -> None:
+    def __init__(self, config: BaseModel, seed: int) -> None:
         self.config = config
         self.seed = seed
 

@@ -219,9 +219,9 @@ def rescore(
     """Select for other targets from the gradients that a run has stored; rows need no new pass."""
     if not target:
         raise ConfigError("config: 'target' is missing. Name what to select for now: --target FILE...")
-    from raysift.jobs.gradients.rescore import rescore_command
+    from raysift.jobs.commands.actions import run_rescore
 
-    rescore_command(source, target, run, budget, overrides or [], make_console(log), reuse or [])
+    run_rescore(source, target, run, budget, overrides or [], make_console(log), reuse or [])
 
 
 @app.command(rich_help_panel="Look")

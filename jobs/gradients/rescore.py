@@ -13,7 +13,6 @@ from raysift.fingerprint import differences
 from raysift.jobs import stages
 from raysift.jobs.api import Selection
 from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.show import show_selection
 from raysift.jobs.gradients.matching import match_and_choose
 from raysift.jobs.gradients.store import filled_store
 from raysift.jobs.gradients.targeting import like_pool, read_targets
@@ -76,26 +75,6 @@ def rescore(
         like_pool(this_run, config, selector, found, rows)
         lengths = stages.lengths(this_run, config, rows) if parse_budget(config.budget).counts_tokens else None
         return Selection(this_run, match_and_choose(this_run, config, selector, found, rows, warm, lengths, store))
-
-
-def rescore_command(
-    run: str,
-    target: Sequence[str],
-    new_run: str | None,
-    budget: str | None,
-    overrides: Sequence[str],
-    console: Console,
-    reuse: Sequence[str] = (),
-) -> None:
-    """Rescore in a Ray session of its own, and show what was chosen."""
-    from raysift.jobs.api import own_session
-
-    with own_session():
-        selection = rescore(
-            run, target, new_run=new_run, budget=budget, overrides=overrides, console=console, reuse=reuse
-        )
-    show_selection(selection.run, selection.manifest, console)
-    console.note(f"run: {selection.run.folder}")
 
 
 def _by_gradient(config: CommonConfig, name: str) -> GradientSelector:

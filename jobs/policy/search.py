@@ -34,10 +34,10 @@ from raysift.jobs.runs.reuse import is_run
 from raysift.jobs.runs.run import Run, StageResult, free_name
 from raysift.jobs.runs.tables import publish
 from raysift.manifest import Manifest
-from raysift.methods.raise_policy import RaiseConfig
 from raysift.policy.pool import read_pool
 from raysift.policy.saved import POLICY, finished_rounds, kept_round
 from raysift.policy.search_settings import PLACES, SearchSettings
+from raysift.policy.settings import RaiseConfig
 from raysift.policy.trials import (
     ALL_ROUNDS,
     FAILED,

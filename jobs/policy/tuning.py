@@ -33,9 +33,9 @@ from raysift.jobs.policy.trials import (
     run_trial,
 )
 from raysift.jobs.runs.run import Run
-from raysift.methods.raise_policy import RaiseConfig
 from raysift.policy.saved import finished_rounds, read_account
 from raysift.policy.search_settings import SearchSettings
+from raysift.policy.settings import RaiseConfig
 from raysift.policy.trials import OWN, Outcome, Settings, changeable_values
 from raysift.settings.resources import Resources
 from raysift.storage import Location
