@@ -5,22 +5,20 @@ A method without a recipe of its own has that of the class it is made from, at l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
-from raysift.actors.language_model import resolve_model
-from raysift.errors import ModelError
 from raysift.jobs import stages
 from raysift.jobs.coverage import centers
 from raysift.jobs.gradients import stages as gradients
 from raysift.jobs.gradients import targeting
-from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints
+from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints, find_checkpoints
 from raysift.jobs.gradients.matching import match_and_choose
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.transfer import Learnt, learnt_by
+from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run
 from raysift.jobs.scoring import mods, quality
 from raysift.manifest import Manifest, read_manifest
@@ -33,7 +31,6 @@ from raysift.methods.raise_policy import Raise
 from raysift.settings.budget import parse_budget
 from raysift.settings.config import CommonConfig, make_selector
 from raysift.settings.training import TrainConfig
-from raysift.storage import open_location
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,10 @@ class Pool:
 @singledispatch
 def select_rows(selector: Selector, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """A yardstick: score each row by itself, take the best."""
-    rows = stages.ingest(run, config, pool.dataset, pool.name)
     needs_lengths = bool(selector.reads) or parse_budget(config.budget).counts_tokens
+    if needs_lengths:
+        checks.check_models(config)
+    rows = stages.ingest(run, config, pool.dataset, pool.name)
     lengths = stages.lengths(run, config, rows) if needs_lengths else None
     scores = stages.score(run, config, selector, rows, lengths if selector.reads else None)
     return stages.choose(run, config, selector, rows, scores, lengths)
@@ -58,7 +57,7 @@ def select_rows(selector: Selector, run: Run, config: CommonConfig, pool: Pool) 
 def best_by_score(selector: Quality, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """Let the scorer judge each row, take the best."""
     settings = selector.config
-    check_models(config, {"scorer": settings.scorer.scorer})
+    checks.check_models(config, {"scorer": settings.scorer.scorer})
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
     judged = quality.judge(run, config, settings.scorer, rows)
@@ -71,7 +70,7 @@ def by_coverage(selector: Coverage, run: Run, config: CommonConfig, pool: Pool) 
     """Embed the rows, take centres."""
     settings = selector.config
     stages.row_budget(config)
-    check_models(config, {"embedding": settings.embedding.model})
+    checks.check_models(config, {"embedding": settings.embedding.model})
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     count = stages.count_rows(config, rows)
     vectors = centers.embed(run, config, settings.embedding, rows)
@@ -85,10 +84,10 @@ def good_diverse_unknown(selector: Mods, run: Run, config: CommonConfig, pool: P
     """MoDS: good rows; seeds that cover them; rows that a model tuned on the seeds does not know, covered again."""
     settings = selector.config
     stages.row_budget(config)
-    check_models(config, {"scorer": settings.scorer.scorer, "embedding": settings.embedding.model})
+    checks.check_models(config, {"scorer": settings.scorer.scorer, "embedding": settings.embedding.model})
     mods.check_room(config, settings)
     if settings.seed_share < 1:
-        stages.check_trainable(run, settings.seed_train or config.train, "tune")
+        checks.check_trainable(run, settings.seed_train or config.train, "tune")
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     total, column = stages.count_rows(config, rows), quality.score_column(settings)
     judged = quality.judge(run, config, settings.scorer, rows)
@@ -116,6 +115,7 @@ def learned_policy(selector: Raise, run: Run, config: CommonConfig, pool: Pool) 
     source: Learnt | None = learnt_by(settings) if settings.policy_from else None
     if source:
         settings = source.settings_for(settings)
+    raise_policy.check_input(config, settings)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     total = stages.count_rows(config, rows)
     target = raise_policy.split_target(run, config, settings)
@@ -143,19 +143,6 @@ def learned_policy(selector: Raise, run: Run, config: CommonConfig, pool: Pool) 
     return stages.choose(run, config, selector, rows, scores, None)
 
 
-def check_models(config: CommonConfig, own: Mapping[str, str]) -> None:
-    """Refuse names of models that cannot be found, before any stage; `own` are those of the method's sections."""
-    names = {"model": config.model} | ({"adapter": config.adapter} if config.adapter else {})
-    names |= {f"{config.method}.{section}.model": name for section, name in own.items()}
-    for setting, name in names.items():
-        try:
-            resolve_model(name)
-        except ModelError as error:
-            raise ModelError(f"{setting}: {str(error).removeprefix('model: ')}") from None
-    if config.adapter and not (open_location(config.adapter) / "adapter_config.json").exists():
-        raise ModelError(f"adapter: '{config.adapter}' holds no adapter_config.json, so it is no PEFT adapter.")
-
-
 def with_recipe(config: CommonConfig, train: TrainConfig | None) -> CommonConfig:
     """The settings with another recipe for `train`, where one is given."""
     return config.model_copy(update={"train": train}) if train else config
@@ -165,7 +152,12 @@ def with_recipe(config: CommonConfig, train: TrainConfig | None) -> CommonConfig
 def by_gradient(selector: GradientSelector, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """ROSE and LESS: warm up on a random share, match each row's gradient with the target's at every checkpoint."""
     settings = selector.config
+    if selector.picks_in_turn:
+        stages.row_budget(config)
     found = targeting.read_targets(config, selector)
+    checks.check_models(config)
+    if settings.warmup_from:
+        find_checkpoints(settings.warmup_from)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     targeting.like_pool(run, config, selector, found, rows)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
@@ -179,11 +171,10 @@ def by_gradient(selector: GradientSelector, run: Run, config: CommonConfig, pool
 
 def run_method(run: Run, config: CommonConfig, pool: Pool | None = None) -> Manifest:
     """The whole journey: select, and where asked train on the selection and evaluate. Gives the selection's manifest."""
-    selector = make_selector(config)
-    if config.test and (config.train_on_selection or selector.trains_itself):
-        stages.check_trainable(run, config.train, "final")
+    pool, selector = pool or Pool(), make_selector(config)
+    checks.check_selection(run, config, pool.dataset is not None)
     with run.replayable(config.model_dump(mode="json")):
-        selected = select_rows(selector, run, config, pool or Pool())
+        selected = select_rows(selector, run, config, pool)
         trained = read_manifest(run.folder / "final") if selector.trains_itself else None
         if config.train_on_selection and trained is None:
             trained = stages.finetune(run, config, selected)

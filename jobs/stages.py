@@ -17,15 +17,15 @@ from raysift.actors.language_model import resolve_model
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
 from raysift.fingerprint import file_fingerprint
+from raysift.jobs.runs.checks import require_loadable
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import write_selection
-from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, with_tokens
+from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, sum_tokens, with_tokens
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.records import ERROR, ID, SCORE
 from raysift.settings.budget import Budget, parse_budget
 from raysift.settings.config import CommonConfig
-from raysift.settings.training import TrainConfig
 from raysift.storage import Location, open_location
 
 
@@ -68,7 +68,13 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
             rows=report.rows_in,
         )
 
-    return run.stage("ingest", {"ingest": config.ingest}, inputs, body, version=VERSION)
+    manifest = run.stage("ingest", {"ingest": config.ingest}, inputs, body, version=VERSION)
+    budget = parse_budget(config.budget)
+    if config.method and not budget.counts_tokens:
+        budget.rows_of(
+            manifest.counts["kept"]
+        )  # refuses more rows than there are, before anything is computed for them
+    return manifest
 
 
 def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
@@ -90,7 +96,11 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
 
     settings = {"template": config.train.template}
     inputs = {"rows": rows.fingerprint, "tokenizer": model_fingerprint(config.model, "tokenizer*", "chat_template*")}
-    return run.stage("lengths", settings, inputs, body)
+    manifest = run.stage("lengths", settings, inputs, body)
+    budget = parse_budget(config.budget)
+    if budget.counts_tokens:
+        budget.require_tokens(sum_tokens(run.files(manifest, "answers")))
+    return manifest
 
 
 def score(run: Run, config: CommonConfig, selector: Selector, rows: Manifest, table: Manifest | None) -> Manifest:
@@ -134,20 +144,20 @@ def choose(
             chunks = with_tokens(chunks, run.files(tokens, "answers"))
         ids, best = selector.choose(chunks, budget, rows.counts["kept"])
         result = write_selection(run, config, selector, rows, files, ids, best, folder)
-        if budget.counts_tokens:
-            return result
+        if budget.counts_tokens and tokens:
+            taken = sum_tokens(run.files(tokens, "answers"), ids)
+            return replace(result, counts={**result.counts, "tokens_asked": budget.tokens, "tokens": taken})
         asked, without = budget.rows_of(rows.counts["kept"]), scores.counts.get("failed", 0)
-        if len(ids) < asked and without:
-            run.console.note(
-                f"choose: {asked} rows asked, {len(ids)} chosen: {without} of {rows.counts['kept']} rows have no score"
-            )
+        if len(ids) < asked:
+            why = f": {without} of {rows.counts['kept']} rows have no score" if without else ""
+            run.console.note(f"choose: {asked} rows asked, {len(ids)} chosen{why}")
         return replace(result, counts={**result.counts, "asked": asked})
 
     settings = {"method": selector.name, "budget": config.budget, "output_format": config.output_format}
     inputs = {"scores": scores.fingerprint} | (
         {"lengths": tokens.fingerprint} if budget.counts_tokens and tokens else {}
     )
-    manifest = run.stage("choose", settings, inputs, body)
+    manifest = run.stage("choose", settings, inputs, body, version=2)  # 2 never takes more rows than the budget has
     publish(run.files(manifest, "selection")[0], run.folder / "selection.parquet")
     return manifest
 
@@ -246,21 +256,6 @@ def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location
         return base, last / "adapter"
     require_loadable(full, trained.stage)
     return full.path, None
-
-
-def require_loadable(place: Location, stage: str) -> None:
-    """Refuses a place from which no whole model can be loaded; adapters are loaded from anywhere."""
-    if not place.is_local:
-        raise ConfigError(
-            f"{stage}: with train.method=full the trained model lies in {place}, and models are loaded from folders of this "
-            "machine alone. Name such a folder with --run, or set train.method=lora."
-        )
-
-
-def check_trainable(run: Run, train: TrainConfig, stage: str) -> None:
-    """Refuses to train a model for the stages after it where these could not load it."""
-    if train.method == "full":
-        require_loadable(run.folder, stage)
 
 
 def model_fingerprint(name: str, *patterns: str) -> str:

@@ -38,6 +38,8 @@ class Selector:
 
     trains_itself: ClassVar[bool] = False
     """Its recipe trains the model on the selection as it makes it, in the stage `final`."""
+    takes_target: ClassVar[bool] = False
+    """It selects for target files; other methods refuse `--target`."""
 
     def __init__(self, config: BaseModel, seed: int) -> None:
         self.config = config

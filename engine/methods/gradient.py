@@ -69,6 +69,7 @@ class GradientSelector(Selector):
     A method says what a target is: how its files are found and read, and which actor's call gives its gradients.
     """
 
+    takes_target = True
     columns: ClassVar[pa.Schema] = pa.schema([("subtask", pa.string()), ("by_subtask", pa.list_(pa.float64()))])
     """The subtask that a row helps most, and its score for each."""
     target_kind: ClassVar[str]

@@ -6,12 +6,12 @@ gradients need the model. Its `run.yaml` is complete: replayed, it does the whol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.fingerprint import differences
 from raysift.jobs import stages
-from raysift.jobs.api import Selection
+from raysift.jobs.api import Selection, start_session
 from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.matching import match_and_choose
 from raysift.jobs.gradients.store import filled_store
@@ -49,6 +49,7 @@ def rescore(
     overrides: Sequence[str] = (),
     console: Console | None = None,
     reuse: str | Sequence[str] | None = None,
+    start: Callable[[], None] = start_session,
 ) -> Selection:
     """Select for other targets from the vectors that a run with `matching: store` has kept; it is reused, and `reuse` after it."""
     source = open_run(run, console)
@@ -67,7 +68,7 @@ def rescore(
         )
     selector = _by_gradient(config, run)
     found = read_targets(config, selector)
-    this_run = Run(name, console, [run, *config.reuse])
+    this_run = Run(name, console, [run, *config.reuse], start)
     with this_run.replayable(config.model_dump(mode="json")):
         rows, _, warm = (this_run.adopt(stage, run) for stage in ("ingest", "warmup_rows", "warmup"))
         assert rows is not None
