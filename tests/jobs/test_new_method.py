@@ -53,7 +53,7 @@ class Lambda(Selector):
     summary = "Select the rows with the largest ids."
 
     def score(self, rows):
-        return rows["id"].cast("float64")
+        return pa.array(rows["id"].to_numpy().astype("float64"))
 '''
 RECIPE = '''
 
