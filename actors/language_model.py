@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from raysift.errors import ModelError
+from raysift.nano import NANO_MODELS, is_nano, nano_path
 from raysift.storage import Location, open_location
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
@@ -24,9 +25,7 @@ SPREAD = "spread"
 
 def resolve_model(name: str) -> str:
     """Where a model is: a folder for `nano` and for local paths, the id itself for one on the hub."""
-    if name == "nano" or name.startswith("nano:"):
-        from raysift.nano import NANO_MODELS, nano_path
-
+    if is_nano(name):
         part = name.partition(":")[2] or "foundation"
         if part not in NANO_MODELS:
             raise ModelError(f"model: '{name}' is unknown; known: nano, {', '.join(f'nano:{m}' for m in NANO_MODELS)}.")

@@ -127,6 +127,7 @@ class StepTrainer:
             loss_sum=self.loss_sum,
             label_tokens=self.label_tokens,
             seconds=round(self.seconds, 3),
+            template=self.config.template,
         )
         tokenizer = load_tokenizer(self.name, self.place.trust_remote_code)
         write_checkpoint(out / "epoch-1", record, EPOCH_RECORD, self.model, tokenizer, self.optimizer)

@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict
 
 from raysift.errors import StageError
 from raysift.gradients.moments import Moments, save_moments
-from raysift.storage import Location
+from raysift.settings.base import TRAIN
+from raysift.storage import Location, open_location
 
 EPOCH_RECORD, STEP_RECORD, MOMENTS = "epoch.json", "step.json", "moments.safetensors"
 
@@ -40,6 +41,8 @@ class EpochRecord(BaseModel):
     loss_sum: float
     label_tokens: int
     seconds: float
+    template: str | None = None
+    """The chat template of the training; None in records that are older than the field."""
 
 
 def epoch_records(out: Location) -> list[EpochRecord]:
@@ -52,6 +55,20 @@ def last_checkpoint(out: Location) -> tuple[Location, EpochRecord, bool] | None:
     found = [(folder, record, True) for folder, record in _checkpoints(out, EPOCH_RECORD)]
     found += [(folder, record, False) for folder, record in _checkpoints(out, STEP_RECORD)]
     return max(found, key=lambda item: (item[1].step, item[2]), default=None)
+
+
+def template_of(named: str, model: Any, adapter: str | Location | None, usual: str = "auto") -> str:
+    """The chat template to ask a model under: the one named or, for `train`, what the record beside the adapter or the weights
+    says of their training; `usual` where there is no such record."""
+    if named != TRAIN:
+        return named
+    weights = adapter or model
+    place = open_location(weights) if isinstance(weights, str) else weights
+    if not isinstance(place, Location) or not place.is_folder():
+        return usual
+    record = Location(place.fs, place.path.rstrip("/").rpartition("/")[0]) / EPOCH_RECORD
+    told = EpochRecord.model_validate_json(record.read_bytes()).template if record.exists() else None
+    return told or usual
 
 
 def _checkpoints(out: Location, name: str) -> list[tuple[Location, EpochRecord]]:

@@ -323,6 +323,7 @@ def _keeper(
                 loss_sum=loss_sum,
                 label_tokens=trainer.label_tokens,
                 seconds=round(self.seconds_before + time.perf_counter() - self.clock, 3),
+                template=config.template,
             )
 
     return Keeper()

@@ -29,7 +29,7 @@ from raysift.methods.mods import Mods, seed_count
 from raysift.methods.quality import Quality
 from raysift.methods.raise_policy import Raise
 from raysift.settings.budget import parse_budget
-from raysift.settings.config import CommonConfig, make_selector
+from raysift.settings.config import CommonConfig, make_selector, replayed
 from raysift.settings.training import TrainConfig
 
 
@@ -173,7 +173,7 @@ def run_method(run: Run, config: CommonConfig, pool: Pool | None = None) -> Mani
     """The whole journey: select, and where asked train on the selection and evaluate. Gives the selection's manifest."""
     pool, selector = pool or Pool(), make_selector(config)
     checks.check_selection(run, config, pool.dataset is not None)
-    with run.replayable(config.model_dump(mode="json")):
+    with run.replayable(replayed(config)):
         selected = select_rows(selector, run, config, pool)
         trained = read_manifest(run.folder / "final") if selector.trains_itself else None
         if config.train_on_selection and trained is None:

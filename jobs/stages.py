@@ -8,14 +8,16 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.actors.language_model import resolve_model
+from raysift.actors.train_checkpoints import template_of
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
+from raysift.evaluation.metrics import EvalConfig
 from raysift.fingerprint import file_fingerprint
 from raysift.jobs.runs.checks import require_loadable
 from raysift.jobs.runs.run import Run, StageResult
@@ -26,7 +28,11 @@ from raysift.methods import Selector
 from raysift.records import ERROR, ID, SCORE
 from raysift.settings.budget import Budget, parse_budget
 from raysift.settings.config import CommonConfig
+from raysift.settings.generation import GenerationSettings
+from raysift.settings.training import TrainConfig
 from raysift.storage import Location, open_location
+
+Asking = TypeVar("Asking", EvalConfig, GenerationSettings)
 
 
 def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str | None = None) -> Manifest:
@@ -220,13 +226,15 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
     if trained:
         model, adapter = trained_model(run, trained, config.model)
 
+    asked = asked_as_trained(run, name, "evaluate", config.evaluate, model, adapter, config.train)
+
     def body(folder: Location) -> StageResult:
         examples = [e for path in config.test for e in read_examples(path, split=config.evaluate.split)]
         report = test(
             examples,
             model,
             folder,
-            config.evaluate,
+            asked,
             config.resources,
             adapter=adapter,
             trust_remote_code=config.trust_remote_code,
@@ -244,8 +252,17 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
         inputs["trained"] = trained.fingerprint
     elif config.adapter:
         inputs["adapter"] = model_fingerprint(config.adapter)
-    settings = {"evaluate": config.evaluate, "seed": config.seed} | _remote_code(config)
-    return run.stage(name, settings, inputs, body)
+    return run.stage(name, {"evaluate": asked} | _remote_code(config), inputs, body)
+
+
+def asked_as_trained(
+    run: Run, stage: str, section: str, settings: Asking, model: str, adapter: str | Location | None, train: TrainConfig
+) -> Asking:
+    """The settings with the chat template that the model was trained under, unless they name one; says which it is."""
+    template = template_of(settings.template, model, adapter, train.template)
+    if settings.template != template:
+        run.console.note(f"{stage}: asked under the chat template of the training, '{template}' ({section}.template)")
+    return settings.model_copy(update={"template": template})
 
 
 def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location | None]:

@@ -6,18 +6,16 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from raysift.methods.choose import choose_top
 from raysift.records import ID, SCORE
+from raysift.settings.base import Settings
 from raysift.settings.budget import Budget
 from raysift.topk import Ids, Scores
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(Settings):
     """Settings of a method that decide its result; all of them are part of its fingerprint."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Selector:
@@ -27,7 +25,7 @@ class Selector:
     """Its command, its section of the settings and its function in Python."""
     summary: ClassVar[str]
     """One sentence, which the command line shows."""
-    Config: ClassVar[type[BaseModel]] = MethodConfig
+    Config: ClassVar[type[Settings]] = MethodConfig
     reads: ClassVar[tuple[str, ...]] = ()
     """Columns of the length table, beside the id, that `score` reads; none: it needs no token counts."""
     columns: ClassVar[pa.Schema] = pa.schema([])
@@ -41,7 +39,7 @@ class Selector:
     takes_target: ClassVar[bool] = False
     """It selects for target files; other methods refuse `--target`."""
 
-    def __init__(self, config: BaseModel, seed: int) -> None:
+    def __init__(self, config: Settings, seed: int) -> None:
         self.config = config
         self.seed = seed
 

@@ -86,7 +86,7 @@ class ModsConfig(MethodConfig):
         return scorer
 
 
-_ANSWERS: dict[str, Any] = {"max_new_tokens": 1024, "template": "alpaca"}
+_ANSWERS: dict[str, Any] = {"max_new_tokens": 1024}
 _PAPER: dict[str, Any] = {
     "scorer": {
         "kind": "reward",

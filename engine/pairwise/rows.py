@@ -15,9 +15,7 @@ from raysift.scoring.questions import Message
 ORDERS = ("own_first", "against_first")
 """In which the answers stand before a judge that reads both."""
 
-READING = pa.struct(
-    [(name, pa.float64()) for name in ("own", "against", "tie")] + [(name, pa.string()) for name in ("order", "aspect")]
-)
+READING = pa.struct([*((name, pa.float64()) for name in ("own", "against", "tie")), ("order", pa.string())])
 
 
 class Answer(NamedTuple):
@@ -47,7 +45,6 @@ class Reading(NamedTuple):
     against: float
     tie: float | None = None
     order: str | None = None
-    aspect: str | None = None
 
 
 ASKED = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE))])

@@ -12,15 +12,17 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, create_model
 
 from raysift.errors import ConfigError, system_words
 from raysift.evaluation.metrics import EvalConfig
 from raysift.fingerprint import canonical
 from raysift.methods import METHODS, Selector, find_method
+from raysift.nano import is_nano
 from raysift.pairwise.settings import WinRateSettings
 from raysift.policy.search_settings import SearchSettings
 from raysift.pool.checks import IngestConfig
+from raysift.settings.base import Seed, Settings
 from raysift.settings.budget import parse_budget
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.resources import Resources
@@ -40,10 +42,8 @@ def _not_empty(name: str) -> str:
 Name = Annotated[str, AfterValidator(_not_empty)]
 
 
-class CommonConfig(BaseModel):
+class CommonConfig(Settings):
     """What every method has; `RunConfig` adds a section for each method."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str | None = None
     """The selector; on the command line it is the command."""
@@ -59,7 +59,7 @@ class CommonConfig(BaseModel):
     """Run code that ships with a model. Off unless asked for; recorded in the manifests when on."""
     budget: str = "5%"
     """`5%` of the pool, `2000` rows, `1.5Mtok` tokens."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Every random choice follows from it and from row ids; trainings may have a seed of their own. Projections have one
     (`projection.seed`), so that runs of any seed share a store."""
     run: Name = Field("runs/run", exclude=True)
@@ -115,6 +115,8 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
     train = values.get("train") or {}
     if isinstance(train, Mapping):
         values["train"] = _with_recipe({**_usual_recipe(values), **train}) | _seed(values, train)
+    if isinstance(section := values.get("evaluate") or {}, Mapping):
+        values["evaluate"] = {**section} | _seed(values, section)
     for name, method in METHODS.items():
         if isinstance(section := values.get(name) or {}, Mapping):
             values[name] = _with_own_seeds(method.Config, _with_preset(method, section, values), values)
@@ -136,6 +138,23 @@ def make_selector(config: CommonConfig) -> Selector:
     """The run's method with its section of the settings."""
     method = find_method(str(config.method))
     return method(getattr(config, method.name), config.seed)
+
+
+def replayed(config: CommonConfig) -> dict[str, Any]:
+    """What `run.yaml` holds: every setting that the run's method reads, so that changed defaults change no replay. Those that
+    differ from what the method does on this model by itself stand first."""
+    unread = METHODS.keys() - {config.method} | {name for name in ("win_rate", "search") if not getattr(config, name)}
+    usual = make_config({"method": config.method, "model": config.model, "seed": config.seed})
+    found, default = (one.model_dump(mode="json", exclude=unread) for one in (config, usual))
+    return _differing_first(found, default | dict.fromkeys(("method", "model", "seed")))
+
+
+def _differing_first(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    ordered = sorted(values, key=lambda name: name in usual and values[name] == usual[name])
+    return {
+        name: _differing_first(values[name], usual.get(name) or {}) if isinstance(values[name], dict) else values[name]
+        for name in ordered
+    }
 
 
 def _names(given: Any) -> Any:
@@ -208,12 +227,15 @@ def _with_own_seeds(
 
 def _is_nano(values: Mapping[str, Any]) -> bool:
     """The nano models are a thousand times smaller than those of the papers, whose learning rates teach them nothing."""
-    return str(values.get("model", "nano")).startswith("nano")
+    return is_nano(str(values.get("model", "nano")))
 
 
 def _seed(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    seed = values.get("seed", 0)
-    return {"seed": seed} if "seed" not in own and isinstance(seed, int) and seed >= 0 else {}
+    """The run's seed, for a section that names none; a wrong one is told of the run alone."""
+    try:
+        return {} if "seed" in own else {"seed": TypeAdapter(Seed).validate_python(values.get("seed", 0))}
+    except ValidationError:
+        return {}
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
@@ -334,11 +356,11 @@ def _explain(problem: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A wrong value as a message tells it: rows may have been given where paths were expected, and their text is not shown."""
-    if value is not None and not isinstance(value, str | int | float | Mapping):
-        return f"a {type(value).__name__}"
-    text = f"{{{', '.join(map(str, value))}}}" if isinstance(value, Mapping) else repr(value)
-    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}..."
+    """A short value itself; of anything else, which may hold the text of rows, what it is."""
+    if value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= SHOWN_CHARS):
+        return repr(value)
+    size = f" of length {len(value)}" if hasattr(value, "__len__") else ""
+    return f"a {type(value).__name__}{size}"
 
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:

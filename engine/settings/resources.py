@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from raysift.settings.base import Settings
 
 ENGINE_ARGUMENTS = frozenset(
     {
@@ -40,10 +42,8 @@ ENGINE_ARGUMENTS = frozenset(
 no fingerprint holds resources, a new one is refused until it is known to be of the first kind."""
 
 
-class EngineResources(BaseModel):
+class EngineResources(Settings):
     """Engines of vLLM: how many, on what, and how they are kept at work."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     count: int | None = Field(default=None, ge=1)
     """Most engines of one stage side by side; none: `workers`, and where that is not set either as many as the GPUs hold, or
@@ -75,10 +75,8 @@ class EngineResources(BaseModel):
         return arguments
 
 
-class Resources(BaseModel):
+class Resources(Settings):
     """How much of the machine or cluster a run may use."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     workers: int | None = Field(default=None, ge=1)
     """Most actors (or tasks) of one stage at a time; none: as many as the cluster has room for."""

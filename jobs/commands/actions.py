@@ -12,7 +12,7 @@ from raysift.jobs.commands.show import show_evaluation, show_ingest, show_select
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run
-from raysift.settings.config import CommonConfig
+from raysift.settings.config import CommonConfig, replayed
 
 
 def run_selection(config: CommonConfig, console: Console) -> None:
@@ -59,14 +59,14 @@ def run_rescore(
 def run_ingest(config: CommonConfig, console: Console) -> None:
     """Only read the pool."""
     checks.check_pool(config)
-    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
+    with _session(config, console) as run, run.replayable(replayed(config)):
         show_ingest(run, stages.ingest(run, config), console)
 
 
 def run_finetune(config: CommonConfig, console: Console) -> None:
     """Train on a whole pool."""
     checks.check_pool(config)
-    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
+    with _session(config, console) as run, run.replayable(replayed(config)):
         checks.check_training(run, config, "finetune")
         trained = stages.finetune(run, config, stages.ingest(run, config))
         model, adapter = stages.trained_model(run, trained, config.model)
@@ -79,7 +79,7 @@ def run_finetune(config: CommonConfig, console: Console) -> None:
 def run_evaluate(config: CommonConfig, console: Console) -> None:
     """Score a model as it is."""
     checks.check_evaluation(config)
-    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
+    with _session(config, console) as run, run.replayable(replayed(config)):
         stages.evaluate(run, config, None)
         show_evaluation(run, console)
 

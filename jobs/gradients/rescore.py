@@ -21,7 +21,7 @@ from raysift.jobs.runs.run import Run, free_name, open_run
 from raysift.methods import METHODS
 from raysift.methods.gradient import GradientSelector
 from raysift.settings.budget import parse_budget
-from raysift.settings.config import CommonConfig, make_selector
+from raysift.settings.config import CommonConfig, make_selector, replayed
 from raysift.storage import extend_name, open_location
 
 # What may differ from the run whose rows, warm-up and vectors are read; all other settings decided those.
@@ -69,7 +69,7 @@ def rescore(
     selector = _by_gradient(config, run)
     found = read_targets(config, selector)
     this_run = Run(name, console, [run, *config.reuse], start)
-    with this_run.replayable(config.model_dump(mode="json")):
+    with this_run.replayable(replayed(config)):
         rows, _, warm = (this_run.adopt(stage, run) for stage in ("ingest", "warmup_rows", "warmup"))
         assert rows is not None
         assert warm is not None

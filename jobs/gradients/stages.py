@@ -146,7 +146,7 @@ def influence(
 ) -> Manifest:
     """Weigh the checkpoints, reduce over subtasks: one score per row."""
     points = checkpoints_of(run, trained, settings.checkpoints)
-    weights = checkpoint_weights([p.learning_rate for p in points], settings.match.renormalise_weights)
+    weights = checkpoint_weights([p.learning_rate for p in points])
     by_target = settings.match.target_weights or (1.0,)
     columns = TargetColumns(tuple(target.values["subtasks"]), tuple(target.values["target_of"]), by_target)
 

@@ -15,7 +15,7 @@ from raysift.evaluation.examples import example_key
 from raysift.fingerprint import file_fingerprint
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.jobs.runs.tables import count_answers, relative
-from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.stages import asked_as_trained, model_fingerprint
 from raysift.manifest import read_manifest
 from raysift.pairwise.rows import Answer, rows_to_answer
 from raysift.pairwise.settings import WinRateSettings
@@ -71,18 +71,22 @@ def answer(
         return Side(read_answers(answers_file(source.answers), examples), inputs["answers"])
     from raysift.jobs.scoring.generation import describe_backend, generate, recorded_backend
 
+    asked = asked_as_trained(
+        run, name, "win_rate.generation", settings.generation, source.model, source.adapter, config.train
+    )
+
     def body(folder: Location) -> StageResult:
         answers = generate(
             [write_table(rows_to_answer(examples), folder / "questions.parquet")],
             source.model,
             folder,
-            settings.generation,
+            asked,
             spread(config.resources, len(examples)),
             adapter=source.adapter,
             trust_remote_code=config.trust_remote_code,
             progress=run.console.shows_progress,
         )
-        run.console.note(f"{name}: {describe_backend(settings.generation, config.resources, folder)}")
+        run.console.note(f"{name}: {describe_backend(asked, config.resources, folder)}")
         counts = count_answers(name, answers, len(examples))
         cut_off = sum(row[FINISHED] is False for row in read_rows(answers))
         if cut_off:
@@ -94,7 +98,7 @@ def answer(
             rows=len(examples),
         )
 
-    decides = {"generation": settings.generation.deciding()} | drawn_examples(config, settings)
+    decides = {"generation": asked.deciding()} | drawn_examples(config, settings)
     manifest = run.stage(name, decides, inputs, body)
     found = {row[ID]: Answer(row[ANSWER], row[ERROR]) for row in read_rows(run.files(manifest, "answers"))}
     return Side({e.id: found[example_key(e.id)] for e in examples}, manifest.fingerprint)

@@ -25,7 +25,7 @@ from raysift.manifest import Manifest
 from raysift.pairwise.rows import Question
 from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID
-from raysift.settings.config import CommonConfig
+from raysift.settings.config import CommonConfig, replayed
 
 
 def win_rate(
@@ -76,16 +76,14 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
         from raysift.jobs.scoring.generation import require_vllm
 
         require_vllm("judge")
-    values = config.model_dump(mode="json") | {"win_rate": settings.model_dump(mode="json")}
-    with run.replayable(values):
+    with run.replayable(replayed(config.model_copy(update={"win_rate": settings}))):
         sides = {
             name: answer(run, config, settings, examples, name, source, files | identities[name])
             for name, source in sources.items()
         }
         questions = [Question(e, sides[OWN].answers[e.id], sides[AGAINST].answers[e.id]) for e in examples]
         inputs = files | {name: side.fingerprint for name, side in sides.items()} | {"judge": judge_identity}
-        aspects = settings.aspects or (None,)
-        judged = {aspect: judge(run, config, settings, questions, inputs, aspect) for aspect in aspects}
+        judged = judge(run, config, settings, questions, inputs)
         return count(run, settings, questions, judged, {name: source.title for name, source in sources.items()})
 
 
