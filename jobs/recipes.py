@@ -162,7 +162,7 @@ def by_gradient(selector: GradientSelector, run: Run, config: CommonConfig, pool
     targeting.like_pool(run, config, selector, found, rows)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
     if settings.warmup_from:
-        warm = adopt_checkpoints(run, config.model, settings.warmup_from)
+        warm = adopt_checkpoints(run, config, settings.warmup_from)
     else:
         warm_rows = gradients.warmup_rows(run, config, settings, rows)
         warm = gradients.warmup(run, config, settings, warm_rows)

@@ -5,7 +5,6 @@ A recipe (see `recipes.py`) is a list of these. None of them computes: they hand
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,13 +12,13 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.actors.language_model import resolve_model
 from raysift.actors.train_checkpoints import template_of
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import EvalConfig
 from raysift.fingerprint import file_fingerprint
 from raysift.jobs.runs.checks import require_loadable
+from raysift.jobs.runs.models import adapter_input, find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import write_selection
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, sum_tokens, with_tokens
@@ -88,11 +87,13 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
     from raysift.actors.lengths import TokenLengths
     from raysift.jobs.on_ray.raydata import map_rows
 
+    model = find_model(run, config, part="tokenizer")
+
     def body(folder: Location) -> StageResult:
         answers = map_rows(
             run.files(rows, "rows"),
             TokenLengths,
-            {"model": config.model, "template": config.train.template, "trust_remote_code": config.trust_remote_code},
+            {"model": model.name, "template": config.train.template, "trust_remote_code": config.trust_remote_code},
             folder,
             config.resources,
             progress=run.console.shows_progress,
@@ -101,7 +102,7 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=rows.counts["kept"])
 
     settings = {"template": config.train.template}
-    inputs = {"rows": rows.fingerprint, "tokenizer": model_fingerprint(config.model, "tokenizer*", "chat_template*")}
+    inputs = {"rows": rows.fingerprint, "tokenizer": model.identity}
     manifest = run.stage("lengths", settings, inputs, body)
     budget = parse_budget(config.budget)
     if budget.counts_tokens:
@@ -129,7 +130,7 @@ def score(run: Run, config: CommonConfig, selector: Selector, rows: Manifest, ta
         return StageResult(files={"scores": ["scores.parquet"]}, counts=counts, rows=written)
 
     inputs = {"rows": rows.fingerprint} | ({"table": table.fingerprint} if table else {})
-    settings = {"method": selector.name, selector.name: selector.config, "seed": config.seed}
+    settings = {"method": selector.name, selector.name: without_models(selector.config), "seed": config.seed}
     manifest = run.stage("score", settings, inputs, body)
     publish(run.files(manifest, "scores")[0], run.folder / "scores.parquet")
     return manifest
@@ -187,12 +188,14 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
     """Fine-tune the model on the rows of a stage, which may be one of another run."""
     from raysift.jobs.training.finetune import finetune as train
 
+    model = find_model(run, config)
+
     def body(folder: Location) -> StageResult:
         report = train(
             run.files(rows, "rows"),
             folder,
             config.train,
-            config.model,
+            model.name,
             config.resources,
             adapter=config.adapter,
             gradient_checkpointing=config.resources.gradient_checkpointing,
@@ -211,20 +214,19 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
             rows=report.counts["rows_in"],
         )
 
-    inputs = {"rows": rows.fingerprint, "model": model_fingerprint(config.model)}
-    if config.adapter:
-        inputs["adapter"] = model_fingerprint(config.adapter)
-    return run.stage(name, {"train": config.train} | _remote_code(config), inputs, body)
+    inputs = {"rows": rows.fingerprint, "model": model.identity} | adapter_input(config.adapter)
+    return run.stage(name, {"train": config.train}, inputs, body)
 
 
 def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str = "evaluate") -> Manifest:
     """Answer and score the examples of `config.test`, by the fine-tuned model of `trained` or by the model as it is."""
     from raysift.jobs.training.evaluate import evaluate as test
 
-    model: str = config.model
+    base = find_model(run, config)
+    model: str = base.name
     adapter: str | Location | None = config.adapter
     if trained:
-        model, adapter = trained_model(run, trained, config.model)
+        model, adapter = trained_model(run, trained, base.name)
 
     asked = asked_as_trained(run, name, "evaluate", config.evaluate, model, adapter, config.train)
 
@@ -246,13 +248,10 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
 
     inputs: dict[str, Any] = {
         "test": [[place.name, file_fingerprint(place)] for place in (open_location(p) for p in config.test)],
-        "model": model_fingerprint(config.model),
+        "model": base.identity,
     }
-    if trained:
-        inputs["trained"] = trained.fingerprint
-    elif config.adapter:
-        inputs["adapter"] = model_fingerprint(config.adapter)
-    return run.stage(name, {"evaluate": asked} | _remote_code(config), inputs, body)
+    inputs |= {"trained": trained.fingerprint} if trained else adapter_input(config.adapter)
+    return run.stage(name, {"evaluate": asked}, inputs, body)
 
 
 def asked_as_trained(
@@ -275,25 +274,10 @@ def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location
     return full.path, None
 
 
-def model_fingerprint(name: str, *patterns: str) -> str:
-    """Identity of a model: of the files' content for a local folder (or those matching), of the name for a hub id."""
-    place = open_location(resolve_model(name))
-    if not place.is_folder():
-        return name
-    files = place.files(recursive=True)
-    if patterns:
-        files = [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
-    return "+".join(file_fingerprint(file) for file in files if not file.name.endswith(".md"))
-
-
-def _remote_code(config: CommonConfig) -> dict[str, bool]:
-    return {"trust_remote_code": True} if config.trust_remote_code else {}
-
-
 def loading(config: CommonConfig) -> dict[str, Any]:
     """Where an actor loads its model, and whether code that ships with it may run."""
     own = config.resources
-    return {"device": own.device, "threads": own.threads, "trust_remote_code": config.trust_remote_code}
+    return {"device": own.placed_on, "threads": own.threads, "trust_remote_code": config.trust_remote_code}
 
 
 def require_answers(

@@ -78,7 +78,7 @@ def rows_to_compare(questions: Iterable[Question]) -> pa.Table:
 
 
 def rows_by_order(rows: pa.Table) -> pa.Table:
-    """Each row of `rows_to_compare` once for each order, for a judge that is asked one thing a row."""
+    """One row per order from each row of `rows_to_compare`, for engines that take one prompt per row."""
     keys = [order_key(number, order) for order in ORDERS for number in rows[ID].to_pylist()]
     twice = pa.concat_tables(
         [rows.append_column(ORDER, pa.array([order] * len(rows), pa.string())) for order in ORDERS]

@@ -40,7 +40,7 @@ class ComparisonSettings(Settings):
     """Least probability that must lie on A, B and C together, in both orders; below it a reply is unparsable and the
     question fails."""
     reply_prefix: str = ""
-    """Text put into the judge's mouth before the verdict, such as `Verdict: `; base models need one."""
+    """Prefix of the judge's reply, for example `Verdict: `; base models need one."""
     template: Template = "auto"
     """Chat template of the question (see raysift.templates)."""
 

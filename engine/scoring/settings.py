@@ -75,8 +75,8 @@ class JudgeSettings(Settings):
     """How a language model is asked for a rating, and when its reply counts as one."""
 
     prompt: str = JUDGE_PROMPT
-    """The question to the judge. `{request}` and `{answer}`, once each, become the row's texts between marker lines;
-    `{low}` and `{high}` are the ends of the scale."""
+    """The question to the judge. `{request}` and `{answer}`, once each, are replaced by the row's texts between marker lines;
+    `{low}` and `{high}` by the ends of the scale."""
     low: int = Field(default=1, ge=0)
     """The worst rating."""
     high: int = Field(default=5, ge=1)
@@ -85,7 +85,7 @@ class JudgeSettings(Settings):
     """Least probability that must lie on the ratings together; a reply below it is unparsable and the row fails. At 0
     the model may as well be saying something else altogether."""
     reply_prefix: str = ""
-    """Text put into the judge's mouth before the rating, such as `Rating: `; base models need one."""
+    """Prefix of the judge's reply, for example `Rating: `; base models need one."""
     template: Template = "auto"
     """Chat template of the question (see raysift.templates)."""
 

@@ -95,7 +95,7 @@ def load_config(
 ) -> CommonConfig:
     """Settings from a YAML file, then from named options, then from `section.key=value`; the later one wins.
 
-    A preset or recipe among the last stands for all that it decides: a complete `run.yaml` would silence it else.
+    A preset or recipe on the command line replaces all that it decides, also in a complete `run.yaml`.
     """
     values = _read_yaml(file) if file else {}
     values |= {key: value for key, value in (given or {}).items() if value is not None}
@@ -205,7 +205,7 @@ def _laid_over(below: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
 
 
 def _is_more_of(value: Any, below: Any) -> bool:
-    """Whether settings add to those of a preset; a bar of the other form or a scorer of another kind takes their place."""
+    """Whether settings add to those of a preset; a bar of the other form or a scorer of another kind replaces them."""
     both = isinstance(value, Mapping) and isinstance(below, Mapping)
     return both and not value.keys() & _BAR and value.get("kind") in (None, below.get("kind"))
 
@@ -266,8 +266,8 @@ def _is_huge(values: Any) -> bool:
 
 
 def _make_way(values: dict[str, Any], override: str) -> None:
-    """Takes out of a complete file's settings those which a preset or recipe on the command line decides; a seed is none of
-    them. Settings of a file that names only some are a user's own, and stand beside the preset."""
+    """Drops from a complete run.yaml what a command-line preset or recipe decides, except seeds. A file that names only some
+    settings is the user's own: these stay, beside the preset."""
     key, _, text = override.partition("=")
     *path, last = key.strip().split(".")
     if last == "recipe":
@@ -299,7 +299,7 @@ def _forget_training(values: dict[str, Any], path: Sequence[str]) -> None:
 def _put_back(
     section: dict[str, Any], decided: Mapping[str, Any], defaults: Mapping[str, Any], only_same: bool = False
 ) -> None:
-    """Gives what is decided its default, or takes it out where it has none; `only_same`: where it is as it was decided."""
+    """Resets what a preset decides to its default, or removes it; `only_same`: only where it still has the preset's value."""
     for key, value in decided.items():
         if key not in section:
             continue

@@ -13,6 +13,7 @@ from raysift.errors import DataError
 from raysift.fingerprint import file_fingerprint
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading
 from raysift.jobs.gradients.targeting import read_targets, subtask_of
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientSelector
@@ -64,8 +65,9 @@ def compute_pulls(
     points, found = checkpoints_of(run, warm, selector.config.checkpoints), read_targets(config, selector)
     for note in found.notes:
         run.console.note(f"targets: {note}")
+    pinned = config.model_copy(update={"model": find_model(run, config).name})
     task = ray.remote(num_cpus=min(1.0, config.resources.cpus_per_worker), num_gpus=config.resources.gpus_per_worker)
-    by_checkpoint = ray.get(task(_pulls_in_task).remote(list(messages), found.members, points, config, selector))
+    by_checkpoint = ray.get(task(_pulls_in_task).remote(list(messages), found.members, points, pinned, selector))
     weights = scores.values["checkpoint_weights"]
     pulls = []
     for number, (member, (file, record)) in enumerate(zip(found.members, found.places, strict=True)):

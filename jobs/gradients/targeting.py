@@ -21,6 +21,7 @@ from raysift.fingerprint import file_fingerprint
 from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
 from raysift.jobs.pool.target_check import compare_with_pool
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientSelector
@@ -144,7 +145,7 @@ def targets(
 ) -> Manifest:
     """The gradient of the target loss at each checkpoint, one vector per subtask."""
     settings = selector.config
-    points = checkpoints_of(run, trained, settings.checkpoints)
+    model, points = find_model(run, config), checkpoints_of(run, trained, settings.checkpoints)
     projection = settings.projection if settings.matching == "store" else WHOLE
     train = warmup_recipe(config, settings)
 
@@ -159,7 +160,7 @@ def targets(
             num_gpus=config.resources.gpus_per_worker,
             max_retries=2,
         )(_compute_targets)
-        values = ray.get(task.remote(members, points, config, selector, projection, folder))
+        values = ray.get(task.remote(members, points, config, selector, projection, model.name, folder))
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")
@@ -180,7 +181,7 @@ def targets(
         return StageResult(files=files, counts=counts, values=values)
 
     files = [[place.name, file_fingerprint(place)] for place in target_files(config, selector)]
-    inputs = {"target": files, "warmup": trained.fingerprint}
+    inputs = {"target": files, "warmup": trained.fingerprint, "model": model.identity}
     decides: dict[str, Any] = {
         "projection": projection,
         "targets": settings.targets.model_dump(exclude_none=True, exclude={"split"}),
@@ -202,12 +203,13 @@ def _compute_targets(
     config: CommonConfig,
     selector: GradientSelector,
     projection: ProjectionSettings,
+    model: str,
     folder: Location,
 ) -> dict[str, Any]:
     """In a task of its own, for it needs the model: writes the vectors, gives what the manifest keeps."""
     from raysift.actors.target_gradients import TargetGradients, save_targets
 
-    actor = TargetGradients(config.model, points, projection, **loading(config, selector.config))
+    actor = TargetGradients(model, points, projection, **loading(config, selector.config))
     found = selector.target_gradients(actor, members)
     save_targets(folder, points, found, actor.hash)
     account = {

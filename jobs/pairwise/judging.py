@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from raysift.errors import StageError
 from raysift.jobs.pairwise.sides import drawn_examples, read_rows, spread, write_table
+from raysift.jobs.runs.models import find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import publish
 from raysift.manifest import Manifest
@@ -47,6 +48,7 @@ def judge(
     from raysift.jobs.scoring.quality import score_answers
 
     compares = settings.by == "comparison"
+    asking = settings.judge.model_copy(update={"model": find_model(run, config, settings.judge_model).name})
 
     def body(folder: Location) -> StageResult:
         rows = rows_to_compare(questions) if compares else rows_to_score(questions)
@@ -54,13 +56,14 @@ def judge(
             return StageResult(
                 files={"answers": []}, counts=dict.fromkeys(("rows_in", "kept", "failed", "truncated"), 0)
             )
+        named = settings.model_copy(update={"judge": asking})
         here = config.model_copy(update={"resources": spread(config.resources, len(rows))})
         if compares:
-            return compare_answers("judge", run, here, settings, rows, folder)
+            return compare_answers("judge", run, here, named, rows, folder)
         files = [write_table(rows, folder / "questions.parquet")]
-        return score_answers("judge", run, here, settings.judge, files, len(rows), folder)
+        return score_answers("judge", run, here, asking, files, len(rows), folder)
 
-    asked: dict[str, Any] = {"by": settings.by, "judge": settings.judge}
+    asked: dict[str, Any] = {"by": settings.by, "judge": without_models(settings.judge)}
     asked |= {"comparison": settings.comparison} if compares else {}
     return run.stage("judge", asked | drawn_examples(config, settings), inputs, body)
 

@@ -13,9 +13,10 @@ from raysift.actors.prompts import ANSWER, FINISHED
 from raysift.errors import DataError
 from raysift.evaluation.examples import example_key
 from raysift.fingerprint import file_fingerprint
+from raysift.jobs.runs.models import adapter_input, find_model
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.jobs.runs.tables import count_answers, relative
-from raysift.jobs.stages import asked_as_trained, model_fingerprint
+from raysift.jobs.stages import asked_as_trained
 from raysift.manifest import read_manifest
 from raysift.pairwise.rows import Answer, rows_to_answer
 from raysift.pairwise.settings import WinRateSettings
@@ -41,12 +42,11 @@ class Source:
         """How tables name it."""
         return self.answers or self.model + (f" + {self.adapter}" if self.adapter else "")
 
-    def identity(self) -> dict[str, str]:
+    def identity(self, run: Run, config: CommonConfig) -> dict[str, Any]:
         """What decides the answers; raises where model, adapter or answers are not there."""
         if self.answers:
             return {"answers": file_fingerprint(answers_file(self.answers))}
-        adapter = {"adapter": model_fingerprint(self.adapter)} if self.adapter else {}
-        return {"model": model_fingerprint(self.model)} | adapter
+        return {"model": find_model(run, config, self.model).identity} | adapter_input(self.adapter)
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def answer(
     def body(folder: Location) -> StageResult:
         answers = generate(
             [write_table(rows_to_answer(examples), folder / "questions.parquet")],
-            source.model,
+            find_model(run, config, source.model).name,
             folder,
             asked,
             spread(config.resources, len(examples)),
@@ -148,9 +148,8 @@ def example_files(config: CommonConfig) -> list[list[str]]:
 
 
 def drawn_examples(config: CommonConfig, settings: WinRateSettings) -> dict[str, Any]:
-    """What decides which examples are asked, and whether code of a model's own runs."""
-    drawn: dict[str, Any] = {"split": settings.split, "limit": settings.limit, "seed": config.seed}
-    return drawn | ({"trust_remote_code": True} if config.trust_remote_code else {})
+    """What decides which examples are asked."""
+    return {"split": settings.split, "limit": settings.limit, "seed": config.seed}
 
 
 def spread(resources: Resources, count: int) -> Resources:

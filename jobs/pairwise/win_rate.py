@@ -19,8 +19,8 @@ from raysift.jobs.commands.console import Console
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
 from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, example_files
 from raysift.jobs.runs import checks
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run
-from raysift.jobs.stages import model_fingerprint
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import Question
 from raysift.pairwise.settings import WinRateSettings
@@ -70,8 +70,8 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
     checks.check_model(settings.judge_model)
     examples = sample_examples(read_examples(config.test, split=settings.split), settings.limit, config.seed)
     files = {"test": example_files(config)}
-    identities = {name: source.identity() for name, source in sources.items()}
-    judge_identity = model_fingerprint(settings.judge_model)
+    identities = {name: source.identity(run, config) for name, source in sources.items()}
+    judge_identity = find_model(run, config, settings.judge_model).identity
     if settings.judge.backend == "vllm":
         from raysift.jobs.scoring.generation import require_vllm
 

@@ -30,6 +30,7 @@ from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.trials import ROUNDS, TrialWork
 from raysift.jobs.policy.tuning import fit
 from raysift.jobs.runs import checks
+from raysift.jobs.runs.models import adapter_input, find_model, without_models
 from raysift.jobs.runs.reuse import is_run
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import publish
@@ -168,14 +169,13 @@ def try_settings(
 
     decides: dict[str, Any] = {
         "search": wanted.model_copy(update={"max_failures": 0}),
-        "raise": settings,
+        "raise": without_models(settings),
         "train": config.train,
     }
     decides |= {"seed": config.seed, "total": total, "trials": list(drawn)}
     inputs: dict[str, Any] = {"encoded": encoded.fingerprint, "target": target.fingerprint}
     inputs |= {"features": {str(classes): found.fingerprint for classes, (_, found) in features.items()}}
-    inputs["model"] = stages.model_fingerprint(config.model)
-    inputs |= {"adapter": stages.model_fingerprint(config.adapter)} if config.adapter else {}
+    inputs |= {"model": find_model(run, config).identity} | adapter_input(config.adapter)
     manifest = run.stage("search", decides, inputs, body)
     for kind in ("best", "table"):
         for file in run.files(manifest, kind):

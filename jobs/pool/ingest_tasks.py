@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysift.errors import RaysiftError
+from raysift.manifest import settle
 from raysift.pool.checks import IngestConfig
 from raysift.pool.chunks import Chunk, FilePlan, plan_file
 from raysift.pool.dedup import find_losers, read_parts, write_ids, write_parts
@@ -66,7 +67,7 @@ def plan_and_recognise(file: SourceFile, chunk_bytes: int, config: IngestConfig)
 def read_part(number: int, chunk: Chunk, layout: str, config: IngestConfig, work: Location) -> Counts | RaysiftError:
     """Read a chunk into shards; gives its counts, also when an earlier attempt had done it."""
     done = work / f"part-{number:05d}.json"
-    if (earlier := _counts_in(done)) is not None:
+    if (earlier := _counts_in(done, work)) is not None:
         return earlier
     normalise = Normaliser(chunk.file, LAYOUTS[layout], config)
     shards = _Shards(number, work)
@@ -87,9 +88,9 @@ def read_part(number: int, chunk: Chunk, layout: str, config: IngestConfig, work
                 seen = batch.seen
     except RaysiftError as error:
         return error
-    counts = {"seen": seen, "reasons": dict(reasons), "trimmed": trimmed, "shards": shards.close()}
-    _note_counts(done, counts)
-    return counts
+    counts: Counts = {"seen": seen, "reasons": dict(reasons), "trimmed": trimmed, "shards": shards.close()}
+    names = [name for shard, _ in counts["shards"] for name in (f"rows-{shard}.arrow", f"ids-{shard}.bin")]
+    return _note_counts(done, counts, work, [f"problems-{number:05d}.arrow", *names])
 
 
 def find_twins(number: int, bucket: tuple[int, int], shards: Sequence[str], work: Location) -> int:
@@ -105,7 +106,7 @@ def finish_shard(
     """Write the rows of a shard that stay, and what does not with its reason; gives the counts."""
     shard, place = shards[number], places[number]
     done = work / f"done-{shard}.json"
-    if (earlier := _counts_in(done)) is not None:
+    if (earlier := _counts_in(done, out)) is not None:
         return earlier
     tables = [read_parts(work / name, number, number + 1) for name in twins]
     losers = np.concatenate([np.empty((0, 4), np.int64), *tables])
@@ -133,31 +134,40 @@ def finish_shard(
         rows.write(batch.select(ROWS.names))
         for entry in pc.value_counts(batch[SOURCE]).to_pylist():
             by_source[entry["values"]] += entry["counts"]
-    counts = {
+    counts: Counts = {
         "kept": rows.close(),
         "duplicates": len(losers),
         "by_source": dict(by_source),
         "rows": rows_file if rows.count else None,
         "rejected": rejected_file if rejected.close() else None,
     }
-    _note_counts(done, counts)
+    counts = _note_counts(done, counts, out, [name for name in (counts["rows"], counts["rejected"]) if name])
     (work / f"rows-{shard}.arrow").delete()
     return counts
 
 
-def _note_counts(place: Location, counts: Counts) -> None:
-    with place.open_output() as stream:
-        stream.write(json.dumps(counts).encode())
+def _note_counts(place: Location, counts: Counts, folder: Location, files: Sequence[str]) -> Counts:
+    """Say that a task is done, once what it wrote is on the disk."""
+    place.write(json.dumps(counts | {"files": settle(folder, files)}))
+    return counts
 
 
-def _counts_in(place: Location) -> Counts | None:
-    """The counts of a finished task. Half a file, of a task that was killed while it wrote, is no JSON object."""
-    if not place.exists():
-        return None
+def _counts_in(place: Location, folder: Location) -> Counts | None:
+    """The counts of a task whose files are all there; a node that loses its power may leave half of one."""
     try:
-        return json.loads(place.read_bytes())  # type: ignore[no-any-return]
-    except ValueError:
+        counts: Counts = json.loads(place.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
+    for name, size in counts.pop("files").items():
+        if (folder / name).size() != size and not _is_finished(name, folder):
+            return None
+    return counts
+
+
+def _is_finished(name: str, work: Location) -> bool:
+    """Whether these are rows of a shard that is finished; they are deleted then."""
+    shard = name.removeprefix("rows-").removesuffix(".arrow")
+    return name.startswith("rows-") and _counts_in(work / f"done-{shard}.json", work.parent) is not None
 
 
 class _Shards:

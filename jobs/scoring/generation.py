@@ -58,7 +58,7 @@ def generate(
     }
     if backend == TRANSFORMERS:
         decoding = settings.model_dump(include={"temperature", "top_p", "seed", "beams"})
-        placed = {"device": resources.device, "threads": resources.threads}
+        placed = {"device": resources.placed_on, "threads": resources.threads}
         arguments = {"model": model, "adapter": place, **rules, **decoding, **placed}
         return map_rows(files, Responder, arguments, out, resources, progress=progress)
     answer = partial(

@@ -168,7 +168,7 @@ def _arguments(
 
 
 def _placed(arguments: dict[str, Any], resources: Resources) -> dict[str, Any]:
-    return arguments | {"device": resources.device, "threads": resources.threads}
+    return arguments | {"device": resources.placed_on, "threads": resources.threads}
 
 
 def _on_ray(

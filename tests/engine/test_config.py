@@ -228,12 +228,19 @@ def test_an_override_without_key_or_value_is_refused(override):
         load_config(None, {}, [override])
 
 
-def test_where_and_how_fast_is_in_no_fingerprint_of_a_stage():
-    """Stages hash `ingest`, `train`, `evaluate` and the method's section; none of them holds a resource."""
-    a = make_config({"resources": {"workers": 1, "batch_rows": 1}})
-    b = make_config({"resources": {"workers": 7, "batch_rows": 99}})
-    for section in ("ingest", "train", "evaluate", "longest", "uniform"):
-        assert fingerprint(getattr(a, section)) == fingerprint(getattr(b, section))
+@pytest.mark.parametrize(
+    ("asked", "device"),
+    [
+        ({}, "cpu"),
+        ({"gpus_per_worker": 0.5}, "auto"),
+        ({"device": "cuda"}, "cuda"),
+        ({"device": "spread", "gpus_per_worker": 2}, "spread"),
+        ({"device": "cpu", "gpus_per_worker": 1}, "cpu"),
+    ],
+)
+def test_a_worker_without_a_granted_gpu_computes_on_the_cpu(asked, device):
+    """Ray shows all GPUs of the machine to a worker that asks for none."""
+    assert make_config({"resources": asked}).resources.placed_on == device
 
 
 def test_a_store_is_the_same_folder_wherever_the_settings_are_read(tmp_path, monkeypatch):

@@ -12,10 +12,13 @@ from raysift.errors import DataError, ModelError, StageError
 from raysift.evaluation.examples import example_key, parse_example, read_examples
 from raysift.evaluation.metrics import EvalConfig
 from raysift.evaluation.report import answers_by_id, choose_examples, make_report, question_rows
-from raysift.jobs.runs.run import open_run
+from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.run import Run, open_run
+from raysift.jobs.stages import asked_as_trained
 from raysift.jobs.training.evaluate import evaluate, evaluate_here, validation_loss, validation_loss_here
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, Example, Message
 from raysift.settings.resources import Resources
+from raysift.settings.training import recipe
 from raysift.storage import open_location
 
 from ..tiny_models import tiny_llama  # noqa: TID252
@@ -294,3 +297,18 @@ def test_a_tuned_model_is_asked_under_the_template_of_its_training(ray_local, ti
     assert after.values["overall"] == alone.values["overall"]
     untrained = raysift.evaluate(str(test), run=str(tmp_path / "base"), seed=5, **common)
     assert (untrained.settings["evaluate"]["template"], untrained.settings["evaluate"]["seed"]) == ("auto", 5)
+
+
+def test_the_template_of_the_training_is_told_where_the_user_named_none(tmp_path):
+    class Notes(Console):
+        def note(self, text):
+            told.append(text)
+
+    told: list[str] = []
+    run = Run(str(tmp_path / "run"), Notes("quiet"))
+    asked = [
+        asked_as_trained(run, "evaluate", "evaluate", EvalConfig(template=named), "nano", None, recipe("less")).template
+        for named in ("train", "chatml")
+    ]
+    assert asked == ["tulu", "chatml"]
+    assert told == ["evaluate: asked under the chat template of the training, 'tulu' (evaluate.template)"]

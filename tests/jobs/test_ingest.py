@@ -135,6 +135,35 @@ def test_an_interrupted_ingest_continues_to_the_same_bytes(tmp_path, small_chunk
     assert not (cut / "work").exists()
 
 
+@pytest.mark.parametrize("lost", ["rows", "ids", "problems", "part", "parquet"])
+def test_a_file_that_a_loss_of_power_has_cut_off_is_written_again(tmp_path, small_chunks, monkeypatch, lost):
+    """A node that loses its power keeps the last names in a folder, and of what they name perhaps the half."""
+    sources = _pool(tmp_path)
+    whole, report = _run(tmp_path, sources, "whole")
+    real = ingest_module.run_tasks
+
+    def stops_before_the_last(work, tasks, *arguments):
+        for done, answer in enumerate(real(work, tasks, *arguments), 1):
+            yield answer
+            if work.__name__ == "finish_shard" and done == len(tasks) - 1:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest_module, "run_tasks", stops_before_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            _run(tmp_path, sources, "cut")
+    work = tmp_path / "cut/work"
+    kinds = {"rows": "rows-*.arrow", "ids": "ids-*.bin", "problems": "problems-*.arrow", "part": "part-*.json"}
+    files = sorted((tmp_path / "cut/rows").glob("*.parquet") if lost == "parquet" else work.glob(kinds[lost]))
+    for file in files:
+        file.write_bytes(file.read_bytes()[: 0 if lost == "part" else file.stat().st_size // 2])
+    assert files
+    cut, again = _run(tmp_path, sources, "cut")
+    assert again == report
+    for name in (*report.files, *report.rejected_files):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
 def test_a_finished_ingest_is_not_repeated_and_other_settings_are_refused(tmp_path):
     source = _write_lines(tmp_path / "a.jsonl", [_record(1), _record(2)])
     out, report = _run(tmp_path, [source])

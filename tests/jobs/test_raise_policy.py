@@ -191,7 +191,7 @@ def test_the_exported_curriculum_replays_to_the_same_adapter(chosen, tmp_path):
     trainer = StepTrainer(rows, config, len(batches), "nano", Place(device="cpu", threads=1, rows_per_pass=64))
     for batch in batches:
         trainer.step(batch)
-    trainer.save_epoch(open_location(tmp_path), "replay")
+    trainer.save_epoch(open_location(tmp_path))
     assert same(load_file(tmp_path / "epoch-1" / "adapter" / "adapter_model.safetensors"), adapter_of(chosen))
 
 

@@ -56,7 +56,7 @@ def test_given_checkpoints_of_a_remote_folder_or_run_are_found_again(warmed):
     run, trained = warmed
     own = checkpoints_of(run, trained, None)
     for number, source in enumerate((f"{run.name}/warmup/{trained.fingerprint}", run.name, "memory://given/1")):
-        adopt_checkpoints(Run(f"memory://given/{number}"), "nano", source)
+        adopt_checkpoints(Run(f"memory://given/{number}"), make_config({}), source)
         with Run(f"memory://given/{number}").replayable({}):
             pass
         again = open_run(f"memory://given/{number}")
