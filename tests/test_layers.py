@@ -40,6 +40,16 @@ MAY_NOT_IMPORT = {
 # `raysift/__init__.py` offers the whole API by name; what it names is imported when it is first used.
 LAZY_API = ROOT / "engine" / "__init__.py"
 MOST_AT_A_ROOT, MOST_LINES = 12, 400
+# Not of their folder when folders are compared: what every folder reads, what gathers the settings of all, and functions of
+# `raysift` that stand above the recipes.
+STAND_ALONE = {
+    "raysift.settings.config",
+    "raysift.gradients.settings",
+    "raysift.jobs.commands.console",
+    "raysift.jobs.commands.table_layout",
+    "raysift.jobs.gradients.rescore",
+    "raysift.jobs.policy.search",
+}
 
 LOADED_BY = """
 import importlib, json, sys
@@ -119,7 +129,9 @@ def circle_in(graph: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def package_of(name: str) -> str:
-    """The folder at the root of its layer that a module lies in; a module at the root stands for itself."""
+    """The folder at the root of its layer that a module lies in; a module at the root, or of STAND_ALONE, is its own."""
+    if name in STAND_ALONE:
+        return name
     parts = name.split(".")
     return ".".join(parts[: 3 if parts[1:2] in (["actors"], ["jobs"]) else 2])
 
