@@ -20,7 +20,7 @@ from raysift.fingerprint import file_fingerprint
 from raysift.jobs.runs.checks import require_loadable
 from raysift.jobs.runs.models import adapter_input, find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.selection import write_selection
+from raysift.jobs.runs.selection import publish_selection, rows_of_run, write_selection
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, sum_tokens, with_tokens
 from raysift.manifest import Manifest
 from raysift.methods import Selector
@@ -39,8 +39,9 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
     from raysift.jobs.pool.ingest import VERSION, ingest_dataset, ingest_pool, list_pool
 
     inputs: dict[str, Any]
+    pool = [file for source in config.pool for file in rows_of_run(source)]
     if dataset is None:
-        inputs = {"pool": [[place.name, file_fingerprint(place)] for place in list_pool(config.pool, config.ingest)]}
+        inputs = {"pool": [[place.name, file_fingerprint(place)] for place in list_pool(pool, config.ingest)]}
     else:
         if run.reuse and pool_name is None:
             raise ConfigError(
@@ -52,7 +53,7 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
     def body(folder: Location) -> StageResult:
         with run.console.progress("ingest", None) as bar:
             if dataset is None:
-                report = ingest_pool(config.pool, folder, config.ingest, config.resources, progress=bar)
+                report = ingest_pool(pool, folder, config.ingest, config.resources, progress=bar)
             else:
                 report = ingest_dataset(dataset, folder, config.ingest, config.resources, progress=bar)
         if report.kept == 0:
@@ -165,7 +166,7 @@ def choose(
         {"lengths": tokens.fingerprint} if budget.counts_tokens and tokens else {}
     )
     manifest = run.stage("choose", settings, inputs, body, version=2)  # 2 never takes more rows than the budget has
-    publish(run.files(manifest, "selection")[0], run.folder / "selection.parquet")
+    publish_selection(run, manifest)
     return manifest
 
 

@@ -254,13 +254,29 @@ def nano_pool(
 
 def run_guarded(body: Callable[[], None]) -> int:
     """Run a command; what goes wrong becomes a message and an exit code. RAYSIFT_DEBUG=1 shows the traceback."""
+    terminated: list[int] = []
+
+    def terminate(number: int, _: object) -> None:
+        terminated.append(number)
+        sys.exit(TERMINATED)
+
+    # A library may turn the exit into an error of its own, or lose it: the list remembers.
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        code = _run(body)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return _stopped(TERMINATED) if terminated else code
+
+
+def _run(body: Callable[[], None]) -> int:
     try:
         body()
     except KeyboardInterrupt:
         return _stopped(INTERRUPTED)
     except SystemExit as stop:
-        if stop.code == TERMINATED or _was_interrupted(stop):
-            return _stopped(int(stop.code or INTERRUPTED))
+        if _was_interrupted(stop):
+            return _stopped(INTERRUPTED)
         return stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
         cause = find_cause(error)  # our own errors too: raised inside a Ray task, their text is Ray's traceback
@@ -286,7 +302,6 @@ def _stopped(code: int) -> int:
 
 def main() -> None:
     """Entry point of the `raysift` command."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(TERMINATED))
     sys.exit(run_guarded(lambda: app(args=spread_multiple(sys.argv[1:]), standalone_mode=True)))
 
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from raysift.jobs.commands.table_layout import ABSENT, lay_out
+from raysift.pool.id_text import exact
 
 LINES = "\n"  # an error or a cell may have several
 Voice = Literal["rich", "plain", "quiet", "json"]
@@ -54,7 +55,7 @@ class Console:
         """Something that happened to the run: a JSON line for machines, a short sentence for people."""
         if self.voice == "json":
             record = {"time": round(time.time(), 3), "event": event, "stage": stage, **fields}
-            print(json.dumps(record, default=str), file=sys.stderr, flush=True)
+            print(json.dumps(exact(record), default=str), file=sys.stderr, flush=True)
         elif self.voice in ("rich", "plain"):
             # A failure's error is raised as well, and printed once, by whoever ends the command.
             told = {key: value for key, value in fields.items() if key != "error" and value not in (None, {}, [])}

@@ -20,9 +20,9 @@ from raysift.errors import ConfigError, StageError
 from raysift.gradients.influence import TargetColumns, aggregate_subtasks, checkpoint_weights
 from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs import stages
+from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.selection import write_rows
 from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
 from raysift.methods import Selector

@@ -25,6 +25,7 @@ from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientSelector
+from raysift.pool.id_text import exact
 from raysift.pool.likeness import spread
 from raysift.records import Example, Pair
 from raysift.settings.config import CommonConfig
@@ -215,7 +216,7 @@ def _compute_targets(
     account = {
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
-    (folder / "members.json").write(json.dumps(account))
+    (folder / "members.json").write(json.dumps(exact(account)))
     set_aside, truncated = count_members(found)
     return {
         "subtasks": list(found[0].subtasks),

@@ -33,9 +33,9 @@ from raysift.records import ID
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 
-HEAD_TIMEOUT_S = 10.0
 log = logging.getLogger(__name__)
 
+HEAD_TIMEOUT_S = 10.0
 FILTER_CPUS = 1.0  # what Ray's checkpoint filter books
 IO_CPUS = 0.25  # what our readers and writers book
 

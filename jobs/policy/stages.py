@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.actors.effective_batches import COUNTED, INPUT_IDS, EncodeRows, Place, split_trainable
+from raysift.actors.encoded_rows import by_id
 from raysift.actors.episode import EpisodeSetup
 from raysift.actors.frozen_training import FrozenTraining
 from raysift.actors.language_model import portable_name
@@ -25,9 +26,9 @@ from raysift.jobs.policy.episodes import ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
 from raysift.jobs.pool.target_check import compare_with_pool, texts_of
 from raysift.jobs.runs import checks
+from raysift.jobs.runs.chosen_rows import chosen_chunks
 from raysift.jobs.runs.models import adapter_input, find_model
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.selection import rows_in_order
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import count_policy_steps, departures, place_picks
@@ -37,6 +38,7 @@ from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, loa
 from raysift.policy.settings import RaiseConfig
 from raysift.policy.state import Episode
 from raysift.pool.given_input import told_meta
+from raysift.pool.id_text import id_text
 from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, META, Example
 from raysift.settings.config import CommonConfig
 from raysift.storage import Location, open_location
@@ -316,9 +318,8 @@ def make_setup(
 
 def trainable_rows(run: Run, encoded: Manifest) -> pa.Table:
     """The rows with something to learn, as tokens, by rising id."""
-    tables = list(read_chunks(run.files(encoded, "answers"), _ENCODED))
-    sound, _ = split_trainable(pa.concat_tables(tables))
-    return sound.select([ID, INPUT_IDS, COUNTED]).sort_by(ID).combine_chunks()
+    chunks = read_chunks(run.files(encoded, "answers"), _ENCODED)
+    return by_id(pa.concat_tables([split_trainable(chunk)[0] for chunk in chunks]))
 
 
 def restrict(pool: PolicyPool, ids: np.ndarray) -> PolicyPool:
@@ -337,12 +338,12 @@ def write_curriculum(files: Sequence[Location], episode: Episode, folder: Locati
     pq.write_table(pa.table({"step": steps, ID: ids}), (folder / CURRICULUM).path, filesystem=folder.fs)
     texts = {
         line[ID]: line[MESSAGES]
-        for table in rows_in_order(files, np.unique(ids))
-        for line in table.select([ID, MESSAGES]).to_pylist()
+        for chunk, _ in chosen_chunks(files, np.unique(ids), [ID, MESSAGES])
+        for line in chunk.to_pylist()
     }
     with (folder / CURRICULUM_ROWS).open_output() as stream:
         for step, row in zip(steps.tolist(), ids.tolist(), strict=True):
-            line = {"step": step, ID: row, MESSAGES: texts[row]}
+            line = {"step": step, ID: id_text(row), MESSAGES: texts[row]}
             stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
 

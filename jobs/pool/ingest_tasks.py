@@ -30,13 +30,13 @@ from raysift.pool.formats import LAYOUTS, recognise
 from raysift.pool.json_text import original_text
 from raysift.pool.normalise import PLACED_ROWS, POSITION, Normalised, Normaliser
 from raysift.pool.reading import read_chunk
-from raysift.records import ID, RAW, REASON, REJECTED, ROWS, SOURCE
+from raysift.records import FILE, ID, KEPT_ROWS, RAW, REASON, REJECTED, SOURCE
 from raysift.storage import Location
 
 SHARD_ROWS = 100_000
 SHARD_BYTES = 256 * 2**20
 PROBLEMS = pa.schema([field.with_nullable(True) for field in REJECTED if field.name != "file"])
-ROW_COLUMNS_WORTH_A_DICTIONARY = [SOURCE, "messages.list.element.role"]
+ROW_COLUMNS_WORTH_A_DICTIONARY = [SOURCE, FILE, "messages.list.element.role"]
 
 Counts = dict[str, Any]
 
@@ -114,24 +114,24 @@ def finish_shard(
     rows_file, rejected_file = f"rows/part-{shard}.parquet", f"rejected/part-{shard}.parquet"
     by_source: Counter[str] = Counter()
     rejected = _ParquetFile(out / rejected_file, REJECTED, [SOURCE, "file", REASON])
-    rows = _ParquetFile(out / rows_file, ROWS, ROW_COLUMNS_WORTH_A_DICTIONARY)
+    rows = _ParquetFile(out / rows_file, KEPT_ROWS, ROW_COLUMNS_WORTH_A_DICTIONARY)
     chunk, _, part = shard.partition("-")
     if part == "000":
         for problems in _read_quick(work / f"problems-{chunk}.arrow"):
-            rejected.write(_placed(problems, place))
+            rejected.write(_placed(problems, place, REJECTED))
     first = 0
     for batch in _read_quick(work / f"rows-{shard}.arrow"):
         here = losers[np.searchsorted(losers[:, 0], first) : np.searchsorted(losers[:, 0], first + batch.num_rows)]
         if len(here):
             duplicates = batch.take(pa.array(here[:, 0] - first))
-            rejected.write(_placed(_duplicate_table(duplicates, here, places), place))
+            rejected.write(_placed(_duplicate_table(duplicates, here, places), place, REJECTED))
             stays = np.ones(batch.num_rows, bool)
             stays[here[:, 0] - first] = False
             first += batch.num_rows
             batch = batch.filter(pa.array(stays))
         else:
             first += batch.num_rows
-        rows.write(batch.select(ROWS.names))
+        rows.write(_placed(batch, place, KEPT_ROWS))
         for entry in pc.value_counts(batch[SOURCE]).to_pylist():
             by_source[entry["values"]] += entry["counts"]
     counts: Counts = {
@@ -283,9 +283,8 @@ def _duplicate_table(rows: pa.Table, twins: np.ndarray[Any, Any], places: Sequen
     )
 
 
-def _placed(problems: pa.Table, place: Place) -> pa.Table:
-    position = pa.array(problems[POSITION].to_numpy() + place.base + 1, pa.int64())
-    columns = {name: problems[name] for name in problems.column_names}
-    return pa.table(columns | {"file": pa.repeat(place.file, problems.num_rows), POSITION: position}).select(
-        REJECTED.names
-    )
+def _placed(rows: pa.Table, place: Place, schema: pa.Schema) -> pa.Table:
+    """The rows with their place in the file, from 1, as the schema has them."""
+    position = pa.array(rows[POSITION].to_numpy() + place.base + 1, pa.int64())
+    columns = {name: rows[name] for name in rows.column_names}
+    return pa.table(columns | {FILE: pa.repeat(place.file, rows.num_rows), POSITION: position}).select(schema.names)

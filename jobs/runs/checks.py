@@ -12,10 +12,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from raysift.actors.language_model import resolve_model
+from raysift.actors.language_model import pinned_name, resolve_model
 from raysift.errors import ConfigError, DataError, ModelError, StaleRunError
 from raysift.evaluation.examples import read_examples
 from raysift.jobs.runs.run import Run
+from raysift.jobs.runs.selection import rows_of_run
 from raysift.manifest import read_manifest
 from raysift.methods import find_method
 from raysift.pool.files import find_files
@@ -107,7 +108,7 @@ def check_pool(config: CommonConfig) -> None:
         find_layout(config.ingest.format)
     for name in config.pool:
         try:
-            find_files([name])
+            find_files(rows_of_run(name))
         except DataError as error:
             word, equals, _ = name.partition("=")
             near = difflib.get_close_matches(word.split(".")[0], type(config).model_fields, n=1) if equals else []
@@ -137,10 +138,10 @@ def check_models(config: CommonConfig, own: Mapping[str, str] | None = None) -> 
 
 
 def check_model(name: str) -> None:
-    """Refuses a model without a readable description or without a tokenizer; of a hub id only the description is looked at."""
+    """Refuses a model without a readable description or without a tokenizer; a hub id must stand for a commit."""
     folder = resolve_model(name)
     if not os.path.isdir(folder):
-        check_hub(folder)
+        pinned_name(folder)
         return
     try:
         with open(os.path.join(folder, CARD), encoding="utf-8") as file:
@@ -151,21 +152,6 @@ def check_model(name: str) -> None:
         raise ModelError(f"model: {CARD} of '{name}' holds a {type(described).__name__}, expected an object.")
     if not any(os.path.isfile(os.path.join(folder, file)) for file in TOKENIZERS):
         raise ModelError(f"model: '{name}' has no tokenizer: none of {', '.join(TOKENIZERS)} is in its folder.")
-
-
-def check_hub(name: str) -> None:
-    """Refuses a hub id whose description can neither be downloaded nor found in the cache of this machine."""
-    from huggingface_hub import hf_hub_download
-
-    repo, _, revision = name.partition("@")
-    try:
-        hf_hub_download(repo, CARD, revision=revision or None)
-    except Exception as error:  # what a network's libraries raise differs by their versions
-        reason = " ".join(str(error).split())[:300]
-        raise ModelError(
-            f"model: there is no folder '{name}', and the Hugging Face hub gives no {CARD} of that name: {reason} Check the "
-            "name, download the model first, or give a folder."
-        ) from None
 
 
 def _named(value: Any) -> Any:

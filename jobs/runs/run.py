@@ -43,6 +43,7 @@ from raysift.manifest import (
     settle,
     write_manifest,
 )
+from raysift.pool.id_text import exact
 from raysift.settings.config import CommonConfig, load_config
 from raysift.storage import Location, extend_name, open_location, refuse_passwords
 
@@ -221,7 +222,7 @@ class Run:
         """Add an event to the run's log and say it."""
         self.console.event(event, stage, **fields)
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": stage, "event": event, **fields}
-        self._events.append(json.dumps(line, default=str))
+        self._events.append(json.dumps(exact(line), default=str))
         try:
             # An object store cannot append; the log is short, so it is written whole each time.
             (self.folder / EVENTS).write("\n".join(self._events) + "\n")

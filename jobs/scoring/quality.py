@@ -19,9 +19,9 @@ from raysift.actors.vllm_reward import VllmReward
 from raysift.errors import DataError
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
+from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.selection import write_rows
 from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
 from raysift.jobs.scoring.generation import require_vllm
 from raysift.jobs.stages import loading, require_answers

@@ -13,7 +13,7 @@ from raysift.jobs.pool import ingest as ingest_module
 from raysift.jobs.pool.ingest import ingest_dataset, ingest_pool, list_pool, read_report
 from raysift.pool.checks import IngestConfig
 from raysift.pool.dedup import bucket_bounds, find_losers, write_ids
-from raysift.records import REJECTED, ROWS
+from raysift.records import KEPT_ROWS, REJECTED
 from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
@@ -48,7 +48,7 @@ def small_chunks(monkeypatch):
 
 
 def _rows(out, report):
-    return pa.concat_tables([pq.read_table(out / name) for name in report.files] or [ROWS.empty_table()])
+    return pa.concat_tables([pq.read_table(out / name) for name in report.files] or [KEPT_ROWS.empty_table()])
 
 
 def _rejected(out, report):
@@ -69,10 +69,12 @@ def test_every_row_is_kept_or_stored_with_its_place_and_reason(tmp_path, small_c
         "wrong_type": 1,
     }
     rows, rejected = _rows(out, report), _rejected(out, report)
-    assert rows.schema.equals(ROWS) and len(set(rows["id"].to_pylist())) == len(rows) == report.kept
+    assert rows.schema.equals(KEPT_ROWS) and len(set(rows["id"].to_pylist())) == len(rows) == report.kept
     assert sum(report.by_source.values()) == report.kept and len(rejected) == 43
     # Each place names a line that holds what was rejected there.
     for entry in rejected:
+        assert entry["raw"] == Path(entry["file"]).read_text().splitlines()[entry["position"] - 1]
+    for entry in rows.to_pylist():
         assert entry["raw"] == Path(entry["file"]).read_text().splitlines()[entry["position"] - 1]
     kept_ids = set(rows["id"].to_pylist())
     assert all(entry["id"] in kept_ids for entry in rejected if entry["reason"] == "duplicate")

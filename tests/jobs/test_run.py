@@ -10,6 +10,7 @@ import yaml
 from pyarrow.fs import LocalFileSystem
 
 from raysift.errors import ConfigError, DataError, StageError, StaleRunError
+from raysift.jobs.commands.console import Console
 from raysift.jobs.runs.run import Run, StageResult, free_name, open_run
 from raysift.jobs.runs.tables import publish
 from raysift.manifest import read_manifest
@@ -322,3 +323,15 @@ def test_a_damaged_list_of_reused_runs_is_named_with_what_to_do(tmp_path, conten
         DataError, match=r"r/reuse\.json does not name the runs .* Delete it, and name them with --reuse"
     ):
         Run(tmp_path / "r")
+
+
+def test_ids_of_all_64_bits_are_text_in_every_json(tmp_path, capsys):
+    """Readers that round numbers beyond 2^53, as JavaScript and jq do, would name a row that is not there."""
+    row, counts = -1153341648148542396, {"rows": 2**53, "share": 0.5, "done": True}
+    run = Run(str(tmp_path), Console("json"))
+    run.record("failed", "score", first=row, counts=counts, near=[{"id": row}])
+    run.console.table("Rows", ["id", "rank"], [(row, 1)])
+    said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    for event in (json.loads((tmp_path / "events.jsonl").read_text()), said[0]):
+        assert (event["first"], event["counts"], event["near"]) == (str(row), counts, [{"id": str(row)}])
+    assert said[1]["rows"] == [[str(row), 1]] and int(said[1]["rows"][0][0]) == row
