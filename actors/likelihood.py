@@ -16,6 +16,7 @@ from raysift.actors.loaded import NO_LIMIT, LoadedModel, budget_on, load, longes
 from raysift.errors import DataError
 from raysift.pool.given_input import conversation_of
 from raysift.records import MESSAGES
+from raysift.scoring.columns import TRUNCATED
 from raysift.storage import Location
 from raysift.templates import IGNORED, Encoded, encode_conversation, encode_prompt
 
@@ -28,7 +29,6 @@ CHOICE_TOKENS = "choice_tokens"
 CHOICE_BYTES = "choice_bytes"
 LOSS = "loss"
 LABEL_TOKENS = "n_label_tokens"
-TRUNCATED = "truncated"
 
 # Measured with a model of 1.3M parameters on one core: batches of 16384 tokens take a quarter to two thirds longer.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}

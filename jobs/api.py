@@ -19,7 +19,7 @@ from raysift.errors import ConfigError, StaleRunError
 from raysift.jobs.commands.console import Console
 from raysift.jobs.runs.run import Run, free_name, open_run
 from raysift.manifest import Manifest, read_manifest
-from raysift.methods import METHODS
+from raysift.methods import find_method
 from raysift.settings.config import CommonConfig, make_config
 from raysift.storage import Location
 
@@ -91,8 +91,7 @@ def select(
     from raysift.jobs.recipes import Pool, run_method
     from raysift.jobs.runs import checks
 
-    if method not in METHODS:
-        raise ConfigError(f"method: '{method}' is unknown. Known: {', '.join(sorted(METHODS))}.")
+    find_method(method)
     given = is_dataset(pool)
     config, this_run = open_new(
         run, fresh, settings | {"method": method, "pool": [] if given else paths_of(pool)}, console

@@ -5,7 +5,7 @@ A recipe (see `recipes.py`) is a list of these. None of them computes: they hand
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -17,14 +17,15 @@ from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import EvalConfig
 from raysift.fingerprint import file_fingerprint
+from raysift.jobs.runs.checks import require_loadable
 from raysift.jobs.runs.models import adapter_input, find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import publish_selection, rows_of_run, write_selection
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, sum_tokens, with_tokens
 from raysift.manifest import Manifest
 from raysift.methods import Selector
-from raysift.records import ID, SCORE
-from raysift.settings.budget import parse_budget
+from raysift.records import ERROR, ID, SCORE
+from raysift.settings.budget import Budget, parse_budget
 from raysift.settings.config import CommonConfig
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.training import TrainConfig
@@ -93,11 +94,7 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
         answers = map_rows(
             run.files(rows, "rows"),
             TokenLengths,
-            {
-                "model": model.name,
-                "template": config.train.template,
-                "trust_remote_code": config.trust_remote_code,
-            },
+            {"model": model.name, "template": config.train.template, "trust_remote_code": config.trust_remote_code},
             folder,
             config.resources,
             progress=run.console.shows_progress,
@@ -171,6 +168,21 @@ def choose(
     manifest = run.stage("choose", settings, inputs, body, version=2)  # 2 never takes more rows than the budget has
     publish_selection(run, manifest)
     return manifest
+
+
+def count_rows(config: CommonConfig, rows: Manifest) -> int:
+    """The budget in rows, for methods that cannot count tokens: they choose by distance, or by step."""
+    return row_budget(config).rows_of(rows.counts["kept"])
+
+
+def row_budget(config: CommonConfig) -> Budget:
+    """The budget, refused where it counts tokens."""
+    budget = parse_budget(config.budget)
+    if budget.counts_tokens:
+        raise ConfigError(
+            f"budget: {config.method} takes a number of rows or a share, not tokens: it does not choose row by row."
+        )
+    return budget
 
 
 def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final") -> Manifest:
@@ -263,16 +275,26 @@ def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location
     return full.path, None
 
 
-def require_loadable(place: Location, stage: str) -> None:
-    """Refuses a place from which no whole model can be loaded; adapters are loaded from anywhere."""
-    if not place.is_local:
-        raise ConfigError(
-            f"{stage}: with train.method=full the trained model lies in {place}, and models are loaded from folders of this "
-            "machine alone. Name such a folder with --run, or set train.method=lora."
+def loading(config: CommonConfig) -> dict[str, Any]:
+    """Where an actor loads its model, and whether code that ships with it may run."""
+    own = config.resources
+    return {"device": own.placed_on, "threads": own.threads, "trust_remote_code": config.trust_remote_code}
+
+
+def require_answers(
+    stage: str, run: Run, answers: Sequence[Location], counts: Mapping[str, int], folder: Location
+) -> None:
+    """Say how many rows of a stage have no answer, and why the first has none; raises where no row has one."""
+    if not counts["failed"]:
+        return
+    errors = [
+        chunk.filter(chunk[ERROR].is_valid()).sort_by(ID).slice(0, 1) for chunk in read_chunks(answers, [ID, ERROR])
+    ]
+    first = pa.concat_tables(errors).sort_by(ID)[ERROR][0].as_py()
+    found = f"{stage}: {counts['failed']} of {counts['rows_in']} rows have no answer; the first: {first}"
+    if not counts["kept"]:
+        raise StageError(
+            f"{found}. No row is left. Fix the cause or change the stage's settings, delete {folder}, which holds these "
+            "failures, and run again."
         )
-
-
-def check_trainable(run: Run, train: TrainConfig, stage: str) -> None:
-    """Refuses to train a model for the stages after it where these could not load it."""
-    if train.method == "full":
-        require_loadable(run.folder, stage)
+    run.console.note(f"{found}; see {folder}")

@@ -19,11 +19,13 @@ class MethodConfig(Settings):
 
 
 class Selector:
-    """Base of all methods; `summary` is the sentence that the command line shows."""
+    """Base of all methods. Everything that the rest of the program must know of one is asked here."""
 
     name: ClassVar[str]
+    """Its command, its section of the settings and its function in Python."""
     summary: ClassVar[str]
-    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    """One sentence, which the command line shows."""
+    Config: ClassVar[type[Settings]] = MethodConfig
     reads: ClassVar[tuple[str, ...]] = ()
     """Columns of the length table, beside the id, that `score` reads; none: it needs no token counts."""
     columns: ClassVar[pa.Schema] = pa.schema([])
@@ -37,9 +39,14 @@ class Selector:
     takes_target: ClassVar[bool] = False
     """It selects for target files; other methods refuse `--target`."""
 
-    def __init__(self, config: MethodConfig, seed: int) -> None:
+    def __init__(self, config: Settings, seed: int) -> None:
         self.config = config
         self.seed = seed
+
+    @property
+    def picks_in_turn(self) -> bool:
+        """Whether rows are chosen in another order than that of their scores: the subtasks pick in turn."""
+        return False
 
     def score(self, rows: pa.Table) -> pa.Array:
         """One number per row, higher is better; null where a row has none. Each row is judged by itself."""

@@ -38,7 +38,7 @@ class Coverage(Selector):
     """Ordered by its recipe: centres, in the order in which they were found."""
 
     name = "coverage"
-    summary = "Rows that cover the pool: no row is far from a chosen one (k-center)."
+    summary = "Select rows that leave no row of the pool far away (k-center)."
     Config = CoverageConfig
     columns: ClassVar[pa.Schema] = pa.schema([(RADIUS, pa.float64()), (ORDER, pa.int64()), (FATE, pa.string())])
     config: CoverageConfig

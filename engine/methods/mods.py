@@ -112,7 +112,7 @@ class Mods(Selector):
     """The recipe ranks the rows; `choose` keeps that order."""
 
     name = "mods"
-    summary = "Rows that are good, diverse and still unknown to the model (MoDS)."
+    summary = "Select rows that are good, diverse and still unknown to the model (MoDS)."
     Config = ModsConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": _PAPER,

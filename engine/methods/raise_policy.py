@@ -18,12 +18,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, model_validator
 
 from raysift.ids import look_up
-from raysift.methods.base import MethodConfig, Selector
+from raysift.methods.base import Selector
 from raysift.methods.choose import choose_in_order
-from raysift.policy.settings import EpisodeSettings, FeatureSettings, LearningSettings, PolicySettings
+from raysift.policy.settings import RaiseConfig
 from raysift.records import FATE, ID, ORDER, SCORE
 from raysift.settings.budget import Budget
 from raysift.settings.training import TrainConfig
@@ -33,28 +32,6 @@ FIRST_STEP, PICKS = "first_step", "picks"
 
 PICKED, PASSED_OVER = "picked", "never picked"
 NO_FEATURES, NOTHING_TO_LEARN = "no features: the auxiliary model or the encoder failed", "nothing to train on"
-
-
-class RaiseConfig(MethodConfig):
-    """Settings of RAISE. The model is trained by the recipe `train`, whose batch size is that of the policy."""
-
-    features: FeatureSettings = Field(default_factory=FeatureSettings)
-    policy: PolicySettings = Field(default_factory=PolicySettings)
-    learning: LearningSettings = Field(default_factory=LearningSettings)
-    episode: EpisodeSettings = Field(default_factory=EpisodeSettings)
-    policy_from: str | None = None
-    """A run whose policy is applied to this pool as it is; nothing is learned then, and `features` and `policy` are those
-    of that run."""
-    steps_per_state: int = Field(default=100, ge=1)
-    """Steps of the final training after which its state is kept, to go on from when it is interrupted."""
-
-    @model_validator(mode="after")
-    def _trainings_differ(self) -> RaiseConfig:
-        if self.policy.exploration == "none" and self.learning.episodes > 1:
-            raise ValueError(
-                "with policy.exploration=none all trainings of a round are the same; set learning.episodes=1"
-            )
-        return self
 
 
 _PAPER: dict[str, Any] = {
@@ -93,7 +70,7 @@ class Raise(Selector):
     """Picked by its recipe, which ranks the rows; `choose` takes the first of them."""
 
     name = "raise"
-    summary = "Rows that a policy, learned on the drop in validation loss, picks batch by batch (RAISE)."
+    summary = "Learn a policy that picks every batch; select what it picked (RAISE)."
     Config = RaiseConfig
     trains_itself = True
     takes_target = True

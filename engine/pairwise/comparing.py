@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from raysift.errors import ModelError
 from raysift.pairwise.settings import ComparisonSettings
-from raysift.scoring.judging import _WORD_STARTS
+from raysift.scoring.judging import WORD_STARTS
 
 LETTERS = {"A": "first", "B": "second", "C": "tie"}
 """How a judge that reads two answers names the better one."""
@@ -35,7 +35,7 @@ def verdict_tokens(tokenizer: Any) -> dict[str, list[int]]:
     """The tokens that spell each verdict, with and without white space around."""
     found: dict[str, list[int]] = {letter: [] for letter in LETTERS}
     for token, number in tokenizer.get_vocab().items():
-        if (letter := token.strip(_WORD_STARTS)) in found:
+        if (letter := token.strip(WORD_STARTS)) in found:
             found[letter].append(number)
     lacking = [letter for letter, numbers in found.items() if not numbers]
     if lacking:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raysift.scoring.settings import EmbeddingSettings
 from raysift.settings.base import Settings, Template
@@ -118,3 +118,25 @@ class EpisodeSettings(Settings):
     """Examples that measure progress, of those not kept for the report; none: all of them."""
     report_share: float = Field(default=0.25, ge=0, lt=1)
     """Share of the target's examples that no policy ever sees; what a training reached is reported on them."""
+
+
+class RaiseConfig(Settings):
+    """Settings of RAISE. The model is trained by the recipe `train`, whose batch size is that of the policy."""
+
+    features: FeatureSettings = Field(default_factory=FeatureSettings)
+    policy: PolicySettings = Field(default_factory=PolicySettings)
+    learning: LearningSettings = Field(default_factory=LearningSettings)
+    episode: EpisodeSettings = Field(default_factory=EpisodeSettings)
+    policy_from: str | None = None
+    """A run whose policy is applied to this pool as it is; nothing is learned then, and `features` and `policy` are those
+    of that run."""
+    steps_per_state: int = Field(default=100, ge=1)
+    """Steps of the final training after which its state is kept, to go on from when it is interrupted."""
+
+    @model_validator(mode="after")
+    def _trainings_differ(self) -> RaiseConfig:
+        if self.policy.exploration == "none" and self.learning.episodes > 1:
+            raise ValueError(
+                "with policy.exploration=none all trainings of a round are the same; set learning.episodes=1"
+            )
+        return self

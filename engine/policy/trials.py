@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from raysift.draws import seed_for
 from raysift.errors import ConfigError
-from raysift.methods.raise_policy import RaiseConfig
 from raysift.policy.search_settings import PLACES, SearchSettings
+from raysift.policy.settings import RaiseConfig
 from raysift.settings.training import TrainConfig
 
 Settings = dict[str, Any]

@@ -26,7 +26,7 @@ from raysift.scoring.settings import JudgeSettings
 
 CUT_MARK = "\n[cut here for length; the original goes on]"
 _MARKER = re.compile(r"\[(\s*(?:BEGIN|END)\s+(?:REQUEST|ANSWER)\s*)\]", re.IGNORECASE)
-_WORD_STARTS = " \t\r\n\u00a0ĠĊĉ▁"
+WORD_STARTS = " \t\r\n\u00a0ĠĊĉ▁"
 """White space, and how the vocabularies of byte-level and sentencepiece tokenizers spell it."""
 
 
@@ -39,7 +39,7 @@ class Rating(NamedTuple):
 
 def rating_of(token: str, low: int, high: int) -> int | None:
     """The rating that a token spells, as text or as it stands in a vocabulary, with or without white space around."""
-    bare = token.strip(_WORD_STARTS)
+    bare = token.strip(WORD_STARTS)
     return (
         int(bare) if bare.isascii() and bare.isdigit() and str(int(bare)) == bare and low <= int(bare) <= high else None
     )

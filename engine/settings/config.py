@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationEr
 from raysift.errors import ConfigError, system_words
 from raysift.evaluation.metrics import EvalConfig
 from raysift.fingerprint import canonical
-from raysift.methods import METHODS, Selector
+from raysift.methods import METHODS, Selector, find_method
 from raysift.nano import is_nano
 from raysift.pairwise.settings import WinRateSettings
 from raysift.policy.search_settings import SearchSettings
@@ -86,7 +86,6 @@ class CommonConfig(Settings):
 _SECTIONS: dict[str, Any] = {
     name: (method.Config, Field(default_factory=method.Config)) for name, method in METHODS.items()
 }
-_SHOWN = 100  # letters of a wrong value that a message repeats
 _BAR = {"value", "quantile"}  # a threshold is one of them: the later one takes the other's place
 RunConfig: Any = create_model("RunConfig", __base__=CommonConfig, **_SECTIONS)
 
@@ -133,6 +132,12 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
         raise ConfigError("\n".join([*map(_explain, found[:SHOWN_PROBLEMS]), *more])) from None
     parse_budget(config.budget)
     return config
+
+
+def make_selector(config: CommonConfig) -> Selector:
+    """The run's method with its section of the settings."""
+    method = find_method(str(config.method))
+    return method(getattr(config, method.name), config.seed)
 
 
 def replayed(config: CommonConfig) -> dict[str, Any]:
@@ -352,7 +357,7 @@ def _explain(problem: Any) -> str:
 
 def _shown(value: Any) -> str:
     """A short value itself; of anything else, which may hold the text of rows, what it is."""
-    if value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _SHOWN):
+    if value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= SHOWN_CHARS):
         return repr(value)
     size = f" of length {len(value)}" if hasattr(value, "__len__") else ""
     return f"a {type(value).__name__}{size}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from raysift.jobs import stages
 from raysift.jobs.api import own_session
@@ -28,6 +28,32 @@ def run_search(config: CommonConfig, console: Console) -> None:
     from raysift.jobs.policy.search import search_command
 
     search_command(config, console)
+
+
+def run_rescore(
+    source: str,
+    target: Sequence[str],
+    run: str | None,
+    budget: str | None,
+    overrides: Sequence[str],
+    console: Console,
+    reuse: Sequence[str],
+) -> None:
+    """Select for other targets from the vectors that a run has kept."""
+    from raysift.jobs.gradients.rescore import rescore
+
+    with own_session() as start:
+        found = rescore(
+            *(source, target),
+            new_run=run,
+            budget=budget,
+            overrides=overrides,
+            console=console,
+            reuse=reuse,
+            start=start,
+        )
+    show_selection(found.run, found.manifest, console)
+    console.note(f"run: {found.run.folder}")
 
 
 def run_ingest(config: CommonConfig, console: Console) -> None:

@@ -22,7 +22,6 @@ import typer
 
 from raysift.errors import ConfigError, RaysiftError, find_cause
 from raysift.jobs.commands.options import (
-    METHOD_HELP,
     AgainstAdapter,
     AgainstAnswers,
     AgainstModel,
@@ -41,6 +40,7 @@ from raysift.jobs.commands.options import (
     spread_multiple,
     takes,
 )
+from raysift.methods import METHODS
 
 INTERRUPTED, TERMINATED = 130, 143
 CONTINUES = "the same command continues the run."
@@ -75,8 +75,8 @@ def add_method(name: str, summary: str, method: str | None = None) -> None:
     app.command(name, help=summary, rich_help_panel="Steps" if method else "Methods")(command)
 
 
-for _name, _summary in METHOD_HELP.items():
-    add_method(_name, _summary)
+for _name, _method in METHODS.items():
+    add_method(_name, _method.summary)
 add_method("search", "Search policy settings of RAISE (Ray Tune); best.yaml is for `raysift raise --config`.", "raise")
 
 
@@ -156,9 +156,9 @@ def rescore(
     """Select for other targets from the gradients that a run has stored; rows need no new pass."""
     if not target:
         raise ConfigError("config: 'target' is missing. Name what to select for now: --target FILE...")
-    from raysift.jobs.gradients.rescore import rescore_command
+    from raysift.jobs.commands.actions import run_rescore
 
-    rescore_command(source, target, run, budget, overrides or [], make_console(log), reuse or [])
+    run_rescore(source, target, run, budget, overrides or [], make_console(log), reuse or [])
 
 
 @app.command(rich_help_panel="Look")

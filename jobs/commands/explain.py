@@ -19,12 +19,11 @@ from raysift.jobs.gradients.pulls import Pull, changed_targets, compute_pulls
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
-from raysift.methods.gradient import GradientConfig
 from raysift.pool.given_input import conversation_of
 from raysift.records import ERROR, FATE, ID, MESSAGES, META, ORDER, RANK, REASON, SCORE, SOURCE
 from raysift.scoring.embeddings import find_vectors
 from raysift.settings.budget import parse_budget
-from raysift.settings.config import CommonConfig
+from raysift.settings.config import CommonConfig, make_selector
 from raysift.storage import Location
 
 if TYPE_CHECKING:
@@ -175,7 +174,7 @@ def _verdict(
     if chosen and own.get(ORDER) and own[ORDER] > chosen.counts["kept"]:
         taken = f"a budget of {config.budget} took the first {chosen.counts['kept']:,}"
         return None, f"not selected: {own.get(FATE) or 'ranked'} as number {own[ORDER]:,}; {taken}"
-    in_turn = _picks_in_turn(config)
+    in_turn = make_selector(config).picks_in_turn
     place = f"rank {standing.better + 1:,} of {standing.scored:,} by score"
     if in_turn:
         place += ", that of its best subtask"
@@ -195,11 +194,6 @@ def _verdict(
     if standing.score == last:
         own_score = "this row has the same, and of equal scores the smaller id comes first"
     return None, f"not selected: {place}; {taken}, the lowest of them with score {last:.6g}, {own_score}"
-
-
-def _picks_in_turn(config: CommonConfig) -> bool:
-    settings = getattr(config, str(config.method), None)
-    return isinstance(settings, GradientConfig) and settings.match.subtasks == "round_robin"
 
 
 def _failure(run: Run, row_id: int, stages: Sequence[str] = ANSWERING) -> str | None:

@@ -17,16 +17,6 @@ if TYPE_CHECKING:
     from raysift.jobs.commands.console import Console
     from raysift.settings.config import CommonConfig
 
-METHOD_HELP = {
-    "uniform": "Select rows at random.",
-    "longest": "Select the rows with the longest responses.",
-    "quality": "Select the rows that a reward model, a judge or IFD scores highest.",
-    "coverage": "Select rows that leave no row of the pool far away (k-center).",
-    "less": "Select rows whose gradient lowers the loss on target examples (LESS).",
-    "rose": "Select rows whose gradient lowers a preference loss on target pairs (ROSE).",
-    "mods": "Select rows that are good, diverse and still unknown to the model (MoDS).",
-    "raise": "Learn a policy that picks every batch; select what it picked (RAISE).",
-}
 MULTIPLE = ("--pool", "--target", "--test", "--reuse")
 OVERRIDE = re.compile(r"^([a-z_][a-z0-9_]*)(\.[a-z_][a-z0-9_]*)*=")
 

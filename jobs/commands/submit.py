@@ -35,7 +35,8 @@ import raysift.actors
 import raysift.jobs
 from raysift.errors import ConfigError, StageError
 from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.options import METHOD_HELP, is_override, spread_multiple
+from raysift.jobs.commands.options import is_override, spread_multiple
+from raysift.methods import METHODS
 from raysift.storage import refuse_passwords
 
 if TYPE_CHECKING:
@@ -165,7 +166,7 @@ def _require_reachable_paths(arguments: Sequence[str]) -> None:
                     f"submit: {option} '{path}' is a relative path, which means another folder on the cluster. Name "
                     "an absolute path on storage that all nodes share, or a URI (s3://, gs://)."
                 )
-    writes = arguments[0] in WRITES_A_RUN or arguments[0] in METHOD_HELP
+    writes = arguments[0] in WRITES_A_RUN or arguments[0] in METHODS
     if writes and "--help" not in arguments and not named["run"]:
         raise ConfigError(
             "submit: no --run, and the default would be a folder that goes with the job. Name one on storage that all "

@@ -14,7 +14,7 @@ from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
-from raysift.jobs.scoring.quality import loading, require_answers
+from raysift.jobs.stages import loading, require_answers
 from raysift.kcenter.settings import CoverageSettings
 from raysift.manifest import Manifest
 from raysift.methods.coverage import place_centers

@@ -29,14 +29,13 @@ from raysift.kcenter.coresets import core_set, cover_union, farthest_row, part_o
 from raysift.kcenter.forecast import Speed, forecast_bytes, forecast_seconds
 from raysift.kcenter.picking import Centers, Picked, greedy, seed_first, start_from
 from raysift.kcenter.settings import CoverageSettings
-from raysift.records import ID, RANK
+from raysift.records import ID, RADIUS, RANK
 from raysift.scoring.embeddings import EmbeddingTable, find_vectors, read_embeddings, survey
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 from raysift.topk import Ids
 
 CENTERS, PICKED = "centers.parquet", "picked.parquet"
-RADIUS = "radius"
 CHECKPOINT_S = 20.0
 CURVE_POINTS = 200
 TRIAL_WORTH = 1e11  # multiplications under which a forecast takes longer than what it foretells

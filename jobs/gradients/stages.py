@@ -209,15 +209,7 @@ def empty_scores(schema: pa.Schema, ids: np.ndarray) -> pa.Table:
 
 
 def loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:
-    """What an actor needs to load the model, beside its name; where and how fast included."""
+    """As `stages.loading`, with how the warm-up loaded the model and turned rows into tokens."""
     train = warmup_recipe(config, settings)
-    return {
-        "template": train.template,
-        "max_length": train.max_length,
-        "dtype": train.dtype,
-        "quantization": train.quantization,
-        "token_budget": config.resources.tokens_per_pass,
-        "device": config.resources.placed_on,
-        "threads": config.resources.threads,
-        "trust_remote_code": config.trust_remote_code,
-    }
+    own = {name: getattr(train, name) for name in ("template", "max_length", "dtype", "quantization")}
+    return own | {"token_budget": config.resources.tokens_per_pass} | stages.loading(config)

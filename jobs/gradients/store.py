@@ -1,6 +1,6 @@
 """Filling the gradient store: passes are planned over what it lacks, answered by actors, and sealed into segments.
 
-What a store is, on disk and by identity, says `raysift.store.gradient_store`; `store_match.py` scores what it holds.
+See `raysift.store.gradient_store` for what a store is, on disk and by identity. `store_match.py` scores what it holds.
 """
 
 from __future__ import annotations

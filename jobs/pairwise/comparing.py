@@ -17,7 +17,8 @@ from raysift.jobs.on_ray.raydata import map_rows
 from raysift.jobs.pairwise.sides import read_rows, write_table
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, relative
-from raysift.jobs.scoring.quality import count_unparsable, judge_arguments, judge_through_vllm, loading
+from raysift.jobs.scoring.quality import count_unparsable, judge_arguments, judge_through_vllm
+from raysift.jobs.stages import loading
 from raysift.pairwise.rows import ORDER, ORDERS, order_key, rows_by_order
 from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID

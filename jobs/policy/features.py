@@ -20,7 +20,7 @@ from raysift.ids import is_among
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
-from raysift.jobs.scoring.quality import loading
+from raysift.jobs.stages import loading
 from raysift.manifest import Manifest
 from raysift.policy.features import (
     DIFFICULTY,

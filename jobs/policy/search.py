@@ -29,17 +29,16 @@ from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.trials import ROUNDS, TrialWork
 from raysift.jobs.policy.tuning import fit
-from raysift.jobs.recipes import count_rows, row_budget
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.models import adapter_input, find_model, without_models
 from raysift.jobs.runs.reuse import is_run
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import publish
 from raysift.manifest import Manifest
-from raysift.methods.raise_policy import RaiseConfig
 from raysift.policy.pool import read_pool
 from raysift.policy.saved import POLICY, finished_rounds, kept_round
 from raysift.policy.search_settings import PLACES, SearchSettings
+from raysift.policy.settings import RaiseConfig
 from raysift.policy.trials import (
     ALL_ROUNDS,
     FAILED,
@@ -92,14 +91,14 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
         raise ConfigError("search: 'raise.policy_from' is set; a policy that is taken over has no settings to search.")
     checks.check_run(run, config)
     checks.check_pool(config)
-    row_budget(config)
+    stages.row_budget(config)
     raise_policy.check_input(config, settings)
     drawn = draw_trials(wanted, settings, config.train, config.seed)
     if len(drawn) < wanted.trials:
         run.console.note(f"search: the space has {len(drawn)} different trials, search.trials is {wanted.trials}")
     with run.replayable(replayed(config)):
         rows = stages.ingest(run, config)
-        total = count_rows(config, rows)
+        total = stages.count_rows(config, rows)
         target = raise_policy.split_target(run, config, settings)
         raise_policy.like_pool(run, config, rows)
         encoded = raise_policy.encode(run, config, rows)

@@ -31,10 +31,11 @@ from raysift.jobs.runs.models import adapter_input, find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
-from raysift.methods.raise_policy import RaiseConfig, count_policy_steps, departures, place_picks
+from raysift.methods.raise_policy import count_policy_steps, departures, place_picks
 from raysift.policy.drawing import FINAL_DRAW, Draw
 from raysift.policy.pool import PolicyPool, positions, read_pool
 from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, load_policy
+from raysift.policy.settings import RaiseConfig
 from raysift.policy.state import Episode
 from raysift.pool.given_input import told_meta
 from raysift.pool.id_text import id_text

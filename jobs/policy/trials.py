@@ -22,11 +22,11 @@ from raysift.actors.episode import EpisodeSetup
 from raysift.errors import StageError
 from raysift.jobs.policy.episodes import LocalFleet
 from raysift.jobs.policy.learning import learn_rounds
-from raysift.methods.raise_policy import RaiseConfig, count_policy_steps
+from raysift.methods.raise_policy import count_policy_steps
 from raysift.policy.pool import PolicyPool
 from raysift.policy.saved import finished_rounds, read_account
 from raysift.policy.search_settings import SearchSettings
-from raysift.policy.settings import LearningSettings
+from raysift.policy.settings import LearningSettings, RaiseConfig
 from raysift.policy.trials import Settings, apply_settings, criterion
 from raysift.settings.training import TrainConfig
 from raysift.storage import Location

@@ -15,7 +15,6 @@ from typing import Any
 from raysift.actors.language_model import pinned_name, resolve_model
 from raysift.errors import ConfigError, DataError, ModelError, StaleRunError
 from raysift.evaluation.examples import read_examples
-from raysift.jobs import stages
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.selection import rows_of_run
 from raysift.manifest import read_manifest
@@ -23,7 +22,8 @@ from raysift.methods import find_method
 from raysift.pool.files import find_files
 from raysift.pool.formats import find_layout
 from raysift.settings.config import CommonConfig
-from raysift.storage import open_location
+from raysift.settings.training import TrainConfig
+from raysift.storage import Location, open_location
 
 CARD = "config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -56,8 +56,23 @@ def check_training(run: Run, config: CommonConfig, stage: str) -> None:
     """What a fine-tune, and the evaluation after it, ask for."""
     check_models(config)
     if config.test:
-        stages.check_trainable(run, config.train, stage)
+        check_trainable(run, config.train, stage)
         check_tests(config)
+
+
+def require_loadable(place: Location, stage: str) -> None:
+    """Refuses a place from which no whole model can be loaded; adapters are loaded from anywhere."""
+    if not place.is_local:
+        raise ConfigError(
+            f"{stage}: with train.method=full the trained model lies in {place}, and models are loaded from folders of this "
+            "machine alone. Name such a folder with --run, or set train.method=lora."
+        )
+
+
+def check_trainable(run: Run, train: TrainConfig, stage: str) -> None:
+    """Refuses to train a model for the stages after it where these could not load it."""
+    if train.method == "full":
+        require_loadable(run.folder, stage)
 
 
 def check_evaluation(config: CommonConfig) -> None:

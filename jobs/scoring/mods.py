@@ -24,8 +24,8 @@ from raysift.jobs.runs.models import find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import columns_in_order
 from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
-from raysift.jobs.scoring.quality import require_answers, score_answers, score_column
-from raysift.jobs.stages import asked_as_trained, trained_model
+from raysift.jobs.scoring.quality import score_answers, score_column
+from raysift.jobs.stages import asked_as_trained, require_answers, trained_model
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.mods import CHOSEN, NECESSITY, QUALITY, ModsConfig, Stages, place_rows

@@ -30,11 +30,11 @@ from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.api import own_session
 from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading
-from raysift.jobs.recipes import make_selector
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.nano.world import examples, preference_pairs, write_pool
 from raysift.records import ID, MESSAGES
+from raysift.settings.config import make_selector
 from raysift.storage import Location
 from raysift.store.vectors import VectorForm
 

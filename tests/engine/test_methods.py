@@ -10,18 +10,18 @@ import pytest
 import raysift
 from raysift.draws import uniform_of
 from raysift.errors import ConfigError
-from raysift.jobs.commands.cli import METHOD_HELP
+from raysift.jobs.commands.cli import app
 from raysift.methods import METHODS, find_method
 from raysift.methods.longest import Longest, LongestConfig
 from raysift.methods.uniform import Uniform
 
 
 def test_every_method_has_a_command_a_python_function_and_a_summary():
-    assert set(METHODS) == set(METHOD_HELP) == set(raysift._METHODS.values())
-    assert all(name.isidentifier() and not iskeyword(name) for name in raysift._METHODS)
+    summaries = {command.name: command.help for command in app.registered_commands}
     for name, method in METHODS.items():
         assert method.name == name
-        assert method.summary.endswith(".")
+        assert summaries[name] == method.summary
+        assert getattr(raysift, name + "_" * iskeyword(name)).args == (name,)
 
 
 def test_an_unknown_method_lists_the_known_ones():

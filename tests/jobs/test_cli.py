@@ -159,12 +159,11 @@ def test_show_counts_failures_and_unused_target_records_by_reason(rose_run, caps
 def test_steps_take_runs_to_reuse(monkeypatch):
     from raysift.jobs.commands import actions as commands
     from raysift.jobs.commands import cli
-    from raysift.jobs.gradients import rescore
 
     seen = []
     for name in ("run_ingest", "run_evaluate"):
         monkeypatch.setattr(commands, name, lambda settings, console: seen.append(settings.reuse))
-    monkeypatch.setattr(rescore, "rescore_command", lambda *given: seen.append(given[-1]))
+    monkeypatch.setattr(commands, "run_rescore", lambda *given: seen.append(given[-1]))
     for command in (["ingest", "p.jsonl"], ["evaluate", "--test", "t.jsonl"], ["rescore", "r", "--target", "t.jsonl"]):
         cli.app(args=[*command, *spread_multiple(["--reuse", "a", "b"])], standalone_mode=False)
     assert seen == [["a", "b"]] * 3

@@ -13,8 +13,9 @@ import raysift
 from raysift.errors import ConfigError, DataError
 from raysift.jobs.commands.console import Console, printable
 from raysift.jobs.commands.explain import explain, explain_command
-from raysift.jobs.gradients.pulls import places_of
+from raysift.jobs.gradients.targeting import read_targets
 from raysift.jobs.runs.run import open_run
+from raysift.settings.config import make_config, make_selector
 
 from .conftest import PAIRS, nano_pairs, write_lines
 
@@ -93,14 +94,15 @@ def test_pulls_are_left_out_where_a_target_file_is_not_what_it_was(rose_run, tmp
         assert "Cosine with the target" in shown.out
 
 
-def test_a_pair_is_named_by_its_file_and_its_record_there(rose_run, tmp_path):
+def test_a_pair_is_named_by_its_file_and_its_record_there(tmp_path):
     pairs = nano_pairs(3, 0)
     first = write_lines(
         tmp_path / "a.jsonl", [pairs[0] | {"rejected": None}, pairs[0], pairs[1] | {"prompt": []}, pairs[1]]
     )
     second = write_lines(tmp_path / "b.jsonl", [pairs[2] | {"rejected": pairs[2]["chosen"]}, pairs[2]])
-    config = open_run(rose_run).config({"target": [first, second]})
-    assert list(places_of(config, config.rose)) == [(first, 2), (first, 4), (second, 1), (second, 2)]
+    config = make_config({"method": "rose", "target": [first, second]})
+    places = read_targets(config, make_selector(config)).places
+    assert places == [(first, 2), (first, 4), (second, 1), (second, 2)]
 
 
 def test_failed_rejected_and_unknown_rows_are_told_apart(rose_run, stored_run):

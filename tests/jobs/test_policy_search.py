@@ -21,10 +21,10 @@ from raysift.jobs.policy.search import curves, open_classes, ranked, show_search
 from raysift.jobs.policy.tuning import SparingASHA, Teller, name_trial
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest, read_manifest
-from raysift.methods.raise_policy import RaiseConfig
 from raysift.nano.world import examples, generate_pool
 from raysift.policy.saved import ROUND
 from raysift.policy.search_settings import SearchSettings
+from raysift.policy.settings import RaiseConfig
 from raysift.policy.trials import Outcome, draw_trials
 from raysift.settings.config import load_config
 from raysift.storage import open_location

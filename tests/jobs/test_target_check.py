@@ -1,7 +1,5 @@
 """A target beside the pool: the sample of rows, and what is said of a target in another language, for every kind of target."""
 
-from functools import partial
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,14 +7,14 @@ import pytest
 
 from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show import show_run
-from raysift.jobs.gradients.targeting import like_pool
+from raysift.jobs.gradients.targeting import like_pool, read_targets
 from raysift.jobs.policy.stages import like_pool as like_pool_of_policies
 from raysift.jobs.pool.target_check import LIKENESS, MOST_FILES, sample_rows, texts_of
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.nano.world import examples, generate_pool
 from raysift.pool.row_ids import row_id
 from raysift.records import ID, MESSAGE, MESSAGES, Message
-from raysift.settings.config import make_config
+from raysift.settings.config import make_config, make_selector
 from raysift.storage import open_location
 
 from .conftest import nano_pairs, write_lines
@@ -32,6 +30,14 @@ def rows_table(records):
     ids = [row_id([Message(**message) for message in record["messages"]]) for record in records]
     messages = pa.array([record["messages"] for record in records], pa.list_(MESSAGE))
     return pa.table({ID: pa.array(ids, pa.int64()), MESSAGES: messages})
+
+
+def compare_target(run, config, rows):
+    """By the method's own kind of target."""
+    if config.method == "raise":
+        return like_pool_of_policies(run, config, rows)
+    selector = make_selector(config)
+    return like_pool(run, config, selector, read_targets(config, selector), rows)
 
 
 def ingested(run, table):
@@ -84,11 +90,7 @@ def test_a_target_in_another_language_is_said_by_file_and_kept(pool, tmp_path, m
         french = [example | {"id": f"fr{i}", "prompt": FRENCH} for i, example in enumerate(good)]
     paths = [write_lines(tmp_path / "own.jsonl", good), write_lines(tmp_path / "french.jsonl", french)]
     config = make_config({"method": method, "target": paths})
-    settings = getattr(config, method)
-    if method == "raise":
-        found = like_pool_of_policies(run, config, rows).values[LIKENESS]
-    else:
-        found = like_pool(run, config, settings, rows).values[LIKENESS]
+    found = compare_target(run, config, rows).values[LIKENESS]
     assert found[paths[0]]["usual_words"] > 0.5 and found[paths[1]]["usual_words"] < 0.25
     said = capsys.readouterr().err
     assert f"likeness: {paths[1]}: " in said and "of its words are usual in a sample of 400 rows of the pool" in said
@@ -104,7 +106,19 @@ def test_another_pool_is_compared_anew_also_where_the_targets_stages_are_taken_o
         {"method": method, "target": [write_lines(tmp_path / "t.jsonl", list(examples(8, 0, ["add"])))]}
     )
     own = ingested(Run(tmp_path / "own", reuse=[str(tmp_path / "run")]), rows_table(FOREIGN))
-    compare = like_pool_of_policies if method == "raise" else partial(like_pool, settings=config.less)
-    first = compare(run, config, rows=rows).values[LIKENESS]
-    other = compare(Run(tmp_path / "own"), config, rows=own).values[LIKENESS]
+    first = compare_target(run, config, rows).values[LIKENESS]
+    other = compare_target(Run(tmp_path / "own"), config, own).values[LIKENESS]
     assert [figures["script_share_of_pool"] for figures in (*first.values(), *other.values())] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("method", ["rose", "less"])
+def test_target_files_are_read_once_a_run(pool, tmp_path, method):
+    """What the check has read is what the stages after it work with: they need only the name and the hash of a file."""
+    run, rows = pool
+    records = nano_pairs(8, 0) if method == "rose" else list(examples(8, 0, ["add"]))
+    path = write_lines(tmp_path / "target.jsonl", records)
+    config = make_config({"method": method, "target": [path]})
+    selector = make_selector(config)
+    found = read_targets(config, selector)
+    (tmp_path / "target.jsonl").write_text("no record")
+    assert like_pool(run, config, selector, found, rows).counts["kept"] == 8

@@ -8,11 +8,9 @@ import pytest
 from raysift.errors import ConfigError, DataError
 from raysift.gradients.preference import Member, Targets
 from raysift.gradients.rows import SetAside
-from raysift.jobs.commands.console import Console
-from raysift.jobs.gradients.targeting import check_targets, count_members, read_targets, subtask_of, target_files
-from raysift.jobs.runs.run import Run
+from raysift.jobs.gradients.targeting import count_members, read_targets, subtask_of, target_files
 from raysift.nano.world import examples
-from raysift.settings.config import make_config
+from raysift.settings.config import make_config, make_selector
 
 from .conftest import nano_pairs, write_lines
 
@@ -24,9 +22,9 @@ def files(tmp_path):
     return tmp_path
 
 
-def settings_of(method, target, **section):
+def target_of(method, target, **section):
     config = make_config({"method": method, "target": [str(target)], method: section})
-    return config, getattr(config, method)
+    return config, make_selector(config)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +43,7 @@ def settings_of(method, target, **section):
 )
 def test_missing_files_and_files_of_the_wrong_kind_are_named(files, method, name, message):
     with pytest.raises((ConfigError, DataError), match=message):
-        check_targets(*settings_of(method, files / name))
+        read_targets(*target_of(method, files / name))
 
 
 def test_folders_and_globs_stand_for_their_files(files):
@@ -53,11 +51,10 @@ def test_folders_and_globs_stand_for_their_files(files):
         (files / "folder").mkdir(exist_ok=True)
         write_lines(files / f"folder/part-{number}.jsonl", nano_pairs(2, number))
     for path in (files / "folder", files / "folder/part-?.jsonl"):
-        config, settings = settings_of("rose", path)
-        check_targets(config, settings)
-        assert [place.name for place in target_files(config)] == [f"part-{i}.jsonl" for i in range(3)]
-    config, settings = settings_of("less", files / "examples.jsonl")
-    assert [place.name for place in target_files(config)] == ["examples.jsonl"]
+        target = target_of("rose", path)
+        assert len(read_targets(*target).members) == 6
+        assert [place.name for place in target_files(*target)] == [f"part-{i}.jsonl" for i in range(3)]
+    assert [place.name for place in target_files(*target_of("less", files / "examples.jsonl"))] == ["examples.jsonl"]
 
 
 def test_an_example_without_a_right_answer_is_named(files):
@@ -65,20 +62,21 @@ def test_an_example_without_a_right_answer_is_named(files):
     records[2] |= {"reference": None, "metric": "by_hand"}
     path = write_lines(files / "mute.jsonl", records)
     with pytest.raises(DataError, match=f"mute.jsonl: 1 of 4 examples .*the first is '{records[2]['id']}'"):
-        check_targets(*settings_of("less", path))
+        read_targets(*target_of("less", path))
 
 
-def test_records_without_a_pair_are_counted_and_the_first_of_each_reason_named(files, capsys):
+def test_records_without_a_pair_are_counted_and_the_first_of_each_reason_named(files):
     pairs = nano_pairs(6, 0)
     bad = [pair | {"prompt": []} for pair in pairs[:4]]
     path = write_lines(files / "some.jsonl", [pairs[0], *bad, pairs[1] | {"rejected": None}, pairs[5]])
-    found = read_targets(Run(files / "run", Console("plain")), *settings_of("rose", path))
+    found = read_targets(*target_of("rose", path))
     assert (len(found.members), found.problems) == (2, {"no_prompt": 4, "one_sided": 1})
-    said = capsys.readouterr().err
+    first, second = found.notes
     assert (
-        "some.jsonl: 4 records give no pair (no_prompt). Nothing was asked before the answers. First: record 2;" in said
+        "some.jsonl: 4 records give no pair (no_prompt). Nothing was asked before the answers. First: record 2;"
+        in first
     )
-    assert "First: record 6." in said
+    assert "First: record 6." in second
 
 
 def test_other_columns_hold_pairs_and_their_subtasks(files):
@@ -87,8 +85,8 @@ def test_other_columns_hold_pairs_and_their_subtasks(files):
         for i, pair in enumerate(nano_pairs(4, 0))
     ]
     path = write_lines(files / "named.jsonl", pairs)
-    config, settings = settings_of("rose", path, targets={"columns": {"chosen": "better"}, "subtask": "kind"})
-    members = read_targets(Run(files / "run"), config, settings).members
+    target = target_of("rose", path, targets={"columns": {"chosen": "better"}, "subtask": "kind"})
+    members = read_targets(*target).members
     assert [(member.chosen, subtask_of(member)) for member in members] == [(p["better"], p["kind"]) for p in pairs]
 
 
@@ -97,11 +95,10 @@ def test_a_target_has_a_split_of_its_own(files):
     for record, split in zip(records, ("a", "b", "a", "a"), strict=True):
         record["split"] = split
     path = write_lines(files / "split.jsonl", records)
-    config, settings = settings_of("less", path)
+    config, selector = target_of("less", path)
     config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"split": "b"})})
-    assert len(read_targets(Run(files / "run"), config, settings).members) == 4
-    config, settings = settings_of("less", path, targets={"split": "a"})
-    assert len(read_targets(Run(files / "run"), config, settings).members) == 3
+    assert len(read_targets(config, selector).members) == 4
+    assert len(read_targets(*target_of("less", path, targets={"split": "a"})).members) == 3
 
 
 def test_a_member_counts_once_and_only_where_it_has_a_gradient_at_every_checkpoint():
@@ -120,4 +117,4 @@ def test_a_member_counts_once_and_only_where_it_has_a_gradient_at_every_checkpoi
 def test_settings_of_the_other_kind_of_target_are_refused(files, method, name, value):
     path = files / ("pairs.jsonl" if method == "rose" else "examples.jsonl")
     with pytest.raises(ConfigError, match=rf"'{method}\.targets\.{name}' is set, but {method} takes"):
-        check_targets(*settings_of(method, path, targets={name: value}))
+        read_targets(*target_of(method, path, targets={name: value}))

@@ -5,11 +5,10 @@ import math
 import pytest
 
 from raysift.errors import ConfigError
-from raysift.methods.raise_policy import RaiseConfig
 from raysift.policy.learning import Learner
 from raysift.policy.saved import load_learner, save_learner
 from raysift.policy.search_settings import SearchSettings, SearchSpace
-from raysift.policy.settings import LearningSettings, PolicySettings
+from raysift.policy.settings import LearningSettings, PolicySettings, RaiseConfig
 from raysift.policy.trials import (
     ALL_ROUNDS,
     FAILED,
