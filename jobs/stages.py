@@ -22,6 +22,7 @@ from raysift.jobs.runs.selection import write_selection
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, with_tokens
 from raysift.manifest import Manifest
 from raysift.methods import Selector
+from raysift.pool.files import find_files, fingerprint_files
 from raysift.records import ID, SCORE
 from raysift.settings.budget import parse_budget
 from raysift.settings.config import CommonConfig
@@ -35,7 +36,8 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
 
     inputs: dict[str, Any]
     if dataset is None:
-        inputs = {"pool": [[place.name, file_fingerprint(place)] for place in list_pool(config.pool, config.ingest)]}
+        files = list_pool(config.pool, config.ingest)
+        inputs = {"pool": fingerprint_files(files, config.ingest.on_bad_file == "quarantine")}
     else:
         if run.reuse and pool_name is None:
             raise ConfigError(
@@ -47,7 +49,7 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
     def body(folder: Location) -> StageResult:
         with run.console.progress("ingest", None) as bar:
             if dataset is None:
-                report = ingest_pool(config.pool, folder, config.ingest, config.resources, progress=bar)
+                report = ingest_pool(files, folder, config.ingest, config.resources, progress=bar)
             else:
                 report = ingest_dataset(dataset, folder, config.ingest, config.resources, progress=bar)
         if report.kept == 0:
@@ -200,7 +202,7 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
         model, adapter = trained_model(run, trained, config.model)
 
     def body(folder: Location) -> StageResult:
-        examples = [e for path in config.test for e in read_examples(path, split=config.evaluate.split)]
+        examples = read_examples(config.test, split=config.evaluate.split, scored=True)
         report = test(
             examples,
             model,
@@ -216,7 +218,7 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
         )
 
     inputs: dict[str, Any] = {
-        "test": [[place.name, file_fingerprint(place)] for place in (open_location(p) for p in config.test)],
+        "test": fingerprint_files(find_files(config.test)),
         "model": model_fingerprint(config.model),
     }
     if trained:

@@ -11,13 +11,12 @@ from typing import Any
 
 from raysift.errors import DataError
 from raysift.evaluation.examples import read_examples
-from raysift.fingerprint import file_fingerprint
 from raysift.jobs.gradients.targeting import read_targets, subtask_of, target_files
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientConfig
 from raysift.methods.rose import Rose
-from raysift.pool.files import find_files
+from raysift.pool.files import find_files, fingerprint_files
 from raysift.pool.pairs import PairReader
 from raysift.settings.config import CommonConfig
 from raysift.storage import open_location
@@ -48,7 +47,7 @@ def changed_targets(run: Run, config: CommonConfig) -> str | None:
             files = target_files(config.model_copy(update={"target": [path]}))
         except DataError:
             return f"the target file {path} is not there any more (looked for {open_location(path).path})"
-        for content in map(file_fingerprint, files):
+        for _, content in fingerprint_files(files):
             if content not in left:
                 return f"the target file {path} has changed since the run"
             left.remove(content)

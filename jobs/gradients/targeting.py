@@ -16,8 +16,7 @@ import numpy as np
 
 from raysift.actors.checkpointed import Checkpoint
 from raysift.errors import ConfigError, DataError
-from raysift.evaluation.examples import example_files, read_examples, reference_answer
-from raysift.fingerprint import file_fingerprint
+from raysift.evaluation.examples import read_examples, reference_answer
 from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
 from raysift.jobs.pool.target_check import compare_with_pool
@@ -26,12 +25,12 @@ from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
 from raysift.methods.rose import Rose
-from raysift.pool.files import find_files
+from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.likeness import spread
 from raysift.pool.pairs import PAIR_PROBLEMS, read_pairs
 from raysift.records import Example, Pair
 from raysift.settings.config import CommonConfig
-from raysift.storage import Location, open_location
+from raysift.storage import Location
 
 if TYPE_CHECKING:
     from raysift.actors.target_gradients import TargetGradients
@@ -91,7 +90,9 @@ def _check_settings(config: CommonConfig, settings: GradientConfig) -> None:
 def _wanted(config: CommonConfig) -> str:
     if config.method == Rose.name:
         return "preference pairs: prompt, chosen and rejected (rose.targets.columns.chosen=NAME names another column)"
-    return "examples with a right answer: id, prompt, metric, and reference, or choices and answer_index"
+    return (
+        "examples with a right answer: prompt and reference, or choices and answer_index, or records of a pool's layout"
+    )
 
 
 def _read_all(config: CommonConfig, settings: GradientConfig) -> TargetMembers:
@@ -155,11 +156,9 @@ def _text_of(member: Pair | Example) -> str:
     return "\n".join([*(message.content for message in member.prompt), answer])
 
 
-def target_files(config: CommonConfig) -> list[Location]:
+def target_files(config: CommonConfig) -> list[SourceFile]:
     """All files that the targets are read from; folders and globs stand for theirs."""
-    if config.method == Rose.name:
-        return [file.location for path in config.target for file in find_files([path])]
-    return [file for path in config.target for file in example_files(open_location(path))]
+    return find_files(config.target)
 
 
 def subtask_of(member: Pair | Example) -> str:
@@ -224,8 +223,7 @@ def targets(
         }
         return StageResult(files=files, counts=counts, values=values)
 
-    files = [[place.name, file_fingerprint(place)] for place in target_files(config)]
-    inputs = {"target": files, "warmup": trained.fingerprint}
+    inputs = {"target": fingerprint_files(target_files(config)), "warmup": trained.fingerprint}
     decides: dict[str, Any] = {
         "projection": projection,
         "targets": settings.targets.model_dump(exclude_none=True, exclude={"split"}),

@@ -16,12 +16,13 @@ from raysift.errors import ConfigError
 from raysift.evaluation.examples import read_examples, sample_examples
 from raysift.jobs.commands.console import Console
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
-from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, example_files
+from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer
 from raysift.jobs.runs.run import Run, free_name
 from raysift.jobs.stages import model_fingerprint
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import Question
 from raysift.pairwise.settings import WinRateSettings
+from raysift.pool.files import find_files, fingerprint_files
 from raysift.records import ERROR, ID
 from raysift.settings.config import CommonConfig, make_config
 
@@ -69,7 +70,7 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
     """All stages of a comparison; what is not there (models, files, vLLM) is said before the first of them."""
     sources = _sources(config, settings)
     examples = sample_examples(read_examples(config.test, split=settings.split), settings.limit, config.seed)
-    files = {"test": example_files(config)}
+    files = {"test": fingerprint_files(find_files(config.test))}
     identities = {name: source.identity() for name, source in sources.items()}
     judge_identity = model_fingerprint(settings.judge_model)
     if settings.judge.backend == "vllm":

@@ -75,7 +75,6 @@ def test_limit_draws_from_the_whole_file_and_does_not_know_its_order(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"id": None}, "line 2: field 'id' is missing"),
         ({"metric": ""}, "line 2: field 'metric' is missing"),
         ({"prompt": 7}, "line 2: field 'prompt' is a int"),
         ({"prompt": " "}, "line 2: field 'prompt' is empty"),
@@ -94,25 +93,24 @@ def test_a_wrong_field_is_named_with_file_and_line_and_without_its_text(tmp_path
     record = RECORDS[0] | {"id": "z", "prompt": "secret words"} | change
     path = write(tmp_path / "mine.jsonl", [RECORDS[0], record])
     with pytest.raises(DataError, match=f"mine.jsonl, .*{message}") as caught:
-        read_examples(str(path))
+        read_examples(str(path), scored=True)
     assert "secret" not in str(caught.value)
 
 
 def test_broken_files_say_where(tmp_path):
     (tmp_path / "bad.jsonl").write_text(json.dumps(RECORDS[0]) + '\n{"id": "secret", \n')
-    with pytest.raises(DataError, match=r"bad\.jsonl, line 2: not JSON") as caught:
+    with pytest.raises(DataError, match=r"bad\.jsonl, line 2: .*not_json") as caught:
         read_examples(str(tmp_path / "bad.jsonl"))
     assert "secret" not in str(caught.value)
     (tmp_path / "bad.parquet").write_bytes(b"PAR?")
-    with pytest.raises(DataError, match=r"bad\.parquet: not a Parquet file"):
+    with pytest.raises(DataError, match=r"bad\.parquet: cannot be read as parquet"):
         read_examples(str(tmp_path / "bad.parquet"))
     (tmp_path / "one.json").write_text(json.dumps(RECORDS[0]))
-    with pytest.raises(DataError, match=r"one.json: found a dict, expected a list"):
-        read_examples(str(tmp_path / "one.json"))
+    assert len(read_examples(str(tmp_path / "one.json"))) == 1, "content decides, not the ending"
     (tmp_path / "none.jsonl").write_text("")
     with pytest.raises(DataError, match=r"none\.jsonl: no record"):
         read_examples(str(tmp_path / "none.jsonl"))
-    with pytest.raises(DataError, match="there is no"):
+    with pytest.raises(DataError, match=r"^examples: .*absent\.jsonl' does not exist"):
         read_examples(str(tmp_path / "absent.jsonl"))
 
 

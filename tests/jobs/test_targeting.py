@@ -33,14 +33,18 @@ def settings_of(method, target, **section):
     ("method", "name", "message"),
     [
         ("rose", "none.jsonl", r"targets: .*none\.jsonl' does not exist\. rose takes preference pairs: "),
-        ("less", "none.jsonl", r"targets: there is no .*none\.jsonl'.* less takes examples with a right answer: "),
+        ("less", "none.jsonl", r"targets: .*none\.jsonl' does not exist\. less takes examples with a right answer: "),
         ("rose", "no*.jsonl", r"targets: no data file matches .*no\*\.jsonl"),
         (
             "rose",
             "examples.jsonl",
             r"no column for .*chosen.*rose takes preference pairs: .*rose\.targets\.columns\.chosen",
         ),
-        ("less", "pairs.jsonl", r"pairs\.jsonl, line 1: field .* less takes examples .*: id, prompt, metric, and ref"),
+        (
+            "less",
+            "pairs.jsonl",
+            r"pairs\.jsonl: .* have no right answer.* less takes examples .*: prompt and reference",
+        ),
     ],
 )
 def test_missing_files_and_files_of_the_wrong_kind_are_named(files, method, name, message):
