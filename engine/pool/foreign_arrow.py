@@ -52,7 +52,7 @@ def _opened(place: Location, start: int, end: int) -> Iterator[pa.RecordBatchRea
         child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, env=paths)
         assert child.stdin and child.stdout
         try:
-            with child.stdin:
+            with contextlib.suppress(BrokenPipeError), child.stdin:
                 child.stdin.write(pickle.dumps((place, start, end)))
             broken: Exception | None = None
             try:

@@ -80,9 +80,9 @@ def test_records_without_a_pair_are_counted_and_the_first_of_each_reason_named(f
     assert (len(found.members), found.problems) == (2, {"no_prompt": 4, "one_sided": 1})
     said = capsys.readouterr().err
     assert (
-        "some.jsonl: 4 records give no pair (no_prompt). Nothing was asked before the answers. First: record 2;" in said
+        "some.jsonl: 4 records give no pair (no_prompt). Nothing was asked before the answers. First: line 2;" in said
     )
-    assert "First: record 6." in said
+    assert "First: line 6." in said
 
 
 def test_other_columns_hold_pairs_and_their_subtasks(files):
