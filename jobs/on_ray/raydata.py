@@ -14,6 +14,7 @@ What it works around, in Ray 2.60:
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -30,6 +31,8 @@ from raysift.jobs.runs.tables import columns_of
 from raysift.records import ID
 from raysift.settings.resources import Resources
 from raysift.storage import Location
+
+log = logging.getLogger(__name__)
 
 FILTER_CPUS = 1.0  # what Ray's checkpoint filter books
 IO_CPUS = 0.25  # what our readers and writers book
@@ -114,7 +117,17 @@ def pool_size(resources: Resources) -> int:
             )
     else:
         room = max(1, int(cluster_cpus() / resources.cpus_per_worker))
+        _tell_idle(float(ray.cluster_resources().get("GPU", 0.0)), resources.placed_on)
     return min(resources.workers or room, room)
+
+
+@functools.cache
+def _tell_idle(gpus: float, device: str) -> None:
+    """Say once that there are GPUs which nobody asked for."""
+    if gpus and device == "cpu":
+        log.warning(
+            "the cluster has %g GPUs, and workers run on CPUs; resources.gpus_per_worker=1 gives each a GPU", gpus
+        )
 
 
 def actor_cpus(resources: Resources) -> float:
