@@ -140,3 +140,39 @@ def test_right_answers_of_the_shared_files_score_one(shared_data):
             if example.metric == "rouge_l":
                 answer = example.reference
             assert METRICS[example.metric](answer, example) == 1, example.id
+
+
+QUESTIONS = [(f"What is {n} + {n}?", str(2 * n)) for n in range(3)]
+LAYOUTS = {
+    "e.jsonl": [{"prompt": q, "reference": a} for q, a in QUESTIONS],
+    "q.csv": [{"question": q, "answer": a} for q, a in QUESTIONS],
+    "a.jsonl.zst": [{"instruction": q, "output": a} for q, a in QUESTIONS],
+    "p.arrow": [{"prompt": q, "completion": a} for q, a in QUESTIONS],
+    "m.json": [
+        {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in QUESTIONS
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_records_of_every_layout_are_the_same_examples(tmp_path, name):
+    table = pa.Table.from_pylist(LAYOUTS[name])
+    if name.endswith(".csv"):
+        lines = [",".join(row.values()) for row in LAYOUTS[name]]
+        (tmp_path / name).write_text("\n".join(["question,answer", *lines]))
+    elif name.endswith(".arrow"):
+        with pa.ipc.new_file(tmp_path / name, table.schema) as out:
+            out.write_table(table)
+    elif name.endswith(".zst"):
+        text = "\n".join(map(json.dumps, LAYOUTS[name])).encode()
+        with pa.CompressedOutputStream(str(tmp_path / name), "zstd") as out:
+            out.write(text)
+    else:
+        write(tmp_path / name, LAYOUTS[name])
+    found = read_examples(f"{tmp_path}/*{name[1:]}")
+    assert [(e.prompt[0].content, reference_answer(e)) for e in found] == QUESTIONS
+    write(tmp_path / "same.jsonl", [*LAYOUTS["e.jsonl"], LAYOUTS["e.jsonl"][0]])
+    same = read_examples(str(tmp_path / "same.jsonl"))
+    assert [e.id for e in found] == [e.id for e in same[:3]] and same[3].id == f"{same[0].id}-2"
+    with pytest.raises(DataError, match="field 'metric' is missing"):
+        read_examples(str(tmp_path / name), scored=True)

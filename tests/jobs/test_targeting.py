@@ -59,9 +59,9 @@ def test_folders_and_globs_stand_for_their_files(files):
     for path in (files / "folder", files / "folder/part-?.jsonl"):
         config, settings = settings_of("rose", path)
         check_targets(config, settings)
-        assert [place.name for place in target_files(config)] == [f"part-{i}.jsonl" for i in range(3)]
+        assert [file.location.name for file in target_files(config)] == [f"part-{i}.jsonl" for i in range(3)]
     config, settings = settings_of("less", files / "examples.jsonl")
-    assert [place.name for place in target_files(config)] == ["examples.jsonl"]
+    assert [file.location.name for file in target_files(config)] == ["examples.jsonl"]
 
 
 def test_an_example_without_a_right_answer_is_named(files):
