@@ -140,13 +140,6 @@ def read_answers(place: Location, examples: Sequence[Example]) -> dict[str, Answ
     return {e.id: found.get(e.id, Answer(None, f"there is none in {place}")) for e in examples}
 
 
-def example_files(config: CommonConfig) -> list[list[str]]:
-    """Names and fingerprints of the files of examples."""
-    places = [open_location(name) for name in config.test]
-    files = [file for place in places for file in (place.files() if place.is_folder() else [place])]
-    return [[file.name, file_fingerprint(file)] for file in files]
-
-
 def drawn_examples(config: CommonConfig, settings: WinRateSettings) -> dict[str, Any]:
     """What decides which examples are asked."""
     return {"split": settings.split, "limit": settings.limit, "seed": config.seed}

@@ -37,11 +37,12 @@ from raysift.policy.pool import PolicyPool, positions, read_pool
 from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, load_policy
 from raysift.policy.settings import RaiseConfig
 from raysift.policy.state import Episode
+from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.given_input import told_meta
 from raysift.pool.id_text import id_text
 from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, META, Example
 from raysift.settings.config import CommonConfig
-from raysift.storage import Location, open_location
+from raysift.storage import Location
 
 ROUNDS = "rounds"
 CURRICULUM, CURRICULUM_ROWS, PICKS_LOG = "curriculum.parquet", "curriculum.jsonl", "log.parquet"
@@ -124,14 +125,14 @@ def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manif
         )
 
     decides = {"report_share": wanted.report_share, "validation_rows": wanted.validation_rows, "seed": config.seed}
-    inputs = {"target": [[place.name, file_fingerprint(place)] for place in files]}
+    inputs = {"target": fingerprint_files(files)}
     return run.stage("validation", decides, inputs, body)
 
 
-def _target_files(config: CommonConfig) -> list[Location]:
+def _target_files(config: CommonConfig) -> list[SourceFile]:
     if not config.target:
         raise ConfigError(f"config: 'target' is missing. {config.method} needs validation examples: --target FILE...")
-    return [open_location(path) for path in config.target]
+    return find_files(config.target)
 
 
 def target_rows(examples: Sequence[Example]) -> tuple[pa.Table, int]:

@@ -13,10 +13,10 @@ import zstandard
 
 from raysift.errors import DataError
 from raysift.pool import files as files_module
-from raysift.pool.chunks import Chunk, chunk_bytes_for, plan_file
-from raysift.pool.files import BadFile, find_files, line_of
+from raysift.pool.chunks import chunk_bytes_for, plan_file
+from raysift.pool.files import BadFile, Chunk, find_files, line_of
 from raysift.pool.json_arrays import split_elements
-from raysift.pool.normalise import records_of
+from raysift.pool.parsing import records_of
 from raysift.pool.reading import read_chunk
 
 TRICKY = ['"', "\\", '\\"', "\\\\", "[", "]", "{", "}", ",", "\n", "é日\U0001f600", "plain", "\\u0041", ""]
@@ -163,7 +163,7 @@ def test_nothing_to_read_is_an_error_that_names_it(tmp_path, source, said):
         ("a.json", '{\n"a": 1}\n{\n"a": 2}', "line 1: holds one object or several"),
         ("a.json", '[{"a": 1},\n{"a": 2}]\n[{"a": 3}]', "line 2: text after the end"),
         ("a.jsonl", "hello\nworld", "line 1: none of its first records is a JSON object"),
-        ("a.jsonl", "1\n2", "it is a int"),
+        ("a.jsonl", "1\n2", "the record is a number, expected an object"),
         ("a.parquet", "no parquet", "cannot be read as parquet"),
         ("a.csv", "a,a\n1,2", "more than once"),
         ("a.jsonl.gz", "no gzip", "cannot be read as text"),

@@ -312,7 +312,7 @@ def test_records_without_a_pair_are_counted_by_reason(tmp_path):
         "wrong_type": 1, "diverges_early": 1, "unknown_role": 1, "not_json": 1,
     }  # fmt: skip
     assert reader.problems.keys() <= PAIR_PROBLEMS.keys()
-    assert reader.places[0].endswith("pairs.jsonl, record 2: identical")
+    assert reader.places[0].endswith("pairs.jsonl, line 2: identical")
     assert list(reader) == pairs, "a reader can be read again"
 
 

@@ -151,7 +151,7 @@ def test_targets_without_any_usable_pair_are_refused(repeat, tmp_path):
     pairs = [pair | {"rejected": None} for pair in nano_pairs(2, 0)]
     path = write_lines(tmp_path / "pairs.jsonl", pairs)
     with pytest.raises(
-        DataError, match=r"no usable pair.*2 records give no pair \(one_sided\).*First: record 1; record 2\."
+        DataError, match=r"no usable pair.*2 records give no pair \(one_sided\).*First: line 1; line 2\."
     ):
         repeat(tmp_path / "run", target=[path])
 

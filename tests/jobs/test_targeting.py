@@ -31,14 +31,18 @@ def target_of(method, target, **section):
     ("method", "name", "message"),
     [
         ("rose", "none.jsonl", r"targets: .*none\.jsonl' does not exist\. rose takes preference pairs: "),
-        ("less", "none.jsonl", r"targets: there is no .*none\.jsonl'.* less takes examples with a right answer: "),
+        ("less", "none.jsonl", r"targets: .*none\.jsonl' does not exist\. less takes examples with a right answer: "),
         ("rose", "no*.jsonl", r"targets: no data file matches .*no\*\.jsonl"),
         (
             "rose",
             "examples.jsonl",
             r"no column for .*chosen.*rose takes preference pairs: .*rose\.targets\.columns\.chosen",
         ),
-        ("less", "pairs.jsonl", r"pairs\.jsonl, line 1: field .* less takes examples .*: id, prompt, metric, and ref"),
+        (
+            "less",
+            "pairs.jsonl",
+            r"pairs\.jsonl: .* have no right answer.* less takes examples .*: prompt and reference",
+        ),
     ],
 )
 def test_missing_files_and_files_of_the_wrong_kind_are_named(files, method, name, message):
@@ -51,10 +55,11 @@ def test_folders_and_globs_stand_for_their_files(files):
         (files / "folder").mkdir(exist_ok=True)
         write_lines(files / f"folder/part-{number}.jsonl", nano_pairs(2, number))
     for path in (files / "folder", files / "folder/part-?.jsonl"):
-        target = target_of("rose", path)
-        assert len(read_targets(*target).members) == 6
-        assert [place.name for place in target_files(*target)] == [f"part-{i}.jsonl" for i in range(3)]
-    assert [place.name for place in target_files(*target_of("less", files / "examples.jsonl"))] == ["examples.jsonl"]
+        config, selector = target_of("rose", path)
+        assert len(read_targets(config, selector).members) == 6
+        assert [file.location.name for file in target_files(config)] == [f"part-{i}.jsonl" for i in range(3)]
+    (example,) = target_files(target_of("less", files / "examples.jsonl")[0])
+    assert example.location.name == "examples.jsonl"
 
 
 def test_an_example_without_a_right_answer_is_named(files):
@@ -73,10 +78,9 @@ def test_records_without_a_pair_are_counted_and_the_first_of_each_reason_named(f
     assert (len(found.members), found.problems) == (2, {"no_prompt": 4, "one_sided": 1})
     first, second = found.notes
     assert (
-        "some.jsonl: 4 records give no pair (no_prompt). Nothing was asked before the answers. First: record 2;"
-        in first
+        "some.jsonl: 4 records give no pair (no_prompt). Nothing was asked before the answers. First: line 2;" in first
     )
-    assert "First: record 6." in second
+    assert "First: line 6." in second
 
 
 def test_other_columns_hold_pairs_and_their_subtasks(files):
