@@ -36,7 +36,7 @@ from raysift.jobs.runs.run import Run, StageResult, free_name
 from raysift.jobs.runs.tables import publish
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import RaiseConfig
-from raysift.policy.pool import read_pool
+from raysift.policy.pool import read_pool, restrict
 from raysift.policy.saved import POLICY, finished_rounds, kept_round
 from raysift.policy.search_settings import PLACES, SearchSettings
 from raysift.policy.trials import (
@@ -201,7 +201,7 @@ def share_work(
     place, found = next(iter(features.values()))
     setup = raise_policy.make_setup(place, checked, settings, found, encoded, target, 1)
     classes = {
-        number: raise_policy.restrict(read_pool(place.files(found, "features")[0]), setup.pool.ids).classes
+        number: restrict(read_pool(place.files(found, "features")[0]), setup.pool.ids).classes
         for number, (place, found) in features.items()
     }
     return TrialWork(

@@ -31,7 +31,7 @@ from raysift.jobs.stages import model_fingerprint
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import RaiseConfig, count_policy_steps, departures, place_picks
 from raysift.policy.drawing import FINAL_DRAW, Draw
-from raysift.policy.pool import PolicyPool, positions, read_pool
+from raysift.policy.pool import read_pool, restrict
 from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, load_policy
 from raysift.policy.state import Episode
 from raysift.pool.given_input import told_meta
@@ -295,12 +295,6 @@ def trainable_rows(run: Run, encoded: Manifest) -> pa.Table:
     tables = list(read_chunks(run.files(encoded, "answers"), _ENCODED))
     sound, _ = split_trainable(pa.concat_tables(tables))
     return sound.select([ID, INPUT_IDS, COUNTED]).sort_by(ID).combine_chunks()
-
-
-def restrict(pool: PolicyPool, ids: np.ndarray) -> PolicyPool:
-    """The rows of the pool that are among these ids, which rise."""
-    kept = positions(pool, np.intersect1d(pool.ids, ids, assume_unique=True))
-    return PolicyPool(pool.ids[kept], pool.features[kept], pool.classes[kept])
 
 
 def write_curriculum(files: Sequence[Location], episode: Episode, folder: Location) -> None:
