@@ -31,6 +31,7 @@ from raysift.records import ID
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 
+BLOCKS_PER_WORKER = 4
 FILTER_CPUS = 1.0  # what Ray's checkpoint filter books
 IO_CPUS = 0.25  # what our readers and writers book
 
@@ -115,6 +116,12 @@ def pool_size(resources: Resources) -> int:
     else:
         room = max(1, int(cluster_cpus() / resources.cpus_per_worker))
     return min(resources.workers or room, room)
+
+
+def spread(resources: Resources, count: int) -> Resources:
+    """Cuts small test sets into smaller blocks, so that every worker gets some."""
+    share = -(-count // (BLOCKS_PER_WORKER * pool_size(resources)))
+    return resources.model_copy(update={"block_rows": min(resources.block_rows, max(resources.batch_rows, share))})
 
 
 def actor_cpus(resources: Resources) -> float:

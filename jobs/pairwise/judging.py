@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from raysift.errors import StageError
-from raysift.jobs.pairwise.sides import drawn_examples, read_rows, spread, write_table
+from raysift.jobs.pairwise.sides import drawn_examples, read_rows, write_table
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import publish
 from raysift.manifest import Manifest
@@ -46,6 +46,7 @@ def judge(
     aspect: Aspect | None,
 ) -> Manifest:
     """Scores of the answers, or weights of the verdicts, all in all or by one aspect."""
+    from raysift.jobs.on_ray.raydata import spread
     from raysift.jobs.pairwise.comparing import compare_answers
     from raysift.jobs.scoring.quality import score_answers
 

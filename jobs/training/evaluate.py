@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 ACTORS: dict[str, type[RowActor]] = {GENERATE: Generator, CHOOSE: Likelihood, LOSS: AnswerLoss}
 ANSWERS_FILE = "answers.parquet"
 REPORT_FILE = "report.json"
-BLOCKS_PER_WORKER = 4
 
 
 def evaluate(
@@ -130,11 +129,8 @@ def _on_ray(
     resources: Resources,
     progress: bool,
 ) -> pa.Table:
-    """All answers of a pool of actors; test sets are small, so blocks are cut to give every worker some."""
-    from raysift.jobs.on_ray.raydata import map_rows, pool_size
+    """All answers of a pool of actors."""
+    from raysift.jobs.on_ray.raydata import map_rows, spread
 
-    share = -(-count // (BLOCKS_PER_WORKER * pool_size(resources)))
-    block_rows = min(resources.block_rows, max(resources.batch_rows, share))
-    cut = resources.model_copy(update={"block_rows": block_rows})
-    answers = map_rows(files, actor, arguments, out, cut, progress=progress)
+    answers = map_rows(files, actor, arguments, out, spread(resources, count), progress=progress)
     return pa.concat_tables([pq.read_table(file.path, filesystem=file.fs) for file in answers])
