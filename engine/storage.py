@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,10 @@ class Location:
     @property
     def name(self) -> str:
         return self.path.rstrip("/").rsplit("/", 1)[-1]
+
+    @property
+    def parent(self) -> Location:
+        return Location(self.fs, self.path.rstrip("/").rpartition("/")[0])
 
     @property
     def is_local(self) -> bool:
@@ -92,11 +97,21 @@ class Location:
         with source.open_input() as content, self._whole() as stream:
             shutil.copyfileobj(content, stream, COPIED_BYTES)
 
+    def sync(self) -> None:
+        """See a local file that was written piece by piece onto the disk, before anything says that it is there."""
+        if self.is_local:
+            with open(self.path, "rb") as file:
+                os.fsync(file.fileno())
+
     @contextlib.contextmanager
     def _whole(self) -> Iterator[BinaryIO]:
         if not self.is_local:
-            with self.fs.open_output_stream(self.path) as stream:
-                yield stream
+            # A stream to elsewhere commits what it has when an error closes it: it is opened once all is at hand.
+            with tempfile.SpooledTemporaryFile(COPIED_BYTES) as held:
+                yield held  # type: ignore[misc]
+                held.seek(0)
+                with self.fs.open_output_stream(self.path) as stream:
+                    shutil.copyfileobj(held, stream, COPIED_BYTES)
             return
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         temporary = f"{self.path}.{uuid.uuid4().hex[:8]}.tmp"

@@ -22,7 +22,7 @@ from raysift.manifest import Manifest, read_manifest
 from raysift.methods import Selector, find_method
 from raysift.methods.mods import seed_count
 from raysift.settings.budget import Budget, parse_budget
-from raysift.settings.config import CommonConfig
+from raysift.settings.config import CommonConfig, replayed
 from raysift.settings.training import TrainConfig
 from raysift.storage import open_location
 
@@ -176,7 +176,7 @@ def by_gradient(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     targeting.like_pool(run, config, settings, rows)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
     if settings.warmup_from:
-        warm = adopt_checkpoints(run, config.model, settings.warmup_from)
+        warm = adopt_checkpoints(run, config, settings.warmup_from)
     else:
         warm_rows = gradients.warmup_rows(run, config, settings, rows)
         warm = gradients.warmup(run, config, settings, warm_rows)
@@ -227,7 +227,7 @@ def run_method(run: Run, config: CommonConfig, pool: Pool | None = None) -> Mani
     """The whole journey: select, and where asked train on the selection and evaluate. Gives the selection's manifest."""
     if config.test and (config.train_on_selection or config.method in TRAIN_THEMSELVES):
         stages.check_trainable(run, config.train, "final")
-    with run.replayable(config.model_dump(mode="json")):
+    with run.replayable(replayed(config)):
         selected = RECIPES.get(str(config.method), yardstick)(run, config, pool or Pool())
         trained = read_manifest(run.folder / "final") if config.method in TRAIN_THEMSELVES else None
         if config.train_on_selection and trained is None:

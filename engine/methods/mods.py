@@ -86,7 +86,7 @@ class ModsConfig(MethodConfig):
         return scorer
 
 
-_ANSWERS: dict[str, Any] = {"max_new_tokens": 1024, "template": "alpaca"}
+_ANSWERS: dict[str, Any] = {"max_new_tokens": 1024}
 _PAPER: dict[str, Any] = {
     "scorer": {
         "kind": "reward",
@@ -109,7 +109,7 @@ _PAPER: dict[str, Any] = {
 
 
 class Mods(Selector):
-    """Ordered by its recipe; `choose` hands the order on."""
+    """The recipe ranks the rows; `choose` keeps that order."""
 
     name = "mods"
     summary = "Rows that are good, diverse and still unknown to the model (MoDS)."

@@ -12,7 +12,7 @@ from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show import show_evaluation, show_ingest, show_selection
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs.run import Run
-from raysift.settings.config import CommonConfig
+from raysift.settings.config import CommonConfig, replayed
 
 
 def run_selection(config: CommonConfig, console: Console) -> None:
@@ -33,14 +33,14 @@ def run_search(config: CommonConfig, console: Console) -> None:
 def run_ingest(config: CommonConfig, console: Console) -> None:
     """Only read the pool."""
     _require(config.pool, "pool", "Name what to read: raysift ingest FILE...")
-    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
+    with _session(config, console) as run, run.replayable(replayed(config)):
         show_ingest(run, stages.ingest(run, config), console)
 
 
 def run_finetune(config: CommonConfig, console: Console) -> None:
     """Train on a whole pool."""
     _require(config.pool, "pool", "Name the rows to train on: --pool FILE...")
-    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
+    with _session(config, console) as run, run.replayable(replayed(config)):
         rows = stages.ingest(run, config)
         if config.test:
             stages.check_trainable(run, config.train, "finetune")
@@ -55,7 +55,7 @@ def run_finetune(config: CommonConfig, console: Console) -> None:
 def run_evaluate(config: CommonConfig, console: Console) -> None:
     """Score a model as it is."""
     _require(config.test, "test", "Name the examples: --test FILE...")
-    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
+    with _session(config, console) as run, run.replayable(replayed(config)):
         stages.evaluate(run, config, None)
         show_evaluation(run, console)
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from raysift.jobs.commands.table_layout import ABSENT, lay_out
+from raysift.pool.id_text import exact
 
 Voice = Literal["rich", "plain", "quiet", "json"]
 
@@ -45,7 +46,7 @@ class Console:
         """Something that happened to the run: a JSON line for machines, a short sentence for people."""
         if self.voice == "json":
             record = {"time": round(time.time(), 3), "event": event, "stage": stage, **fields}
-            print(json.dumps(record, default=str), file=sys.stderr, flush=True)
+            print(json.dumps(exact(record), default=str), file=sys.stderr, flush=True)
         elif self.voice in ("rich", "plain"):
             words = ", ".join(f"{key} {_show(value)}" for key, value in fields.items() if value not in (None, {}, []))
             self.err.print(f"[bold]{stage:<9}[/] {event}{': ' + escape(words) if words else ''}", soft_wrap=True)

@@ -24,6 +24,7 @@ from raysift.jobs import stages
 from raysift.jobs.api import own_session
 from raysift.jobs.commands.console import Console
 from raysift.jobs.recipes import run_method
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
@@ -65,7 +66,7 @@ def run_demo(folder: str, seeds: int, console: Console) -> None:
         compare = run.stage(
             "compare",
             {"seeds": seeds, "train": config.train, "evaluate": config.evaluate, "target": TARGET, "budget": BUDGET},
-            {"model": stages.model_fingerprint("nano"), "pool": [POOL_ROWS, POOL_SEED, TEST_ROWS]},
+            {"model": find_model(run, config).identity, "pool": [POOL_ROWS, POOL_SEED, TEST_ROWS]},
             lambda work: compare_cells(cells, config, work, console),
         )
     show_comparison(compare, console, seeds)
@@ -159,7 +160,9 @@ def train_and_test(cell: Cell, config: CommonConfig, work: Location) -> None:
         adapter = (out / f"epoch-{report.epochs[-1].epoch}" / "adapter").path
         result |= {"rows": report.counts["rows_in"], "train_seconds": report.seconds}
     tests = read_examples(config.test[0])
-    scores = scores or evaluate_here(tests, config.model, config.evaluate, adapter=adapter, threads=1).scores()
+    scores = (
+        scores or evaluate_here(tests, config.model, config.evaluate, adapter=adapter, device="cpu", threads=1).scores()
+    )
     result["scores"] = [scores[test.id] for test in tests]
     (work / f"{cell.name}-{cell.seed}.json").write(json.dumps(result))
 

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from raysift.jobs.commands.console import Console, printable
 from raysift.jobs.pool.target_check import LIKENESS
 from raysift.jobs.runs.run import Run, open_run
+from raysift.jobs.runs.selection import SELECTED
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
 from raysift.pool.likeness import remarks
@@ -141,7 +142,7 @@ def show_selection(run: Run, manifest: Manifest, console: Console) -> None:
     first = chosen.slice(0, TOP_ROWS).select([name for name in told if name not in again])
     console.table("First ranks", first.column_names, [list(row.values()) for row in _as_text_ids(first.to_pylist())])
     written = run.files(manifest, "selected")[0]
-    console.note(f"selected rows: {written}")
+    console.note(f"selected rows: {run.folder / SELECTED / written.name}")
 
 
 def _repeats(chosen: pa.Table, name: str) -> bool:

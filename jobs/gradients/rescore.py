@@ -23,7 +23,7 @@ from raysift.jobs.runs.run import Run, free_name, open_run
 from raysift.methods import METHODS
 from raysift.methods.gradient import GradientConfig
 from raysift.settings.budget import parse_budget
-from raysift.settings.config import CommonConfig
+from raysift.settings.config import CommonConfig, replayed
 from raysift.storage import extend_name, open_location
 
 # What may differ from the run whose rows, warm-up and vectors are read; all other settings decided those.
@@ -70,7 +70,7 @@ def rescore(
     settings: Any = make_selector(config).config
     check_targets(config, settings)
     this_run = Run(name, console, [run, *config.reuse])
-    with this_run.replayable(config.model_dump(mode="json")):
+    with this_run.replayable(replayed(config)):
         rows, _, warm = (this_run.adopt(stage, run) for stage in ("ingest", "warmup_rows", "warmup"))
         assert rows is not None
         assert warm is not None

@@ -14,6 +14,7 @@ What it works around, in Ray 2.60:
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -30,6 +31,8 @@ from raysift.jobs.runs.tables import columns_of
 from raysift.records import ID
 from raysift.settings.resources import Resources
 from raysift.storage import Location
+
+log = logging.getLogger(__name__)
 
 BLOCKS_PER_WORKER = 4
 FILTER_CPUS = 1.0  # what Ray's checkpoint filter books
@@ -115,6 +118,7 @@ def pool_size(resources: Resources) -> int:
             )
     else:
         room = max(1, int(cluster_cpus() / resources.cpus_per_worker))
+        _tell_idle(float(ray.cluster_resources().get("GPU", 0.0)), resources.placed_on)
     return min(resources.workers or room, room)
 
 
@@ -122,6 +126,15 @@ def spread(resources: Resources, count: int) -> Resources:
     """Cuts small test sets into smaller blocks, so that every worker gets some."""
     share = -(-count // (BLOCKS_PER_WORKER * pool_size(resources)))
     return resources.model_copy(update={"block_rows": min(resources.block_rows, max(resources.batch_rows, share))})
+
+
+@functools.cache
+def _tell_idle(gpus: float, device: str) -> None:
+    """Say once that there are GPUs which nobody asked for."""
+    if gpus and device == "cpu":
+        log.warning(
+            "the cluster has %g GPUs, and workers run on CPUs; resources.gpus_per_worker=1 gives each a GPU", gpus
+        )
 
 
 def actor_cpus(resources: Resources) -> float:

@@ -17,13 +17,13 @@ from raysift.evaluation.examples import read_examples, sample_examples
 from raysift.jobs.commands.console import Console
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
 from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, example_files
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, free_name
-from raysift.jobs.stages import model_fingerprint
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import Question
 from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID
-from raysift.settings.config import CommonConfig, make_config
+from raysift.settings.config import CommonConfig, make_config, replayed
 
 
 def win_rate(
@@ -70,22 +70,20 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
     sources = _sources(config, settings)
     examples = sample_examples(read_examples(config.test, split=settings.split), settings.limit, config.seed)
     files = {"test": example_files(config)}
-    identities = {name: source.identity() for name, source in sources.items()}
-    judge_identity = model_fingerprint(settings.judge_model)
+    identities = {name: source.identity(run, config) for name, source in sources.items()}
+    judge_identity = find_model(run, config, settings.judge_model).identity
     if settings.judge.backend == "vllm":
         from raysift.jobs.scoring.generation import require_vllm
 
         require_vllm("judge")
-    values = config.model_dump(mode="json") | {"win_rate": settings.model_dump(mode="json")}
-    with run.replayable(values):
+    with run.replayable(replayed(config.model_copy(update={"win_rate": settings}))):
         sides = {
             name: answer(run, config, settings, examples, name, source, files | identities[name])
             for name, source in sources.items()
         }
         questions = [Question(e, sides[OWN].answers[e.id], sides[AGAINST].answers[e.id]) for e in examples]
         inputs = files | {name: side.fingerprint for name, side in sides.items()} | {"judge": judge_identity}
-        aspects = settings.aspects or (None,)
-        judged = {aspect: judge(run, config, settings, questions, inputs, aspect) for aspect in aspects}
+        judged = judge(run, config, settings, questions, inputs)
         return count(run, settings, questions, judged, {name: source.title for name, source in sources.items()})
 
 

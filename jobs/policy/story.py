@@ -22,7 +22,7 @@ from rich.markup import escape
 from raysift.errors import ConfigError, DataError
 from raysift.ids import look_up
 from raysift.jobs.commands.console import Console, printable
-from raysift.jobs.runs.reuse import EVENTS
+from raysift.jobs.runs.reuse import read_events
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
@@ -161,9 +161,8 @@ def round_folders(run: Run) -> list[Location]:
     learned = read_manifest(run.folder / "learn")
     if learned:
         return finished_rounds(learned.home / learned.fingerprint / "rounds")[: learned.values["rounds"]]
-    events = run.folder / EVENTS
-    begun = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
-    latest = [line["fingerprint"] for line in begun if line["stage"] == "learn" and "fingerprint" in line]
+    begun = [event for event in read_events(run.folder) if event["stage"] == "learn"]
+    latest = [event["fingerprint"] for event in begun if "fingerprint" in event]
     return finished_rounds(run.folder / "learn" / latest[-1] / "rounds") if latest else []
 
 

@@ -27,12 +27,22 @@ from raysift.jobs.runs.reuse import (
     check_sources,
     find_finished,
     finished_by,
+    read_events,
     record_sources,
     run_name,
     sources_of,
     tell_changes,
 )
-from raysift.manifest import MANIFEST, Manifest, installed_versions, read_manifest, require_same, write_manifest
+from raysift.manifest import (
+    MANIFEST,
+    Manifest,
+    installed_versions,
+    read_manifest,
+    require_same,
+    settle,
+    write_manifest,
+)
+from raysift.pool.id_text import exact
 from raysift.settings.config import CommonConfig, load_config
 from raysift.storage import Location, extend_name, open_location, refuse_passwords
 
@@ -61,7 +71,7 @@ class Run:
         self.console = console or Console("quiet")
         self.reuse, self._reuse_is_new = named or sources_of(self.folder), bool(named)
         events = self.folder / EVENTS
-        self._events = events.read_text().splitlines() if events.exists() else []
+        self._events = events.read_bytes().decode(errors="replace").splitlines() if events.exists() else []
 
     def manifest(self, *stages: str) -> Manifest | None:
         """The manifest of the first of these stages that is finished."""
@@ -110,12 +120,14 @@ class Run:
             self.record("failed", name, error=type(error).__name__)
             raise
         seconds = time.perf_counter() - clock
+        files = {kind: [f"{identity}/{file}" for file in files] for kind, files in result.files.items()}
         manifest = Manifest(
             stage=name,
             fingerprint=identity,
             settings=wanted_settings,
             inputs=wanted_inputs,
-            files={kind: [f"{identity}/{file}" for file in files] for kind, files in result.files.items()},
+            files=files,
+            sizes=settle(home, [name for kind in files.values() for name in kind]),
             counts=dict(result.counts),
             values=dict(result.values),
             versions=installed_versions(),
@@ -138,6 +150,11 @@ class Run:
         if own and own.fingerprint != identity:
             require_same(own, settings, inputs, self.name)
         if own and not own.reused_from:
+            if damage := own.damage():
+                raise DataError(
+                    f"{name}: this stage of {self.name} is finished, but {damage}. Put the file back, or delete "
+                    f"{self.folder / name} to do the stage again."
+                )
             self.record("skipped", name, fingerprint=identity)
             return own
         found = find_finished(self.folder, name, identity, own, self.reuse)
@@ -167,7 +184,7 @@ class Run:
         """Add an event to the run's log and say it."""
         self.console.event(event, stage, **fields)
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": stage, "event": event, **fields}
-        self._events.append(json.dumps(line, default=str))
+        self._events.append(json.dumps(exact(line), default=str))
         # An object store cannot append; the log is short, so it is written whole each time.
         (self.folder / EVENTS).write("\n".join(self._events) + "\n")
 
@@ -188,10 +205,9 @@ class Run:
     def manifests(self) -> list[Manifest]:
         """Manifests of the finished stages, in the order in which they were first started."""
         order: list[str] = []
-        for line in self._events:
-            stage = json.loads(line).get("stage")
-            if stage and stage not in order:
-                order.append(stage)
+        for event in read_events(self.folder):
+            if event["stage"] not in order:
+                order.append(event["stage"])
         found = [read_manifest(self.folder / stage) for stage in order]
         return [manifest for manifest in found if manifest]
 

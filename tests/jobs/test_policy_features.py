@@ -30,7 +30,7 @@ from ..tiny_embeddings import write_embeddings  # noqa: TID252
 SETTINGS = FeatureSettings(semantic_dimensions=6, fit_rows=100)
 ROWS, WIDTH, CLASSES = 300, 10, 3
 MEASURED = {"template": "auto", "max_length": None}
-EMBEDDING = {"embedding": {"model": "some/where", "pooling": "mean"}}
+EMBEDDING = {"embedding": {"pooling": "mean"}}
 
 
 def measures(seed=0):

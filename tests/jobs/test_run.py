@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from raysift.errors import ConfigError, DataError, StaleRunError
+from raysift.jobs.commands.console import Console
 from raysift.jobs.runs.run import Run, StageResult, free_name, open_run
 from raysift.manifest import read_manifest
 from raysift.storage import open_location
@@ -162,3 +163,60 @@ def test_no_password_comes_into_the_files_of_a_run(tmp_path):
     ):
         pass
     assert not [file for file in open_location(tmp_path / "b").files(recursive=True) if b"secret" in file.read_bytes()]
+
+
+@pytest.mark.parametrize("content", [None, "do"])
+def test_a_finished_stage_whose_file_is_lost_or_cut_off_is_told_with_what_to_do(tmp_path, content):
+    manifest = stage(Run(tmp_path / "r"))
+    file = tmp_path / "r/count" / manifest.fingerprint / "out.txt"
+    file.unlink() if content is None else file.write_text(content)
+    found = rf"{file} " + ("is gone" if content is None else "has 2 bytes, the stage left 4")
+    with pytest.raises(
+        DataError, match=rf"count: this stage of .*/r is finished, but {found}.*delete .*/r/count to do"
+    ):
+        stage(Run(tmp_path / "r"))
+    file.write_text("done")
+    assert stage(Run(tmp_path / "r")) == manifest
+
+
+def test_files_in_a_folder_that_a_stage_names_are_looked_after_too(tmp_path):
+    def body(folder):
+        (folder / "epoch-1/adapter/weights").write("weights")
+        return StageResult(files={"epochs": ["epoch-1"]})
+
+    manifest = Run(tmp_path / "r").stage("final", {}, {}, body)
+    assert manifest.sizes == {f"{manifest.fingerprint}/epoch-1/adapter/weights": 7}
+    (tmp_path / "r/final" / manifest.fingerprint / "epoch-1/adapter/weights").unlink()
+    with pytest.raises(DataError, match=r"final: .*epoch-1/adapter/weights is gone"):
+        Run(tmp_path / "r").stage("final", {}, {}, body)
+
+
+def test_a_damaged_line_of_the_log_ends_no_run(tmp_path):
+    stage(Run(tmp_path / "r"))
+    log = tmp_path / "r/events.jsonl"
+    log.write_bytes(log.read_bytes() + b'{"time": "2026\n[]\n\xff\n')
+    again = stage(Run(tmp_path / "r"))
+    assert open_run(str(tmp_path / "r")).manifests() == [again]
+    assert json.loads(log.read_text().splitlines()[-1])["event"] == "skipped"
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "{", '{"runs": null}'])
+def test_a_damaged_list_of_reused_runs_is_named_with_what_to_do(tmp_path, content):
+    stage(Run(tmp_path / "r"))
+    (tmp_path / "r/reuse.json").write_text(content)
+    with pytest.raises(
+        DataError, match=r"r/reuse\.json does not name the runs .* Delete it, and name them with --reuse"
+    ):
+        Run(tmp_path / "r")
+
+
+def test_ids_of_all_64_bits_are_text_in_every_json(tmp_path, capsys):
+    """Readers that round numbers beyond 2^53, as JavaScript and jq do, would name a row that is not there."""
+    row, counts = -1153341648148542396, {"rows": 2**53, "share": 0.5, "done": True}
+    run = Run(str(tmp_path), Console("json"))
+    run.record("failed", "score", first=row, counts=counts, near=[{"id": row}])
+    run.console.table("Rows", ["id", "rank"], [(row, 1)])
+    said = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    for event in (json.loads((tmp_path / "events.jsonl").read_text()), said[0]):
+        assert (event["first"], event["counts"], event["near"]) == (str(row), counts, [{"id": str(row)}])
+    assert said[1]["rows"] == [[str(row), 1]] and int(said[1]["rows"][0][0]) == row
