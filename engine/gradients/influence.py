@@ -83,7 +83,8 @@ def match_rows(rows: Array | Stored, targets: Array) -> NDArray[np.float32]:
 
 def weigh_checkpoints(matches: Array, weights: ArrayLike) -> NDArray[np.float64]:
     """The inner sum of the formula above, (rows, subtasks), from products (rows, checkpoints, subtasks)."""
-    return np.einsum("c,ncs->ns", np.asarray(weights, np.float64), matches.astype(np.float64))
+    total: NDArray[np.float64] = np.einsum("c,ncs->ns", np.asarray(weights, np.float64), matches.astype(np.float64))
+    return total
 
 
 def aggregate_subtasks(scores: Array, columns: TargetColumns, rule: str = "max") -> NDArray[np.float64]:
