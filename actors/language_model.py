@@ -80,7 +80,8 @@ def source_of(model: str) -> tuple[str, str]:
 def portable_name(name: str) -> str:
     """The same model for a process in another folder: a local path made absolute, any other name as it is."""
     path = os.path.expanduser(name)
-    return os.path.abspath(path) if os.path.isdir(path) else name
+    is_shipped = name.partition(":")[0] == "nano"
+    return os.path.abspath(path) if os.path.isdir(path) and not is_shipped else name
 
 
 def pick_device(device: str = "auto") -> str:
@@ -220,7 +221,7 @@ def load_adapter(model: Any, adapter: str | Location, trainable: bool = False) -
     with local_copy(place) as folder:
         try:
             return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        except Exception as error:  # damaged files raise whatever the library that reads them does
             reason = " ".join(str(error).split())[:300] or "no message"
             raise ModelError(
                 f"model: cannot load the adapter {place} over this base model: {type(error).__name__}: {reason} Give "
@@ -258,7 +259,7 @@ def _explained(model: str, what: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # damaged files raise whatever the library that reads them does
         tried = resolve_model(model) if not os.path.isdir(model) else model
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
         hub = "the Hugging Face hub (offline)" if offline else "the Hugging Face hub"

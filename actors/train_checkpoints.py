@@ -7,6 +7,7 @@ long epoch, replaced by the next one.
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -68,8 +69,8 @@ def template_of(named: str, model: Any, adapter: str | Location | None, usual: s
     if not isinstance(place, Location) or not place.is_folder():
         return usual
     record = Location(place.fs, place.path.rstrip("/").rpartition("/")[0]) / EPOCH_RECORD
-    told = EpochRecord.model_validate_json(record.read_bytes()).template if record.exists() else None
-    return told or usual
+    told = json.loads(record.read_bytes()) if record.exists() else {}  # of any version: only one field is read
+    return told.get("template") or usual
 
 
 def _checkpoints(out: Location, name: str) -> list[tuple[Location, EpochRecord]]:

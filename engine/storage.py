@@ -66,6 +66,11 @@ class Location:
         found = [i.path for i in infos if i.type == pafs.FileType.File and i.path.endswith(suffix)]
         return [Location(self.fs, path) for path in sorted(found)]
 
+    def first_entry(self) -> str | None:
+        """The name of something in this folder, hidden things aside; None where there is nothing, or no folder."""
+        found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        return min((info.base_name for info in found if not info.base_name.startswith(".")), default=None)
+
     def make_folder(self) -> Location:
         self.fs.create_dir(self.path, recursive=True)
         return self

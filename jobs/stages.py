@@ -20,7 +20,7 @@ from raysift.fingerprint import file_fingerprint
 from raysift.jobs.runs.models import adapter_input, find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import publish_selection, rows_of_run, write_selection
-from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, with_tokens
+from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, sum_tokens, with_tokens
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.records import ID, SCORE
@@ -73,7 +73,13 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
             rows=report.rows_in,
         )
 
-    return run.stage("ingest", {"ingest": config.ingest}, inputs, body, version=VERSION)
+    manifest = run.stage("ingest", {"ingest": config.ingest}, inputs, body, version=VERSION)
+    budget = parse_budget(config.budget)
+    if config.method and not budget.counts_tokens:
+        budget.rows_of(
+            manifest.counts["kept"]
+        )  # refuses more rows than there are, before anything is computed for them
+    return manifest
 
 
 def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
@@ -101,7 +107,11 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
 
     settings = {"template": config.train.template}
     inputs = {"rows": rows.fingerprint, "tokenizer": model.identity}
-    return run.stage("lengths", settings, inputs, body)
+    manifest = run.stage("lengths", settings, inputs, body)
+    budget = parse_budget(config.budget)
+    if budget.counts_tokens:
+        budget.require_tokens(sum_tokens(run.files(manifest, "answers")))
+    return manifest
 
 
 def score(run: Run, config: CommonConfig, selector: Selector, rows: Manifest, table: Manifest | None) -> Manifest:
@@ -145,20 +155,20 @@ def choose(
             chunks = with_tokens(chunks, run.files(tokens, "answers"))
         ids, best = selector.choose(chunks, budget, rows.counts["kept"])
         result = write_selection(run, config, selector, rows, files, ids, best, folder)
-        if budget.counts_tokens:
-            return result
+        if budget.counts_tokens and tokens:
+            taken = sum_tokens(run.files(tokens, "answers"), ids)
+            return replace(result, counts={**result.counts, "tokens_asked": budget.tokens, "tokens": taken})
         asked, without = budget.rows_of(rows.counts["kept"]), scores.counts.get("failed", 0)
-        if len(ids) < asked and without:
-            run.console.note(
-                f"choose: {asked} rows asked, {len(ids)} chosen: {without} of {rows.counts['kept']} rows have no score"
-            )
+        if len(ids) < asked:
+            why = f": {without} of {rows.counts['kept']} rows have no score" if without else ""
+            run.console.note(f"choose: {asked} rows asked, {len(ids)} chosen{why}")
         return replace(result, counts={**result.counts, "asked": asked})
 
     settings = {"method": selector.name, "budget": config.budget, "output_format": config.output_format}
     inputs = {"scores": scores.fingerprint} | (
         {"lengths": tokens.fingerprint} if budget.counts_tokens and tokens else {}
     )
-    manifest = run.stage("choose", settings, inputs, body)
+    manifest = run.stage("choose", settings, inputs, body, version=2)  # 2 never takes more rows than the budget has
     publish_selection(run, manifest)
     return manifest
 

@@ -32,6 +32,11 @@ class Selector:
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named settings, for `METHOD.preset`: what official code and paper do where they differ."""
 
+    trains_itself: ClassVar[bool] = False
+    """Its recipe trains the model on the selection as it makes it, in the stage `final`."""
+    takes_target: ClassVar[bool] = False
+    """It selects for target files; other methods refuse `--target`."""
+
     def __init__(self, config: MethodConfig, seed: int) -> None:
         self.config = config
         self.seed = seed

@@ -137,7 +137,7 @@ class Mods(Selector):
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
         """Seeds, then augmented rows: the recipe has kept to the budget already."""
-        return choose_in_order(scores)
+        return choose_in_order(scores, budget, pool_rows)
 
 
 def seed_count(config: ModsConfig, total: int) -> int:

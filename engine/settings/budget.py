@@ -38,6 +38,14 @@ class Budget:
             )
         return self.rows
 
+    def require_tokens(self, pool_tokens: int) -> None:
+        """Refuses more tokens than the pool has, as more rows are refused."""
+        if self.tokens is not None and self.tokens > pool_tokens:
+            raise ConfigError(
+                f"budget: {self.tokens} tokens asked for, the pool has {pool_tokens} after ingest. Lower --budget, or give a "
+                "share such as 100%."
+            )
+
 
 def parse_budget(text: str) -> Budget:
     """Read `5%`, `2000`, `50k` (rows) or `1.5Mtok` (tokens)."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, create_model
 
-from raysift.errors import ConfigError
+from raysift.errors import ConfigError, system_words
 from raysift.evaluation.metrics import EvalConfig
 from raysift.fingerprint import canonical
 from raysift.methods import METHODS, Selector
@@ -29,19 +29,31 @@ from raysift.settings.resources import Resources
 from raysift.settings.training import TrainConfig, recipe
 from raysift.storage import open_location
 
+MOST_VALUES = 100_000  # of a settings file, its aliases followed
+SHOWN_PROBLEMS, SHOWN_CHARS = 10, 60
+
+
+def _not_empty(name: str) -> str:
+    if not name.strip():
+        raise ValueError("a name must not be empty; is a shell variable unset?")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_not_empty)]
+
 
 class CommonConfig(Settings):
     """What every method has; `RunConfig` adds a section for each method."""
 
     method: str | None = None
     """The selector; on the command line it is the command."""
-    pool: list[str] = Field(default_factory=list)
+    pool: list[Name] = Field(default_factory=list)
     """Files, folders, globs or URIs to choose from."""
-    target: list[str] = Field(default_factory=list)
+    target: list[Name] = Field(default_factory=list)
     """What the selection is for: examples (validation set) or preference pairs, as the method asks."""
-    model: str = "nano"
+    model: Name = "nano"
     """`nano`, a Hugging Face id or a local folder."""
-    adapter: str | None = None
+    adapter: Name | None = None
     """A PEFT adapter to start from or to evaluate."""
     trust_remote_code: bool = False
     """Run code that ships with a model. Off unless asked for; recorded in the manifests when on."""
@@ -50,16 +62,16 @@ class CommonConfig(Settings):
     seed: Seed = 0
     """Every random choice follows from it and from row ids; trainings may have a seed of their own. Projections have one
     (`projection.seed`), so that runs of any seed share a store."""
-    run: str = Field("runs/run", exclude=True)
-    """Where results go: a folder or a URI."""
-    reuse: list[str] = Field(default_factory=list, exclude=True)
+    run: Name = Field("runs/run", exclude=True)
+    """Where results go: a folder or a URI. A command without it writes into `runs/COMMAND`."""
+    reuse: list[Name] = Field(default_factory=list, exclude=True)
     """Runs whose finished stages are taken over where settings and inputs are the same. `run.yaml` holds neither this nor
     `run`: it replays a run by itself."""
-    output_format: str = "messages"
-    """Shape of the selected rows on disk: messages, alpaca, sharegpt or original."""
+    output_format: Literal["messages", "alpaca", "sharegpt", "original", "parquet"] = "messages"
+    """Shape of the selected rows on disk; `original` gives back each record's own text."""
     train_on_selection: bool = False
     """After selecting, fine-tune the model on the selected rows (settings: `train`)."""
-    test: list[str] = Field(default_factory=list)
+    test: list[Name] = Field(default_factory=list)
     """Example files on which the fine-tuned model is evaluated (settings: `evaluate`)."""
     ingest: IngestConfig = Field(default_factory=IngestConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -116,7 +128,9 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
     try:
         config: CommonConfig = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        found = error.errors()
+        more = [f"and {len(found) - SHOWN_PROBLEMS:,} others"] if len(found) > SHOWN_PROBLEMS else []
+        raise ConfigError("\n".join([*map(_explain, found[:SHOWN_PROBLEMS]), *more])) from None
     parse_budget(config.budget)
     return config
 
@@ -221,15 +235,29 @@ def _seed(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
 
 def _read_yaml(file: str) -> dict[str, Any]:
     place = open_location(file)
-    if not place.exists():
-        raise ConfigError(f"config: there is no file '{file}'.")
     try:
+        if not place.exists():
+            raise ConfigError(f"config: there is no file '{file}'.")
         values = yaml.safe_load(place.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"config: '{file}' is not YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"config: '{file}' cannot be read: {system_words(error)}") from None
+    if _is_huge(values):
+        raise ConfigError(f"config: '{file}' holds more than {MOST_VALUES:,} values, its aliases (*name) followed.")
     if not isinstance(values, dict):
         raise ConfigError(f"config: '{file}' holds a {type(values).__name__}, expected `key: value` lines.")
     return values
+
+
+def _is_huge(values: Any) -> bool:
+    """Whether there are more values than any settings have: aliases of aliases make gigabytes of a kilobyte."""
+    left, count = [values], 0
+    while left and count <= MOST_VALUES:
+        value = left.pop()
+        count += 1
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return count > MOST_VALUES
 
 
 def _make_way(values: dict[str, Any], override: str) -> None:

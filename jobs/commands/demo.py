@@ -57,8 +57,9 @@ class Cell:
 
 def run_demo(folder: str, seeds: int, console: Console) -> None:
     """Select, train, test, and print the table."""
-    with own_session():
-        run = Run(folder, console)
+    with own_session() as start:
+        run = Run(folder, console, start=start)
+        run.claim()
         config = write_world(run)
         cells = [Cell("base model", 0, None)]
         for seed in range(seeds):
@@ -87,14 +88,14 @@ def select_rows(run: Run, config: CommonConfig, seed: int) -> list[Cell]:
     """The training sets of one seed."""
     cells = []
     for method in ("uniform", "longest"):
-        own = Run(run.folder / f"{method}-{seed}", run.console)
+        own = Run(run.folder / f"{method}-{seed}", run.console, start=run.start)
         whole_journey = method == "uniform" and seed == 0
         train = config.train.model_copy(update={"seed": seed})
         settings = {"method": method, "seed": seed, "train": train, "train_on_selection": whole_journey}
         chosen = run_method(own, config.model_copy(update=settings))
         scores = tested_scores(own) if whole_journey else None
         cells.append(Cell(f"{method} {BUDGET}", seed, tuple(own.files(chosen, "rows")), scores=scores))
-    pool = Run(run.folder / f"uniform-{seed}", Console("quiet"))
+    pool = Run(run.folder / f"uniform-{seed}", Console("quiet"), start=run.start)
     rows = stages.ingest(pool, config)
     cells.append(Cell("full pool", seed, tuple(pool.files(rows, "rows")), PASSES_OVER_ALL))
     cells.append(Cell(f"oracle {BUDGET}", seed, oracle_rows(run, pool, rows, seed)))

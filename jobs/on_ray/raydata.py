@@ -18,6 +18,7 @@ import functools
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -26,7 +27,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from raysift import errors
 from raysift.actors.contract import RowActor
-from raysift.errors import StageError, find_cause
+from raysift.errors import ConfigError, StageError, find_cause
 from raysift.jobs.runs.tables import columns_of
 from raysift.records import ID
 from raysift.settings.resources import Resources
@@ -35,6 +36,7 @@ from raysift.storage import Location
 log = logging.getLogger(__name__)
 
 BLOCKS_PER_WORKER = 4
+HEAD_TIMEOUT_S = 10.0
 FILTER_CPUS = 1.0  # what Ray's checkpoint filter books
 IO_CPUS = 0.25  # what our readers and writers book
 
@@ -53,15 +55,37 @@ def start_ray(**options: Any) -> bool:
     # start listens on loopback only.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
-    if os.environ.get("RAY_ADDRESS", "local") != "local":
-        settings = {"log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(**(settings | options))
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        settings["include_dashboard"] = False
+    _require_head(address)
+    try:
+        ray.init(**(settings | options))
+    except ConnectionError as error:
+        raise ConfigError(
+            f"ray: the cluster at RAY_ADDRESS={address} refuses this client (RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}). If it "
+            f"asks for tokens, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Ray says: {error}"
+        ) from None
     level = max(logging.WARNING, logging.getLogger().level)
     for library in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(library).setLevel(level)  # Ray Data sets its own at import
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # tells that we switched its bars off
     return True
+
+
+def _require_head(address: str) -> None:
+    """Refuses HOST:PORT where nothing listens: Ray tries for minutes, without a word."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"ray: nothing answers at RAY_ADDRESS={address}: {error}. Start the cluster, correct the address, or unset "
+            "RAY_ADDRESS to run on this machine."
+        ) from None
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ had come to by then: two searches with it need not end alike where trials run si
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 import pyarrow as pa
@@ -22,17 +22,18 @@ import yaml
 
 from raysift.errors import ConfigError, StageError
 from raysift.jobs import stages
-from raysift.jobs.api import own_session, start_session
+from raysift.jobs.api import Paths, open_new, own_session, paths_of
 from raysift.jobs.commands.console import Console
 from raysift.jobs.coverage import centers
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.trials import ROUNDS, TrialWork
 from raysift.jobs.policy.tuning import fit
-from raysift.jobs.recipes import count_rows
+from raysift.jobs.recipes import count_rows, row_budget
+from raysift.jobs.runs import checks
 from raysift.jobs.runs.models import adapter_input, find_model, without_models
 from raysift.jobs.runs.reuse import is_run
-from raysift.jobs.runs.run import Run, StageResult, free_name
+from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import publish
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import RaiseConfig
@@ -52,7 +53,7 @@ from raysift.policy.trials import (
     criterion,
     draw_trials,
 )
-from raysift.settings.config import CommonConfig, make_config, replayed
+from raysift.settings.config import CommonConfig, replayed
 from raysift.storage import Location, extend_name
 
 BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.safetensors"
@@ -60,17 +61,17 @@ BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.s
 
 def search_command(config: CommonConfig, console: Console) -> None:
     """Search in a Ray session of its own, and show what was found."""
-    run = Run(config.run, console, config.reuse)
-    with own_session():
+    with own_session() as start:
+        run = Run(config.run, console, config.reuse, start)
         manifest = find_settings(run, config)
     show_search(manifest, console)
     console.note(f"best settings: raysift raise --config {run.folder / BEST} --run NEW")
 
 
 def search(
-    pool: str | Sequence[str],
+    pool: Paths,
     *,
-    run: str | None = None,
+    run: str | PathLike[str] | None = None,
     fresh: bool = False,
     console: Console | None = None,
     **settings: Any,
@@ -79,12 +80,8 @@ def search(
 
     `settings` are those of the YAML file, as for `raysift.raise_`, and a section `search={"trials": 8}`.
     """
-    folder = run or tempfile.mkdtemp(prefix="raysift-")
-    paths = [pool] if isinstance(pool, str) else list(pool)
-    values = settings | {"method": "raise", "pool": paths, "run": free_name(folder) if fresh else folder}
-    config = make_config(values)
-    start_session()
-    return find_settings(Run(config.run, console, config.reuse), config)
+    config, this_run = open_new(run, fresh, settings | {"method": "raise", "pool": paths_of(pool)}, console)
+    return find_settings(this_run, config)
 
 
 def find_settings(run: Run, config: CommonConfig) -> Manifest:
@@ -93,6 +90,10 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
     wanted = config.search or SearchSettings()
     if settings.policy_from:
         raise ConfigError("search: 'raise.policy_from' is set; a policy that is taken over has no settings to search.")
+    checks.check_run(run, config)
+    checks.check_pool(config)
+    row_budget(config)
+    raise_policy.check_input(config, settings)
     drawn = draw_trials(wanted, settings, config.train, config.seed)
     if len(drawn) < wanted.trials:
         run.console.note(f"search: the space has {len(drawn)} different trials, search.trials is {wanted.trials}")
@@ -115,7 +116,7 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
 def open_classes(run: Run, classes: int) -> Run:
     """The folder for a number of classes, which reuses those that the reused searches have for it."""
     own, *others = (extend_name(name, f"/classes-{classes}") for name in (run.name, *run.reuse))
-    return Run(own, run.console, [name for name in others if is_run(name)])
+    return Run(own, run.console, [name for name in others if is_run(name)], run.start)
 
 
 def try_settings(

@@ -25,6 +25,7 @@ from raysift.fingerprint import file_fingerprint
 from raysift.jobs.policy.episodes import ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
 from raysift.jobs.pool.target_check import compare_with_pool, texts_of
+from raysift.jobs.runs import checks
 from raysift.jobs.runs.chosen_rows import chosen_chunks
 from raysift.jobs.runs.models import adapter_input, find_model
 from raysift.jobs.runs.run import Run, StageResult
@@ -79,19 +80,33 @@ def like_pool(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
     return compare_with_pool(run, rows, _target_files(config), {}, read)
 
 
+def check_input(config: CommonConfig, settings: RaiseConfig) -> None:
+    """Refuses models and target files that are missing or of no use, before any stage."""
+    features = settings.features
+    checks.check_models(config, {"features": features.model, "features.embedding": features.embedding.model})
+    _target_files(config)
+    _read_target(config)
+
+
+def _read_target(config: CommonConfig) -> tuple[pa.Table, int, int]:
+    """The target's conversations, how many examples have no answer, and how many there are."""
+    examples = [example for path in config.target for example in read_examples(path)]
+    rows, without = target_rows(examples)
+    if len(rows) < 2:
+        raise DataError(
+            f"validation: {len(rows)} of {len(examples)} examples have a reference answer; expected two at least, one "
+            "to learn by and one to report on."
+        )
+    return rows, without, len(examples)
+
+
 def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manifest:
     """The target's examples as conversations: those that a policy is rewarded by, and those kept for the report."""
     files = _target_files(config)
     wanted = settings.episode
 
     def body(folder: Location) -> StageResult:
-        examples = [example for path in config.target for example in read_examples(path)]
-        rows, without = target_rows(examples)
-        if len(rows) < 2:
-            raise DataError(
-                f"validation: {len(rows)} of {len(examples)} examples have a reference answer; expected two at least, one "
-                "to learn by and one to report on."
-            )
+        rows, without, total = _read_target(config)
         ids = rows[ID].to_numpy()
         order = np.argsort(uniform_of(ids, seed_for(config.seed, "report")), kind="stable")
         kept = min(len(ids) - 1, round(wanted.report_share * len(ids)))
@@ -99,12 +114,12 @@ def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manif
         for name, part in (("validation", chosen), ("report", order[:kept])):
             pq.write_table(rows.take(pa.array(np.sort(part))), (folder / f"{name}.parquet").path, filesystem=folder.fs)
         unused = len(ids) - kept - len(chosen)
-        counts: dict[str, Any] = {"rows_in": len(examples), "kept": len(chosen), "report": kept}
+        counts: dict[str, Any] = {"rows_in": total, "kept": len(chosen), "report": kept}
         counts |= {"rejected": {"no reference answer": without, "beyond validation_rows": unused}}
         return StageResult(
             files={"validation": ["validation.parquet"], "report": ["report.parquet"]},
             counts=counts,
-            rows=len(examples),
+            rows=total,
         )
 
     decides = {"report_share": wanted.report_share, "validation_rows": wanted.validation_rows, "seed": config.seed}
@@ -217,7 +232,13 @@ def train_frozen(
     decides = {"policy": settings.policy, "steps": steps, "seed": config.seed, "train": config.train}
     decides |= {"validate_every": settings.episode.validate_every}
     inputs = _inputs(run, config, features, encoded, target) | {"learned": file_fingerprint(policy)}
-    return run.stage("final", decides, inputs, body)
+    manifest = run.stage("final", decides, inputs, body)
+    if (picked := manifest.counts["kept"]) > total:
+        run.console.note(
+            f"final: the training picked {picked} different rows; the {total} picked first are the selection, and "
+            f"{run.files(manifest, 'curriculum')[0]} names them all"
+        )
+    return manifest
 
 
 def order(run: Run, rows: Manifest, features: Manifest, encoded: Manifest, final: Manifest) -> Manifest:

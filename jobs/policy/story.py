@@ -17,11 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
-from rich.markup import escape
 
 from raysift.errors import ConfigError, DataError
 from raysift.ids import look_up
-from raysift.jobs.commands.console import Console, printable
+from raysift.jobs.commands.console import Console
 from raysift.jobs.runs.reuse import read_events
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.tables import read_chunks
@@ -134,10 +133,9 @@ def show_policy(run: Run, console: Console, by: str | None = None) -> None:
             if line["column"] == column:
                 rows.setdefault(line["value"], [_percent(line["pool_share"])]).append(_percent(line["share"]))
         if len(rows) > 1:
-            # The name of a column of the meta is data, and titles are markup.
-            title = f"Picks by {escape(printable(column))} in the final training"
+            title = f"Picks by {column} in the final training"
             heads = ["", "pool", *(f"to step {last}" for _, last in _stretches(episode.steps, STRETCHES))]
-            cells = [["(none)" if value is None else printable(value), *shares] for value, shares in rows.items()]
+            cells = [["(none)" if value is None else value, *shares] for value, shares in rows.items()]
             console.table(title, heads, cells)
 
 

@@ -70,6 +70,7 @@ def _pinned(run: Run, name: str) -> str:
     if name not in own:
         others = (_known(open_location(other)) for other in run.reuse)
         own[name] = next((known[name] for known in others if name in known), None) or pinned_name(name)
+        run.claim()
         (run.folder / MODELS).write(json.dumps(own, indent=2, sort_keys=True) + "\n")
     return own[name]
 

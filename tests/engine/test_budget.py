@@ -46,3 +46,12 @@ def test_a_share_of_a_large_pool_is_exact(rows):
 def test_more_rows_than_the_pool_has_is_an_error_that_says_so():
     with pytest.raises(ConfigError, match=r"11 rows asked for, the pool has 10"):
         parse_budget("11").rows_of(10)
+
+
+def test_more_tokens_than_the_pool_has_are_refused_as_more_rows_are():
+    parse_budget("300tok").require_tokens(300)
+    parse_budget("5%").require_tokens(300)
+    with pytest.raises(ConfigError, match="301 tokens asked for, the pool has 300"):
+        parse_budget("301tok").require_tokens(300)
+    with pytest.raises(ConfigError, match="301 rows asked for, the pool has 300"):
+        parse_budget("301").rows_of(300)

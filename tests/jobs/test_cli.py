@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from raysift.errors import DataError, find_cause
-from raysift.jobs.commands.cli import spread_multiple
 from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.options import spread_multiple
 from raysift.jobs.commands.show import show_run
 from raysift.nano.world import WorldConfig, write_pool
 from raysift.settings.config import make_config
@@ -85,7 +85,6 @@ def test_wrong_use_is_refused_before_anything_heavy_starts(tmp_path, arguments, 
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.ray
 def test_a_missing_pool_is_a_data_error(tmp_path):
     done = raysift("uniform", "--pool", "missing.jsonl", "--run", "r", cwd=tmp_path)
     assert done.returncode == 3, done.stderr
@@ -115,9 +114,22 @@ def test_a_selection_from_files_to_files(tmp_path):
 
     other = raysift("longest", "--pool", "pool.jsonl", "--budget", "20%", "--run", "r", cwd=tmp_path)
     assert other.returncode == 4
-    assert "settings.budget: '10%' -> '20%'" in other.stderr
+    assert "budget: '10%' -> '20%'" in other.stderr
 
-    replay = raysift("longest", "--config", "r/run.yaml", "--run", "replayed", cwd=tmp_path)
+    pool = pq.read_table(next((run / "lengths").glob("*/answers")))["tokens"].to_pylist()
+    command = ["longest", "--pool", "pool.jsonl", "--run", "t", "--reuse", "r", "--budget"]
+    more = raysift(*command, f"{sum(pool) + 1}tok", cwd=tmp_path)
+    assert (more.returncode, f"the pool has {sum(pool)}" in more.stderr) == (2, True), more.stderr
+    half = raysift(*command, f"{sum(pool) // 2}tok", cwd=tmp_path)
+    assert half.returncode == 0, half.stderr
+    counts = json.loads((tmp_path / "t/choose/manifest.json").read_text())["counts"]
+    taken = pq.read_table(next((tmp_path / "t/choose").glob("*/selection.parquet")))["id"].to_pylist()
+    assert counts["tokens"] <= counts["tokens_asked"] == sum(pool) // 2 and len(taken) == counts["kept"]
+    assert f"tokens: {counts['tokens']:,} selected" in half.stderr
+
+    (tmp_path / "elsewhere").mkdir()
+    again = ["longest", "--config", "../r/run.yaml", "--run", "../replayed"]
+    replay = raysift(*again, cwd=tmp_path / "elsewhere")
     assert replay.returncode == 0, replay.stderr
     assert pq.read_table(tmp_path / "replayed/selection.parquet").equals(selection)
     assert yaml.safe_load((run / "run.yaml").read_text())["method"] == "longest"

@@ -16,7 +16,7 @@ from raysift.jobs.gradients.stages import checkpoints_of
 from raysift.jobs.policy.transfer import learnt_by
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs.run import Run, StageResult, open_run
-from raysift.nano.world import examples, generate_pool
+from raysift.nano.world import examples, generate_pool, write_pool
 from raysift.records import ROWS
 from raysift.settings.config import make_config
 from raysift.storage import open_location
@@ -87,12 +87,19 @@ def test_a_policy_is_taken_over_from_a_remote_run():
         assert found.settings.policy.classes == 7
 
 
-def test_a_model_that_no_later_stage_could_load_is_not_trained():
-    remote = "memory://full/run"
-    tested = {"run": remote, "train": TRAIN | {"method": "full"}, "test": ["t.jsonl"], "train_on_selection": True}
+def test_a_model_that_no_later_stage_could_load_is_not_trained(tmp_path):
+    remote, pool = "memory://full/run", str(tmp_path / "p.jsonl")
+    write_pool(pool, 5, 0)
+    tested = {
+        "run": remote,
+        "pool": pool,
+        "train": TRAIN | {"method": "full"},
+        "test": ["t.jsonl"],
+        "train_on_selection": True,
+    }
     for changes in (
         tested | {"method": "uniform"},
-        {"run": remote, "method": "mods", "mods": {"seed_train": TRAIN | {"method": "full"}}},
+        {"run": remote, "pool": pool, "method": "mods", "mods": {"seed_train": TRAIN | {"method": "full"}}},
     ):
         with pytest.raises(
             ConfigError, match=r"train\.method=full.*Name such a folder with --run, or set train\.method"
