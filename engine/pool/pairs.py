@@ -88,7 +88,6 @@ class PairReader:
 
 def read_pairs(
     uri: str | Iterable[str],
-    format: str = "auto",
     columns: Mapping[str, str] | None = None,
     subtask: str | None = None,
     keep_identical: bool = False,
@@ -99,8 +98,6 @@ def read_pairs(
     tells subtasks apart (none: the column `subtask` where there is one, else all pairs are of the subtask `all`).
     `keep_identical` gives pairs of equal answers too: official ROSE counts each as a zero in the mean of its subtask.
     """
-    if format not in ("auto", "preference"):
-        raise ConfigError(f"pairs: format '{format}' is unknown. Known: auto, preference.")
     return PairReader(find_files([uri] if isinstance(uri, str) else list(uri)), columns, subtask, keep_identical)
 
 

@@ -33,7 +33,7 @@ from raysift.jobs.runs.tables import count_answers, publish, read_chunks, read_i
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import count_policy_steps, departures, place_picks
 from raysift.policy.drawing import FINAL_DRAW, Draw
-from raysift.policy.pool import PolicyPool, positions, read_pool
+from raysift.policy.pool import read_pool, restrict
 from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, load_policy
 from raysift.policy.settings import RaiseConfig
 from raysift.policy.state import Episode
@@ -321,12 +321,6 @@ def trainable_rows(run: Run, encoded: Manifest) -> pa.Table:
     """The rows with something to learn, as tokens, by rising id."""
     chunks = read_chunks(run.files(encoded, "answers"), _ENCODED)
     return by_id(pa.concat_tables([split_trainable(chunk)[0] for chunk in chunks]))
-
-
-def restrict(pool: PolicyPool, ids: np.ndarray) -> PolicyPool:
-    """The rows of the pool that are among these ids, which rise."""
-    kept = positions(pool, np.intersect1d(pool.ids, ids, assume_unique=True))
-    return PolicyPool(pool.ids[kept], pool.features[kept], pool.classes[kept])
 
 
 def write_curriculum(files: Sequence[Location], episode: Episode, folder: Location) -> None:

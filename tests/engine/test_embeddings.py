@@ -9,8 +9,11 @@ import pytest
 
 from raysift.errors import DataError
 from raysift.scoring import embeddings
-from raysift.scoring.embeddings import deal, find_vectors, read_embeddings, survey, write_embeddings
+from raysift.scoring.embeddings import deal, find_vectors, read_embeddings, survey
 from raysift.storage import open_location
+
+from .. import tiny_embeddings  # noqa: TID252
+from ..tiny_embeddings import write_embeddings  # noqa: TID252
 
 
 @pytest.fixture
@@ -32,7 +35,7 @@ def write_table(place, ids, cells, kind, errors=None):
 
 
 def test_a_file_holds_its_rows_by_id_and_gives_them_back(folder, monkeypatch):
-    monkeypatch.setattr(embeddings, "_ROW_GROUP_BYTES", 4 * 5 * 100)
+    monkeypatch.setattr(tiny_embeddings, "_ROW_GROUP_BYTES", 4 * 5 * 100)
     monkeypatch.setattr(embeddings, "BATCH_ROWS", 7)
     ids, vectors = random_rows(250, 5)
     write_embeddings(folder / "e.parquet", ids, vectors, {10**6: "no text", -(10**6): "cut"})
@@ -102,7 +105,7 @@ def test_vectors_are_found_by_id_in_the_order_asked_for(folder):
 
 @pytest.mark.parametrize("shards", [1, 2, 7, 40])
 def test_pieces_are_dealt_once_each_and_evenly(folder, shards, monkeypatch):
-    monkeypatch.setattr(embeddings, "_ROW_GROUP_BYTES", 4 * 10)
+    monkeypatch.setattr(tiny_embeddings, "_ROW_GROUP_BYTES", 4 * 10)
     ids, vectors = random_rows(300, 1)
     write_embeddings(folder / "e.parquet", ids, vectors)
     pieces = survey([folder / "e.parquet"]).pieces

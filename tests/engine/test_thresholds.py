@@ -14,7 +14,6 @@ from raysift.scoring.thresholds import (
     describe_scale,
     gather_scores,
     histogram,
-    integer_histogram,
 )
 
 
@@ -120,24 +119,11 @@ def test_ordinary_scores_are_left_alone():
         assert describe_scale("quality", scores) == []
 
 
-def test_integer_histogram_is_that_of_mods():
-    bins = integer_histogram([-2.71, 2.62, 6.44, -0.006, -3.09, 2.0])
-    assert [(bin.low, bin.high, bin.count) for bin in bins if bin.count] == [
-        (-4, -3, 1),
-        (-3, -2, 1),
-        (-1, 0, 1),
-        (2, 3, 2),
-        (6, 7, 1),
-    ]
-    assert [bin.low for bin in bins] == list(range(-4, 7))
-    assert sum(bin.share for bin in bins) == pytest.approx(1)
-
-
 def test_histogram_holds_every_score():
     scores = np.random.default_rng(0).normal(size=1000)
     bins = histogram(scores, bins=7)
     assert (len(bins), sum(bin.count for bin in bins)) == (7, 1000)
     assert (bins[0].low, bins[-1].high) == (scores.min(), scores.max())
-    assert histogram([2.0, 2.0])[0].count == 2 and histogram([]) == integer_histogram([]) == []
+    assert histogram([2.0, 2.0])[0].count == 2 and histogram([]) == []
     with pytest.raises(DataError, match="infinite"):
         histogram([1.0, float("inf")])

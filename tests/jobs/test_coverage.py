@@ -20,9 +20,10 @@ from raysift.jobs.coverage.covering import cover
 from raysift.kcenter.picking import k_center
 from raysift.kcenter.settings import CoverageSettings
 from raysift.scoring import embeddings
-from raysift.scoring.embeddings import write_embeddings
 from raysift.settings.resources import Resources
 from raysift.storage import open_location
+
+from ..tiny_embeddings import write_embeddings  # noqa: TID252
 
 ROWS, DIMENSION, K = 3000, 12, 300
 HALF = {"cpus_per_worker": 0.5}

@@ -1,6 +1,5 @@
 """An evaluation whole: what goes in comes out scored, failed or counted, and Ray changes no answer."""
 
-import io
 import json
 
 import pyarrow as pa
@@ -15,8 +14,8 @@ from raysift.evaluation.report import answers_by_id, choose_examples, make_repor
 from raysift.jobs.commands.console import Console
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.stages import asked_as_trained
-from raysift.jobs.training.evaluate import evaluate, evaluate_here, validation_loss, validation_loss_here
-from raysift.records import ERROR, ID, MESSAGE, MESSAGES, Example, Message
+from raysift.jobs.training.evaluate import evaluate, evaluate_here
+from raysift.records import ERROR, ID, MESSAGES, Example, Message
 from raysift.settings.resources import Resources
 from raysift.settings.training import recipe
 from raysift.storage import open_location
@@ -80,16 +79,6 @@ def test_every_example_is_scored_failed_or_counted(loaded):
     assert {line.task for line in report.subsets} >= {"sums/even", "sums/odd"}
     assert all(0 <= line.low <= line.mean <= line.high <= 1 for line in [*report.tasks, report.overall])
     json.dumps(report.values)
-
-
-def test_table_names_every_task_and_what_was_not_scored(loaded):
-    from rich.console import Console
-
-    console = Console(width=120, file=io.StringIO())
-    console.print(evaluate_here(mixed(), loaded, CONFIG).table())
-    text = console.file.getvalue()
-    for words in ("words", "sums", "numeric_match", "judge (not scored)", "overall", "answer loss"):
-        assert words in text
 
 
 def fake_answers(examples, config, say):
@@ -192,30 +181,6 @@ def test_a_missing_answer_is_an_error_and_not_a_zero():
         answers_by_id("generate", rows, pa.Table.from_pylist([{ID: example_key("words-1"), "answer": "1"}]))
 
 
-def conversation_table(count):
-    rows = [
-        {
-            ID: i,
-            MESSAGES: [{"role": "user", "content": f"q{i}"}, {"role": "assistant", "content": "word " * (1 + i % 9)}],
-        }
-        for i in range(count)
-    ]
-    return pa.Table.from_pylist(rows, schema=pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE))]))
-
-
-def test_validation_loss_by_token_and_by_row(loaded):
-    from raysift.actors.likelihood import AnswerLoss
-
-    rows = AnswerLoss(loaded, batch_tokens=1)(conversation_table(20)).to_pylist()
-    report = validation_loss_here(conversation_table(20), loaded, CONFIG)
-    tokens = sum(row["n_label_tokens"] for row in rows)
-    assert report.tokens == tokens
-    assert report.by_token.mean == pytest.approx(sum(r["loss"] * r["n_label_tokens"] for r in rows) / tokens, abs=1e-5)
-    assert report.by_row.mean == pytest.approx(sum(r["loss"] for r in rows) / 20, abs=1e-5)
-    assert report.by_token.low < report.by_token.mean < report.by_token.high
-    assert report.by_token.mean != pytest.approx(report.by_row.mean, abs=1e-4)
-
-
 @pytest.mark.ray
 def test_ray_gives_the_answers_of_one_process(ray_local, loaded, tiny, tmp_path):
     config = CONFIG.model_copy(update={"answer_loss": False})  # measured by the next test
@@ -226,19 +191,6 @@ def test_ray_gives_the_answers_of_one_process(ray_local, loaded, tiny, tmp_path)
     assert there.answers.equals(here.answers)
     assert pq.read_table(tmp_path / "run" / "answers.parquet").equals(there.answers)
     assert json.loads((tmp_path / "run" / "report.json").read_text())["counts"] == there.counts
-
-
-@pytest.mark.ray
-def test_validation_loss_on_ray_is_that_of_one_process(ray_local, loaded, tiny, tmp_path):
-    files = []
-    for start in (0, 12):
-        pq.write_table(conversation_table(24).slice(start, 12), tmp_path / f"{start}.parquet")
-        files.append(open_location(tmp_path / f"{start}.parquet"))
-    out = open_location(tmp_path / "loss")
-    there = validation_loss(files, tiny, out, CONFIG, Resources(workers=1, batch_rows=4, cpus_per_worker=0.5))
-    here = validation_loss_here(conversation_table(24), loaded, CONFIG)
-    assert (there.rows, there.tokens) == (here.rows, here.tokens)
-    assert there.by_token == pytest.approx(here.by_token, abs=1e-5)
 
 
 def test_a_missing_model_is_named_before_any_worker_starts(tmp_path):

@@ -23,8 +23,9 @@ from raysift.policy.settings import FeatureSettings
 from raysift.records import ERROR, ID
 from raysift.scoring import embeddings
 from raysift.scoring.columns import DIFFICULTY_SCHEMA
-from raysift.scoring.embeddings import write_embeddings
 from raysift.settings.config import CommonConfig
+
+from ..tiny_embeddings import write_embeddings  # noqa: TID252
 
 SETTINGS = FeatureSettings(semantic_dimensions=6, fit_rows=100)
 ROWS, WIDTH, CLASSES = 300, 10, 3

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from raysift.errors import DataError
-from raysift.scoring.ranking import auc, share_raised
+
+from .ranking import auc, share_raised
 
 
 @pytest.mark.parametrize("seed", range(5))
