@@ -32,6 +32,14 @@ os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Over several processes (`-n 2 --dist loadgroup`) one takes all tests of the shared Ray, the others go file by file."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            shared = "ray_local" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("ray" if shared else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Four logical CPUs on however many cores: pools, readers and filters each find room."""

@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from raysift.errors import ConfigError
-from raysift.fingerprint import fingerprint
 from raysift.methods import METHODS
 from raysift.settings.config import load_config, make_config
 from raysift.settings.training import RECIPES, recipe
@@ -188,14 +187,6 @@ def test_files_that_are_no_config_are_named(tmp_path):
 def test_an_override_without_key_or_value_is_refused(override):
     with pytest.raises(ConfigError, match=r"section\.key=value"):
         load_config(None, {}, [override])
-
-
-def test_where_and_how_fast_is_in_no_fingerprint_of_a_stage():
-    """Stages hash `ingest`, `train`, `evaluate` and the method's section; none of them holds a resource."""
-    a = make_config({"resources": {"workers": 1, "batch_rows": 1}})
-    b = make_config({"resources": {"workers": 7, "batch_rows": 99}})
-    for section in ("ingest", "train", "evaluate", "longest", "uniform"):
-        assert fingerprint(getattr(a, section)) == fingerprint(getattr(b, section))
 
 
 def test_a_store_is_the_same_folder_wherever_the_settings_are_read(tmp_path, monkeypatch):
