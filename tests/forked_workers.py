@@ -18,7 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOCKET = "RAYSIFT_TEST_FORKS"
-ENDED = b""
 
 
 @contextlib.contextmanager
@@ -41,15 +40,20 @@ def forked_workers(folder: Path) -> Iterator[None]:
             del os.environ[SOCKET]
 
 
-def hand_over(arguments: list[str]) -> None:
-    """Ask the server for a worker with these arguments and wait until it is gone."""
-    told = json.dumps({"argv": arguments, "env": dict(os.environ), "cwd": os.getcwd()}).encode()
+def start(arguments: list[str]) -> None:
+    """Stay for as long as the worker with these arguments does; one that asks for more than variables starts as ever."""
+    given = next((argument for argument in arguments if argument.startswith(_CONTEXT)), f"{_CONTEXT}={{}}")
+    context = {name: value for name, value in json.loads(given.partition("=")[2]).items() if value}
+    own = context.pop("env_vars", {})
+    worker, *rest = [argument for argument in arguments if not argument.startswith((_CONTEXT, "--language"))]
+    if context.pop("py_executable", sys.executable) != sys.executable or context or "PYTHONPATH" in own:
+        os.execv(sys.executable, [sys.executable, str(Path(worker).with_name("setup_worker.py")), *arguments])
+    told = json.dumps([worker, rest, os.environ | own, os.getcwd()]).encode()
     with socket.socket(socket.AF_UNIX) as line:
         line.connect(os.environ[SOCKET])
         socket.send_fds(line, [len(told).to_bytes(4, "big")], [1, 2])
         line.sendall(told)
-        while line.recv(1) != ENDED:
-            pass
+        line.recv(1)  # nothing comes, and the line ends with the worker
 
 
 def serve(path: str) -> None:
@@ -99,24 +103,22 @@ def _work(line: socket.socket) -> None:
     import numpy as np
 
     size, outputs, *_ = socket.recv_fds(line, 4, 2)
-    told = json.loads(line.makefile("rb").read(int.from_bytes(size, "big")))
-    null = os.open(os.devnull, os.O_RDONLY)
-    for number, given in enumerate([null, *outputs]):
-        os.dup2(given, number)
+    worker, arguments, environment, folder = json.loads(line.makefile("rb").read(int.from_bytes(size, "big")))
+    for number, opened in enumerate([os.open(os.devnull, os.O_RDONLY), *outputs]):
+        os.dup2(opened, number)
     os.environ.clear()
-    os.environ.update(told["env"])
-    os.chdir(told["cwd"])
+    os.environ.update(environment)
+    os.chdir(folder)
     np.random.seed()  # as a process of its own would have it
-    worker, *sys.argv = [argument for argument in told["argv"] if not argument.startswith(_SETUP)]
-    sys.argv.insert(0, worker)
+    sys.argv = [worker, *arguments]
     runpy.run_path(worker, run_name="__main__")
     os._exit(0)
 
 
-_SETUP = ("--serialized-runtime-env-context", "--language")
+_CONTEXT = "--serialized-runtime-env-context"
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
         serve(sys.argv[2])
     else:
-        hand_over(sys.argv[1:])
+        start(sys.argv[1:])
