@@ -55,6 +55,14 @@ def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def joined(ray_local: None) -> dict[str, str]:
+    """The environment of a driver in a process of its own that joins the tests' Ray, whose workers are quick to start."""
+    import ray
+
+    return os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """Real data beside the project, used by tests and measurements only; never part of the project."""
     if not SHARED_DATA.is_dir():

@@ -31,8 +31,6 @@ LIGHT_JOBS = [
     "raysift.jobs.commands.submit",
     "raysift.jobs.runs.run",
 ]
-# Typer and what it draws with.
-OF_THE_HELP = set("annotated_doc attr click markdown_it mdurl pygments rich shellingham typer typing_extensions".split())
 MAY_NOT_IMPORT = {
     "engine": {"ray", "transformers", "peft", "vllm", "accelerate", "raysift.actors", "raysift.jobs"},
     "actors": {"ray", "raysift.jobs"},
@@ -161,11 +159,11 @@ def test_every_public_name_is_there():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_package_itself_loads_nothing_and_help_no_more_than_draws_it():
+def test_the_package_itself_loads_nothing_and_its_help_no_data():
     """What makes `import raysift` and `raysift --help` quick, counted in libraries, for seconds depend on the machine."""
     assert outsiders_loaded_by("import raysift") == set()
     help_text = "import sys; from raysift.jobs.commands import cli; sys.argv = ['raysift', '--help']; cli.main()"
-    assert outsiders_loaded_by(help_text) <= OF_THE_HELP
+    assert outsiders_loaded_by(help_text).isdisjoint(HEAVY | {"numpy", "pyarrow", "pydantic", "yaml"})
 
 
 def outsiders_loaded_by(code: str) -> set[str]:

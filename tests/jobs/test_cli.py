@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from raysift.errors import DataError, find_cause
+from raysift.jobs.commands import cli
 from raysift.jobs.commands.cli import spread_multiple
 from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show import show_run
@@ -21,6 +22,20 @@ from raysift.settings.training import RECIPES
 def raysift(*arguments, cwd=None, timeout=240):
     command = [sys.executable, "-m", "raysift.jobs", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=dict(os.environ))
+
+
+@pytest.fixture
+def here(ray_local, tmp_path, monkeypatch, capsys):
+    """The command in this process, which has the tests' Ray: its exit code, and what it said on both outputs."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["raysift", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
 
 
 def test_several_values_after_one_option():
@@ -42,7 +57,6 @@ def test_several_values_after_one_option():
 
 def test_a_preset_named_beside_a_complete_run_yaml_has_its_effect(tmp_path, monkeypatch):
     from raysift.jobs.commands import actions as commands
-    from raysift.jobs.commands import cli
 
     file, seen = tmp_path / "run.yaml", []
     monkeypatch.setattr(commands, "run_selection", lambda settings, console: seen.append(settings))
@@ -86,15 +100,16 @@ def test_wrong_use_is_refused_before_anything_heavy_starts(tmp_path, arguments, 
 
 
 @pytest.mark.ray
-def test_a_missing_pool_is_a_data_error(tmp_path):
-    done = raysift("uniform", "--pool", "missing.jsonl", "--run", "r", cwd=tmp_path)
-    assert done.returncode == 3, done.stderr
-    assert "missing.jsonl" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_missing_pool_is_a_data_error(here):
+    code, _, said = here("uniform", "--pool", "missing.jsonl", "--run", "r")
+    assert code == 3, said
+    assert "missing.jsonl" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.ray
-def test_a_selection_from_files_to_files(tmp_path):
+def test_a_selection_from_files_to_files(here, tmp_path):
+    """By a process with a Ray of its own; then it is there, refused with other settings, replayed and shown."""
     write_pool(tmp_path / "pool.jsonl", 600, 0, WorldConfig())
     first = raysift("longest", "--pool", "pool.jsonl", "--budget", "10%", "--run", "r", "--log", "json", cwd=tmp_path)
     assert first.returncode == 0, first.stderr
@@ -109,22 +124,22 @@ def test_a_selection_from_files_to_files(tmp_path):
     events = [json.loads(line) for line in first.stderr.splitlines() if line.startswith("{")]
     assert {"ingest", "lengths", "score", "choose"} <= {event["stage"] for event in events}
 
-    again = raysift("longest", "--pool", "pool.jsonl", "--budget", "10%", "--run", "r", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("skipped") == 4
+    code, _, said = here("longest", "--pool", "pool.jsonl", "--budget", "10%", "--run", "r")
+    assert code == 0, said
+    assert said.count("skipped") == 4
 
-    other = raysift("longest", "--pool", "pool.jsonl", "--budget", "20%", "--run", "r", cwd=tmp_path)
-    assert other.returncode == 4
-    assert "settings.budget: '10%' -> '20%'" in other.stderr
+    code, _, said = here("longest", "--pool", "pool.jsonl", "--budget", "20%", "--run", "r")
+    assert code == 4
+    assert "settings.budget: '10%' -> '20%'" in said
 
-    replay = raysift("longest", "--config", "r/run.yaml", "--run", "replayed", cwd=tmp_path)
-    assert replay.returncode == 0, replay.stderr
+    code, _, said = here("longest", "--config", "r/run.yaml", "--run", "replayed")
+    assert code == 0, said
     assert pq.read_table(tmp_path / "replayed/selection.parquet").equals(selection)
     assert yaml.safe_load((run / "run.yaml").read_text())["method"] == "longest"
 
-    shown = raysift("show", "r", cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    assert "choose" in shown.stdout
+    code, shown, said = here("show", "r")
+    assert code == 0, said
+    assert "choose" in shown
 
 
 @pytest.mark.ray
@@ -146,7 +161,6 @@ def test_show_counts_failures_and_unused_target_records_by_reason(rose_run, caps
 
 def test_steps_take_runs_to_reuse(monkeypatch):
     from raysift.jobs.commands import actions as commands
-    from raysift.jobs.commands import cli
     from raysift.jobs.gradients import rescore
 
     seen = []
