@@ -90,10 +90,12 @@ def _import_all() -> None:
     import pyarrow.dataset
     import pyarrow.parquet  # noqa: F401
     import requests  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
     from transformers.models.llama import LlamaForCausalLM
 
-    assert AutoModelForCausalLM and AutoTokenizer and LlamaForCausalLM  # transformers imports what is touched
+    assert (
+        AutoModelForCausalLM and AutoTokenizer and Trainer and LlamaForCausalLM
+    )  # transformers imports what is touched
 
 
 def _work(line: socket.socket) -> None:

@@ -21,7 +21,7 @@ from raysift.manifest import read_manifest
 from raysift.nano.world import examples, write_pool
 from raysift.store.distortion import estimate_distortion
 
-from .conftest import PAIRS, nano_pairs, write_lines
+from ..conftest import PAIRS, nano_pairs, write_lines  # noqa: TID252
 
 pytestmark = pytest.mark.ray
 

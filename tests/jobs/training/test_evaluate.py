@@ -17,7 +17,7 @@ from raysift.records import ERROR, ID, MESSAGE, MESSAGES, Example, Message
 from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
-from ..tiny_models import tiny_llama  # noqa: TID252
+from ...tiny_models import tiny_llama  # noqa: TID252
 
 CONFIG = EvalConfig(max_new_tokens=6)
 

@@ -32,8 +32,8 @@ from raysift.policy.state import State, stage_inputs
 from raysift.records import ERROR, ID, ROWS
 from raysift.scoring.columns import DIFFICULTY_SCHEMA
 
-from ..tiny_policies import log_of, random_log, tiny_pool  # noqa: TID252
-from .conftest import write_lines
+from ...tiny_policies import log_of, random_log, tiny_pool  # noqa: TID252
+from ..conftest import write_lines  # noqa: TID252
 
 COUNT, BATCH, STEPS, ROUNDS = 60, 6, 10, 3
 SETTINGS = PolicySettings(classes=2, temperature=0.7)

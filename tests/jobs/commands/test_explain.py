@@ -16,7 +16,7 @@ from raysift.jobs.commands.explain import explain, explain_command
 from raysift.jobs.gradients.pulls import places_of
 from raysift.jobs.runs.run import open_run
 
-from .conftest import PAIRS, nano_pairs, write_lines
+from ..conftest import PAIRS, nano_pairs, write_lines  # noqa: TID252
 
 pytestmark = pytest.mark.ray
 

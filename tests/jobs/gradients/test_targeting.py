@@ -14,7 +14,7 @@ from raysift.jobs.runs.run import Run
 from raysift.nano.world import examples
 from raysift.settings.config import make_config
 
-from .conftest import nano_pairs, write_lines
+from ..conftest import nano_pairs, write_lines  # noqa: TID252
 
 
 @pytest.fixture
