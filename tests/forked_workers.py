@@ -18,6 +18,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SOCKET = "RAYSIFT_TEST_FORKS"
+# What most workers import, but not Ray, which reads a worker's settings from the environment at import.
+IMPORTED = (
+    *("faiss", "pandas", "peft", "pyarrow.dataset", "pyarrow.parquet", "raysift.settings.config", "requests"),
+    *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
+    *("transformers.models.llama.modeling_llama", "transformers.trainer"),
+)
 
 
 @contextlib.contextmanager
@@ -59,10 +65,12 @@ def start(arguments: list[str]) -> None:
 def serve(path: str) -> None:
     """Import what workers need, then fork one for each request, until the standard input is closed."""
     import gc
+    import importlib
     import select
     import signal
 
-    _import_all()
+    for name in IMPORTED:
+        importlib.import_module(name)
     gc.collect()
     gc.freeze()  # what is there stays shared between all forks
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended workers need no one to wait for them
@@ -80,22 +88,6 @@ def serve(path: str) -> None:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 _work(line)
             line.close()
-
-
-def _import_all() -> None:
-    """What most workers import, but not Ray, which reads a worker's settings from the environment at import."""
-    import faiss  # noqa: F401
-    import pandas  # noqa: F401
-    import peft  # noqa: F401
-    import pyarrow.dataset
-    import pyarrow.parquet  # noqa: F401
-    import requests  # noqa: F401
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer
-    from transformers.models.llama import LlamaForCausalLM
-
-    assert (
-        AutoModelForCausalLM and AutoTokenizer and Trainer and LlamaForCausalLM
-    )  # transformers imports what is touched
 
 
 def _work(line: socket.socket) -> None:
