@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Modules are compiled when they are first imported: most of what is installed never is.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 # Two processes: the tests of one shared Ray in one of them, all others file by file wherever there is room.
 SPREAD := -n 2 --dist loadgroup
 
@@ -54,7 +55,7 @@ types: $(VENV)/.dev
 	rm -rf build/types && mkdir -p build/types/raysift
 	ln -s $(CURDIR)/engine/* build/types/raysift/
 	ln -s $(CURDIR)/actors $(CURDIR)/jobs build/types/raysift/
-	cd build/types && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p raysift
+	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p raysift
 
 bench: $(VENV)/.dev             ## The benchmarks; figures in tests/benchmarks/RESULTS.md.
 	$(PIP) -e ".[bench]"
