@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raysift.actors.contract import Failed, Row, RowActor
-from raysift.actors.language_model import resolve_model
+from raysift.actors.language_model import resolve_model, source_of
 from raysift.actors.loaded import budget_on, takes
 from raysift.actors.text_models import BATCH_TOKENS, TextTokens, load_text_model, pad_texts, text_limit
 from raysift.errors import ModelError
@@ -179,9 +179,11 @@ def _read_json(folder: str, name: str) -> Any:
     """A file of the model, from its folder or from the hub; None where there is none."""
     from transformers.utils import cached_file
 
+    source, revision = source_of(folder)
     found = cached_file(
-        folder,
+        source,
         name,
+        revision=revision,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,

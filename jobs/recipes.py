@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from raysift.actors.language_model import resolve_model
-from raysift.errors import ConfigError, ModelError
+from raysift.errors import ConfigError
 from raysift.jobs import stages
 from raysift.jobs.coverage import centers
 from raysift.jobs.gradients import stages as gradients
 from raysift.jobs.gradients import store, store_match, targeting
-from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints
+from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints, find_checkpoints
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.transfer import Learnt, learnt_by
+from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run
 from raysift.jobs.scoring import mods, quality
 from raysift.manifest import Manifest, read_manifest
 from raysift.methods import Selector, find_method
 from raysift.methods.mods import seed_count
 from raysift.settings.budget import Budget, parse_budget
-from raysift.settings.config import CommonConfig
+from raysift.settings.config import CommonConfig, replayed
 from raysift.settings.training import TrainConfig
-from raysift.storage import open_location
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,10 @@ class Pool:
 def yardstick(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """Score each row by itself, take the best."""
     selector = make_selector(config)
-    rows = stages.ingest(run, config, pool.dataset, pool.name)
     needs_lengths = bool(selector.reads) or parse_budget(config.budget).counts_tokens
+    if needs_lengths:
+        checks.check_models(config)
+    rows = stages.ingest(run, config, pool.dataset, pool.name)
     lengths = stages.lengths(run, config, rows) if needs_lengths else None
     scores = stages.score(run, config, selector, rows, lengths if selector.reads else None)
     return stages.choose(run, config, selector, rows, scores, lengths)
@@ -49,7 +50,7 @@ def best_by_score(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """Let the scorer judge each row, take the best."""
     selector = make_selector(config)
     settings: Any = selector.config
-    check_models(config, {"scorer": settings.scorer.scorer})
+    checks.check_models(config, {"scorer": settings.scorer.scorer})
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
     judged = quality.judge(run, config, settings.scorer, rows)
@@ -62,7 +63,7 @@ def by_coverage(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     selector = make_selector(config)
     settings: Any = selector.config
     row_budget(config)
-    check_models(config, {"embedding": settings.embedding.model})
+    checks.check_models(config, {"embedding": settings.embedding.model})
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     count = count_rows(config, rows)
     vectors = centers.embed(run, config, settings.embedding, rows)
@@ -76,7 +77,7 @@ def good_diverse_unknown(run: Run, config: CommonConfig, pool: Pool) -> Manifest
     selector = make_selector(config)
     settings: Any = selector.config
     row_budget(config)
-    check_models(config, {"scorer": settings.scorer.scorer, "embedding": settings.embedding.model})
+    checks.check_models(config, {"scorer": settings.scorer.scorer, "embedding": settings.embedding.model})
     mods.check_room(config, settings)
     if settings.seed_share < 1:
         stages.check_trainable(run, settings.seed_train or config.train, "tune")
@@ -107,6 +108,7 @@ def learned_policy(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     source: Learnt | None = learnt_by(settings) if settings.policy_from else None
     if source:
         settings = source.settings_for(settings)
+    raise_policy.check_input(config, settings)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     total = count_rows(config, rows)
     target = raise_policy.split_target(run, config, settings)
@@ -149,19 +151,6 @@ def row_budget(config: CommonConfig) -> Budget:
     return budget
 
 
-def check_models(config: CommonConfig, own: Mapping[str, str]) -> None:
-    """Refuse names of models that cannot be found, before any stage; `own` are those of the method's sections."""
-    names = {"model": config.model} | ({"adapter": config.adapter} if config.adapter else {})
-    names |= {f"{config.method}.{section}.model": name for section, name in own.items()}
-    for setting, name in names.items():
-        try:
-            resolve_model(name)
-        except ModelError as error:
-            raise ModelError(f"{setting}: {str(error).removeprefix('model: ')}") from None
-    if config.adapter and not (open_location(config.adapter) / "adapter_config.json").exists():
-        raise ModelError(f"adapter: '{config.adapter}' holds no adapter_config.json, so it is no PEFT adapter.")
-
-
 def with_recipe(config: CommonConfig, train: TrainConfig | None) -> CommonConfig:
     """The settings with another recipe for `train`, where one is given."""
     return config.model_copy(update={"train": train}) if train else config
@@ -171,12 +160,17 @@ def by_gradient(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """ROSE and LESS: warm up on a random share, match each row's gradient with the target's at every checkpoint."""
     selector = make_selector(config)
     settings: Any = selector.config
+    if settings.match.subtasks == "round_robin":
+        row_budget(config)
     targeting.check_targets(config, settings)
+    checks.check_models(config)
+    if settings.warmup_from:
+        find_checkpoints(settings.warmup_from)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     targeting.like_pool(run, config, settings, rows)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
     if settings.warmup_from:
-        warm = adopt_checkpoints(run, config.model, settings.warmup_from)
+        warm = adopt_checkpoints(run, config, settings.warmup_from)
     else:
         warm_rows = gradients.warmup_rows(run, config, settings, rows)
         warm = gradients.warmup(run, config, settings, warm_rows)
@@ -219,17 +213,16 @@ RECIPES: dict[str, Callable[[Run, CommonConfig, Pool], Manifest]] = {
     "mods": good_diverse_unknown,
     "raise": learned_policy,
 }
-TRAIN_THEMSELVES = ("raise",)
-"""Methods whose selection is what a training saw: their stage `final` is that training."""
 
 
 def run_method(run: Run, config: CommonConfig, pool: Pool | None = None) -> Manifest:
     """The whole journey: select, and where asked train on the selection and evaluate. Gives the selection's manifest."""
-    if config.test and (config.train_on_selection or config.method in TRAIN_THEMSELVES):
-        stages.check_trainable(run, config.train, "final")
-    with run.replayable(config.model_dump(mode="json")):
-        selected = RECIPES.get(str(config.method), yardstick)(run, config, pool or Pool())
-        trained = read_manifest(run.folder / "final") if config.method in TRAIN_THEMSELVES else None
+    pool = pool or Pool()
+    checks.check_selection(run, config, pool.dataset is not None)
+    with run.replayable(replayed(config)):
+        selected = RECIPES.get(str(config.method), yardstick)(run, config, pool)
+        trains_itself = find_method(str(config.method)).trains_itself
+        trained = read_manifest(run.folder / "final") if trains_itself else None
         if config.train_on_selection and trained is None:
             trained = stages.finetune(run, config, selected)
         if config.test and trained is not None:

@@ -55,14 +55,15 @@ def mean_rates(rate_per_step: Sequence[float], epoch_ends: Sequence[int]) -> lis
     return [float(np.mean(rate_per_step[start:end])) for start, end in zip(starts, epoch_ends, strict=True)]
 
 
-def checkpoint_weights(rates: Sequence[float], renormalise: bool = True) -> NDArray[np.float64]:
+def checkpoint_weights(rates: Sequence[float]) -> NDArray[np.float64]:
     """Weights of the checkpoints from the learning rates that were recorded while they were trained."""
     weights = np.asarray(rates, dtype=np.float64)
     if weights.ndim != 1 or not len(weights) or not np.isfinite(weights).all() or (weights < 0).any():
         raise DataError(f"match: learning rates {weights.tolist()}, expected one number from 0 up per checkpoint")
     if not weights.any():
         raise DataError("match: all recorded learning rates are 0, so no checkpoint has any weight")
-    return weights / weights.sum() if renormalise else weights
+    shares: NDArray[np.float64] = weights / weights.sum()
+    return shares
 
 
 def match_rows(rows: Array | Stored, targets: Array) -> NDArray[np.float32]:

@@ -6,18 +6,16 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from raysift.methods.choose import choose_top
 from raysift.records import ID, SCORE
+from raysift.settings.base import Settings
 from raysift.settings.budget import Budget
 from raysift.topk import Ids, Scores
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(Settings):
     """Settings of a method that decide its result; all of them are part of its fingerprint."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Selector:
@@ -33,6 +31,11 @@ class Selector:
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named settings, for `METHOD.preset`: what official code and paper do where they differ."""
+
+    trains_itself: ClassVar[bool] = False
+    """Its recipe trains the model on the selection as it makes it, in the stage `final`."""
+    takes_target: ClassVar[bool] = False
+    """It selects for target files; other methods refuse `--target`."""
 
     def __init__(self, config: MethodConfig, seed: int) -> None:
         self.config = config

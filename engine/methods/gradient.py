@@ -46,6 +46,7 @@ class GradientConfig(MethodConfig):
 class GradientSelector(Selector):
     """Scored by its recipe: a row's score needs the model at several points of its training."""
 
+    takes_target = True
     columns: ClassVar[pa.Schema] = pa.schema([("subtask", pa.string()), ("by_subtask", pa.list_(pa.float64()))])
     """The subtask that a row helps most, and its score for each."""
     config: GradientConfig

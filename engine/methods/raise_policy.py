@@ -3,8 +3,9 @@
 1. Features: of each row, lengths, log-probability of the answer with and without the prompt, and an embedding of 32 numbers.
 2. Rounds: the model is trained from the start under the policy; each step's gain in validation performance is its reward,
    and PPO moves the policy (see `raysift.policy`).
-3. With the policy frozen the model is trained once more. The batches of that training, in their order, are the curriculum;
-   the rows that occur in it are the selection, ordered by the step in which they were first picked.
+3. With the policy frozen the model is trained once more. The batches of that training, in their order, are the curriculum.
+   It makes as many steps as `epochs` passes over the budget would, so it may meet more different rows than the budget has:
+   the selection are those picked first, by step and then by id, up to the budget. The curriculum keeps them all.
 
 The paper names no batch, number of steps, exploration, critic or class default, and there is no code. What it does say is the
 preset `paper`; the defaults depart from it where the letter learns nothing (see `raysift.policy.settings`).
@@ -89,11 +90,13 @@ _SILENT = {
 
 
 class Raise(Selector):
-    """Picked by its recipe; `choose` hands the order on."""
+    """Picked by its recipe, which ranks the rows; `choose` takes the first of them."""
 
     name = "raise"
     summary = "Rows that a policy, learned on the drop in validation loss, picks batch by batch (RAISE)."
     Config = RaiseConfig
+    trains_itself = True
+    takes_target = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": _PAPER, "letter": _LETTER}
     columns: ClassVar[pa.Schema] = pa.schema(
         [(FIRST_STEP, pa.int64()), (PICKS, pa.int64()), (ORDER, pa.int64()), (FATE, pa.string())]
@@ -101,8 +104,8 @@ class Raise(Selector):
     config: RaiseConfig
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
-        """By first step; the number of steps has kept to the budget already."""
-        return choose_in_order(scores)
+        """By first step, up to the budget."""
+        return choose_in_order(scores, budget, pool_rows)
 
 
 def departures(config: RaiseConfig) -> dict[str, Any]:

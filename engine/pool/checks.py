@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from raysift.records import ROLES
+from raysift.settings.base import Settings
 
 REASONS = {
     "not_json": "The line is not JSON.",
@@ -38,10 +39,8 @@ FAILURES = frozenset({"not_json", "broken_utf8", "wrong_type", "record_too_large
 ASSISTANT = ROLES.index("assistant")
 
 
-class IngestConfig(BaseModel):
+class IngestConfig(Settings):
     """How a pool becomes rows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     format: str = "auto"
     """Layout of the records (see raysift.pool.formats.LAYOUTS); `auto` recognises it, file by file."""

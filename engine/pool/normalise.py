@@ -24,10 +24,11 @@ from raysift.pool.formats.layout import Layout, carried_of
 from raysift.pool.formats.problem import RecordProblem, kind_of
 from raysift.pool.formats.turns import Turns
 from raysift.pool.given_input import INPUT
+from raysift.pool.id_text import id_text
 from raysift.pool.json_text import dump, dump_rows, original_text
 from raysift.pool.reading import Batch, Problem, RecordsBatch, TableBatch, TextBatch
 from raysift.pool.row_ids import canonical_role, row_id, row_ids
-from raysift.records import ID, MESSAGE, MESSAGES, META, RAW, ROLES, ROWS, SOURCE, Message
+from raysift.records import ID, MESSAGE, MESSAGES, META, RAW, ROLES, ROWS, SOURCE, TOOLS, Message
 
 POSITION = "position"
 PLACED_ROWS = ROWS.append(pa.field(POSITION, pa.int64(), nullable=False))
@@ -119,7 +120,7 @@ class Normaliser:
                 continue
             source = self._source_of(record)
             is_row = META in record and _is_row(record, conversations[0])
-            carried = carried_of(record, own | {ID, RAW} if is_row else own)
+            carried = carried_of(record, own | _own_columns(record) if is_row else own)
             meta = dump(carried) if carried else None
             given = inputs(record) if inputs else ()
             if is_row and RAW in record:
@@ -336,9 +337,16 @@ def _start_of(file: SourceFile, text: bytes, end: int) -> int:
 
 def _is_row(record: dict[str, Any], turns: Turns) -> bool:
     """Whether the record is a row as an export wrote it, told by the id of its conversation: that, and its raw, are no meta."""
-    if type(record.get(ID)) is not int or not isinstance(record.get(RAW), str | None):
+    if not isinstance(record.get(ID), int | str) or not isinstance(record.get(RAW), str | None):
         return False
-    return bool(record[ID] == row_id(Message(canonical_role(role) or role, content) for role, content in turns))
+    found = row_id(Message(canonical_role(role) or role, content) for role, content in turns)
+    return str(record[ID]) == id_text(found)
+
+
+def _own_columns(row: dict[str, Any]) -> set[str]:
+    """The columns of an exported row that say what it holds elsewhere: its tools are those of its meta."""
+    repeats = row.get(TOOLS) is None or f'"{TOOLS}"' in str(row[META])
+    return {ID, RAW, TOOLS} if repeats else {ID, RAW}
 
 
 def _canonical(roles: pa.Array) -> tuple[npt.NDArray[np.int8], pa.Array]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from raysift.actors.row_gradients import MATCHES
 from raysift.errors import ConfigError, DataError
-from raysift.jobs.commands.console import Console, printable
+from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.pulls import Pull, changed_targets, compute_pulls
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.tables import read_chunks
@@ -172,6 +172,9 @@ def _verdict(
     if standing is None:
         why = f"not selected: no score: {_failure(run, row_id) or 'no stage tells why'}"
         return None, why if scored else "kept; the run has no scores yet"
+    if chosen and own.get(ORDER) and own[ORDER] > chosen.counts["kept"]:
+        taken = f"a budget of {config.budget} took the first {chosen.counts['kept']:,}"
+        return None, f"not selected: {own.get(FATE) or 'ranked'} as number {own[ORDER]:,}; {taken}"
     in_turn = _picks_in_turn(config)
     place = f"rank {standing.better + 1:,} of {standing.scored:,} by score"
     if in_turn:
@@ -252,7 +255,8 @@ def explain_command(folder: str, row_id: str, pairs: bool, text: bool, console: 
         raise ConfigError(f"explain: '{row_id}' is no row id; ids are whole numbers, see scores.parquet.") from None
     with_model = pairs and open_run(folder, console).manifest("influence") is not None
     if with_model:
-        with own_session():
+        with own_session() as start:
+            start()
             found = explain(folder, number, pairs=True, text=text, console=console)
     else:
         found = explain(folder, number, pairs=False, text=text, console=console)
@@ -292,4 +296,4 @@ def show(found: Explanation, console: Console) -> None:
 
         show_row(found.policy, console)
     if found.messages:
-        console.table("Text", ["role", "text"], [[m["role"], printable(m["content"])] for m in found.messages])
+        console.table("Text", ["role", "text"], [[m["role"], m["content"]] for m in found.messages])

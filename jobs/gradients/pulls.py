@@ -13,6 +13,7 @@ from raysift.errors import DataError
 from raysift.evaluation.examples import read_examples
 from raysift.fingerprint import file_fingerprint
 from raysift.jobs.gradients.targeting import read_targets, subtask_of, target_files
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientConfig
@@ -69,9 +70,10 @@ def compute_pulls(
     if warm is None or not isinstance(selector.config, GradientConfig):
         return None
     points = checkpoints_of(run, warm, selector.config.checkpoints)
+    pinned = config.model_copy(update={"model": find_model(run, config).name})
     members = read_targets(run, config, selector.config).members
     task = ray.remote(num_cpus=min(1.0, config.resources.cpus_per_worker), num_gpus=config.resources.gpus_per_worker)
-    by_checkpoint = ray.get(task(_pulls_in_task).remote(list(messages), members, points, config, selector.config))
+    by_checkpoint = ray.get(task(_pulls_in_task).remote(list(messages), members, points, pinned, selector.config))
     weights = scores.values["checkpoint_weights"]
     pulls = []
     for number, (member, (file, record)) in enumerate(zip(members, places_of(config, selector.config), strict=True)):

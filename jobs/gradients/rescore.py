@@ -6,13 +6,13 @@ gradients need the model. Its `run.yaml` is complete: replayed, it does the whol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.fingerprint import differences
 from raysift.jobs import stages
-from raysift.jobs.api import Selection
+from raysift.jobs.api import Selection, own_session, start_session
 from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show import show_selection
 from raysift.jobs.gradients.store import filled_store
@@ -23,7 +23,7 @@ from raysift.jobs.runs.run import Run, free_name, open_run
 from raysift.methods import METHODS
 from raysift.methods.gradient import GradientConfig
 from raysift.settings.budget import parse_budget
-from raysift.settings.config import CommonConfig
+from raysift.settings.config import CommonConfig, replayed
 from raysift.storage import extend_name, open_location
 
 # What may differ from the run whose rows, warm-up and vectors are read; all other settings decided those.
@@ -51,6 +51,7 @@ def rescore(
     overrides: Sequence[str] = (),
     console: Console | None = None,
     reuse: str | Sequence[str] | None = None,
+    start: Callable[[], None] = start_session,
 ) -> Selection:
     """Select for other targets from the vectors that a run with `matching: store` has kept; it is reused, and `reuse` after it."""
     source = open_run(run, console)
@@ -69,8 +70,8 @@ def rescore(
         )
     settings: Any = make_selector(config).config
     check_targets(config, settings)
-    this_run = Run(name, console, [run, *config.reuse])
-    with this_run.replayable(config.model_dump(mode="json")):
+    this_run = Run(name, console, [run, *config.reuse], start)
+    with this_run.replayable(replayed(config)):
         rows, _, warm = (this_run.adopt(stage, run) for stage in ("ingest", "warmup_rows", "warmup"))
         assert rows is not None
         assert warm is not None
@@ -89,11 +90,16 @@ def rescore_command(
     reuse: Sequence[str] = (),
 ) -> None:
     """Rescore in a Ray session of its own, and show what was chosen."""
-    from raysift.jobs.api import own_session
-
-    with own_session():
+    with own_session() as start:
         selection = rescore(
-            run, target, new_run=new_run, budget=budget, overrides=overrides, console=console, reuse=reuse
+            run,
+            target,
+            new_run=new_run,
+            budget=budget,
+            overrides=overrides,
+            console=console,
+            reuse=reuse,
+            start=start,
         )
     show_selection(selection.run, selection.manifest, console)
     console.note(f"run: {selection.run.folder}")

@@ -21,12 +21,14 @@ from raysift.fingerprint import file_fingerprint
 from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
 from raysift.jobs.pool.target_check import compare_with_pool
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
 from raysift.methods.rose import Rose
 from raysift.pool.files import find_files
+from raysift.pool.id_text import exact
 from raysift.pool.likeness import spread
 from raysift.pool.pairs import PAIR_PROBLEMS, read_pairs
 from raysift.records import Example, Pair
@@ -189,7 +191,7 @@ def targets(
 ) -> Manifest:
     """The gradient of the target loss at each checkpoint, one vector per subtask."""
     found = _read_all(config, settings)
-    points = checkpoints_of(run, trained, settings.checkpoints)
+    model, points = find_model(run, config), checkpoints_of(run, trained, settings.checkpoints)
     projection = settings.projection if settings.matching == "store" else WHOLE
     train = warmup_recipe(config, settings)
 
@@ -204,7 +206,7 @@ def targets(
             num_gpus=config.resources.gpus_per_worker,
             max_retries=2,
         )(_compute_targets)
-        values = ray.get(task.remote(members, points, config, settings, projection, folder))
+        values = ray.get(task.remote(members, points, config, settings, projection, model.name, folder))
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")
@@ -225,7 +227,7 @@ def targets(
         return StageResult(files=files, counts=counts, values=values)
 
     files = [[place.name, file_fingerprint(place)] for place in target_files(config)]
-    inputs = {"target": files, "warmup": trained.fingerprint}
+    inputs = {"target": files, "warmup": trained.fingerprint, "model": model.identity}
     decides: dict[str, Any] = {
         "projection": projection,
         "targets": settings.targets.model_dump(exclude_none=True, exclude={"split"}),
@@ -248,18 +250,19 @@ def _compute_targets(
     config: CommonConfig,
     settings: GradientConfig,
     projection: ProjectionSettings,
+    model: str,
     folder: Location,
 ) -> dict[str, Any]:
     """In a task of its own, for it needs the model: writes the vectors, gives what the manifest keeps."""
     from raysift.actors.target_gradients import TargetGradients, save_targets
 
-    actor = TargetGradients(config.model, points, projection, **loading(config, settings))
+    actor = TargetGradients(model, points, projection, **loading(config, settings))
     found = targets_by(actor, members, config, settings)
     save_targets(folder, points, found, actor.hash)
     account = {
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
-    (folder / "members.json").write(json.dumps(account))
+    (folder / "members.json").write(json.dumps(exact(account)))
     set_aside, truncated = count_members(found)
     return {
         "subtasks": list(found[0].subtasks),

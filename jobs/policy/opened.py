@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +13,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raysift.errors import ConfigError
-from raysift.jobs.runs.reuse import EVENTS
+from raysift.jobs.runs.reuse import read_events
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
@@ -134,9 +133,8 @@ def round_folders(run: Run) -> list[Location]:
     learned = read_manifest(run.folder / "learn")
     if learned:
         return finished_rounds(learned.home / learned.fingerprint / "rounds")[: learned.values["rounds"]]
-    events = run.folder / EVENTS
-    begun = [json.loads(line) for line in events.read_text().splitlines()] if events.exists() else []
-    latest = [line["fingerprint"] for line in begun if line["stage"] == "learn" and "fingerprint" in line]
+    begun = [event for event in read_events(run.folder) if event["stage"] == "learn"]
+    latest = [event["fingerprint"] for event in begun if "fingerprint" in event]
     return finished_rounds(run.folder / "learn" / latest[-1] / "rounds") if latest else []
 
 

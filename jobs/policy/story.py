@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from rich.markup import escape
 
 from raysift.draws import seed_for, uniform_of
-from raysift.jobs.commands.console import Console, printable
+from raysift.jobs.commands.console import Console
 from raysift.jobs.policy.opened import MEASURES, PolicyRun, open_policy_run, round_folders
 from raysift.jobs.policy.picks import PickTables, picks_over_time
 from raysift.jobs.runs.run import Run, open_run
@@ -154,12 +153,11 @@ def show_round_picks(found: PickTables, column: str, console: Console) -> None:
 
 
 def _named(column: str) -> str:
-    """The name of a column of the meta is data, and titles are markup."""
-    return f"Picks by {escape(printable(column))}"
+    return f"Picks by {column}"
 
 
 def _share_lines(lines: Sequence[dict[str, Any]], heads: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
-    """A line a value, those that are most of the picks or of the pool; cells are escaped by the console."""
+    """A line a value, those that are most of the picks or of the pool."""
     by_value: dict[Any, list[dict[str, Any]]] = {}
     for line in lines:
         by_value.setdefault(line["value"], []).append(line)
@@ -169,7 +167,7 @@ def _share_lines(lines: Sequence[dict[str, Any]], heads: Sequence[str]) -> tuple
     for value, mine in by_value.items():
         if value in kept:
             shares = [*(one["share"] for one in mine), mine[0]["pool_share"]]
-            rows.append(["(none)" if value is None else printable(value), *map(_percent, shares)])
+            rows.append(["(none)" if value is None else value, *map(_percent, shares)])
     rest = [mine for value, mine in by_value.items() if value not in kept]
     if rest:
         sums = [sum(one["share"] for one in part) for part in zip(*rest, strict=True)]

@@ -4,7 +4,7 @@ Three rounds of plain Ray tasks: read every chunk, find ids that occur twice, wr
 line of counts a chunk. Chunks follow from the files alone and the first of equal conversations in the order of the
 input stays, so the result is the same for any number of workers. A killed ingest continues with what is not yet done.
 
-What is left in the folder: `rows/` (records.ROWS), `rejected/` (records.REJECTED: what was not understood, not wanted,
+What is left in the folder: `rows/` (records.KEPT_ROWS), `rejected/` (records.REJECTED: what was not understood, not wanted,
 or there already) and `ingest.json`, the report. Rows of a file that was set aside as a whole are in neither.
 """
 
@@ -45,7 +45,7 @@ from raysift.storage import Location
 
 REPORT = "ingest.json"
 PLAN = "plan.json"
-VERSION = 2  # of what rows are made of: 2 opens a record's own meta and keeps the input of Alpaca records in it
+VERSION = 3  # of what rows are made of: 3 keeps the file and the position of each row
 
 
 @dataclass(frozen=True)

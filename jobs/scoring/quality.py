@@ -20,11 +20,11 @@ from raysift.actors.vllm_reward import VllmReward
 from raysift.errors import DataError, StageError
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
+from raysift.jobs.runs.chosen_rows import write_rows
+from raysift.jobs.runs.models import find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.selection import write_rows
 from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
 from raysift.jobs.scoring.generation import require_vllm
-from raysift.jobs.stages import model_fingerprint
 from raysift.manifest import Manifest
 from raysift.records import ERROR, ID
 from raysift.scoring.columns import INPUT_TOKENS, SCORE_COLUMN, TRUNCATED
@@ -46,12 +46,14 @@ SCORERS: dict[tuple[str, str], type[RowActor]] = {
 
 def judge(run: Run, config: CommonConfig, settings: QualitySettings, rows: Manifest) -> Manifest:
     """Score every row's own answer, on a pool of actors."""
+    model = find_model(run, config, settings.scorer)
 
     def body(folder: Location) -> StageResult:
-        return score_answers("quality", run, config, settings, run.files(rows, "rows"), rows.counts["kept"], folder)
+        found = settings.model_copy(update={"model": model.name})
+        return score_answers("quality", run, config, found, run.files(rows, "rows"), rows.counts["kept"], folder)
 
-    inputs = {"rows": rows.fingerprint, "scorer": model_fingerprint(settings.scorer)}
-    return run.stage("quality", {"scorer": settings}, inputs, body)
+    inputs = {"rows": rows.fingerprint, "scorer": model.identity}
+    return run.stage("quality", {"scorer": without_models(settings)}, inputs, body)
 
 
 def keep(
@@ -226,7 +228,7 @@ def loading(config: CommonConfig) -> dict[str, Any]:
     """Where an actor loads its model, and whether code that ships with it may run."""
     resources = config.resources
     return {
-        "device": resources.device,
+        "device": resources.placed_on,
         "threads": resources.threads,
         "trust_remote_code": config.trust_remote_code,
     }

@@ -20,6 +20,7 @@ from raysift.actors.generator import Generator
 from raysift.actors.language_model import resolve_model
 from raysift.actors.likelihood import AnswerLoss, Likelihood
 from raysift.actors.loaded import LoadedModel, load
+from raysift.actors.train_checkpoints import template_of
 from raysift.errors import StageError
 from raysift.evaluation.intervals import Interval, mean_interval, ratio_interval
 from raysift.evaluation.metrics import EvalConfig
@@ -157,7 +158,7 @@ def _arguments(
     arguments: dict[str, Any] = {
         "model": model,
         "adapter": adapter,
-        "template": config.template,
+        "template": template_of(config.template, model, adapter),
         "max_length": config.max_length,
         "trust_remote_code": trust_remote_code,
     }
@@ -167,7 +168,7 @@ def _arguments(
 
 
 def _placed(arguments: dict[str, Any], resources: Resources) -> dict[str, Any]:
-    return arguments | {"device": resources.device, "threads": resources.threads}
+    return arguments | {"device": resources.placed_on, "threads": resources.threads}
 
 
 def _on_ray(

@@ -64,7 +64,7 @@ def test_performance_is_minus_the_loss_that_the_evaluation_measures(tmp_path):
     validator = Validator(rows, config, "nano", ONE, batch_tokens=600)
     losses = validator.losses_of(trainer.model, all_of(validator))
 
-    trainer.save_epoch(open_location(tmp_path), "test")
+    trainer.save_epoch(open_location(tmp_path))
     settings = EvalConfig(template=config.template, max_length=config.max_length)
     tuned = load("nano", tmp_path / "epoch-1" / "adapter", dtype="fp32", device="cpu", threads=1)
     report = validation_loss_here(rows, tuned, settings)

@@ -21,10 +21,10 @@ from raysift.pairwise.rows import (
     rows_to_compare,
     rows_to_score,
 )
-from raysift.pairwise.settings import ComparisonSettings, WinRateSettings, prompt_of_aspect
+from raysift.pairwise.settings import ComparisonSettings, WinRateSettings
 from raysift.pairwise.verdicts import LOSE, TIE, WIN, Outcome, decide, result_record, verdict_of, win_line, win_table
 from raysift.records import ERROR, ID, Example, Message
-from raysift.scoring.settings import JUDGE_PROMPT, JudgeSettings, QualitySettings
+from raysift.scoring.settings import QualitySettings
 
 from ...tiny_models import byte_tokenizer  # noqa: TID252
 
@@ -126,12 +126,8 @@ def test_a_comparison_whose_likeliest_verdict_is_a_tie_ties(own, against, tie, v
 PROBABILITIES = [(0.7, 0.2, 0.1), (0.1, 0.8, 0.1), (0.2, 0.2, 0.6)]
 
 
-def both_orders(first, second, aspects=(None,)):
-    return [
-        Reading(*values, order, aspect)
-        for aspect in aspects
-        for order, values in zip(ORDERS, (first, second), strict=True)
-    ]
+def both_orders(first, second):
+    return [Reading(*values, order) for order, values in zip(ORDERS, (first, second), strict=True)]
 
 
 def test_both_orders_must_agree():
@@ -175,28 +171,6 @@ def test_flips_are_shares_of_the_questions_that_were_asked():
     assert win_line("x", outcomes(1, 1, 1)).flip_share is None
 
 
-@pytest.mark.parametrize(
-    ("relevance", "accuracy", "verdict"),
-    [
-        ((3, 2), (5, 1), WIN),
-        ((2, 3), (1, 5), LOSE),
-        ((3, 2), (1, 5), TIE),
-        ((3, 2), (4, 4), TIE),
-        ((2, 2), (4, 4), TIE),
-    ],
-)
-def test_better_in_both_aspects_wins_and_mixed_ones_tie(relevance, accuracy, verdict):
-    readings = [Reading(*relevance, aspect="relevance"), Reading(*accuracy, aspect="accuracy")]
-    assert decide(question(), readings) == Outcome(verdict)
-
-
-def test_aspects_meet_within_an_order_before_orders_are_compared():
-    """Own first: better in both. Against first: better in one. So the orders disagree: a tie that flipped."""
-    better, worse = PROBABILITIES[:2]
-    readings = [*both_orders(better, better, ("relevance",)), *both_orders(better, worse, ("accuracy",))]
-    assert decide(question(), readings) == Outcome(TIE, flipped=True)
-
-
 def test_rows_for_the_judge_are_keyed_by_question_and_answer():
     one, two = question("a", "b", "one"), question("a", "c", "two")
     table = rows_to_score([one, two])
@@ -216,7 +190,7 @@ def test_result_record_keeps_readings_and_errors():
     readings = [Reading(1.0, 0.0)]
     record = result_record(asked, readings, decide(asked, readings))
     assert (record[ID], record["subset"], record["verdict"], record[ERROR]) == ("q", "s", WIN, None)
-    assert record["readings"] == [{"own": 1.0, "against": 0.0, "tie": None, "order": None, "aspect": None}]
+    assert record["readings"] == [{"own": 1.0, "against": 0.0, "tie": None, "order": None}]
     record = result_record(asked, "why", decide(asked, "why"))
     assert (record["verdict"], record[ERROR], record["readings"]) == (None, "no verdict: why", [])
 
@@ -276,8 +250,6 @@ def test_room_is_shared_by_cutting_the_longest(room, lengths, kept):
     ("values", "message"),
     [
         ({"judge": {"kind": "ifd"}}, "not how good"),
-        ({"aspects": ["accuracy"]}, "knows no aspects"),
-        ({"by": "comparison", "aspects": ["accuracy", "accuracy"]}, "named twice"),
         ({"comparison": {"min_mass": 0.1}}, "comparison would have no effect with by=scores; .* set by=comparison"),
         ({"by": "comparison", "judge": {"kind": "judge", "judge": {"low": 2}}}, r"judge\.judge would have no effect"),
         ({"by": "comparison", "judge": {"template": "text"}}, r"judge\.template would have no effect"),
@@ -303,9 +275,3 @@ def test_a_replayed_run_names_every_setting_and_is_taken():
     for values in ({}, {"by": "comparison", "judge": {"kind": "judge", "backend": "vllm", "max_length": 99}}):
         settings = WinRateSettings.model_validate(values)
         assert WinRateSettings.model_validate(settings.model_dump(mode="json")) == settings
-
-
-def test_prompts_of_aspects_stay_prompts():
-    for aspect in ("relevance", "accuracy"):
-        assert aspect in JudgeSettings(prompt=prompt_of_aspect(JUDGE_PROMPT, aspect)).prompt.lower()
-        ComparisonSettings(prompt=prompt_of_aspect(ComparisonSettings().prompt, aspect))

@@ -1,11 +1,17 @@
 """Writing rows back: the original bytes, shapes that trainers load, and the files beside them."""
 
 import json
+import re
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from raysift.errors import ConfigError, DataError
+from raysift.pool.card import Card
 from raysift.pool.checks import IngestConfig
 from raysift.pool.chunks import plan_file
 from raysift.pool.export import SHAPES, dataset_info, write_export, write_rows
@@ -130,8 +136,6 @@ def test_meta_is_what_a_column_of_that_name_means(tmp_path):
 
 
 def test_tables_with_a_meta_column_are_read_like_records(tmp_path):
-    import pyarrow.parquet as pq
-
     table = _table([TURNS, TURNS[1:3]], metas=['{"k":1}', None]).append_column("n", pa.array([1, 2]))
     pq.write_table(table, tmp_path / "in.parquet")
     rows = _ingest(tmp_path / "in.parquet")
@@ -177,19 +181,210 @@ def test_unknown_shape_lists_the_known_ones(tmp_path):
         write_rows([], open_location(tmp_path / "x"), "csv")
 
 
-@pytest.mark.parametrize("shape", [*SHAPES, "parquet"])
-def test_the_folder_loads_with_datasets(tmp_path, shape, monkeypatch):
-    datasets = pytest.importorskip("datasets")
-    import pyarrow.parquet as pq
+CARD = Card(
+    method="uniform",
+    settings={"model": "nano", "budget": "5%", "seed": 3, "pool": ["a.jsonl"], "target": []},
+    by_source={"s": {"pool": 40, "selected": 2}},
+    scores=(0.25, 0.75),
+    pool_rows=40,
+)
 
-    pq.write_table(_table([TURNS, TURNS[1:3]], metas=['{"k":1}', None]), tmp_path / "rows.parquet")
-    out = open_location(tmp_path / "out").make_folder()
-    written = write_export([open_location(tmp_path / "rows.parquet")], out, shape)
+
+def _export(table, folder, shape="messages", card=CARD):
+    """The files of an export, the data first."""
+    pq.write_table(table, folder.parent / "rows.parquet")
+    place = open_location(folder).make_folder()
+    return write_export([open_location(folder.parent / "rows.parquet")], place, shape, card)
+
+
+def _load(folder, cache):
+    datasets = pytest.importorskip("datasets")
+    return datasets.load_dataset(str(folder), split="train", cache_dir=str(cache))
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "parquet"])
+def test_the_folder_loads_with_datasets(tmp_path, shape):
+    written = _export(_table([TURNS, TURNS[1:3]], metas=['{"k":1}', None]), tmp_path / "out", shape)
     assert [place.name for place in written[1:]] == ["dataset_info.json", "README.md"]
-    rows = datasets.load_dataset(str(tmp_path / "out"), split="train", cache_dir=str(tmp_path / "cache"))
+    rows = _load(tmp_path / "out", tmp_path / "cache")
     assert len(rows) == 2
-    info = json.loads((tmp_path / "out" / "dataset_info.json").read_text())["selection"]
-    assert info == dataset_info(written[0].name, shape)
+    ((name, info),) = json.loads((tmp_path / "out" / "dataset_info.json").read_text()).items()
+    assert written[0].name.partition(".")[0] == name
     assert set(info["columns"].values()) <= set(rows.column_names)
+    if shape != "original":
+        assert info == dataset_info(written[0].name, shape)
     if shape == "messages":
         assert [m["content"] for m in rows[0]["messages"]] == [content for _, content in TURNS]
+
+
+@pytest.mark.parametrize("shape", ["messages", "parquet"])
+def test_two_exports_share_a_cache_and_keep_their_own_rows(tmp_path, shape):
+    """Two runs, whose folders have one name, and then another selection in the folder of the first."""
+    cache, talks = tmp_path / "cache", [TURNS, TURNS[1:3], TURNS[:3]]
+    for run, talk in zip(("a", "b", "a"), talks, strict=True):
+        folder = tmp_path / run / "selected"
+        folder.parent.mkdir(exist_ok=True)
+        _export(_table([talk]), folder, shape)
+        (row,) = _load(folder, cache)
+        assert [turn["content"] for turn in row["messages"]] == [content for _, content in talk]
+
+
+def test_the_same_rows_have_the_same_name_and_others_another(tmp_path):
+    names = []
+    for number, turns in enumerate([TURNS, TURNS, TURNS[1:3]]):
+        (tmp_path / str(number)).mkdir()
+        names.append(_export(_table([turns]), tmp_path / str(number) / "selected")[0].name)
+    assert names[0] == names[1] != names[2]
+    assert re.fullmatch(r"uniform-[0-9a-f]{8}\.jsonl", names[0])
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, "parquet"])
+def test_the_parts_that_rows_lie_in_leave_no_trace(tmp_path, shape, monkeypatch):
+    monkeypatch.setattr("raysift.pool.export.BATCH_ROWS", 4)
+    table = _table([[("user", str(n)), ("assistant", "a")] for n in range(11)])
+    found = []
+    for cuts in ([0, 11], [0, 1, 2, 7, 11], [0, 4, 8, 11]):
+        folder = open_location(tmp_path / str(len(cuts))).make_folder()
+        files = []
+        for first, last in pairwise(cuts):
+            files.append(folder / f"{first}.parquet")
+            pq.write_table(table.slice(first, last - first), files[-1].path)
+        data = write_export(files, (folder / "out").make_folder(), shape, CARD)[0]
+        found.append((data.name, data.read_bytes()))
+    assert found[0] == found[1] == found[2]
+
+
+def test_ids_of_all_64_bits_are_text_in_json(tmp_path):
+    """JavaScript and jq round numbers beyond 2^53."""
+    table = _table([TURNS, TURNS[1:3]])
+    assert all(abs(number) > 2**53 for number in table["id"].to_pylist())
+    for shape in ("messages", "sharegpt"):
+        lines = _lines(tmp_path / _written(table, tmp_path, shape).name)
+        assert [line["id"] for line in lines] == [str(number) for number in table["id"].to_pylist()]
+    assert (
+        _ingest(_written(table, tmp_path, "messages"))
+        .select(["id", "meta"])
+        .equals(table.select(["id"]).append_column("meta", pa.nulls(2, pa.string())))
+    )
+
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+
+
+def test_tools_are_where_trainers_look(tmp_path):
+    """Also where the first ten megabytes, by which `datasets` tells the types of columns, have none."""
+    long = [[("user", str(n) * 300_000), ("assistant", "a")] for n in range(10, 35)]
+    metas = [None] * len(long) + [json.dumps({"tools": TOOLS}), json.dumps({"tools": json.dumps(TOOLS)})]
+    table = _table([*long, TOOL_TURNS, TURNS], metas=metas)
+    _export(table, tmp_path / "out")
+    info = next(iter(json.loads((tmp_path / "out/dataset_info.json").read_text()).values()))
+    assert info["columns"] == {"messages": "messages", "tools": "tools"}
+    rows = _load(tmp_path / "out", tmp_path / "cache")
+    found = [text and json.loads(text) for text in rows["tools"]]
+    assert found == [None] * len(long) + [TOOLS, TOOLS]
+
+
+def test_rows_with_tools_are_ingested_again_as_they_were(tmp_path):
+    table = _table([TURNS, TOOL_TURNS, TURNS[1:3]], metas=[None, '{"tools":[{"name":"f"}]}', '{"tools":"[1]","k":2}'])
+    written = _export(table, tmp_path / "out")[0]
+    again = _ingest(Path(written.path)).select(["id", "messages", "meta"])
+    assert again.equals(table.select(["id", "messages", "meta"]))
+
+
+def test_no_column_of_tools_without_tools(tmp_path):
+    written = _export(_table([TURNS], metas=['{"deep":{"tools":[1]}}']), tmp_path / "out")[0]
+    assert "tools" not in _lines(Path(written.path))[0]
+
+
+CHAT = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+SHARED = {"role_tag": "from", "content_tag": "value", "user_tag": "human", "assistant_tag": "gpt"}
+ORIGINALS = {
+    "alpaca": (
+        [{"instruction": "i", "input": "", "output": "o"}, {"instruction": "j", "input": "k", "output": "p"}],
+        {"columns": {"prompt": "instruction", "query": "input", "response": "output"}},
+    ),
+    "alpaca without input": (
+        [{"instruction": "i", "output": "o", "history": [["a", "b"]], "topic": 3}],
+        {"columns": {"prompt": "instruction", "response": "output", "history": "history"}},
+    ),
+    "prompt and completion": (
+        [{"prompt": "p", "completion": "c"}],
+        {"columns": {"prompt": "prompt", "response": "completion"}},
+    ),
+    "messages": (
+        [{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]}],
+        {"formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": CHAT},
+    ),
+    "sharegpt": (
+        [{"conversation": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "tools": "[]"}],
+        {"formatting": "sharegpt", "columns": {"messages": "conversation", "tools": "tools"}, "tags": SHARED},
+    ),
+    "two spellings of a role": (
+        [{"messages": [{"role": name, "content": "q"}, {"role": "assistant", "content": "a"}]} for name in ("user", "human")],
+        None,
+    ),
+    "content in parts": (
+        [{"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, {"role": "assistant", "content": "a"}]}],
+        None,
+    ),
+    "tools that are no text": (
+        [{"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}], "tools": [{"name": "f"}]}],
+        None,
+    ),
+    "names of the user's own": ([{"question": "q", "answer": "a"}], None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ORIGINALS)
+def test_original_records_are_described_as_they_are(tmp_path, layout):
+    records, expected = ORIGINALS[layout]
+    table = _table([TURNS[: 2 * n + 1] for n in range(1, 1 + len(records))], raws=[json.dumps(one) for one in records])
+    written = _export(table, tmp_path / "out", "original")
+    info = json.loads((tmp_path / "out/dataset_info.json").read_text())
+    name = written[0].name
+    assert info == ({name.partition(".")[0]: {"file_name": name} | expected} if expected else {})
+    if expected:
+        assert set(expected["columns"].values()) <= set(_load(tmp_path / "out", tmp_path / "cache").column_names)
+
+
+def test_the_card_tells_what_was_chosen_and_how(tmp_path):
+    _export(_table([TURNS, TURNS[1:3]]), tmp_path / "out")
+    text = (tmp_path / "out/README.md").read_text()
+    for told in (
+        "2 of 40 rows",
+        "uniform",
+        "| seed | `3` |",
+        "`a.jsonl`",
+        "| `s` | 40 | 2 |",
+        "0.25 to 0.75",
+        "`messages`",
+    ):
+        assert told in text
+    assert "raysift uniform --config run.yaml --run NEW" in text and "SFTTrainer" in text
+
+
+def test_nothing_that_comes_from_data_can_change_the_card(tmp_path):
+    evil = "a`|\n# b\x1b[2J\u202e<script>"
+    card = replace(CARD, by_source={evil: {"pool": 1, "selected": 1}}, settings={"pool": [evil]})
+    _export(_table([TURNS]), tmp_path / "out", card=card)
+    calm = _lines_of(
+        replace(CARD, by_source={"s": {"pool": 1, "selected": 1}}, settings={"pool": ["a"]}), tmp_path / "calm"
+    )
+    lines = (tmp_path / "out/README.md").read_text().splitlines()
+    assert len(lines) == len(calm)
+    told = [line for line in lines if "script" in line]
+    assert len(told) == 2 and all(line.count("`") == 2 for line in told)
+    assert all(character.isprintable() for line in lines for character in line)
+
+
+def test_a_card_stays_short(tmp_path):
+    many = [f"{number}-{'x' * 500}" for number in range(1000)]
+    card = replace(CARD, settings={"pool": many}, by_source={one: {"pool": 9, "selected": 1} for one in many})
+    text = "\n".join(_lines_of(card, tmp_path / "many"))
+    assert len(text) < 10_000 and "980 more sources" in text and "and 980 more |" in text
+
+
+def _lines_of(card, folder):
+    folder.mkdir()
+    _export(_table([TURNS]), folder / "out", card=card)
+    return (folder / "out/README.md").read_text().splitlines()

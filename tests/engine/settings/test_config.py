@@ -6,8 +6,9 @@ import pytest
 import yaml
 
 from raysift.errors import ConfigError
+from raysift.fingerprint import fingerprint
 from raysift.methods import METHODS
-from raysift.settings.config import load_config, make_config
+from raysift.settings.config import load_config, make_config, replayed
 from raysift.settings.training import RECIPES, recipe
 
 
@@ -25,6 +26,24 @@ def test_a_saved_config_replays_to_the_same_settings(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
     assert load_config(str(file)) == config
+
+
+@pytest.mark.parametrize("model", ["nano", "./llama"])
+@pytest.mark.parametrize(
+    ("method", "preset"), [(name, preset) for name in METHODS for preset in (None, *METHODS[name].presets)]
+)
+def test_a_run_s_file_holds_what_its_method_reads_and_replays_it(tmp_path, method, preset, model):
+    given = {"method": method, "model": model, "seed": 5, "budget": "3%", "pool": ["a.jsonl"], "evaluate": {"seed": 2}}
+    config = make_config(given | ({method: {"preset": preset}} if preset else {}))
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump(replayed(config), sort_keys=False))
+    again = load_config(str(file))
+    assert again == config and fingerprint(again) == fingerprint(config)
+    values = yaml.safe_load(file.read_text())
+    assert values.keys() & METHODS.keys() == {method}
+    assert values[method].keys() == METHODS[method].Config.model_fields.keys(), "presets are laid over whole sections"
+    assert {"method", "pool", "budget", "seed", "evaluate"} <= set(list(values)[:7]), "what differs stands first"
+    assert next(iter(values["evaluate"])) == "seed"
 
 
 def test_a_recipe_stands_for_its_settings_and_own_keys_win():
@@ -57,9 +76,9 @@ def test_a_preset_brings_its_recipe_on_a_real_model(method, preset, name):
 
 
 def complete(tmp_path, values):
-    """A run.yaml as a run leaves it: every field named."""
+    """A run.yaml as a run leaves it."""
     file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump(make_config(values).model_dump(mode="json")))
+    file.write_text(yaml.safe_dump(replayed(make_config(values))))
     return str(file)
 
 
@@ -131,7 +150,8 @@ def test_settings_of_a_section_that_a_complete_file_leaves_empty_are_taken(tmp_p
 def test_trainings_and_draws_follow_the_seed_of_the_run_unless_they_have_their_own():
     config = make_config({"seed": 5, "less": {"warmup": {"seed": 3}}})
     assert (config.train.seed, config.rose.warmup.seed, config.less.warmup.seed) == (5, 5, 3)
-    assert config.mods.generation.seed == 5
+    assert config.mods.generation.seed == config.evaluate.seed == 5
+    assert make_config({"seed": 5, "evaluate": {"seed": 3}}).evaluate.seed == 3
     assert make_config({"seed": 5, "win_rate": {"generation": {"top_p": 0.5}}}).win_rate.generation.seed == 5
     assert config.rose.projection.seed == 0, "runs of any seed share a store"
 
@@ -154,22 +174,41 @@ def test_a_bar_of_the_other_form_and_a_scorer_of_another_kind_take_the_place_of_
         ({"longest": {"unit": "words"}}, r"'longest\.unit' is 'words': input should be 'tokens' or 'chars'"),
         (
             {"rose": {"projection": {"kind": "signs", "dimension": 1000}}},
-            r"'rose\.projection' is \{.*\}: dimension is 1000; signs need a power of two",
+            r"'rose\.projection' is a dict of length 2: dimension is 1000; signs need a power of two",
         ),
         (
             {"rose": {"match": {"subtasks": "round_robin", "target_weights": [1, 2]}}},
-            r"'rose\.match' is \{.*\}: target_weights weigh scores",
+            r"'rose\.match' is a dict of length 2: target_weights weigh scores",
         ),
         ({"less": {"match": {"target_weights": [1, 0]}}}, r"'less\.match\.target_weights\.1' is 0: .* greater than 0"),
         ({"resources": {"wrokers": 2}}, r"'resources\.wrokers' is no setting\. Did you mean 'workers'\?"),
         ({"resources": {"workers": 0}}, r"'resources\.workers' is 0: input should be greater than or equal to 1"),
         ({"seed": "abc"}, r"'seed' is 'abc': input should be a valid integer"),
+        ({"seed": 2**32}, r"^config: 'seed' is 4294967296: input should be less than 4294967296\.$"),
+        ({"seed": 2**64}, r"^config: 'seed' is 18446744073709551616: input should be less than 4294967296\.$"),
+        ({"seed": -1}, r"^config: 'seed' is -1: input should be greater than or equal to 0\.$"),
         ({"budget": "lots"}, "budget: 'lots' is none of"),
     ],
 )
 def test_a_wrong_setting_is_named_with_its_value_and_what_is_allowed(values, message):
     with pytest.raises(ConfigError, match=message):
         make_config(values)
+
+
+def test_a_message_repeats_no_text_of_rows():
+    row = {"messages": [{"role": "user", "content": "my secret"}]}
+    for values in ({"pool": [row]}, {"pool": [[row]]}, {"target": [row]}, {"model": row}, {"seed": "my secret" * 50}):
+        with pytest.raises(ConfigError, match=r"is a (dict|list|str) of length \d+: input should be") as refused:
+            make_config(values)
+        assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("model", ["nano", "nano:foundation", "nanotron/SmolLM-8B", "nano_models/llama-8b", "nano-gpt"])
+def test_only_the_shipped_models_are_trained_by_the_nano_recipe(model):
+    config = make_config({"method": "less", "model": model, "less": {"preset": "official"}})
+    shipped = model.partition(":")[0] == "nano"
+    assert config.train == RECIPES["nano" if shipped else "less"]
+    assert (config.less.warmup == RECIPES["nano-warmup"]) is shipped
 
 
 def test_files_that_are_no_config_are_named(tmp_path):
@@ -187,6 +226,21 @@ def test_files_that_are_no_config_are_named(tmp_path):
 def test_an_override_without_key_or_value_is_refused(override):
     with pytest.raises(ConfigError, match=r"section\.key=value"):
         load_config(None, {}, [override])
+
+
+@pytest.mark.parametrize(
+    ("asked", "device"),
+    [
+        ({}, "cpu"),
+        ({"gpus_per_worker": 0.5}, "auto"),
+        ({"device": "cuda"}, "cuda"),
+        ({"device": "spread", "gpus_per_worker": 2}, "spread"),
+        ({"device": "cpu", "gpus_per_worker": 1}, "cpu"),
+    ],
+)
+def test_a_worker_without_a_granted_gpu_computes_on_the_cpu(asked, device):
+    """Ray shows all GPUs of the machine to a worker that asks for none."""
+    assert make_config({"resources": asked}).resources.placed_on == device
 
 
 def test_a_store_is_the_same_folder_wherever_the_settings_are_read(tmp_path, monkeypatch):

@@ -19,7 +19,6 @@ from raysift.store.projection import (
     Projection,
     block_shifts,
     parameter_signs,
-    sign_matrix,
 )
 from raysift.store.rotation import hadamard, rotate
 from raysift.store.vectors import VectorForm
@@ -67,15 +66,7 @@ def test_sketch_is_its_definition(dimension: int) -> None:
     assert np.allclose(found.numpy(), expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("dimension", [1, 63, 64, 200])
-def test_rademacher_is_a_dense_product_with_signs(dimension: int) -> None:
-    matrix = sign_matrix(5, 0, LAYOUT.total, dimension, torch.device("cpu"), torch.float64)
-    assert set(matrix.unique().tolist()) <= {-1.0, 1.0}
-    expected = vectors(2) @ matrix / dimension**0.5
-    assert torch.allclose(make("rademacher", dimension, 5).project(vectors(2)), expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("kind", ["sketch", "signs", "rademacher", "none"])
+@pytest.mark.parametrize("kind", ["sketch", "signs", "none"])
 def test_tensors_in_any_order_and_on_any_shard_sum_to_the_whole(kind: str) -> None:
     whole, projection = vectors(5), make(kind)
     expected = projection.project(whole.clone())
@@ -102,20 +93,17 @@ def test_numbers_are_the_same_in_another_process_and_for_ever() -> None:
     assert block_shifts(0, 0, 4, 8192).tolist() == GOLDEN_SHIFTS
     assert make(dimension=8192).hash == GOLDEN_HASH
     code = (
-        "from raysift.store.projection import *; import torch\n"
-        "print(parameter_signs(0, 0, 16).tolist(), block_shifts(0, 0, 4, 8192).tolist())\n"
-        "print(sign_matrix(0, 3, 1, 8, torch.device('cpu'), torch.float32).int().tolist())"
+        "from raysift.store.projection import *\n"
+        "print(parameter_signs(0, 0, 16).tolist(), block_shifts(0, 0, 4, 8192).tolist())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
-    mine = sign_matrix(0, 3, 1, 8, torch.device("cpu"), torch.float32).int().tolist()
-    assert done.stdout.splitlines() == [f"{GOLDEN_SIGNS} {GOLDEN_SHIFTS}", str(mine)]
+    assert done.stdout.splitlines() == [f"{GOLDEN_SIGNS} {GOLDEN_SHIFTS}"]
 
 
 def test_hash_changes_with_everything_that_changes_the_numbers_and_with_nothing_else() -> None:
     renamed = ParameterLayout(("a", "b", "c", "e"), LAYOUT.shapes)
     swapped = ParameterLayout(("b", "a", "c", "d"), (LAYOUT.shapes[1], LAYOUT.shapes[0], *LAYOUT.shapes[2:]))
     others = [
-        make("rademacher"),
         make("signs"),
         make(dimension=65),
         make(seed=1),
@@ -123,7 +111,7 @@ def test_hash_changes_with_everything_that_changes_the_numbers_and_with_nothing_
         make(layout=swapped),
         make("none"),
     ]
-    assert len({make().hash, *(other.hash for other in others)}) == 8
+    assert len({make().hash, *(other.hash for other in others)}) == 7
     assert make().hash == make().hash
     assert make("none", 1, 1).hash == make("none", 2, 2).hash
 
@@ -135,27 +123,23 @@ def correlated_pair(size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x / x.norm(), y / y.norm()
 
 
-@pytest.mark.parametrize("kind", ["sketch", "rademacher"])
-def test_inner_products_are_unbiased_and_vary_as_theory_says(kind: str) -> None:
+def test_inner_products_are_unbiased_and_vary_as_theory_says() -> None:
     d, draws = 32, 500
     x, y = correlated_pair(LAYOUT.total)
     found = np.empty(draws)
     for seed in range(draws):
-        px, py = make(kind, d, seed).project(torch.stack([x, y]))
+        px, py = make("sketch", d, seed).project(torch.stack([x, y]))
         found[seed] = float(px @ py)
     xs, ys = x.numpy(), y.numpy()
-    if kind == "rademacher":
-        variance = (1 + (xs @ ys) ** 2 - 2 * (xs**2 @ ys**2)) / d
-    else:
-        blocks = [slice(start, start + d) for start in range(0, len(xs), d)]
-        within = sum((xs[b] @ xs[b]) * (ys[b] @ ys[b]) + (xs[b] @ ys[b]) ** 2 for b in blocks)
-        variance = (1 + (xs @ ys) ** 2 - within) / d
+    blocks = [slice(start, start + d) for start in range(0, len(xs), d)]
+    within = sum((xs[b] @ xs[b]) * (ys[b] @ ys[b]) + (xs[b] @ ys[b]) ** 2 for b in blocks)
+    variance = (1 + (xs @ ys) ** 2 - within) / d
     error = np.sqrt(variance / draws)
     assert abs(found.mean() - xs @ ys) < 4 * error, (found.mean(), xs @ ys, error)
     assert found.var() == pytest.approx(variance, rel=0.2)
 
 
-@pytest.mark.parametrize("kind", ["sketch", "rademacher", "signs"])
+@pytest.mark.parametrize("kind", ["sketch", "signs"])
 def test_cosines_stray_no_further_than_the_printed_estimate(kind: str) -> None:
     layout = ParameterLayout(("a", "b"), ((30, 40), (20, 60)))
     x, y = correlated_pair(layout.total)
@@ -218,7 +202,7 @@ def test_nothing_is_distorted_without_projection() -> None:
 
 
 def test_single_precision_equals_double_to_rounding() -> None:
-    for kind in ("sketch", "signs", "rademacher"):
+    for kind in ("sketch", "signs"):
         double = make(kind).project(vectors(4))
         assert torch.allclose(make(kind).project(vectors(4).float()).double(), double, rtol=1e-4, atol=1e-4)
 

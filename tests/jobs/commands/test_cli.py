@@ -1,7 +1,6 @@
 """The command line: one grammar, clear refusals, exit codes that mean something, real runs on a local Ray."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,17 +10,17 @@ import yaml
 
 from raysift.errors import DataError, find_cause
 from raysift.jobs.commands import cli
-from raysift.jobs.commands.cli import spread_multiple
 from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.options import spread_multiple
 from raysift.jobs.commands.show import show_run
 from raysift.nano.world import WorldConfig, write_pool
 from raysift.settings.config import make_config
 from raysift.settings.training import RECIPES
 
 
-def raysift(*arguments, cwd=None, timeout=240):
+def raysift(*arguments, cwd=None, env=None, timeout=240):
     command = [sys.executable, "-m", "raysift.jobs", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=dict(os.environ))
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=env)
 
 
 @pytest.fixture
@@ -108,10 +107,12 @@ def test_a_missing_pool_is_a_data_error(here):
 
 
 @pytest.mark.ray
-def test_a_selection_from_files_to_files(here, tmp_path):
-    """By a process with a Ray of its own; then it is there, refused with other settings, replayed and shown."""
+def test_a_selection_from_files_to_files(here, joined, tmp_path, monkeypatch):
+    """By a process of its own; then it is there, refused with other settings, replayed and shown."""
     write_pool(tmp_path / "pool.jsonl", 600, 0, WorldConfig())
-    first = raysift("longest", "--pool", "pool.jsonl", "--budget", "10%", "--run", "r", "--log", "json", cwd=tmp_path)
+    first = raysift(
+        "longest", "--pool", "pool.jsonl", "--budget", "10%", "--run", "r", "--log", "json", cwd=tmp_path, env=joined
+    )
     assert first.returncode == 0, first.stderr
     run = tmp_path / "r"
     selection = pq.read_table(run / "selection.parquet")
@@ -130,10 +131,24 @@ def test_a_selection_from_files_to_files(here, tmp_path):
 
     code, _, said = here("longest", "--pool", "pool.jsonl", "--budget", "20%", "--run", "r")
     assert code == 4
-    assert "settings.budget: '10%' -> '20%'" in said
+    assert "budget: '10%' -> '20%'" in said
 
-    code, _, said = here("longest", "--config", "r/run.yaml", "--run", "replayed")
+    pool = pq.read_table(next((run / "lengths").glob("*/answers")))["tokens"].to_pylist()
+    command = ["longest", "--pool", "pool.jsonl", "--run", "t", "--reuse", "r", "--budget"]
+    code, _, more = here(*command, f"{sum(pool) + 1}tok")
+    assert (code, f"the pool has {sum(pool)}" in more) == (2, True), more
+    code, _, half = here(*command, f"{sum(pool) // 2}tok")
+    assert code == 0, half
+    counts = json.loads((tmp_path / "t/choose/manifest.json").read_text())["counts"]
+    taken = pq.read_table(next((tmp_path / "t/choose").glob("*/selection.parquet")))["id"].to_pylist()
+    assert counts["tokens"] <= counts["tokens_asked"] == sum(pool) // 2 and len(taken) == counts["kept"]
+    assert f"tokens: {counts['tokens']:,} selected" in half
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, said = here("longest", "--config", "../r/run.yaml", "--run", "../replayed")
     assert code == 0, said
+    monkeypatch.chdir(tmp_path)
     assert pq.read_table(tmp_path / "replayed/selection.parquet").equals(selection)
     assert yaml.safe_load((run / "run.yaml").read_text())["method"] == "longest"
 

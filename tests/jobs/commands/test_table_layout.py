@@ -90,6 +90,26 @@ def test_markup_in_heads_and_cells_is_text():
     assert "[red]" in printed(["a", "[red]"], [["[bold]x[/]", 1]]) and "[bold]x[/]" in printed(["a"], [["[bold]x[/]"]])
 
 
+@pytest.mark.parametrize("voice", ["rich", "plain", "json"])
+def test_text_of_data_moves_no_terminal_whichever_way_it_is_said(voice, capsys):
+    evil = "\x1b[2J\x1b]0;title\x07\x9b31m\u202e\r"
+    console = Console(voice)
+    console.table(f"title {evil}", [f"head {evil}"], [[f"cell {evil}"], [{evil: evil}], [[evil]]])
+    console.event(f"event {evil}", f"stage {evil}", rejected={evil: 1}, files=[evil])
+    console.note(f"note {evil}")
+    console.error(f"error {evil}\nsecond line")
+    said = "".join(capsys.readouterr())
+    assert "second line" in said
+    assert [c for c in said.replace("\n", "") if not c.isprintable()] == []
+
+
+def test_a_failure_is_told_once_by_whoever_ends_the_command(capsys):
+    Console("plain").event("failed", "choose", error="budget: too much")
+    assert capsys.readouterr().err.split() == ["choose", "failed"]
+    Console("json").event("failed", "choose", error="budget: too much")
+    assert "budget: too much" in capsys.readouterr().err
+
+
 def test_first_ranks_leave_out_columns_that_say_rank_and_score_again(tmp_path):
     run = Run(tmp_path / "run", Console("plain"))
     run.console.out = RichConsole(file=io.StringIO(), width=WIDTH, highlight=False)

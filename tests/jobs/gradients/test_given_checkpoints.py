@@ -11,8 +11,8 @@ from raysift.errors import DataError
 from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.given_checkpoints import check_base, find_checkpoints
 from raysift.jobs.gradients.stages import checkpoints_of
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import open_run
-from raysift.jobs.stages import model_fingerprint
 from raysift.nano.world import generate_pool
 from raysift.storage import open_location
 
@@ -96,7 +96,7 @@ def test_a_selection_over_them_is_that_of_the_training_itself(rose_run, tmp_path
     np.testing.assert_allclose(*scores, atol=1e-6)
     assert not (again.run.folder / "warmup_rows").exists()
     # Another model in the same folder must not be served this one's results.
-    assert again.run.manifest("warmup").inputs["model"] == model_fingerprint("nano")
+    assert again.run.manifest("warmup").inputs["model"] == find_model(again.run, config).identity
     assert again.run.manifest("gradients").settings["dtype"] == "fp32"
 
 

@@ -1,6 +1,7 @@
 """The gradient store: it grows, it continues, it refuses what does not fit, and its reduce does not depend on shards."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+import raysift
 from raysift.errors import ConfigError, DataError, StageError, StaleRunError
 from raysift.gradients.settings import AdamSettings, ProjectionSettings
 from raysift.jobs.commands.console import Console
@@ -20,6 +22,7 @@ from raysift.jobs.gradients.store_match import MATCHES, match, match_segments, m
 from raysift.jobs.recipes import make_selector
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.manifest import Manifest, read_manifest
+from raysift.nano.world import generate_pool
 from raysift.records import ID, ROWS
 from raysift.settings.config import make_config
 from raysift.settings.resources import Resources
@@ -412,16 +415,49 @@ def test_rescoring_for_a_target_that_cannot_be_read_leaves_nothing_behind(stored
 
 
 @pytest.mark.ray
-def test_a_checkpoint_is_known_by_its_content_not_by_its_name(rose_run, tmp_path):
+@pytest.mark.parametrize("large", [1, 2**40])
+def test_a_checkpoint_is_known_by_its_content_not_by_its_name_or_age(rose_run, tmp_path, monkeypatch, large):
+    monkeypatch.setattr("raysift.fingerprint.CACHED_BYTES", large)
+    monkeypatch.setattr("raysift.fingerprint.BLOCK_BYTES", 1000)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     run = open_run(rose_run)
     first, second = run.files(run.manifest("warmup"), "epochs")[:2]
     moved = open_location(tmp_path / "moved")
-    shutil.copytree(first.path, moved.path)
+    shutil.copytree(first.path, moved.path, copy_function=shutil.copyfile)
+    for file in moved.files(recursive=True):
+        os.utime(file.path, ns=(10**18, 10**18))
+    (moved / "epoch.json").delete()  # the hashes in it are those of the files
     settings = json.loads((moved / "adapter" / "adapter_config.json").read_text())
     (moved / "adapter" / "adapter_config.json").write(json.dumps(settings | {"base_model_name_or_path": "elsewhere"}))
     hashes = [checkpoint_hash(p / "adapter", p / "moments.safetensors") for p in (first, moved, second)]
     assert hashes[0] == hashes[1] != hashes[2]
     assert checkpoint_hash(first / "adapter", None) != hashes[0]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_equal_runs_on_copied_files_share_the_vectors_of_one_store_and_select_the_same(ray_local, tmp_path):
+    found = []
+    for name in ("a", "b"):
+        home = tmp_path / name
+        home.mkdir()
+        pool = write_lines(home / "pool.jsonl", list(generate_pool(24, 0)))
+        pairs = write_lines(home / "pairs.jsonl", nano_pairs(4, 0))
+        for number, file in enumerate((pool, pairs)):
+            os.utime(file, ns=(number, 10**9 * len(found)))
+        warmup = {"recipe": "nano", "epochs": 1, "max_length": 128}
+        rose = {"matching": "store", "warmup_share": 0.5, "warmup": warmup, "projection": {"dimension": 1024}}
+        resources = {"train_workers": 0, "workers": 1, "threads": 1, "store": str(tmp_path / "store")}
+        options = {"target": [pairs], "budget": "6", "rose": rose, "resources": resources}
+        found.append(raysift.select("rose", pool, run=str(home / "run"), **options))
+    one, two = found
+    assert one.ids == two.ids
+    stages = ("ingest", "warmup", "targets", "gradients", "match", "influence", "choose")
+    assert [one.run.manifest(s).fingerprint for s in stages] == [two.run.manifest(s).fingerprint for s in stages]
+    first, second = (selection.run.manifest("gradients").values for selection in found)
+    assert first["vectors_computed"] == 24
+    assert second["vectors_computed"] == 0
+    assert first["segments"] == second["segments"]
 
 
 # --- rows that a template shows with their input apart ------------------------------------------------------------------

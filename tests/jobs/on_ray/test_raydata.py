@@ -1,5 +1,6 @@
 """`map_rows` on a real local Ray: each row once, whatever the number of workers and whoever is killed."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -183,3 +184,41 @@ def test_each_row_is_answered_once_after_the_driver_was_killed(joined, tmp_path)
 
 def committed(done):
     return [path for path in done.glob("*") if "pending" not in path.name] if done.is_dir() else []
+
+
+@pytest.mark.slow
+def test_an_actor_is_told_to_compute_on_the_gpu_it_was_granted_and_else_on_the_cpu(tmp_path):
+    """In a session with two logical GPUs, which Ray leaves visible to actors that ask for none."""
+    pq.write_table(pa.table({"id": [1, 2, 3], "text": ["a", "b", "c"]}), tmp_path / "rows.parquet")
+    script = """
+        import json, sys
+        import pyarrow as pa, pyarrow.parquet as pq, ray
+        from raysift.actors.contract import RowActor
+        from raysift.jobs.on_ray.raydata import map_rows, start_ray
+        from raysift.jobs.scoring.quality import loading
+        from raysift.settings.config import make_config
+        from raysift.storage import open_location
+
+        class Where(RowActor):
+            inputs, outputs = ("text",), pa.schema([("device", pa.string()), ("granted", pa.int64())])
+
+            def __init__(self, device, **others):
+                self.device = device
+
+            def answer(self, rows):
+                return [{"device": self.device, "granted": len(ray.get_gpu_ids())} for _ in rows]
+
+        start_ray(num_cpus=3, num_gpus=2)
+        folder, found = open_location(sys.argv[1]), {}
+        for gpus in (0, 1):
+            config = make_config({"resources": {"gpus_per_worker": gpus, "workers": 1}})
+            answers = map_rows([folder / "rows.parquet"], Where, loading(config), folder / str(gpus), config.resources)
+            rows = pa.concat_tables([pq.read_table(file.path) for file in answers]).to_pylist()
+            found[gpus] = sorted({(row["device"], row["granted"]) for row in rows})
+        print(json.dumps(found))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {"0": [["cpu", 0]], "1": [["auto", 1]]}
+    assert done.stderr.count("the cluster has 2 GPUs, and workers run on CPUs") == 1

@@ -157,7 +157,7 @@ def test_a_model_against_itself_ties_everywhere(ray_local, test_file, tmp_path):
 
 @pytest.mark.ray
 def test_a_comparing_judge_is_asked_in_both_orders_and_killed_runs_go_on(ray_local, test_file, tmp_path, monkeypatch):
-    """One of two aspects is judged when the driver dies; the second attempt keeps its answers."""
+    """The driver dies when the judge has answered; the second attempt keeps its answers."""
     from raysift.jobs.pairwise import comparing
 
     truth = write_answers(tmp_path / "truth.parquet", references(test_file))
@@ -166,31 +166,27 @@ def test_a_comparing_judge_is_asked_in_both_orders_and_killed_runs_go_on(ray_loc
     )
     section = {
         "by": "comparison",
-        "aspects": ["relevance", "accuracy"],
         "comparison": {"min_mass": 0.0, "prompt": "{request}{first}{second}Better: A, B or C?"},
         "limit": 10,
     }
     ask, sides = comparing.map_rows, {"answers": truth, "against_answers": wrong, "judge": "nano"}
 
     def dies(files, actor, arguments, out, *rest, **more):
-        if "judge-accuracy" in out.path:
-            raise KeyboardInterrupt
-        return ask(files, actor, arguments, out, *rest, **more)
+        ask(files, actor, arguments, out, *rest, **more)
+        raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(comparing, "map_rows", dies)
         with pytest.raises(KeyboardInterrupt):
             compare(test_file, tmp_path / "run", **sides, win_rate=section)
-    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "judge-relevance").rglob("*.parquet")}
+    written = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "judge").rglob("answers/*.parquet")}
     assert written
     manifest = compare(test_file, tmp_path / "run", **sides, win_rate=section)
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "judge-relevance").rglob("*.parquet")} == written
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "judge").rglob("answers/*.parquet")} == written
     found = manifest.values["total"]
     assert found["n"] == 10 and found["flipped"] is not None and found["flip_share"] == found["flipped"] / 10
     for row in rows_of(tmp_path / "run"):
-        assert {(r["aspect"], r["order"]) for r in row["readings"]} == {
-            (aspect, order) for aspect in ("relevance", "accuracy") for order in ("own_first", "against_first")
-        }
+        assert [r["order"] for r in row["readings"]] == ["own_first", "against_first"]
         assert row["flipped"] is False or row["verdict"] == "tie"
         for reading in row["readings"]:
             assert reading["own"] + reading["against"] + reading["tie"] == pytest.approx(1)
@@ -224,11 +220,11 @@ def test_a_judge_on_vllm_gives_the_verdicts_of_transformers(ray_local, test_file
         "against_answers": write_answers(tmp_path / "against.parquet", dict(wrong[::2] + truth[1::2])),
         "resources": {"no_progress_timeout_s": 600},
     }
-    asked, aspects = ({"judge": {"min_mass": 0.0}}, ["relevance"]) if kind == "judge" else ({}, [])
+    asked = {"judge": {"min_mass": 0.0}} if kind == "judge" else {}
     found = {}
     for backend in ("transformers", "vllm"):
         judge = {"kind": kind, "backend": backend, **asked}
-        section = {"judge": judge, "aspects": aspects, "margin": 1e-2, "limit": 20}
+        section = {"judge": judge, "margin": 1e-2, "limit": 20}
         compare(test_file, tmp_path / backend, **sides, win_rate=section)
         found[backend] = rows_of(tmp_path / backend)
     assert scored == {"reward": [quality.Reward, quality.VllmReward], "judge": [quality.Judge, build]}[kind]

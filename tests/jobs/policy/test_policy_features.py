@@ -29,7 +29,7 @@ from raysift.settings.config import CommonConfig
 SETTINGS = FeatureSettings(semantic_dimensions=6, fit_rows=100)
 ROWS, WIDTH, CLASSES = 300, 10, 3
 MEASURED = {"template": "auto", "max_length": None}
-EMBEDDING = {"embedding": {"model": "some/where", "pooling": "mean"}}
+EMBEDDING = {"embedding": {"pooling": "mean"}}
 
 
 def measures(seed=0):

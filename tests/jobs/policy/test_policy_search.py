@@ -18,13 +18,12 @@ import raysift
 from raysift.errors import ConfigError
 from raysift.jobs.commands.console import Console
 from raysift.jobs.policy.search import curves, open_classes, ranked, show_search
-from raysift.jobs.policy.trials import SETTINGS, open_rounds, settings_by_round
 from raysift.jobs.policy.tuning import SparingASHA, Teller, name_trial
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest, read_manifest
 from raysift.methods.raise_policy import RaiseConfig
 from raysift.nano.world import examples, generate_pool
-from raysift.policy.saved import ROUND, round_name
+from raysift.policy.saved import ROUND
 from raysift.policy.search_settings import SearchSettings
 from raysift.policy.trials import Outcome, draw_trials
 from raysift.settings.config import load_config
@@ -64,7 +63,7 @@ def settings_of(data, **search):
 
 def rounds_under(folder):
     """Every finished round, with when it was written and what it holds."""
-    files = sorted(folder.glob(f"search/*/rounds/*/*/round-*/{ROUND}"))
+    files = sorted(folder.glob(f"search/*/rounds/*/round-*/{ROUND}"))
     return {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
 
 
@@ -80,50 +79,6 @@ def test_a_search_reuses_what_others_have_fitted_for_the_same_number_of_classes(
     found = open_classes(again, 2).stage("features", {"classes": 2}, {}, lambda _: 1 / 0)
     assert found.reused_from == f"{first.name}/classes-2"
     assert open_classes(again, 3).reuse == []
-
-
-def fake_round(folder, number, performance=-1.0):
-    place = folder / round_name(number)
-    for name in ("policy.safetensors", "episodes.parquet"):
-        (place / name).write(f"{folder.name} {number}")
-    (place / ROUND).write(json.dumps({"round": number, "performance": performance}))
-
-
-def test_a_trial_goes_on_in_its_folder_and_another_one_from_a_copy(tmp_path):
-    home, mine, changed = open_location(tmp_path), {"clip": 0.1}, {"clip": 0.2}
-    folder, known = open_rounds(home, "trial-0001", mine, None)
-    assert known == 0
-    for number in (1, 2, 3):
-        fake_round(folder, number)
-    assert open_rounds(home, "trial-0001", mine, None) == (folder, 0)  # killed before Tune knew of a round
-    pointer = {"trial": "trial-0001", "folder": f"trial-0001/{folder.name}", "rounds": 2}
-    assert open_rounds(home, "trial-0001", mine, pointer) == (folder, 2)
-
-    for name, settings in (("trial-0002", changed), ("trial-0003", mine), ("trial-0001", changed)):
-        taken, known = open_rounds(home, name, settings, pointer)
-        assert known == 2 and taken.path != folder.path
-        assert not (taken / round_name(3)).exists()
-        for number in (1, 2):
-            for file in (folder / round_name(number)).files():
-                assert (taken / round_name(number) / file.name).read_bytes() == file.read_bytes()
-        fake_round(taken, 3)
-        assert open_rounds(home, name, settings, pointer) == (taken, 2)  # killed again: the third round is still there
-        assert (taken / round_name(3) / ROUND).exists()
-        place = f"{name}/{taken.name}"
-        assert settings_by_round(home, place, 3) == [mine, mine, settings]
-        assert settings_by_round(home, place, 1) == [mine]
-
-
-def test_rounds_that_were_half_taken_over_are_taken_over_again(tmp_path):
-    home = open_location(tmp_path)
-    folder, _ = open_rounds(home, "trial-0001", {"clip": 0.1}, None)
-    fake_round(folder, 1)
-    pointer = {"trial": "trial-0001", "folder": f"trial-0001/{folder.name}", "rounds": 1}
-    taken, _ = open_rounds(home, "trial-0002", {"clip": 0.2}, pointer)
-    (taken / SETTINGS).delete()
-    (taken / round_name(1) / "policy.safetensors").write("half")
-    open_rounds(home, "trial-0002", {"clip": 0.2}, pointer)
-    assert (taken / round_name(1) / "policy.safetensors").read_text() == f"{folder.name} 1"
 
 
 def test_asha_stops_the_worse_half_but_never_the_run_s_own_settings():
@@ -143,7 +98,7 @@ def test_asha_stops_the_worse_half_but_never_the_run_s_own_settings():
     assert decisions == {1: "CONTINUE", 2: "CONTINUE", 3: "STOP", 0: "CONTINUE"}
 
 
-def test_the_table_puts_whole_trials_first_and_says_what_differs(tmp_path, capsys):
+def test_the_table_puts_whole_trials_first_and_says_what_differs(capsys):
     wanted = SearchSettings(rounds=2, last_rounds=1)
     outcomes = [
         Outcome(0, {"clip": 0.2, "hidden": [64, 64]}, [-3.0, -2.0], [-4.0, None], [1.0, 1.0], folder="trial-0000/a"),
@@ -155,10 +110,7 @@ def test_the_table_puts_whole_trials_first_and_says_what_differs(tmp_path, capsy
 
     assert [outcome.number for outcome in ranked(outcomes, wanted)] == [2, 0, 1, 3]
     lines = [describe(outcome, wanted) for outcome in ranked(outcomes, wanted)]
-    home = open_location(tmp_path)
-    for outcome in outcomes[:3]:
-        (home / outcome.folder / SETTINGS).write(json.dumps({"from": None, "settings": outcome.settings}))
-    table = curves(outcomes, wanted, home)
+    table = curves(outcomes, wanted)
     assert table["trial"].to_pylist() == [0, 0, 1, 2, 2]
     assert table["hidden"].to_pylist() == ["64x64", "64x64", "8", "64x64", "64x64"]
     values = {"trials": lines, "best": lines[0], "own": lines[1]}
@@ -291,23 +243,6 @@ def test_asked_again_the_search_is_done_and_other_settings_are_refused(searched,
         assert read_manifest(open_location(str(place)) / "features").reused_from == str(data / "run" / place.name)
     with pytest.raises(raysift.StaleRunError, match=r"search\.rounds"):
         raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data, rounds=ROUNDS + 1))
-
-
-@pytest.mark.ray
-@pytest.mark.slow
-def test_population_based_training_takes_over_better_trials_with_settings_changed(ray_local, data):
-    space = NONE | {"actor_rate": [0.001, 0.01, 0.1], "clip": [0.1, 0.2, 0.4]}
-    wanted = {"scheduler": "pbt", "perturb_rounds": 1, "rounds": 3, "space": space}
-    found = raysift.search(str(data / "pool.jsonl"), run=str(data / "pbt"), **settings_of(data, **wanted))
-    place = found.files["curves"][0]
-    lines = pq.read_table(data / "pbt" / "search" / place).to_pylist()
-    settings = {n: [(one["actor_rate"], one["clip"]) for one in lines if one["trial"] == n] for n in range(TRIALS)}
-    assert all(len(rounds) == 3 for rounds in settings.values())
-    assert len(set(settings[0])) == 1, "the run's own settings were changed"
-    assert any(len(set(rounds)) > 1 for rounds in settings.values()), "nothing was taken over"
-    assert {value for rounds in settings.values() for value, _ in rounds[1:]} <= {0.001, 0.01, 0.1, settings[0][0][0]}
-    lineages = [json.loads(file.read_text()) for file in (data / "pbt").glob(f"search/*/rounds/*/*/{SETTINGS}")]
-    assert any(line["from"] for line in lineages)
 
 
 # --- a killed driver -------------------------------------------------------------------------------------------------

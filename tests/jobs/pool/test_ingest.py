@@ -13,7 +13,7 @@ from raysift.jobs.pool import ingest as ingest_module
 from raysift.jobs.pool.ingest import ingest_dataset, ingest_pool, list_pool, read_report
 from raysift.pool.checks import IngestConfig
 from raysift.pool.dedup import bucket_bounds, find_losers, write_ids
-from raysift.records import REJECTED, ROWS
+from raysift.records import KEPT_ROWS, REJECTED
 from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
@@ -48,7 +48,7 @@ def small_chunks(monkeypatch):
 
 
 def _rows(out, report):
-    return pa.concat_tables([pq.read_table(out / name) for name in report.files] or [ROWS.empty_table()])
+    return pa.concat_tables([pq.read_table(out / name) for name in report.files] or [KEPT_ROWS.empty_table()])
 
 
 def _rejected(out, report):
@@ -69,10 +69,12 @@ def test_every_row_is_kept_or_stored_with_its_place_and_reason(tmp_path, small_c
         "wrong_type": 1,
     }
     rows, rejected = _rows(out, report), _rejected(out, report)
-    assert rows.schema.equals(ROWS) and len(set(rows["id"].to_pylist())) == len(rows) == report.kept
+    assert rows.schema.equals(KEPT_ROWS) and len(set(rows["id"].to_pylist())) == len(rows) == report.kept
     assert sum(report.by_source.values()) == report.kept and len(rejected) == 43
     # Each place names a line that holds what was rejected there.
     for entry in rejected:
+        assert entry["raw"] == Path(entry["file"]).read_text().splitlines()[entry["position"] - 1]
+    for entry in rows.to_pylist():
         assert entry["raw"] == Path(entry["file"]).read_text().splitlines()[entry["position"] - 1]
     kept_ids = set(rows["id"].to_pylist())
     assert all(entry["id"] in kept_ids for entry in rejected if entry["reason"] == "duplicate")
@@ -133,6 +135,35 @@ def test_an_interrupted_ingest_continues_to_the_same_bytes(tmp_path, small_chunk
     for name in (*report.files, *report.rejected_files):
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
     assert not (cut / "work").exists()
+
+
+@pytest.mark.parametrize("lost", ["rows", "ids", "problems", "part", "parquet"])
+def test_a_file_that_a_loss_of_power_has_cut_off_is_written_again(tmp_path, small_chunks, monkeypatch, lost):
+    """A node that loses its power keeps the last names in a folder, and of what they name perhaps the half."""
+    sources = _pool(tmp_path)
+    whole, report = _run(tmp_path, sources, "whole")
+    real = ingest_module.run_tasks
+
+    def stops_before_the_last(work, tasks, *arguments):
+        for done, answer in enumerate(real(work, tasks, *arguments), 1):
+            yield answer
+            if work.__name__ == "finish_shard" and done == len(tasks) - 1:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest_module, "run_tasks", stops_before_the_last)
+        with pytest.raises(KeyboardInterrupt):
+            _run(tmp_path, sources, "cut")
+    work = tmp_path / "cut/work"
+    kinds = {"rows": "rows-*.arrow", "ids": "ids-*.bin", "problems": "problems-*.arrow", "part": "part-*.json"}
+    files = sorted((tmp_path / "cut/rows").glob("*.parquet") if lost == "parquet" else work.glob(kinds[lost]))
+    for file in files:
+        file.write_bytes(file.read_bytes()[: 0 if lost == "part" else file.stat().st_size // 2])
+    assert files
+    cut, again = _run(tmp_path, sources, "cut")
+    assert again == report
+    for name in (*report.files, *report.rejected_files):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_a_finished_ingest_is_not_repeated_and_other_settings_are_refused(tmp_path):

@@ -16,7 +16,7 @@ from raysift.jobs.gradients.stages import checkpoints_of
 from raysift.jobs.policy.transfer import learnt_by
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs.run import Run, StageResult, open_run
-from raysift.nano.world import examples, generate_pool
+from raysift.nano.world import examples, generate_pool, write_pool
 from raysift.records import ROWS
 from raysift.settings.config import make_config
 from raysift.storage import open_location
@@ -56,7 +56,7 @@ def test_given_checkpoints_of_a_remote_folder_or_run_are_found_again(warmed):
     run, trained = warmed
     own = checkpoints_of(run, trained, None)
     for number, source in enumerate((f"{run.name}/warmup/{trained.fingerprint}", run.name, "memory://given/1")):
-        adopt_checkpoints(Run(f"memory://given/{number}"), "nano", source)
+        adopt_checkpoints(Run(f"memory://given/{number}"), make_config({}), source)
         with Run(f"memory://given/{number}").replayable({}):
             pass
         again = open_run(f"memory://given/{number}")
@@ -87,12 +87,19 @@ def test_a_policy_is_taken_over_from_a_remote_run():
         assert found.settings.policy.classes == 7
 
 
-def test_a_model_that_no_later_stage_could_load_is_not_trained():
-    remote = "memory://full/run"
-    tested = {"run": remote, "train": TRAIN | {"method": "full"}, "test": ["t.jsonl"], "train_on_selection": True}
+def test_a_model_that_no_later_stage_could_load_is_not_trained(tmp_path):
+    remote, pool = "memory://full/run", str(tmp_path / "p.jsonl")
+    write_pool(pool, 5, 0)
+    tested = {
+        "run": remote,
+        "pool": pool,
+        "train": TRAIN | {"method": "full"},
+        "test": ["t.jsonl"],
+        "train_on_selection": True,
+    }
     for changes in (
         tested | {"method": "uniform"},
-        {"run": remote, "method": "mods", "mods": {"seed_train": TRAIN | {"method": "full"}}},
+        {"run": remote, "pool": pool, "method": "mods", "mods": {"seed_train": TRAIN | {"method": "full"}}},
     ):
         with pytest.raises(
             ConfigError, match=r"train\.method=full.*Name such a folder with --run, or set train\.method"
@@ -111,7 +118,8 @@ def test_pool_and_run_on_an_object_store(ray_local, s3_uri, tmp_path):
 
     remote = raysift.longest(remote_pool, budget="10%", run=run)
     local = raysift.longest(str(tmp_path / "pool.jsonl"), budget="10%", run=str(tmp_path / "local"))
-    assert remote.table().equals(local.table())
+    assert remote.table().drop_columns("file").equals(local.table().drop_columns("file"))
+    assert set(remote.table()["file"].to_pylist()) == {f"{base}/pool.jsonl"}
     assert remote.dataset().count() == len(remote) == len(local)
 
     again = raysift.longest(remote_pool, budget="10%", run=run)
@@ -120,6 +128,11 @@ def test_pool_and_run_on_an_object_store(ray_local, s3_uri, tmp_path):
     place = open_location(run)
     assert (place / "selection.parquet").exists()
     assert (place / "run.yaml").exists()
+    exported = [
+        {f.name: f.read_bytes() for f in (run / "selected").files(".jsonl")} for run in (place, local.run.folder)
+    ]
+    assert len(exported[0]) == 1 and exported[0] == exported[1]
+    assert set(raysift.uniform(run, budget="100%", run=str(tmp_path / "chosen")).ids) == set(remote.ids)
     assert sum("skipped" in line for line in (place / "events.jsonl").read_text().splitlines()) == 4
 
 

@@ -9,11 +9,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import raysift
+from raysift.errors import ConfigError, StageError
 from raysift.jobs import stages
 from raysift.jobs.commands.console import Console
 from raysift.jobs.recipes import make_selector
+from raysift.jobs.runs.chosen_rows import row_bytes, rows_in_order, write_rows
 from raysift.jobs.runs.run import Run, StageResult, open_run
-from raysift.jobs.runs.selection import rows_in_order
+from raysift.jobs.runs.selection import publish_selection
 from raysift.jobs.runs.tables import read_chunks
 from raysift.nano.world import generate_pool
 from raysift.records import ROWS
@@ -106,23 +108,138 @@ def selection_is_a_prefix(ids, order):
     return ids == order[: len(ids)]
 
 
-@pytest.mark.parametrize("rows_a_pass", [1, 7, 100, 10_000])
-def test_rows_come_in_the_order_asked_for_however_many_passes_it_takes(tmp_path, monkeypatch, rows_a_pass):
-    monkeypatch.setattr("raysift.jobs.runs.selection.ROWS_A_PASS", rows_a_pass)
-    ids = np.random.default_rng(0).permutation(300).astype(np.int64)
-    files = []
-    for number, part in enumerate(np.array_split(ids, 3)):
-        place = open_location(tmp_path / f"{number}.parquet")
+def numbered_rows(folder, count, files=3, texts=str):
+    """Files of rows in no order, and their ids; the text of each row is `texts(id)`."""
+    ids = np.random.default_rng(0).permutation(count).astype(np.int64)
+    places = []
+    for number, part in enumerate(np.array_split(ids, files)):
+        place = open_location(folder / f"{number}.parquet")
         rows = [
-            {"id": int(i), "source": "s", "messages": [{"role": "user", "content": str(i)}], "meta": None, "raw": None}
-            for i in part
+            {"id": i, "source": "s", "messages": [{"role": "user", "content": texts(i)}], "meta": None, "raw": None}
+            for i in part.tolist()
         ]
-        pq.write_table(pa.Table.from_pylist(rows, schema=ROWS), place.path)
-        files.append(place)
-    wanted = np.random.default_rng(1).permutation(300)[:100].astype(np.int64)
-    found = pa.concat_tables(rows_in_order(files, wanted))
-    assert found["id"].to_pylist() == wanted.tolist()
-    assert [m[0]["content"] for m in found["messages"].to_pylist()] == [str(i) for i in wanted]
+        pq.write_table(pa.Table.from_pylist(rows, schema=ROWS), place.path, row_group_size=20)
+        places.append(place)
+    return places, ids
+
+
+def parts_of(names, folder):
+    return [pq.read_table(folder / name) for name in names]
+
+
+LIMITS = [(1, 10**9), (7, 10**9), (10_000, 10**9), (10_000, 1), (10_000, 40), (64, 200)]
+
+
+@pytest.mark.parametrize(("rows", "size"), LIMITS)
+def test_rows_come_in_the_order_asked_for_whatever_a_part_may_hold(tmp_path, monkeypatch, rows, size):
+    """Texts of 1 to 99 bytes; a part holds one row at least, and more only within both limits."""
+    monkeypatch.setattr("raysift.jobs.runs.chosen_rows.PART_ROWS", rows)
+    monkeypatch.setattr("raysift.jobs.runs.chosen_rows.PART_BYTES", size)
+    files, ids = numbered_rows(tmp_path, 300, texts=lambda i: "é" + "x" * (i % 98))
+    wanted = np.random.default_rng(1).permutation(ids)[:100]
+    parts = list(rows_in_order(files, wanted, ROWS.names, open_location(tmp_path / "work")))
+    assert pa.concat_tables(parts)["id"].to_pylist() == wanted.tolist()
+    assert not (tmp_path / "work").exists()
+    (tmp_path / "out").mkdir()
+    kept = parts_of(write_rows(files, wanted, open_location(tmp_path / "out")), tmp_path / "out")
+    assert pa.concat_tables(kept)["id"].to_pylist() == [i for i in ids.tolist() if i in set(wanted.tolist())]
+    for part in [*parts, *kept]:
+        texts = [messages[0]["content"] for messages in part["messages"].to_pylist()]
+        assert texts == ["é" + "x" * (i % 98) for i in part["id"].to_pylist()]
+        assert len(part) == 1 or (len(part) <= rows and sum(len(text.encode()) for text in texts) <= size)
+    assert len(kept) >= 100 / rows and len(parts) >= 100 / rows
+
+
+def test_the_bytes_of_a_row_are_those_of_all_its_texts():
+    rows = [
+        {"id": 1, "source": "s", "messages": [], "meta": None, "raw": None},
+        {"id": 2, "source": "s", "messages": [{"role": "user", "content": "é"}] * 3, "meta": "{}", "raw": "abc"},
+        {"id": 3, "source": "s", "messages": [{"role": "user", "content": None}], "meta": None, "raw": "x"},
+    ]
+    table = pa.Table.from_pylist(rows, schema=ROWS)
+    assert row_bytes(table).tolist() == [0, 11, 1]
+    assert row_bytes(table.slice(1)).tolist() == [11, 1] and row_bytes(table.slice(0, 0)).tolist() == []
+    assert row_bytes(pa.concat_tables([table, table.slice(2)])).tolist() == [0, 11, 1, 1]
+
+
+@pytest.mark.parametrize("way", ["in order", "as they lie"])
+def test_choosing_reads_the_pool_once_whatever_its_size(tmp_path, monkeypatch, way):
+    """Half of 200, 400 and 800 rows, in parts of ten: row groups read grow as the pool does."""
+    read = []
+    decode = pq.ParquetFile.iter_batches
+
+    def counting(file, *given, **named):
+        read.append(file.metadata.num_row_groups)
+        return decode(file, *given, **named)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counting)
+    monkeypatch.setattr("raysift.jobs.runs.chosen_rows.PART_ROWS", 10)
+    counts = []
+    for size in (200, 400, 800):
+        folder = tmp_path / str(size)
+        folder.mkdir()
+        files, ids = numbered_rows(folder, size, files=2)
+        read.clear()
+        if way == "in order":
+            assert len(list(rows_in_order(files, ids[::2], ROWS.names, open_location(folder / "work")))) == size / 20
+        else:
+            write_rows(files, ids[::2], open_location(folder))
+        counts.append(sum(read))
+    assert counts == [10, 20, 40]
+
+
+def test_rows_that_are_not_there_or_there_twice_are_told(tmp_path):
+    files, ids = numbered_rows(tmp_path, 30)
+    work = open_location(tmp_path / "work")
+    with pytest.raises(StageError, match="4 rows were chosen, 3 of them are in the files"):
+        list(rows_in_order(files, np.array([1, 2, 99, 3]), ROWS.names, work))
+    with pytest.raises(StageError, match="2 rows were chosen, 4 of them are in the files"):
+        write_rows([*files, *files], ids[:2], open_location(tmp_path))
+
+
+@pytest.mark.ray
+def test_a_chosen_row_is_found_again_in_the_pool(selection, pool):
+    lines = pool.read_bytes().splitlines()
+    (written,) = (p for p in selection.run.files(selection.manifest, "selected") if p.name.endswith(".jsonl"))
+    table = selection.table()
+    assert [lines[n - 1] for n in table["position"].to_pylist()] == written.read_bytes().splitlines()
+    assert set(table["file"].to_pylist()) == {str(pool)}
+
+
+def names_in(folder):
+    return sorted(place.name for place in (folder / "selected").files())
+
+
+@pytest.mark.ray
+def test_the_export_lies_at_the_top_of_the_run_and_is_replaced_whole(selection):
+    run, (data, *beside) = selection.run, selection.run.files(selection.manifest, "selected")
+    assert names_in(run.folder) == sorted(["README.md", "dataset_info.json", data.name])
+    for place in (data, *beside):
+        assert (run.folder / "selected" / place.name).read_bytes() == place.read_bytes()
+    (run.folder / "selected" / "longest-of-before.jsonl").write("{}")
+    publish_selection(run, selection.manifest)
+    assert names_in(run.folder) == sorted(["README.md", "dataset_info.json", data.name])
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("named", ["", "/", "/selection.parquet"])
+def test_a_run_is_a_pool_of_what_it_selected(selection, named, tmp_path):
+    pool = f"{selection.run.folder.path}{named}"
+    again = raysift.uniform(pool, budget="100%", run=str(tmp_path / "again"))
+    assert set(again.ids) == set(selection.ids)
+    texts = [pa.concat_tables(map(read_place, one.files())).sort_by("id")["raw"] for one in (again, selection)]
+    assert texts[0].equals(texts[1])
+
+
+def read_place(place):
+    return pq.read_table(place.path)
+
+
+@pytest.mark.ray
+def test_a_run_without_a_selection_is_no_pool(ray_local, tmp_path):
+    Run(str(tmp_path / "begun")).record("started", "ingest")
+    with pytest.raises(ConfigError, match="begun' is a run without a finished selection"):
+        raysift.uniform(str(tmp_path / "begun"), run=str(tmp_path / "new"))
 
 
 @pytest.mark.ray

@@ -39,7 +39,10 @@ from raysift.storage import open_location
 
 ROWS, BUDGET = 150, 12
 HERE = {"train_workers": 0, "workers": 1}
-MODS = {"seed_train": {"recipe": "nano", "epochs": 2}, "generation": {"max_new_tokens": 12, "backend": "transformers"}}
+MODS = {
+    "seed_train": {"recipe": "nano", "epochs": 2, "template": "chatml"},
+    "generation": {"max_new_tokens": 12, "backend": "transformers"},
+}
 STAGES = (
     "quality",
     "good",
@@ -109,6 +112,10 @@ def test_seeds_then_augmented_rows_in_the_sizes_asked_and_no_row_twice(chosen):
 
 
 @pytest.mark.ray
+def test_the_tuned_model_answers_under_the_template_of_its_training(chosen):
+    assert chosen.run.manifest("generate").settings["generation"]["template"] == "chatml"
+
+
 def test_every_row_has_a_fate_that_its_scores_bear_out(chosen):
     rows, alpha, beta = scores_of(chosen), bar_of(chosen, "good"), bar_of(chosen, "needed")
     assert len(rows) == chosen.run.manifest("ingest").counts["kept"]

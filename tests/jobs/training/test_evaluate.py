@@ -12,9 +12,13 @@ from raysift.errors import DataError, ModelError, StageError
 from raysift.evaluation.examples import example_key, parse_example, read_examples
 from raysift.evaluation.metrics import EvalConfig
 from raysift.evaluation.report import answers_by_id, choose_examples, make_report, question_rows
+from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.run import Run, open_run
+from raysift.jobs.stages import asked_as_trained
 from raysift.jobs.training.evaluate import evaluate, evaluate_here, validation_loss, validation_loss_here
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, Example, Message
 from raysift.settings.resources import Resources
+from raysift.settings.training import recipe
 from raysift.storage import open_location
 
 from ...tiny_models import tiny_llama  # noqa: TID252
@@ -269,3 +273,42 @@ def test_nano_model_is_far_better_than_chance_on_the_nano_test_set():
     assert by_metric["exact_match"] > 0.5
     assert by_metric["mc_accuracy"] > 0.6
     assert report.losses[0].mean < 1
+
+
+def test_a_tuned_model_is_asked_under_the_template_of_its_training(ray_local, tiny, tmp_path):
+    """After its training, and again by itself: its record tells the template, and the manifest which one it was."""
+    import raysift
+
+    rows = [{"instruction": f"Word {number}?", "output": str(number)} for number in range(8)]
+    pool, test = tmp_path / "pool.jsonl", tmp_path / "test.jsonl"
+    pool.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    asked = [
+        {"id": f"w-{n}", "task": "w", "prompt": f"Word {n}?", "reference": str(n), "metric": "exact_match"}
+        for n in range(4)
+    ]
+    test.write_text("".join(json.dumps(record) + "\n" for record in asked))
+    train = {"template": "tulu", "epochs": 1, "batch_size": 8, "dtype": "fp32", "seed": 2**32 - 1}
+    common = {"model": tiny, "evaluate": {"max_new_tokens": 4}, "resources": {"train_workers": 0, "workers": 1}}
+    trained = raysift.finetune(str(pool), run=str(tmp_path / "tuned"), test=[str(test)], train=train, **common)
+    after = open_run(str(tmp_path / "tuned")).manifest("evaluate")
+    adapter = trained.locations("epochs")[-1] / "adapter"
+    alone = raysift.evaluate(str(test), run=str(tmp_path / "alone"), adapter=adapter.path, **common)
+    assert after.settings["evaluate"]["template"] == alone.settings["evaluate"]["template"] == "tulu"
+    assert after.values["overall"] == alone.values["overall"]
+    untrained = raysift.evaluate(str(test), run=str(tmp_path / "base"), seed=5, **common)
+    assert (untrained.settings["evaluate"]["template"], untrained.settings["evaluate"]["seed"]) == ("auto", 5)
+
+
+def test_the_template_of_the_training_is_told_where_the_user_named_none(tmp_path):
+    class Notes(Console):
+        def note(self, text):
+            told.append(text)
+
+    told: list[str] = []
+    run = Run(str(tmp_path / "run"), Notes("quiet"))
+    asked = [
+        asked_as_trained(run, "evaluate", "evaluate", EvalConfig(template=named), "nano", None, recipe("less")).template
+        for named in ("train", "chatml")
+    ]
+    assert asked == ["tulu", "chatml"]
+    assert told == ["evaluate: asked under the chat template of the training, 'tulu' (evaluate.template)"]
