@@ -133,7 +133,7 @@ def test_a_selection_from_files_to_files(here, joined, tmp_path, monkeypatch):
     assert code == 4
     assert "budget: '10%' -> '20%'" in said
 
-    pool = pq.read_table(next((run / "lengths").glob("*/answers")))["tokens"].to_pylist()
+    pool = pq.read_table(next((run / "lengths").glob("*/answers")))["n_tokens"].to_pylist()
     command = ["longest", "--pool", "pool.jsonl", "--run", "t", "--reuse", "r", "--budget"]
     code, _, more = here(*command, f"{sum(pool) + 1}tok")
     assert (code, f"the pool has {sum(pool)}" in more) == (2, True), more
