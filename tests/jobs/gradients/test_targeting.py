@@ -12,7 +12,7 @@ from raysift.jobs.gradients.targeting import count_members, read_targets, subtas
 from raysift.nano.world import examples
 from raysift.settings.config import make_config, make_selector
 
-from .conftest import nano_pairs, write_lines
+from ..conftest import nano_pairs, write_lines  # noqa: TID252
 
 
 @pytest.fixture

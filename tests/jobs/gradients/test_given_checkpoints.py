@@ -16,7 +16,7 @@ from raysift.jobs.runs.run import open_run
 from raysift.nano.world import generate_pool
 from raysift.storage import open_location
 
-from .conftest import nano_pairs, write_lines
+from ..conftest import nano_pairs, write_lines  # noqa: TID252
 
 pytestmark = pytest.mark.ray
 

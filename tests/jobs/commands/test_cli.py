@@ -1,7 +1,6 @@
 """The command line: one grammar, clear refusals, exit codes that mean something, real runs on a local Ray."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -10,6 +9,7 @@ import pytest
 import yaml
 
 from raysift.errors import DataError, find_cause
+from raysift.jobs.commands import cli
 from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.options import spread_multiple
 from raysift.jobs.commands.show import show_run
@@ -18,9 +18,23 @@ from raysift.settings.config import make_config
 from raysift.settings.training import RECIPES
 
 
-def raysift(*arguments, cwd=None, timeout=240):
+def raysift(*arguments, cwd=None, env=None, timeout=240):
     command = [sys.executable, "-m", "raysift.jobs", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=dict(os.environ))
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=timeout, env=env)
+
+
+@pytest.fixture
+def here(ray_local, tmp_path, monkeypatch, capsys):
+    """The command in this process, which has the tests' Ray: its exit code, and what it said on both outputs."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["raysift", *arguments])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        return stop.value.code, *capsys.readouterr()
+
+    return run
 
 
 def test_several_values_after_one_option():
@@ -42,7 +56,6 @@ def test_several_values_after_one_option():
 
 def test_a_preset_named_beside_a_complete_run_yaml_has_its_effect(tmp_path, monkeypatch):
     from raysift.jobs.commands import actions as commands
-    from raysift.jobs.commands import cli
 
     file, seen = tmp_path / "run.yaml", []
     monkeypatch.setattr(commands, "run_selection", lambda settings, console: seen.append(settings))
@@ -85,17 +98,21 @@ def test_wrong_use_is_refused_before_anything_heavy_starts(tmp_path, arguments, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_pool_is_a_data_error(tmp_path):
-    done = raysift("uniform", "--pool", "missing.jsonl", "--run", "r", cwd=tmp_path)
-    assert done.returncode == 3, done.stderr
-    assert "missing.jsonl" in done.stderr
-    assert "Traceback" not in done.stderr
+@pytest.mark.ray
+def test_a_missing_pool_is_a_data_error(here):
+    code, _, said = here("uniform", "--pool", "missing.jsonl", "--run", "r")
+    assert code == 3, said
+    assert "missing.jsonl" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.ray
-def test_a_selection_from_files_to_files(tmp_path):
+def test_a_selection_from_files_to_files(here, joined, tmp_path, monkeypatch):
+    """By a process of its own; then it is there, refused with other settings, replayed and shown."""
     write_pool(tmp_path / "pool.jsonl", 600, 0, WorldConfig())
-    first = raysift("longest", "--pool", "pool.jsonl", "--budget", "10%", "--run", "r", "--log", "json", cwd=tmp_path)
+    first = raysift(
+        "longest", "--pool", "pool.jsonl", "--budget", "10%", "--run", "r", "--log", "json", cwd=tmp_path, env=joined
+    )
     assert first.returncode == 0, first.stderr
     run = tmp_path / "r"
     selection = pq.read_table(run / "selection.parquet")
@@ -108,35 +125,38 @@ def test_a_selection_from_files_to_files(tmp_path):
     events = [json.loads(line) for line in first.stderr.splitlines() if line.startswith("{")]
     assert {"ingest", "lengths", "score", "choose"} <= {event["stage"] for event in events}
 
-    again = raysift("longest", "--pool", "pool.jsonl", "--budget", "10%", "--run", "r", cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert again.stderr.count("skipped") == 4
+    code, _, said = here("longest", "--pool", "pool.jsonl", "--budget", "10%", "--run", "r")
+    assert code == 0, said
+    assert said.count("skipped") == 4
 
-    other = raysift("longest", "--pool", "pool.jsonl", "--budget", "20%", "--run", "r", cwd=tmp_path)
-    assert other.returncode == 4
-    assert "budget: '10%' -> '20%'" in other.stderr
+    code, _, said = here("longest", "--pool", "pool.jsonl", "--budget", "20%", "--run", "r")
+    assert code == 4
+    assert "budget: '10%' -> '20%'" in said
 
-    pool = pq.read_table(next((run / "lengths").glob("*/answers")))["tokens"].to_pylist()
+    pool = pq.read_table(next((run / "lengths").glob("*/answers")))["n_tokens"].to_pylist()
     command = ["longest", "--pool", "pool.jsonl", "--run", "t", "--reuse", "r", "--budget"]
-    more = raysift(*command, f"{sum(pool) + 1}tok", cwd=tmp_path)
-    assert (more.returncode, f"the pool has {sum(pool)}" in more.stderr) == (2, True), more.stderr
-    half = raysift(*command, f"{sum(pool) // 2}tok", cwd=tmp_path)
-    assert half.returncode == 0, half.stderr
+    code, _, more = here(*command, f"{sum(pool) + 1}tok")
+    assert (code, f"the pool has {sum(pool)}" in more) == (2, True), more
+    code, _, half = here(*command, f"{sum(pool) // 2}tok")
+    assert code == 0, half
     counts = json.loads((tmp_path / "t/choose/manifest.json").read_text())["counts"]
     taken = pq.read_table(next((tmp_path / "t/choose").glob("*/selection.parquet")))["id"].to_pylist()
     assert counts["tokens"] <= counts["tokens_asked"] == sum(pool) // 2 and len(taken) == counts["kept"]
-    assert f"tokens: {counts['tokens']:,} selected" in half.stderr
+    assert f"tokens: {counts['tokens']:,} selected" in half
 
     (tmp_path / "elsewhere").mkdir()
-    again = ["longest", "--config", "../r/run.yaml", "--run", "../replayed"]
-    replay = raysift(*again, cwd=tmp_path / "elsewhere")
-    assert replay.returncode == 0, replay.stderr
-    assert pq.read_table(tmp_path / "replayed/selection.parquet").equals(selection)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, _, said = here("longest", "--config", "../r/run.yaml", "--run", "../replayed")
+    assert code == 0, said
+    monkeypatch.chdir(tmp_path)
+    replayed = pq.read_table(tmp_path / "replayed/selection.parquet")
+    assert replayed.drop_columns("file").equals(selection.drop_columns("file"))
+    assert set(replayed["file"].to_pylist()) == {str(tmp_path / "pool.jsonl")}  # run.yaml holds the whole path
     assert yaml.safe_load((run / "run.yaml").read_text())["method"] == "longest"
 
-    shown = raysift("show", "r", cwd=tmp_path)
-    assert shown.returncode == 0, shown.stderr
-    assert "choose" in shown.stdout
+    code, shown, said = here("show", "r")
+    assert code == 0, said
+    assert "choose" in shown
 
 
 @pytest.mark.ray

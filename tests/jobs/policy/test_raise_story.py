@@ -30,7 +30,7 @@ from raysift.policy.settings import LearningSettings, PolicySettings
 from raysift.policy.state import State, replay, stage_inputs
 from raysift.records import ROWS
 
-from ..tiny_policies import log_of, random_log, tiny_pool  # noqa: TID252
+from ...tiny_policies import log_of, random_log, tiny_pool  # noqa: TID252
 
 COUNT, BATCH, STEPS, ROUNDS = 60, 6, 10, 3
 SETTINGS = PolicySettings(classes=2, temperature=0.7)

@@ -1,7 +1,6 @@
 """Generation on transformers, on a real local Ray: the rows, what a killed driver leaves, and how a backend is picked."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -138,16 +137,14 @@ DRIVER = """
 
 
 @pytest.mark.slow
-def test_a_killed_driver_leaves_its_answers(ray_local, tmp_path):
-    import ray
-
+def test_a_killed_driver_leaves_its_answers(joined, tmp_path):
     from raysift.jobs.scoring.generation import generate
 
     rows = 400
     files = write_questions(tmp_path, rows)
     driver = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(DRIVER), str(tmp_path)],
-        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        env=joined,
         cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     answers = tmp_path / "out" / "answers"

@@ -11,7 +11,7 @@ from raysift.records import ID, MESSAGES, META, ROWS
 from raysift.storage import open_location
 from raysift.templates import encode_conversation, encode_prompt
 
-from ..tiny_models import byte_tokenizer  # noqa: TID252
+from ...tiny_models import byte_tokenizer  # noqa: TID252
 from .test_formats import _ingest
 
 RECORDS = [

@@ -20,7 +20,7 @@ from raysift.settings.resources import Resources
 from raysift.settings.training import recipe
 from raysift.storage import open_location
 
-from ..tiny_models import tiny_llama  # noqa: TID252
+from ...tiny_models import tiny_llama  # noqa: TID252
 
 CONFIG = EvalConfig(max_new_tokens=6)
 

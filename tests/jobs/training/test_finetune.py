@@ -33,7 +33,7 @@ from raysift.settings.training import TrainConfig, epoch_mean_learning_rates, le
 from raysift.storage import Location, open_location
 from raysift.templates import ALPACA_INPUT_PREAMBLE, ALPACA_PREAMBLE
 
-from ..tiny_models import tiny_llama  # noqa: TID252
+from ...tiny_models import tiny_llama  # noqa: TID252
 
 HERE = Resources(train_workers=0, threads=1)
 CONFIG = TrainConfig(

@@ -1,7 +1,6 @@
 """`map_rows` on a real local Ray: each row once, whatever the number of workers and whoever is killed."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -158,16 +157,12 @@ DRIVER = """
 """
 
 
-def test_each_row_is_answered_once_after_the_driver_was_killed(ray_local, tmp_path):
-    import ray
-
+def test_each_row_is_answered_once_after_the_driver_was_killed(joined, tmp_path):
     rows = 1000
     files = write_rows(tmp_path, rows)
-    # The driver joins the session's Ray, so that killing it leaves no Ray of its own behind.
-    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     driver = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(DRIVER), str(tmp_path)],
-        env=environment, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+        env=joined, cwd="/", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
     )  # fmt: skip
     done = tmp_path / "out" / "done"
     give_up = time.monotonic() + 120

@@ -17,7 +17,7 @@ from raysift.records import ID, MESSAGE, MESSAGES, Message
 from raysift.settings.config import make_config, make_selector
 from raysift.storage import open_location
 
-from .conftest import nano_pairs, write_lines
+from ..conftest import nano_pairs, write_lines  # noqa: TID252
 
 FRENCH = "Combien de pommes reste-t-il dans le panier quand on en prend la moitié pour les enfants de la maison ?"
 RUSSIAN = "Сколько яблок останется в корзине, если половину взять для детей?"

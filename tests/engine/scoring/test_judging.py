@@ -23,7 +23,7 @@ from raysift.scoring.questions import split_exchange
 from raysift.scoring.settings import JudgeSettings
 from raysift.templates import encode_prompt
 
-from ..tiny_models import byte_tokenizer  # noqa: TID252
+from ...tiny_models import byte_tokenizer  # noqa: TID252
 
 
 def exchange(question, answer):

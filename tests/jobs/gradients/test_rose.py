@@ -21,7 +21,7 @@ from raysift.manifest import read_manifest
 from raysift.nano.world import examples, write_pool
 from raysift.store.distortion import estimate_distortion
 
-from .conftest import PAIRS, nano_pairs, write_lines
+from ..conftest import PAIRS, nano_pairs, write_lines  # noqa: TID252
 
 pytestmark = pytest.mark.ray
 
@@ -185,11 +185,8 @@ DRIVER = """
 
 
 @pytest.fixture
-def driver(ray_local, tmp_path):
+def driver(joined, tmp_path):
     """Starts the same small run as a process of its own, which joins the tests' Ray; gives it and its log of work."""
-    import ray
-
-    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     write_pool(tmp_path / "pool.jsonl", 240, 0)
     write_lines(tmp_path / "pairs.jsonl", nano_pairs(4, 0))
 
@@ -200,9 +197,7 @@ def driver(ray_local, tmp_path):
             module="gradients.store" if matching == "store" else "gradients.stages",
             actor="GradientVectors" if matching == "store" else "GradientMatch",
         )  # fmt: skip
-        process = subprocess.Popen(
-            [sys.executable, "-c", code], env=environment, cwd="/", stderr=subprocess.PIPE, text=True
-        )
+        process = subprocess.Popen([sys.executable, "-c", code], env=joined, cwd="/", stderr=subprocess.PIPE, text=True)
         return process, log
 
     return start

@@ -26,7 +26,7 @@ from raysift.pairwise.verdicts import LOSE, TIE, WIN, Outcome, decide, result_re
 from raysift.records import ERROR, ID, Example, Message
 from raysift.scoring.settings import QualitySettings
 
-from ..tiny_models import byte_tokenizer  # noqa: TID252
+from ...tiny_models import byte_tokenizer  # noqa: TID252
 
 # MoDS, Table 1 (win, tie, lose against the model trained on all of Alpaca), and 1 + (win - lose) / n of all sets.
 SETS = ("vicuna", "koala", "wizardlm", "self_instruct", "lima")

@@ -46,7 +46,7 @@ from raysift.store.gradient_store import (
 )
 from raysift.store.vectors import VectorForm
 
-from .conftest import nano_pairs, write_lines
+from ..conftest import nano_pairs, write_lines  # noqa: TID252
 
 IDENTITY = StoreIdentity(
     model="m",

@@ -17,7 +17,7 @@ from raysift.jobs.gradients.targeting import read_targets
 from raysift.jobs.runs.run import open_run
 from raysift.settings.config import make_config, make_selector
 
-from .conftest import PAIRS, nano_pairs, write_lines
+from ..conftest import PAIRS, nano_pairs, write_lines  # noqa: TID252
 
 pytestmark = pytest.mark.ray
 
