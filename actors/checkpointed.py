@@ -157,10 +157,11 @@ class CheckpointedModel:
         from raysift.gradients.adam import canonical_name
 
         with local_copy(checkpoint.adapter) as folder:
-            found = {
-                canonical_name(name): tensor
-                for name, tensor in load_file(f"{folder}/adapter_model.safetensors").items()
-            }
+            try:
+                tensors = load_file(f"{folder}/adapter_model.safetensors")
+            except Exception as error:  # damaged files raise whatever the library does
+                raise ModelError(f"gradients: the weights of {checkpoint.adapter} cannot be read: {error}") from error
+        found = {canonical_name(name): tensor for name, tensor in tensors.items()}
         missing = sorted(set(self.layout.names) - set(found))
         unknown = sorted(set(found) - set(self.layout.names))
         if missing or unknown:
@@ -211,17 +212,21 @@ def read_moments(place: Location, layout: Any) -> Any:
         first, second = ({n: torch.from_numpy(v) for n, v in m.items()} for m in (own.exp_avg, own.exp_avg_sq))
         return named_moments(first, second, own.step, layout)
     import io
-    import pickle
 
     import torch
 
     try:
         # Never a pickle of foreign origin: only tensors and plain containers are unpacked.
         state = torch.load(io.BytesIO(place.read_bytes()), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ModelError(f"gradients: {place} is no optimizer state that torch can read: {reason}") from error
-    return optimizer_moments(state, layout)[0]
+        return optimizer_moments(state, layout)[0]
+    except ModelError:
+        raise
+    except Exception as error:  # damaged files raise anything
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ModelError(
+            f"gradients: {place} is no optimizer state that torch can read: {reason} Keep the optimizer.pt that transformers' "
+            "Trainer saved beside the adapter."
+        ) from error
 
 
 def find_moments(checkpoint: Location) -> Location | None:

@@ -8,13 +8,14 @@ gets the vectors of the first; a last batch of one row ends it with an error. He
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from raysift.actors.contract import Failed, Row, RowActor
-from raysift.actors.language_model import resolve_model
+from raysift.actors.language_model import resolve_model, source_of
 from raysift.actors.loaded import budget_on, takes
 from raysift.actors.text_models import BATCH_TOKENS, TextTokens, load_text_model, pad_texts, text_limit
 from raysift.errors import ModelError
@@ -179,9 +180,11 @@ def _read_json(folder: str, name: str) -> Any:
     """A file of the model, from its folder or from the hub; None where there is none."""
     from transformers.utils import cached_file
 
+    source, revision = source_of(folder)
     found = cached_file(
-        folder,
+        source,
         name,
+        revision=revision,
         _raise_exceptions_for_gated_repo=False,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
@@ -207,6 +210,6 @@ def _first_pieces(encoding: Any, count: int) -> list[TextTokens]:
 
 
 def _embedding_row(text: TextTokens, vector: Sequence[float]) -> Row | Failed:
-    if any(number - number != 0 for number in vector):
+    if not all(map(math.isfinite, vector)):
         return Failed("the vector is not finite, or has length 0 and cannot be normalised")
     return {EMBEDDING: vector, INPUT_TOKENS: len(text), TRUNCATED: text.truncated}

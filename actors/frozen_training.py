@@ -30,14 +30,13 @@ class FrozenTraining:
     policy: Weights
     draw: Draw | None
     folder: Location
-    identity: str
     steps_per_state: int
 
     def __call__(self, runner: EpisodeRunner) -> Episode:
         runner.trainer.restart()
         lines = self._resume(runner.trainer)
         episode = runner.train(runner.picker(self.policy), self.draw, lines=lines, after_step=self._keep)
-        runner.trainer.save_epoch(self.folder, self.identity)
+        runner.trainer.save_epoch(self.folder)
         return episode
 
     def _resume(self, trainer: StepTrainer) -> list[dict[str, Any]] | None:

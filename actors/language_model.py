@@ -1,7 +1,7 @@
 """Finding and loading causal language models, their tokenizers and adapters; heavy libraries load inside functions.
 
 A model is named `nano` (also `nano:foundation`, `nano:reward`, `nano:encoder`: shipped with the package), by a local
-folder, or by its id on the Hugging Face hub.
+folder, or by its id on the Hugging Face hub: `owner/name`, or `owner/name@revision` for a branch, tag or commit.
 
 Placed on `spread`, its layers are shared out among all GPUs that the process sees, and a pass goes from one to the next:
 room for a large base, no speed. A base in four bits is that of QLoRA: NF4, its scales quantised as well.
@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from raysift.actors.smol import is_smol, smol_path
 from raysift.errors import ModelError
+from raysift.nano import NANO_MODELS, is_nano, nano_path
 from raysift.storage import Location, open_location
 
 DTYPES = ("auto", "bf16", "fp16", "fp32")
@@ -27,9 +29,7 @@ def resolve_model(name: str) -> str:
     """Where a model is: a folder for `nano`, `smol` and local paths, the id itself for one on the hub."""
     if is_smol(name):
         return str(smol_path(name))
-    if name == "nano" or name.startswith("nano:"):
-        from raysift.nano import NANO_MODELS, nano_path
-
+    if is_nano(name):
         part = name.partition(":")[2] or "foundation"
         if part not in NANO_MODELS:
             raise ModelError(f"model: '{name}' is unknown; known: nano, {', '.join(f'nano:{m}' for m in NANO_MODELS)}.")
@@ -48,10 +48,43 @@ def resolve_model(name: str) -> str:
     return name
 
 
+def pinned_name(name: str) -> str:
+    """A hub id at the commit that it stands for now: as the hub says, or where that cannot be asked the cache of this machine."""
+    repo, _, revision = name.partition("@")
+    if re.fullmatch("[0-9a-f]{40}", revision):
+        return name
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    reason = "the hub is not asked (HF_HUB_OFFLINE)"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            return f"{repo}@{HfApi().model_info(repo, revision=revision or None).sha}"
+        except Exception as error:  # what a network's libraries raise differs by their versions
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    folder = repo_folder_name(repo_id=repo, repo_type="model")
+    ref = os.path.join(constants.HF_HUB_CACHE, folder, "refs", revision or "main")
+    if not os.path.isfile(ref):
+        raise ModelError(
+            f"model: nothing tells which commit '{name}' is: {reason}, and the cache of this machine has none of it ({ref}). "
+            "Check the name, download the model first, give a folder that transformers can load, or use 'nano'."
+        )
+    with open(ref, encoding="utf-8") as file:
+        return f"{repo}@{file.read().strip()}"
+
+
+def source_of(model: str) -> tuple[str, str]:
+    """Folder or hub id, and the revision, as `from_pretrained` takes them; of a folder the revision means nothing."""
+    place = resolve_model(model)
+    repo, _, revision = (place, "", "") if os.path.isdir(place) else place.partition("@")
+    return repo, revision or "main"
+
+
 def portable_name(name: str) -> str:
     """The same model for a process in another folder: a local path made absolute, any other name as it is."""
     path = os.path.expanduser(name)
-    return os.path.abspath(path) if os.path.isdir(path) else name
+    is_shipped = name.partition(":")[0] == "nano"
+    return os.path.abspath(path) if os.path.isdir(path) and not is_shipped else name
 
 
 def pick_device(device: str = "auto") -> str:
@@ -83,7 +116,8 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     with _explained(model, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(resolve_model(model), trust_remote_code=trust_remote_code)
+        source, revision = source_of(model)
+        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         stand_in = tokenizer.eos_token or tokenizer.unk_token
         if stand_in is None:
@@ -109,7 +143,8 @@ def load_language_model(
     if device == SPREAD:
         settings["device_map"] = spread_over_gpus()
     with _explained(model, "language model"):
-        loaded = AutoModelForCausalLM.from_pretrained(resolve_model(model), **settings)
+        source, revision = source_of(model)
+        loaded = AutoModelForCausalLM.from_pretrained(source, revision=revision, **settings)
     if device == SPREAD:
         _refuse_offloaded(loaded, model)
     if quantization != "none":
@@ -189,7 +224,7 @@ def load_adapter(model: Any, adapter: str | Location, trainable: bool = False) -
     with local_copy(place) as folder:
         try:
             return PeftModel.from_pretrained(model, folder, is_trainable=trainable)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        except Exception as error:  # damaged files raise whatever the library that reads them does
             reason = " ".join(str(error).split())[:300] or "no message"
             raise ModelError(
                 f"model: cannot load the adapter {place} over this base model: {type(error).__name__}: {reason} Give "
@@ -227,7 +262,7 @@ def _explained(model: str, what: str) -> Iterator[None]:
         yield
     except ModelError:
         raise
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
+    except Exception as error:  # damaged files raise whatever the library that reads them does
         tried = resolve_model(model) if not os.path.isdir(model) else model
         offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
         hub = "the Hugging Face hub (offline)" if offline else "the Hugging Face hub"

@@ -6,11 +6,10 @@ import pyarrow as pa
 
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.language_model import load_tokenizer
+from raysift.actors.loaded import NO_LIMIT
 from raysift.pool.given_input import conversation_of
 from raysift.records import MESSAGES, RESPONSE_CHARS, RESPONSE_TOKENS, TOKENS
 from raysift.templates import encode_conversation
-
-NO_LIMIT = 2**31
 
 
 class TokenLengths(RowActor):

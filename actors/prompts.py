@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from raysift.actors.contract import Failed, Row
-from raysift.actors.language_model import load_tokenizer, resolve_model
+from raysift.actors.language_model import load_tokenizer, source_of
 from raysift.actors.loaded import LoadedModel, end_tokens, longest_input
 from raysift.errors import DataError, ModelError
 from raysift.scoring.questions import Message, split_exchange
@@ -108,16 +108,16 @@ def load_card(model: str, trust_remote_code: bool = False) -> ModelCard:
     """Configuration and generation defaults of a model, as loading it would find them."""
     from transformers import AutoConfig, GenerationConfig
 
-    place = resolve_model(model)
+    source, revision = source_of(model)
     try:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(
             f"model: cannot read the configuration of '{model}': {type(error).__name__}: {error}. Give a folder that "
             "transformers can load, download the model first, or use 'nano'."
         ) from error
     try:
-        defaults = GenerationConfig.from_pretrained(place)
+        defaults = GenerationConfig.from_pretrained(source, revision=revision)
     except OSError:  # a model need not ship any; transformers then takes the ends from the model's configuration
         defaults = GenerationConfig.from_model_config(config)
     return ModelCard(config, defaults)

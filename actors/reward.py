@@ -9,6 +9,7 @@ its score.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
@@ -19,8 +20,9 @@ from raysift.actors.text_models import BATCH_TOKENS, TextTokens, load_text_model
 from raysift.errors import DataError, ModelError
 from raysift.records import MESSAGES
 from raysift.scoring.columns import INPUT_TOKENS, REWARD, REWARD_SCHEMA, TRUNCATED
-from raysift.scoring.questions import Exchange, Message, exchange_of, fit_exchange, question_text
+from raysift.scoring.questions import Exchange, exchange_of, fit_exchange, question_text
 from raysift.scoring.settings import RewardSettings
+from raysift.templates import render_chat
 
 Made = TypeVar("Made")
 
@@ -130,16 +132,9 @@ class Reward(RowActor):
     def _texts(self, exchange: Exchange) -> tuple[str, ...]:
         """What the tokenizer is given: one text, or with `pair` two."""
         if self.template == "chat":
-            return (self._render(exchange.messages),)
+            return (render_chat(self.tokenizer, exchange.messages),)
         question = question_text(exchange.before, self.settings.input_join, self.settings.trailing_newline)
         return (question, exchange.answer) if self.template == "pair" else (f"{question}\n\n{exchange.answer}",)
-
-    def _render(self, messages: Sequence[Message]) -> str:
-        try:
-            return str(self.tokenizer.apply_chat_template(list(messages), tokenize=False))
-        except Exception as error:  # a template may refuse a conversation with any error of jinja's
-            roles = [message["role"] for message in messages]
-            raise DataError(f"the chat template refuses roles {roles}: {type(error).__name__}: {error}") from error
 
     def _tokenize(self, texts: Sequence[tuple[str, ...]]) -> list[TextTokens]:
         if not texts:
@@ -190,6 +185,6 @@ def pick_output(config: Any, label: int | str | None) -> int:
 
 
 def _reward_row(text: TextTokens, score: float) -> Row | Failed:
-    if score - score != 0:
+    if not math.isfinite(score):
         return Failed("the model gave no finite score")
     return {REWARD: score, INPUT_TOKENS: len(text), TRUNCATED: text.truncated}

@@ -36,6 +36,7 @@ from raysift.errors import StageError
 from raysift.gradients.moments import load_moments, save_moments
 from raysift.settings.training import TrainConfig, epoch_mean_learning_rates, learning_rates
 from raysift.storage import Location
+from raysift.tensors import load_tensors, save_tensors
 
 STATE, WEIGHTS = "state.json", "weights.safetensors"
 
@@ -112,12 +113,11 @@ class StepTrainer:
         """Copies of what is trained, by name."""
         return {name: _array(weight) for name, weight in self.trainable.items()}
 
-    def save_epoch(self, out: Location, identity: str) -> EpochRecord:
+    def save_epoch(self, out: Location) -> EpochRecord:
         """Write `out/epoch-1/` as a fine-tune would after an epoch of the steps made so far, and return its record."""
         if not self.step_number:
             raise StageError("training: no step was made yet, so there is no epoch to save.")
         record = EpochRecord(
-            fingerprint=identity,
             epoch=1,
             step=self.step_number,
             mean_learning_rate=epoch_mean_learning_rates(self.config, self.step_number, self.steps)[0],
@@ -127,6 +127,7 @@ class StepTrainer:
             loss_sum=self.loss_sum,
             label_tokens=self.label_tokens,
             seconds=round(self.seconds, 3),
+            template=self.config.template,
         )
         tokenizer = load_tokenizer(self.name, self.place.trust_remote_code)
         write_checkpoint(out / "epoch-1", record, EPOCH_RECORD, self.model, tokenizer, self.optimizer)
@@ -134,18 +135,14 @@ class StepTrainer:
 
     def save_state(self, folder: Location) -> None:
         """Weights, moments and step, from which `load_state` continues; the folder counts once `state.json` is in it."""
-        from safetensors.numpy import save
-
         (folder / STATE).delete()
-        (folder / WEIGHTS).write(save(self.weights()))
+        save_tensors(folder / WEIGHTS, self.weights(), {})
         save_moments(folder / MOMENTS, read_moments(self.model, self.optimizer, self.step_number))
         totals = {"loss_sum": self.loss_sum, "label_tokens": self.label_tokens, "seconds": self.seconds}
         (folder / STATE).write(json.dumps({"step": self.step_number, "steps": self.steps} | totals, indent=2) + "\n")
 
     def load_state(self, folder: Location) -> None:
         """Go on, bit for bit, where `save_state` left off, in a trainer of the same model, rows and settings."""
-        from safetensors.numpy import load
-
         if not (folder / STATE).exists():
             raise StageError(f"training: {folder} holds no {STATE}, so no state was written there, or not to its end.")
         state = json.loads((folder / STATE).read_text())
@@ -154,7 +151,7 @@ class StepTrainer:
                 f"training: {folder} is of a training of {state['steps']} steps, this one has {self.steps}; their "
                 "learning rates differ. Start it anew."
             )
-        copy_weights(self.trainable, load((folder / WEIGHTS).read_bytes()))
+        copy_weights(self.trainable, load_tensors(folder / WEIGHTS, "training")[0])
         self.optimizer.zero_grad()
         restore_moments(self.model, self.optimizer, load_moments(folder / MOMENTS))
         self.step_number = state["step"]

@@ -6,12 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
 from raysift.errors import DataError, ModelError
 from raysift.evaluation.examples import reference_answer
 from raysift.gradients.settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.records import Example, Pair
 from raysift.storage import Location
+from raysift.tensors import save_tensors
 
 if TYPE_CHECKING:
     from raysift.gradients.preference import TokenExample
@@ -129,15 +132,11 @@ class TargetGradients:
 
 def save_targets(folder: Location, checkpoints: Sequence[Checkpoint], targets: Sequence[Any], hash_: str) -> list[str]:
     """One file per checkpoint, `CHECKPOINT.safetensors`, with the subtasks and the projection's hash in its header."""
-    import numpy as np
-    from safetensors.numpy import save
-
     names = []
     for checkpoint, target in zip(checkpoints, targets, strict=True):
         metadata = {"subtasks": json.dumps(list(target.subtasks)), "projection": hash_}
-        vectors = np.ascontiguousarray(target.vectors, dtype=np.float32)
         names.append(f"{checkpoint.name}.safetensors")
-        (folder / names[-1]).write(save({"targets": vectors}, metadata=metadata))
+        save_tensors(folder / names[-1], {"targets": np.asarray(target.vectors, np.float32)}, metadata)
     return names
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from raysift.actors.language_model import _explained as explained
-from raysift.actors.language_model import load_tokenizer, pick_device, resolve_model, torch_dtype
+from raysift.actors.language_model import load_tokenizer, pick_device, source_of, torch_dtype
 from raysift.actors.loaded import NO_LIMIT, LoadedModel, longest_input, takes, use_threads
 from raysift.errors import ModelError
 
@@ -49,8 +49,10 @@ def load_text_model(
     use_threads(threads)
     tokenizer = load_tokenizer(model, trust_remote_code)
     with explained(model, "model"):
+        source, revision = source_of(model)
         loaded, report = getattr(transformers, kind).from_pretrained(
-            resolve_model(model),
+            source,
+            revision=revision,
             dtype=torch_dtype(dtype),
             trust_remote_code=trust_remote_code,
             output_loading_info=True,

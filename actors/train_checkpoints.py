@@ -7,16 +7,19 @@ long epoch, replaced by the next one.
 from __future__ import annotations
 
 import contextlib
+import json
 import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from raysift.errors import StageError
+from raysift.fingerprint import file_fingerprint
 from raysift.gradients.moments import Moments, save_moments
-from raysift.storage import Location
+from raysift.settings.base import TRAIN
+from raysift.storage import Location, open_location
 
 EPOCH_RECORD, STEP_RECORD, MOMENTS = "epoch.json", "step.json", "moments.safetensors"
 
@@ -26,8 +29,6 @@ class EpochRecord(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    fingerprint: str
-    """Of config, data and model: a checkpoint of another training is never continued."""
     epoch: int
     step: int
     """Optimizer steps since the training began."""
@@ -40,6 +41,10 @@ class EpochRecord(BaseModel):
     loss_sum: float
     label_tokens: int
     seconds: float
+    hashes: dict[str, str] = Field(default_factory=dict)
+    """Of the content of each file that an epoch leaves, such as `moments.safetensors`."""
+    template: str | None = None
+    """The chat template of the training; None in records that are older than the field."""
 
 
 def epoch_records(out: Location) -> list[EpochRecord]:
@@ -54,11 +59,25 @@ def last_checkpoint(out: Location) -> tuple[Location, EpochRecord, bool] | None:
     return max(found, key=lambda item: (item[1].step, item[2]), default=None)
 
 
+def template_of(named: str, model: Any, adapter: str | Location | None, usual: str = "auto") -> str:
+    """The chat template to ask a model under: the one named or, for `train`, what the record beside the adapter or the weights
+    says of their training; `usual` where there is no such record."""
+    if named != TRAIN:
+        return named
+    weights = adapter or model
+    place = open_location(weights) if isinstance(weights, str) else weights
+    if not isinstance(place, Location) or not place.is_folder():
+        return usual
+    record = Location(place.fs, place.path.rstrip("/").rpartition("/")[0]) / EPOCH_RECORD
+    told = json.loads(record.read_bytes()) if record.exists() else {}  # of any version: only one field is read
+    return told.get("template") or usual
+
+
 def _checkpoints(out: Location, name: str) -> list[tuple[Location, EpochRecord]]:
     found = []
     for file in out.files(f"/{name}", recursive=True):
-        folder = Location(file.fs, file.path.rpartition("/")[0])
-        if folder.path.rpartition("/")[0] == out.path.rstrip("/"):
+        folder = file.parent
+        if folder.parent.path == out.path.rstrip("/"):
             found.append((folder, EpochRecord.model_validate_json(file.read_bytes())))
     return found
 
@@ -66,7 +85,7 @@ def _checkpoints(out: Location, name: str) -> list[tuple[Location, EpochRecord]]
 def write_checkpoint(
     folder: Location, record: EpochRecord, name: str, model: Any, tokenizer: Any, optimizer: Any
 ) -> None:
-    """Weights and moments first, then the record that makes them count."""
+    """Weights and moments first, then the record that makes them count, with the hashes of an epoch's files."""
     folder.delete()
     with _filled_folder(folder / ("adapter" if hasattr(model, "peft_config") else "model")) as path:
         if hasattr(model, "peft_config"):
@@ -76,6 +95,12 @@ def write_checkpoint(
             model.save_pretrained(path)
             tokenizer.save_pretrained(path)
     save_moments(folder / MOMENTS, read_moments(model, optimizer, record.step))
+    files = folder.files(recursive=True)
+    for file in files:
+        file.sync()
+    if name == EPOCH_RECORD:
+        written = {file.path.removeprefix(f"{folder.path}/"): file_fingerprint(file) for file in files}
+        record = record.model_copy(update={"hashes": written})
     (folder / name).write(record.model_dump_json(indent=2) + "\n")
 
 

@@ -125,7 +125,6 @@ def train(
     out: Location,
     config: TrainConfig,
     model: str,
-    identity: str,
     place: Place,
     *,
     adapter: str | Location | None = None,
@@ -152,7 +151,7 @@ def train(
             trainer = _trainer(trained, batches, config, place, scratch)
             if last:
                 trainer.moments = load_moments(last[0] / MOMENTS)
-            keeper = _keeper(trainer, tokenizer, batches, out, identity, last, on_epoch)
+            keeper = _keeper(trainer, tokenizer, batches, out, last, on_epoch)
             for callback in (keeper, *callbacks):
                 trainer.add_callback(callback)
             with quick_products(trained):
@@ -251,7 +250,6 @@ def _keeper(
     tokenizer: Any,
     batches: EffectiveBatches,
     out: Location,
-    identity: str,
     last: tuple[Location, EpochRecord, bool] | None,
     on_epoch: Callable[[EpochRecord], None] | None,
 ) -> Any:
@@ -313,7 +311,6 @@ def _keeper(
                 )
             first = (epoch - 1) * batches.steps_per_epoch
             return EpochRecord(
-                fingerprint=identity,
                 epoch=epoch,
                 step=step,
                 mean_learning_rate=means[epoch - 1],
@@ -323,6 +320,7 @@ def _keeper(
                 loss_sum=loss_sum,
                 label_tokens=trainer.label_tokens,
                 seconds=round(self.seconds_before + time.perf_counter() - self.clock, 3),
+                template=config.template,
             )
 
     return Keeper()

@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from raysift.actors.language_model import resolve_model
+from raysift.actors.language_model import source_of
 from raysift.actors.loaded import NO_LIMIT, longest_input
 from raysift.actors.prompts import load_card
 from raysift.errors import ModelError, StageError
@@ -52,6 +52,9 @@ def engine_arguments(
         "disable_log_stats": True,
         "trust_remote_code": trust_remote_code,
     }
+    source, revision = source_of(model)
+    if not os.path.isdir(source):
+        arguments |= {"revision": revision, "tokenizer_revision": revision}
     longest = longest_input(card, max_length)
     if longest < NO_LIMIT:
         arguments["max_model_len"] = longest
@@ -114,7 +117,7 @@ class Engine:
         placed = engine_arguments(
             model, max_length=max_length, gpus=gpus, trust_remote_code=trust_remote_code, engine=engine
         )
-        self.arguments = {"model": resolve_model(model), **placed, **arguments}
+        self.arguments = {"model": source_of(model)[0], **placed, **arguments}
         self.restarts = engine.restarts
         self.start()
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from functools import partial
 from importlib import import_module
+from keyword import iskeyword
 from typing import Any
 
 __version__ = "0.1.0"
@@ -37,21 +38,26 @@ _HOMES = {
     "win_rate": "raysift.jobs.pairwise.win_rate",
     "k_center": "raysift.kcenter",
 }
-_METHODS = {name: name for name in ("uniform", "longest", "quality", "coverage", "less", "rose", "mods")}
-_METHODS["raise_"] = "raise"  # the bare name is a keyword
 
-__all__ = ["__version__", *_HOMES, *_METHODS]
+
+def _methods() -> dict[str, str]:
+    """Methods by the name of their function: `raise_` for `raise`, whose bare name is a keyword."""
+    from raysift.methods import METHODS
+
+    return {name + "_" * iskeyword(name): name for name in METHODS}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _METHODS:
-        from raysift.jobs.api import select
-
-        return partial(select, _METHODS[name])
     if name in _HOMES:
         return getattr(import_module(_HOMES[name]), name)
+    if name == "__all__":
+        return ["__version__", *_HOMES, *_methods()]
+    if not name.startswith("_") and (method := _methods().get(name)):
+        from raysift.jobs.api import select
+
+        return partial(select, method)
     raise AttributeError(f"module 'raysift' has no attribute '{name}'")
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted(__getattr__("__all__"))

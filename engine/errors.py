@@ -3,6 +3,9 @@
 A message names the stage, the thing (file, row, field), what was found, what was expected and what to do.
 """
 
+import errno
+import re
+
 
 class RaysiftError(Exception):
     """Base of every error that raysift raises on purpose; `exit_code` is what the command line returns for it."""
@@ -40,16 +43,46 @@ class ModelError(RaysiftError):
     exit_code = 6
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+WAYS_OUT = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Change its permissions, or name another place."),
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ELOOP), "Check the name."),
+    errno.ENAMETOOLONG: "Give it a shorter name.",
+    **dict.fromkeys(FULL, "Make room; the same command continues the run."),
+}
+"""What to do about an error of the operating system, by its number. Other numbers are no user's business."""
+
+
 def find_cause(error: BaseException | None) -> RaysiftError | None:
-    """The raysift error inside an error that a library wrapped around it, if there is one.
+    """The raysift error inside an error that a library wrapped around it, else what the operating system refused.
 
     Ray's error for a failed task is of the class of its cause too, but its text is a traceback: then the cause is meant.
     """
+    refused: RaysiftError | None = None
     seen: set[int] = set()
+    on_purpose = True  # an error that was only being handled when this one arose explains nothing, unless it is ours
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         inner = getattr(error, "cause", None)
         if isinstance(error, RaysiftError) and not isinstance(inner, RaysiftError):
             return error
+        if isinstance(error, OSError) and on_purpose and not isinstance(inner, OSError):
+            refused = refused or explain_system_error(error)
+        on_purpose = on_purpose and (inner or error.__cause__) is not None
         error = inner or error.__cause__ or error.__context__
-    return None
+    return refused
+
+
+def explain_system_error(error: OSError) -> RaysiftError | None:
+    """The same as a sentence: a full disk stops a stage, any other place that cannot be used is wrong data."""
+    number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno  # pyarrow gives none of some
+    if number not in WAYS_OUT:
+        return None
+    return (StageError if number in FULL else DataError)(f"files: {system_words(error)} {WAYS_OUT[number]}")
+
+
+def system_words(error: OSError) -> str:
+    """What the operating system said, without its numbers."""
+    if isinstance(error, FileNotFoundError) and error.errno is None:
+        return f"there is no '{error}'."
+    return re.sub(r"\[[Ee]rrno \d+\] ?", "", str(error)).strip().rstrip(".") + "."

@@ -1,23 +1,33 @@
-"""What identifies a result: a hash of the settings and inputs that decide it, and the fields in which two differ.
+"""What identifies a result: a hash of the settings and of the content of the inputs that decide it, and nothing else.
 
-Only plain values are hashed. Anything else raises instead of guessing, because a fingerprint that changes by accident
-throws work away, and one that fails to change serves an old result as a new one.
+No clock, path, spelling or stray file has a part in it. Only plain values are hashed; anything else raises instead of
+guessing. A fingerprint that changes by accident throws work away, and one that fails to change serves an old result as new.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
-from typing import Any
+import os
+import time
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel
 
 from raysift.errors import ConfigError
-from raysift.storage import Location
+from raysift.storage import Location, open_location
 
-WHOLE_FILE_BYTES = 64 * 2**20
-SAMPLE_BYTES = 2**20
+BLOCK_BYTES = 8 * 2**20
+CACHED_BYTES = 64 * 2**20  # smaller files are hashed before an entry is found
+SETTLED_NS = 10 * 10**9
+
+Part = Literal["all", "tokenizer", "weights"]
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+_ADAPTER_NOTES = ("base_model_name_or_path", "revision", "inference_mode", "peft_version", "auto_mapping")
 
 
 def canonical(value: Any, path: str = "") -> Any:
@@ -63,19 +73,80 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def file_fingerprint(location: Location) -> str:
-    """Identity of a file's content, without its name or place.
+    """Hash of all that a file holds; neither its name, its place nor its age has a part in it.
 
-    Files up to 64 MiB are hashed whole. Of larger ones the size, the modification time and three samples are hashed:
-    reading terabytes twice would cost more than it protects from.
+    Hashes of large local files are kept in the user's cache, for a model is not to be read twice for nothing.
     """
-    size = location.size()
-    digest = hashlib.blake2b(str(size).encode(), digest_size=8)
+    entry = _cache_entry(location)
+    if entry and (known := _known_hash(*entry)):
+        return known
+    digest = hashlib.blake2b(digest_size=8)
     with location.open_input() as stream:
-        if size <= WHOLE_FILE_BYTES:
-            digest.update(stream.read())
-        else:
-            for offset in (0, size // 2, size - SAMPLE_BYTES):
-                stream.seek(offset)
-                digest.update(stream.read(SAMPLE_BYTES))
-            digest.update(str(location.fs.get_file_info(location.path).mtime_ns).encode())
-    return digest.hexdigest()
+        while block := stream.read(BLOCK_BYTES):
+            digest.update(block)
+    found = digest.hexdigest()
+    if entry and entry == _cache_entry(location):  # else it was written to while it was read
+        with contextlib.suppress(OSError):  # a home that cannot be written into costs time, no more
+            open_location(entry[0]).write(json.dumps({"file": entry[1], "hash": found}))
+    return found
+
+
+def folder_fingerprint(folder: Location, part: Part = "all") -> str:
+    """Hash of what a model's folder holds, below the names that loading finds its files by.
+
+    Hidden files (a download's notes) and descriptions count for nothing. `tokenizer` is all but the weights.
+    """
+    found = {}
+    for file in folder.files(recursive=True):
+        name = file.path[len(folder.path.rstrip("/")) + 1 :]
+        hidden = any(step.startswith((".", "__pycache__")) for step in name.split("/"))
+        if not hidden and not name.endswith(".md") and part in ("all", "weights" if _is_weights(name) else "tokenizer"):
+            found[name] = file_fingerprint(file)
+    return fingerprint(found)
+
+
+def adapter_fingerprint(folder: Location, known: Mapping[str, str] | None = None) -> str:
+    """Hash of a PEFT adapter's weights and of the settings that they are used by; `known` are hashes of files, by name.
+
+    What PEFT notes of the base model's place, of its own version and of how the adapter was loaded decides nothing.
+    """
+    settings = json.loads((folder / "adapter_config.json").read_text())
+    decides = {name: _sorted_names(value) for name, value in settings.items() if name not in _ADAPTER_NOTES}
+    files = [file for file in folder.files() if file.name.startswith("adapter_model.")]
+    weights = {file.name: (known or {}).get(file.name) or file_fingerprint(file) for file in files}
+    return fingerprint({"weights": weights, "settings": decides})
+
+
+def _is_weights(name: str) -> bool:
+    return name.endswith(_WEIGHTS)
+
+
+def _sorted_names(value: Any) -> Any:
+    """PEFT keeps names in sets, and writes them in any order."""
+    return sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
+
+
+def _cache_entry(location: Location) -> tuple[str, list[Any]] | None:
+    """Where the hash of a large local file is kept, and what tells this file as it is now from all others.
+
+    The time of the last change to the file's inode cannot be set, so a file whose content was exchanged never passes for
+    the old one. A file changed a moment ago is none to remember: what is written next may bear the same time.
+    """
+    if not location.is_local:
+        return None
+    info = os.stat(location.path)
+    if info.st_size < CACHED_BYTES or time.time_ns() - info.st_ctime_ns < SETTLED_NS:
+        return None
+    state = [location.path, info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev]
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return f"{home}/raysift/hashes/{fingerprint(state)}.json", state
+
+
+def _known_hash(place: str, state: list[Any]) -> str | None:
+    """What an entry says of exactly this file; anything else in its place says nothing."""
+    try:
+        with open(place, encoding="utf-8") as stream:
+            entry = json.load(stream)
+        return str(entry["hash"]) if entry["file"] == state else None
+    except (OSError, ValueError, TypeError, KeyError):
+        return None

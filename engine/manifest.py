@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from pyarrow.fs import FileType
+from pyarrow.fs import FileSelector, FileType
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from raysift.errors import DataError, StaleRunError
@@ -29,6 +30,8 @@ class Manifest(BaseModel):
     """Fingerprints of the stages, files and models that the stage read."""
     files: dict[str, list[str]] = Field(default_factory=dict)
     """Paths relative to the stage's folder, by kind. A file that is not named here does not count."""
+    sizes: dict[str, int] = Field(default_factory=dict)
+    """Bytes of each of these files, and of those in the folders among them: a file that was cut off is no longer the stage's."""
     counts: dict[str, Any] = Field(default_factory=dict)
     """Rows in, kept, rejected by reason, failed, and what else the stage counts."""
     values: dict[str, Any] = Field(default_factory=dict)
@@ -51,15 +54,19 @@ class Manifest(BaseModel):
         """The stage's files of a kind, as places that can be opened."""
         return [self.home / name for name in self.files.get(kind, [])]
 
-    def missing(self) -> Location | None:
-        """The first file without which the stage is not complete any more."""
+    def damage(self) -> str | None:
+        """What is wrong with the first file without which the stage is not complete any more."""
         here = read_manifest(self.home)
         if here is None or here.fingerprint != self.fingerprint:
-            return self.home / MANIFEST
-        places = [place for kind in self.files for place in self.locations(kind)]
-        infos = self.home.fs.get_file_info([place.path for place in places])
-        gone = (place for place, info in zip(places, infos, strict=True) if info.type == FileType.NotFound)
-        return next(gone, None)
+            return f"{self.home / MANIFEST} is gone"
+        names = list(dict.fromkeys([name for kind in self.files.values() for name in kind] + list(self.sizes)))
+        infos = self.home.fs.get_file_info([(self.home / name).path for name in names])
+        for name, info in zip(names, infos, strict=True):
+            if info.type == FileType.NotFound:
+                return f"{self.home / name} is gone"
+            if info.size != self.sizes.get(name, info.size):
+                return f"{self.home / name} has {info.size} bytes, the stage left {self.sizes[name]}"
+        return None
 
 
 def installed_versions() -> dict[str, str]:
@@ -71,6 +78,20 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def settle(folder: Location, files: Iterable[str]) -> dict[str, int]:
+    """See these files, and those in the folders among them, onto the disk; gives the bytes of each."""
+    sizes = {}
+    infos = folder.fs.get_file_info([(folder / name).path for name in files])
+    while infos:
+        info = infos.pop()
+        if info.type == FileType.Directory:
+            infos += folder.fs.get_file_info(FileSelector(info.path))
+        elif info.type == FileType.File:
+            Location(folder.fs, info.path).sync()
+            sizes[info.path.removeprefix(folder.path.rstrip("/") + "/")] = info.size
+    return dict(sorted(sizes.items()))
 
 
 def write_manifest(folder: Location, manifest: Manifest) -> Manifest:

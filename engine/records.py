@@ -16,6 +16,9 @@ SOURCE = "source"
 MESSAGES = "messages"
 META = "meta"
 RAW = "raw"
+FILE = "file"
+TOOLS = "tools"
+POSITION = "position"
 SCORE = "score"
 RANK = "rank"
 ORDER = "order"
@@ -41,12 +44,17 @@ ROWS = pa.schema(
     ]
 )
 
+KEPT_ROWS = ROWS.append(pa.field(FILE, pa.string(), nullable=False)).append(
+    pa.field(POSITION, pa.int64(), nullable=False)  # as in REJECTED
+)
+"""Rows as ingest keeps them: with their place in the pool."""
+
 REJECTED = pa.schema(
     [
         pa.field(ID, pa.int64()),  # null where a record never became a conversation
         pa.field(SOURCE, pa.string()),
-        pa.field("file", pa.string(), nullable=False),
-        pa.field("position", pa.int64(), nullable=False),  # line in JSONL, else the record's number, both from 1
+        pa.field(FILE, pa.string(), nullable=False),
+        pa.field(POSITION, pa.int64(), nullable=False),  # line in JSONL, else the record's number, both from 1
         pa.field(REASON, pa.string(), nullable=False),  # one of raysift.pool.checks.REASONS
         pa.field("message", pa.string()),
         pa.field(RAW, pa.string()),

@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -43,6 +44,10 @@ class Location:
         return self.path.rstrip("/").rsplit("/", 1)[-1]
 
     @property
+    def parent(self) -> Location:
+        return Location(self.fs, self.path.rstrip("/").rpartition("/")[0])
+
+    @property
     def is_local(self) -> bool:
         return isinstance(self.fs, pafs.LocalFileSystem)
 
@@ -60,6 +65,11 @@ class Location:
         infos = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True, recursive=recursive))
         found = [i.path for i in infos if i.type == pafs.FileType.File and i.path.endswith(suffix)]
         return [Location(self.fs, path) for path in sorted(found)]
+
+    def first_entry(self) -> str | None:
+        """The name of something in this folder, hidden things aside; None where there is nothing, or no folder."""
+        found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
+        return min((info.base_name for info in found if not info.base_name.startswith(".")), default=None)
 
     def make_folder(self) -> Location:
         self.fs.create_dir(self.path, recursive=True)
@@ -92,11 +102,21 @@ class Location:
         with source.open_input() as content, self._whole() as stream:
             shutil.copyfileobj(content, stream, COPIED_BYTES)
 
+    def sync(self) -> None:
+        """See a local file that was written piece by piece onto the disk, before anything says that it is there."""
+        if self.is_local:
+            with open(self.path, "rb") as file:
+                os.fsync(file.fileno())
+
     @contextlib.contextmanager
     def _whole(self) -> Iterator[BinaryIO]:
         if not self.is_local:
-            with self.fs.open_output_stream(self.path) as stream:
-                yield stream
+            # A stream to elsewhere commits what it has when an error closes it: it is opened once all is at hand.
+            with tempfile.SpooledTemporaryFile(COPIED_BYTES) as held:
+                yield held  # type: ignore[misc]
+                held.seek(0)
+                with self.fs.open_output_stream(self.path) as stream:
+                    shutil.copyfileobj(held, stream, COPIED_BYTES)
             return
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         temporary = f"{self.path}.{uuid.uuid4().hex[:8]}.tmp"

@@ -6,8 +6,12 @@ prompt is what a model has to say itself. `chatml`, `alpaca` (Stanford's two pro
 beside it, and without) and `tulu` (LESS, ROSE) are ours, for base models; `auto` falls back on `tulu` where a tokenizer has
 no template.
 
-Departures: the line break after an end token never counts (LESS counts it between turns); a repeated BOS or EOS, which
-comes of data or templates that add what the other adds too, is removed and reported in `doubled_special`.
+A prompt's tokens are the same in training and when the model is asked. Where a tokenizer would merge the end of the prompt
+with the beginning of the answer (`:` and `(` to `:(`), the text is cut between them, so that every word of an answer counts.
+
+Departures: the line break after an end token never counts (LESS counts it between turns); a token that would straddle the
+beginning of an answer is cut (the official codes drop it from the loss); a repeated BOS or EOS, which data and template may
+both add, is removed and reported in `doubled_special`.
 
 A tokenizer arrives as an object; it must be a fast one, because labels are placed by character offsets.
 """
@@ -15,8 +19,9 @@ A tokenizer arrives as an object; it must be a fast one, because labels are plac
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +30,8 @@ from raysift.pool.given_input import INPUT, split_input
 
 IGNORED = -100
 FALLBACK = "tulu"
+TODAY = datetime(2024, 7, 26)
+"""What templates that print the date take for today: a result must not depend on the day of the run. Llama 3.1's own default."""
 ALPACA_PREAMBLE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
@@ -66,8 +73,8 @@ def encode_conversation(
 ) -> Encoded:
     """Token ids and labels of a whole conversation, cut at `max_length` tokens from the right."""
     name = resolve_template(tokenizer, template)
-    text, spans = _render_own(tokenizer, messages) if name == "chat" else _render_named(tokenizer, messages, name)
-    ids, offsets = _tokenize(tokenizer, text)
+    text, spans = _render(tokenizer, messages, name)
+    ids, offsets = _tokenize(tokenizer, text, [start for start, _ in spans])
     counted = _counted_tokens(offsets, spans)
     keep = _without_doubles(tokenizer, ids)
     ids, counted = [ids[i] for i in keep], [counted[i] for i in keep]
@@ -82,13 +89,8 @@ def encode_conversation(
 
 def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "auto") -> list[int]:
     """Token ids up to where the assistant begins to speak, for generating an answer."""
-    name = resolve_template(tokenizer, template)
-    if name == "chat":
-        text = _apply(tokenizer, messages, add_generation_prompt=True)
-    else:
-        text = "".join(piece for piece, _ in _TEMPLATES[name](tokenizer, messages, True))
-        text = _opening(tokenizer) + text
-    ids, _ = _tokenize(tokenizer, text)
+    text, spans = _render(tokenizer, messages, resolve_template(tokenizer, template), ask=True)
+    ids, _ = _tokenize(tokenizer, text, [start for start, _ in spans])
     return [ids[i] for i in _without_doubles(tokenizer, ids)]
 
 
@@ -101,31 +103,44 @@ def resolve_template(tokenizer: Any, template: str) -> str:
     return template
 
 
-# --- the tokenizer's own template ------------------------------------------------------------------------------------
-
-
-def _render_own(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-    template = tokenizer.get_chat_template() if hasattr(tokenizer, "get_chat_template") else tokenizer.chat_template
-    if _TAG.search(template):
-        text, spans = _strip_marks(_apply(tokenizer, messages, chat_template=_marked_template(template)))
-    else:
-        text = _apply(tokenizer, messages)
-        spans = _spans_by_prefix(tokenizer, messages, text)
-    specials = _special_pattern(tokenizer)
-    return text, [(start, _through_end_token(text, start, end, specials)) for start, end in spans]
-
-
-def _apply(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
-    """Render; a template that refuses a conversation (`raise_exception`) refuses this row only."""
+def render_chat(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+    """The text by the tokenizer's own template; one that refuses a conversation (`raise_exception`) refuses this row only."""
     try:
-        return str(tokenizer.apply_chat_template(list(messages), tokenize=False, **options))
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, strftime_now=TODAY.strftime, **options)
     except Exception as error:
         # jinja2's exceptions cannot be named here without importing it for the sake of a message.
         roles = [message["role"] for message in messages]
         raise DataError(
             f"template: the tokenizer's chat template refuses roles {roles}: {type(error).__name__}: {error}. "
-            "Name another template (chatml, alpaca, tulu) or drop such rows."
+            "Name another template, or drop such rows."
         ) from error
+    return str(text)
+
+
+def _render(tokenizer: Any, messages: Sequence[Message], name: str, ask: bool = False) -> tuple[str, list[Span]]:
+    """The text, and where the assistant speaks in it; `ask` ends it where the assistant is to speak next."""
+    return (_render_own if name == "chat" else _render_named)(tokenizer, messages, name, ask)
+
+
+# --- the tokenizer's own template ------------------------------------------------------------------------------------
+
+
+def _render_own(tokenizer: Any, messages: Sequence[Message], name: str, ask: bool) -> tuple[str, list[Span]]:
+    template = tokenizer.get_chat_template() if hasattr(tokenizer, "get_chat_template") else tokenizer.chat_template
+    asking = {"add_generation_prompt": True} if ask else {}
+    if _TAG.search(template):
+        marked = render_chat(tokenizer, messages, chat_template=_marked_template(template), **asking)
+        text, spans = _strip_marks(marked)
+    else:
+        text = render_chat(tokenizer, messages, **asking)
+        try:
+            spans = _spans_by_prefix(tokenizer, messages, text, asking)
+        except DataError:
+            if not ask:
+                raise
+            spans = []  # a prompt can be asked without knowing its earlier answers
+    specials = _special_pattern(tokenizer)
+    return text, [(start, _through_end_token(text, start, end, specials)) for start, end in spans]
 
 
 @lru_cache(maxsize=16)
@@ -156,29 +171,37 @@ def _strip_marks(marked: str) -> tuple[str, list[Span]]:
     return text, spans
 
 
-def _spans_by_prefix(tokenizer: Any, messages: Sequence[Message], text: str) -> list[Span]:
+def _spans_by_prefix(tokenizer: Any, messages: Sequence[Message], text: str, asking: Mapping[str, bool]) -> list[Span]:
     """Where each assistant turn begins and ends in `text`, for a template without marks.
 
     A turn begins where the rendering of what precedes it, generation prompt included, ends; where a template writes old
-    turns unlike new ones (Qwen3 drops thoughts) that prefix does not fit, and the turn begins with its content.
+    turns unlike new ones (Qwen3 drops thoughts) or opens a new one with a thought (DeepSeek-R1), that prefix does not fit. The
+    turn then begins with its content, white space included: it is one token with the first word.
     """
     spans: list[Span] = []
-    for number, (content_start, end) in _content_spans(tokenizer, messages, text):
-        prefix = _apply(tokenizer, messages[:number], add_generation_prompt=True) if number else ""
+    for number, (content_start, end) in _content_spans(tokenizer, messages, text, asking):
+        prefix = render_chat(tokenizer, messages[:number], add_generation_prompt=True) if number else ""
         fits = prefix and text.startswith(prefix) and (spans[-1][1] if spans else 0) <= len(prefix) <= content_start
-        spans.append((len(prefix) if fits else content_start, end))
+        content = messages[number]["content"]
+        blank = content[: len(content) - len(content.lstrip())]
+        own_start = content_start - len(blank) if text[:content_start].endswith(blank) else content_start
+        spans.append((len(prefix) if fits else own_start, end))
     return spans
 
 
-def _content_spans(tokenizer: Any, messages: Sequence[Message], text: str) -> list[tuple[int, Span]]:
-    """Number of each assistant message and where its content stands in `text`.
+def _content_spans(
+    tokenizer: Any, messages: Sequence[Message], text: str, asking: Mapping[str, bool]
+) -> list[tuple[int, Span]]:
+    """Number of each assistant message and where its content stands in `text`, without its outer white space.
 
     Rendering once more with marks around the contents tells exactly, unless the template looks into contents; then
     they are searched for one after the other.
     """
     spoken = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    if not spoken:
+        return []
     wrapped = [dict(m, content=_wrap(m["content"])) if m["role"] == "assistant" else m for m in messages]
-    plain, spans = _strip_marks(_apply(tokenizer, wrapped))
+    plain, spans = _strip_marks(render_chat(tokenizer, wrapped, **asking))
     if plain != text or len(spans) != len(spoken):
         spans, done = [], 0
         for number in spoken:
@@ -231,13 +254,13 @@ def _through_end_token(text: str, start: int, end: int, specials: re.Pattern[str
 # --- templates of ours -----------------------------------------------------------------------------------------------
 
 
-def _render_named(tokenizer: Any, messages: Sequence[Message], name: str) -> tuple[str, list[Span]]:
+def _render_named(tokenizer: Any, messages: Sequence[Message], name: str, ask: bool) -> tuple[str, list[Span]]:
     text, spans = _opening(tokenizer), []
-    for piece, counts in _TEMPLATES[name](tokenizer, messages, False):
+    for piece, counts in _TEMPLATES[name](tokenizer, messages, ask):
         if counts:
             spans.append((len(text), len(text) + len(piece)))
         text += piece
-    return text.rstrip("\n"), spans
+    return text if ask else text.rstrip("\n"), spans
 
 
 def _opening(tokenizer: Any) -> str:
@@ -306,7 +329,9 @@ _TEMPLATES: dict[str, Callable[[Any, Sequence[Message], bool], list[Piece]]] = {
 # --- text to tokens --------------------------------------------------------------------------------------------------
 
 
-def _tokenize(tokenizer: Any, text: str) -> tuple[list[int], list[Span]]:
+def _tokenize(tokenizer: Any, text: str, starts: Sequence[int]) -> tuple[list[int], list[Span]]:
+    """Ids and offsets. The tokens before each start are those of the text that ends there, as a prompt has them; where that
+    does not come by itself, the text is cut there."""
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"template: {type(tokenizer).__name__} gives no character offsets, without which the words of the "
@@ -315,11 +340,19 @@ def _tokenize(tokenizer: Any, text: str) -> tuple[list[int], list[Span]]:
     encoding = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
     )
-    return list(encoding["input_ids"]), [tuple(offset) for offset in encoding["offset_mapping"]]
+    ids, offsets = list(encoding["input_ids"]), [tuple(offset) for offset in encoding["offset_mapping"]]
+    if not starts:
+        return ids, offsets
+    cut = starts[-1]
+    before, places = _tokenize(tokenizer, text[:cut], starts[:-1])
+    if ids[: len(before)] == before and all(start >= cut for start, end in offsets[len(before) :] if end > start):
+        return ids, offsets
+    after, others = _tokenize(tokenizer, text[cut:], [])
+    return before + after, places + [(start + cut, end + cut) for start, end in others]
 
 
 def _counted_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool]:
-    """Whether each token begins inside a span; one that straddles its start was partly given, and does not count."""
+    """Whether each token begins inside a span."""
     counted = [False] * len(offsets)
     token = 0
     for start, end in spans:

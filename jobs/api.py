@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -16,12 +19,14 @@ from raysift.errors import ConfigError, StaleRunError
 from raysift.jobs.commands.console import Console
 from raysift.jobs.runs.run import Run, free_name, open_run
 from raysift.manifest import Manifest, read_manifest
-from raysift.methods import METHODS
+from raysift.methods import find_method
 from raysift.settings.config import CommonConfig, make_config
-from raysift.storage import Location, open_location
+from raysift.storage import Location
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 class Selection:
@@ -68,9 +73,9 @@ class Selection:
 
 def select(
     method: str,
-    pool: str | Sequence[str] | Dataset,
+    pool: Paths | Dataset,
     *,
-    run: str | None = None,
+    run: str | PathLike[str] | None = None,
     pool_name: str | None = None,
     fresh: bool = False,
     console: Console | None = None,
@@ -84,65 +89,85 @@ def select(
     that was given one, name it with `pool_name`.
     """
     from raysift.jobs.recipes import Pool, run_method
+    from raysift.jobs.runs import checks
 
-    if method not in METHODS:
-        raise ConfigError(f"method: '{method}' is unknown. Known: {', '.join(sorted(METHODS))}.")
-    paths = [pool] if isinstance(pool, str) else list(pool) if isinstance(pool, list | tuple) else []
-    folder = run or tempfile.mkdtemp(prefix="raysift-")
-    if fresh:
-        folder = free_name(folder)
-    config = make_config(settings | {"method": method, "pool": paths, "run": folder})
-    data = Pool() if paths else Pool(pool, pool_name)
-    if not paths and pool_name is None and read_manifest(open_location(folder) / "ingest"):
+    find_method(method)
+    given = is_dataset(pool)
+    config, this_run = open_new(
+        run, fresh, settings | {"method": method, "pool": [] if given else paths_of(pool)}, console
+    )
+    checks.check_named(config, settings.get("target"), settings.get("test"))
+    if given and pool_name is None and this_run.manifest("ingest"):
         raise StaleRunError(
-            f"ingest: {folder} was made from some dataset, and nothing tells whether it was this one. Name the data "
+            f"ingest: {this_run.name} was made from some dataset, and nothing tells whether it was this one. Name the data "
             "with pool_name='...' in both calls, or use another run."
         )
-    this_run = Run(folder, console, config.reuse)
-    start_session()
-    return Selection(this_run, run_method(this_run, config, data))
+    return Selection(this_run, run_method(this_run, config, Pool(pool, pool_name) if given else Pool()))
 
 
 def finetune(
-    rows: str | Sequence[str] | Selection, *, run: str | None = None, fresh: bool = False, **settings: Any
+    rows: Paths | Selection, *, run: str | PathLike[str] | None = None, fresh: bool = False, **settings: Any
 ) -> Manifest:
     """Fine-tune a model on files or on a selection; the manifest's `epochs` are the checkpoints.
 
     `settings` are those of the YAML file: `model="nano"`, `train={"recipe": "less"}`, `test=[...]` to evaluate after it.
     """
     from raysift.jobs import stages
+    from raysift.jobs.runs import checks
 
-    paths = [] if isinstance(rows, Selection) else [rows] if isinstance(rows, str) else list(rows)
-    config, this_run = _open(run, fresh, settings | {"pool": paths})
-    source = rows.manifest if isinstance(rows, Selection) else stages.ingest(this_run, config)
-    if config.test:
-        stages.check_trainable(this_run, config.train, "finetune")
-    trained = stages.finetune(this_run, config, source)
+    chosen = rows.manifest if isinstance(rows, Selection) else None
+    config, this_run = open_new(run, fresh, settings | {"pool": [] if isinstance(rows, Selection) else paths_of(rows)})
+    if chosen is None:
+        checks.check_pool(config)
+    checks.check_training(this_run, config, "finetune")
+    trained = stages.finetune(this_run, config, chosen or stages.ingest(this_run, config))
     if config.test:
         stages.evaluate(this_run, config, trained)
     return trained
 
 
-def evaluate(test: str | Sequence[str], *, run: str | None = None, fresh: bool = False, **settings: Any) -> Manifest:
+def evaluate(test: Paths, *, run: str | PathLike[str] | None = None, fresh: bool = False, **settings: Any) -> Manifest:
     """Score a model (`model=...`, `adapter=...`) on example files; the manifest's values hold the table."""
     from raysift.jobs import stages
+    from raysift.jobs.runs import checks
 
-    config, this_run = _open(run, fresh, settings | {"test": [test] if isinstance(test, str) else list(test)})
+    config, this_run = open_new(run, fresh, settings | {"test": paths_of(test)})
+    checks.check_evaluation(config)
     return stages.evaluate(this_run, config, None)
 
 
-def _open(run: str | None, fresh: bool, settings: dict[str, Any]) -> tuple[CommonConfig, Run]:
-    """Checked settings, a run folder and a Ray session."""
-    folder = run or tempfile.mkdtemp(prefix="raysift-")
+def open_new(
+    run: str | PathLike[str] | None, fresh: bool, settings: dict[str, Any], console: Console | None = None
+) -> tuple[CommonConfig, Run]:
+    """Checked settings, and a run folder whose first stage starts Ray."""
+    folder = tempfile.mkdtemp(prefix="raysift-") if run is None else fspath(run)
     config = make_config(settings | {"run": free_name(folder) if fresh else folder})
-    this_run = Run(config.run, reuse=config.reuse)
-    start_session()
-    return config, this_run
+    return config, Run(config.run, console, config.reuse, start_session)
 
 
-def load_selection(run: str) -> Selection:
+def is_dataset(given: Any) -> bool:
+    """Whether this is a Ray dataset; Ray is not loaded to find out."""
+    data = sys.modules.get("ray.data")
+    return data is not None and isinstance(given, data.Dataset)
+
+
+def paths_of(given: Any) -> list[str]:
+    """One path or several as texts; raises, without its content, where rows or a table of another library are given."""
+    several = [given] if isinstance(given, str | PathLike) else given
+    wrong = [] if isinstance(several, list | tuple) else [given]
+    wrong += [] if wrong else [one for one in several if not isinstance(one, str | PathLike)]
+    if wrong:
+        kind = f"{type(wrong[0]).__module__}.{type(wrong[0]).__qualname__}".removeprefix("builtins.")
+        raise ConfigError(
+            f"input: found a {kind}, expected paths or a ray.data.Dataset. Make one with ray.data.from_pandas, "
+            "from_huggingface, from_arrow or from_items."
+        )
+    return [fspath(one) for one in several]
+
+
+def load_selection(run: str | PathLike[str]) -> Selection:
     """The selection of a finished run."""
-    opened = open_run(run)
+    opened = open_run(fspath(run))
     manifest = read_manifest(opened.folder / "choose")
     if manifest is None:
         raise ConfigError(f"run: '{run}' has no finished selection. Finish it with the command that began it.")
@@ -157,18 +182,27 @@ def start_session() -> None:
 
 
 @contextlib.contextmanager
-def own_session() -> Iterator[None]:
-    """A Ray session for a command: one that this call started is shut down at the end, a host's is not."""
-    from raysift.jobs.on_ray.raydata import start_ray
+def own_session() -> Iterator[Callable[[], None]]:
+    """What starts a Ray session for a command, when it is first called; the session ends with the block, a host's does not."""
+    started: list[bool] = []
 
-    # Ray's core remarks on its own actors in the middle of our lines, and on being told not to as well.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    with _silent_stderr():
-        started = start_ray()
-    try:
-        yield
-    finally:
+    def start() -> None:
         if started:
+            return
+        from raysift.jobs.on_ray.raydata import start_ray
+
+        # Ray's core remarks on its own actors in the middle of our lines, and on being told not to as well.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        terminated = signal.getsignal(signal.SIGTERM)
+        with _silent_stderr():
+            started.append(start_ray())
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminated)  # Ray's own ends the process with a stack on the screen
+
+    try:
+        yield start
+    finally:
+        if any(started):
             import ray
 
             ray.shutdown()

@@ -1,30 +1,36 @@
-"""The stage list of each method, readable as a recipe. A method without an entry of its own is a yardstick."""
+"""The stage list of each method, readable as a recipe: chosen by the selector's class, which stands first in its signature.
+
+A method without a recipe of its own has that of the class it is made from, at last the yardstick's.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import singledispatch
 from typing import Any
 
-from raysift.actors.language_model import resolve_model
-from raysift.errors import ConfigError, ModelError
 from raysift.jobs import stages
 from raysift.jobs.coverage import centers
 from raysift.jobs.gradients import stages as gradients
-from raysift.jobs.gradients import store, store_match, targeting
-from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints
+from raysift.jobs.gradients import targeting
+from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints, find_checkpoints
+from raysift.jobs.gradients.matching import match_and_choose
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.transfer import Learnt, learnt_by
+from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run
 from raysift.jobs.scoring import mods, quality
 from raysift.manifest import Manifest, read_manifest
-from raysift.methods import Selector, find_method
-from raysift.methods.mods import seed_count
-from raysift.settings.budget import Budget, parse_budget
-from raysift.settings.config import CommonConfig
+from raysift.methods import Selector
+from raysift.methods.coverage import Coverage
+from raysift.methods.gradient import GradientSelector
+from raysift.methods.mods import Mods, seed_count
+from raysift.methods.quality import Quality
+from raysift.methods.raise_policy import Raise
+from raysift.settings.budget import parse_budget
+from raysift.settings.config import CommonConfig, make_selector, replayed
 from raysift.settings.training import TrainConfig
-from raysift.storage import open_location
 
 
 @dataclass(frozen=True)
@@ -35,21 +41,23 @@ class Pool:
     name: str | None = None
 
 
-def yardstick(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
-    """Score each row by itself, take the best."""
-    selector = make_selector(config)
-    rows = stages.ingest(run, config, pool.dataset, pool.name)
+@singledispatch
+def select_rows(selector: Selector, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+    """A yardstick: score each row by itself, take the best."""
     needs_lengths = bool(selector.reads) or parse_budget(config.budget).counts_tokens
+    if needs_lengths:
+        checks.check_models(config)
+    rows = stages.ingest(run, config, pool.dataset, pool.name)
     lengths = stages.lengths(run, config, rows) if needs_lengths else None
     scores = stages.score(run, config, selector, rows, lengths if selector.reads else None)
     return stages.choose(run, config, selector, rows, scores, lengths)
 
 
-def best_by_score(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+@select_rows.register
+def best_by_score(selector: Quality, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """Let the scorer judge each row, take the best."""
-    selector = make_selector(config)
-    settings: Any = selector.config
-    check_models(config, {"scorer": settings.scorer.scorer})
+    settings = selector.config
+    checks.check_models(config, {"scorer": settings.scorer.scorer})
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
     judged = quality.judge(run, config, settings.scorer, rows)
@@ -57,31 +65,31 @@ def best_by_score(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     return stages.choose(run, config, selector, rows, scores, lengths)
 
 
-def by_coverage(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+@select_rows.register
+def by_coverage(selector: Coverage, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """Embed the rows, take centres."""
-    selector = make_selector(config)
-    settings: Any = selector.config
-    row_budget(config)
-    check_models(config, {"embedding": settings.embedding.model})
+    settings = selector.config
+    stages.row_budget(config)
+    checks.check_models(config, {"embedding": settings.embedding.model})
     rows = stages.ingest(run, config, pool.dataset, pool.name)
-    count = count_rows(config, rows)
+    count = stages.count_rows(config, rows)
     vectors = centers.embed(run, config, settings.embedding, rows)
     chosen = centers.choose_centers(run, config, "centers", settings.centers, rows, vectors, count)
     scores = centers.order_centers(run, rows, vectors, chosen)
     return stages.choose(run, config, selector, rows, scores, None)
 
 
-def good_diverse_unknown(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+@select_rows.register
+def good_diverse_unknown(selector: Mods, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """MoDS: good rows; seeds that cover them; rows that a model tuned on the seeds does not know, covered again."""
-    selector = make_selector(config)
-    settings: Any = selector.config
-    row_budget(config)
-    check_models(config, {"scorer": settings.scorer.scorer, "embedding": settings.embedding.model})
+    settings = selector.config
+    stages.row_budget(config)
+    checks.check_models(config, {"scorer": settings.scorer.scorer, "embedding": settings.embedding.model})
     mods.check_room(config, settings)
     if settings.seed_share < 1:
-        stages.check_trainable(run, settings.seed_train or config.train, "tune")
+        checks.check_trainable(run, settings.seed_train or config.train, "tune")
     rows = stages.ingest(run, config, pool.dataset, pool.name)
-    total, column = count_rows(config, rows), quality.score_column(settings)
+    total, column = stages.count_rows(config, rows), quality.score_column(settings)
     judged = quality.judge(run, config, settings.scorer, rows)
     good = quality.keep(run, "good", settings.alpha, "above", rows, judged, column, needed_by="mods.alpha")
     vectors = centers.embed(run, config, settings.embedding, good)
@@ -99,16 +107,17 @@ def good_diverse_unknown(run: Run, config: CommonConfig, pool: Pool) -> Manifest
     return stages.choose(run, config, selector, rows, scores, None)
 
 
-def learned_policy(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+@select_rows.register
+def learned_policy(selector: Raise, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """RAISE: know the rows; learn a policy in rounds, or take one over; train once under it; its picks are the selection."""
-    selector = make_selector(config)
-    settings: Any = selector.config
-    row_budget(config)
+    settings = selector.config
+    stages.row_budget(config)
     source: Learnt | None = learnt_by(settings) if settings.policy_from else None
     if source:
         settings = source.settings_for(settings)
+    raise_policy.check_input(config, settings)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
-    total = count_rows(config, rows)
+    total = stages.count_rows(config, rows)
     target = raise_policy.split_target(run, config, settings)
     raise_policy.like_pool(run, config, rows)
     encoded = raise_policy.encode(run, config, rows)
@@ -134,102 +143,39 @@ def learned_policy(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     return stages.choose(run, config, selector, rows, scores, None)
 
 
-def count_rows(config: CommonConfig, rows: Manifest) -> int:
-    """The budget in rows, for methods that cannot count tokens: they choose by distance, or by step."""
-    return row_budget(config).rows_of(rows.counts["kept"])
-
-
-def row_budget(config: CommonConfig) -> Budget:
-    """The budget, refused where it counts tokens."""
-    budget = parse_budget(config.budget)
-    if budget.counts_tokens:
-        raise ConfigError(
-            f"budget: {config.method} takes a number of rows or a share, not tokens: it does not choose row by row."
-        )
-    return budget
-
-
-def check_models(config: CommonConfig, own: Mapping[str, str]) -> None:
-    """Refuse names of models that cannot be found, before any stage; `own` are those of the method's sections."""
-    names = {"model": config.model} | ({"adapter": config.adapter} if config.adapter else {})
-    names |= {f"{config.method}.{section}.model": name for section, name in own.items()}
-    for setting, name in names.items():
-        try:
-            resolve_model(name)
-        except ModelError as error:
-            raise ModelError(f"{setting}: {str(error).removeprefix('model: ')}") from None
-    if config.adapter and not (open_location(config.adapter) / "adapter_config.json").exists():
-        raise ModelError(f"adapter: '{config.adapter}' holds no adapter_config.json, so it is no PEFT adapter.")
-
-
 def with_recipe(config: CommonConfig, train: TrainConfig | None) -> CommonConfig:
     """The settings with another recipe for `train`, where one is given."""
     return config.model_copy(update={"train": train}) if train else config
 
 
-def by_gradient(run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+@select_rows.register
+def by_gradient(selector: GradientSelector, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """ROSE and LESS: warm up on a random share, match each row's gradient with the target's at every checkpoint."""
-    selector = make_selector(config)
-    settings: Any = selector.config
-    targeting.check_targets(config, settings)
+    settings = selector.config
+    if selector.picks_in_turn:
+        stages.row_budget(config)
+    found = targeting.read_targets(config, selector)
+    checks.check_models(config)
+    if settings.warmup_from:
+        find_checkpoints(settings.warmup_from)
     rows = stages.ingest(run, config, pool.dataset, pool.name)
-    targeting.like_pool(run, config, settings, rows)
+    targeting.like_pool(run, config, selector, found, rows)
     lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
     if settings.warmup_from:
-        warm = adopt_checkpoints(run, config.model, settings.warmup_from)
+        warm = adopt_checkpoints(run, config, settings.warmup_from)
     else:
         warm_rows = gradients.warmup_rows(run, config, settings, rows)
         warm = gradients.warmup(run, config, settings, warm_rows)
-    return match_and_choose(run, config, rows, warm, lengths)
-
-
-def match_and_choose(
-    run: Run,
-    config: CommonConfig,
-    rows: Manifest,
-    warm: Manifest,
-    lengths: Manifest | None,
-    stored_in: str | None = None,
-) -> Manifest:
-    """The second half, which `raysift rescore` repeats for other targets: exactly, or over a store, the named one if given."""
-    selector = make_selector(config)
-    settings: Any = selector.config
-    target = targeting.targets(run, config, settings, selector, warm)
-    if settings.matching == "store":
-        kept = store.store_of(run, config, settings, warm, target, stored_in)
-        stored = store.fill(run, config, settings, rows, kept)
-        matched = store_match.match(run, config, rows, target, stored, store.as_filled(run, kept, stored))
-    else:
-        matched = gradients.gradients(run, config, settings, rows, warm, target)
-    scores = gradients.influence(run, config, settings, selector, rows, warm, target, matched)
-    return stages.choose(run, config, selector, rows, scores, lengths)
-
-
-def make_selector(config: CommonConfig) -> Selector:
-    """The configured selector of the run's method."""
-    method = find_method(str(config.method))
-    return method(getattr(config, method.name), config.seed)
-
-
-RECIPES: dict[str, Callable[[Run, CommonConfig, Pool], Manifest]] = {
-    "quality": best_by_score,
-    "coverage": by_coverage,
-    "less": by_gradient,
-    "rose": by_gradient,
-    "mods": good_diverse_unknown,
-    "raise": learned_policy,
-}
-TRAIN_THEMSELVES = ("raise",)
-"""Methods whose selection is what a training saw: their stage `final` is that training."""
+    return match_and_choose(run, config, selector, found, rows, warm, lengths)
 
 
 def run_method(run: Run, config: CommonConfig, pool: Pool | None = None) -> Manifest:
     """The whole journey: select, and where asked train on the selection and evaluate. Gives the selection's manifest."""
-    if config.test and (config.train_on_selection or config.method in TRAIN_THEMSELVES):
-        stages.check_trainable(run, config.train, "final")
-    with run.replayable(config.model_dump(mode="json")):
-        selected = RECIPES.get(str(config.method), yardstick)(run, config, pool or Pool())
-        trained = read_manifest(run.folder / "final") if config.method in TRAIN_THEMSELVES else None
+    pool, selector = pool or Pool(), make_selector(config)
+    checks.check_selection(run, config, pool.dataset is not None)
+    with run.replayable(replayed(config)):
+        selected = select_rows(selector, run, config, pool)
+        trained = read_manifest(run.folder / "final") if selector.trains_itself else None
         if config.train_on_selection and trained is None:
             trained = stages.finetune(run, config, selected)
         if config.test and trained is not None:

@@ -5,28 +5,33 @@ A recipe (see `recipes.py`) is a list of these. None of them computes: they hand
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.actors.language_model import resolve_model
+from raysift.actors.train_checkpoints import template_of
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
-from raysift.fingerprint import file_fingerprint
+from raysift.evaluation.metrics import EvalConfig
+from raysift.jobs.runs.checks import require_loadable
+from raysift.jobs.runs.models import adapter_input, find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.selection import write_selection
-from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, with_tokens
+from raysift.jobs.runs.selection import publish_selection, rows_of_run, write_selection
+from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, sum_tokens, with_tokens
 from raysift.manifest import Manifest
 from raysift.methods import Selector
-from raysift.records import ID, SCORE
-from raysift.settings.budget import parse_budget
+from raysift.pool.files import find_files, fingerprint_files
+from raysift.records import ERROR, ID, SCORE
+from raysift.settings.budget import Budget, parse_budget
 from raysift.settings.config import CommonConfig
+from raysift.settings.generation import GenerationSettings
 from raysift.settings.training import TrainConfig
-from raysift.storage import Location, open_location
+from raysift.storage import Location
+
+Asking = TypeVar("Asking", EvalConfig, GenerationSettings)
 
 
 def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str | None = None) -> Manifest:
@@ -34,8 +39,10 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
     from raysift.jobs.pool.ingest import VERSION, ingest_dataset, ingest_pool, list_pool
 
     inputs: dict[str, Any]
+    pool = [file for source in config.pool for file in rows_of_run(source)]
     if dataset is None:
-        inputs = {"pool": [[place.name, file_fingerprint(place)] for place in list_pool(config.pool, config.ingest)]}
+        files = list_pool(pool, config.ingest)
+        inputs = {"pool": fingerprint_files(files, config.ingest.on_bad_file == "quarantine")}
     else:
         if run.reuse and pool_name is None:
             raise ConfigError(
@@ -47,7 +54,7 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
     def body(folder: Location) -> StageResult:
         with run.console.progress("ingest", None) as bar:
             if dataset is None:
-                report = ingest_pool(config.pool, folder, config.ingest, config.resources, progress=bar)
+                report = ingest_pool(files, folder, config.ingest, config.resources, progress=bar)
             else:
                 report = ingest_dataset(dataset, folder, config.ingest, config.resources, progress=bar)
         if report.kept == 0:
@@ -68,7 +75,13 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
             rows=report.rows_in,
         )
 
-    return run.stage("ingest", {"ingest": config.ingest}, inputs, body, version=VERSION)
+    manifest = run.stage("ingest", {"ingest": config.ingest}, inputs, body, version=VERSION)
+    budget = parse_budget(config.budget)
+    if config.method and not budget.counts_tokens:
+        budget.rows_of(
+            manifest.counts["kept"]
+        )  # refuses more rows than there are, before anything is computed for them
+    return manifest
 
 
 def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
@@ -76,15 +89,13 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
     from raysift.actors.lengths import TokenLengths
     from raysift.jobs.on_ray.raydata import map_rows
 
+    model = find_model(run, config, part="tokenizer")
+
     def body(folder: Location) -> StageResult:
         answers = map_rows(
             run.files(rows, "rows"),
             TokenLengths,
-            {
-                "model": config.model,
-                "template": config.train.template,
-                "trust_remote_code": config.trust_remote_code,
-            },
+            {"model": model.name, "template": config.train.template, "trust_remote_code": config.trust_remote_code},
             folder,
             config.resources,
             progress=run.console.shows_progress,
@@ -93,8 +104,12 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=rows.counts["kept"])
 
     settings = {"template": config.train.template}
-    inputs = {"rows": rows.fingerprint, "tokenizer": model_fingerprint(config.model, "tokenizer*", "chat_template*")}
-    return run.stage("lengths", settings, inputs, body)
+    inputs = {"rows": rows.fingerprint, "tokenizer": model.identity}
+    manifest = run.stage("lengths", settings, inputs, body)
+    budget = parse_budget(config.budget)
+    if budget.counts_tokens:
+        budget.require_tokens(sum_tokens(run.files(manifest, "answers")))
+    return manifest
 
 
 def score(run: Run, config: CommonConfig, selector: Selector, rows: Manifest, table: Manifest | None) -> Manifest:
@@ -117,7 +132,7 @@ def score(run: Run, config: CommonConfig, selector: Selector, rows: Manifest, ta
         return StageResult(files={"scores": ["scores.parquet"]}, counts=counts, rows=written)
 
     inputs = {"rows": rows.fingerprint} | ({"table": table.fingerprint} if table else {})
-    settings = {"method": selector.name, selector.name: selector.config, "seed": config.seed}
+    settings = {"method": selector.name, selector.name: without_models(selector.config), "seed": config.seed}
     manifest = run.stage("score", settings, inputs, body)
     publish(run.files(manifest, "scores")[0], run.folder / "scores.parquet")
     return manifest
@@ -138,34 +153,51 @@ def choose(
             chunks = with_tokens(chunks, run.files(tokens, "answers"))
         ids, best = selector.choose(chunks, budget, rows.counts["kept"])
         result = write_selection(run, config, selector, rows, files, ids, best, folder)
-        if budget.counts_tokens:
-            return result
+        if budget.counts_tokens and tokens:
+            taken = sum_tokens(run.files(tokens, "answers"), ids)
+            return replace(result, counts={**result.counts, "tokens_asked": budget.tokens, "tokens": taken})
         asked, without = budget.rows_of(rows.counts["kept"]), scores.counts.get("failed", 0)
-        if len(ids) < asked and without:
-            run.console.note(
-                f"choose: {asked} rows asked, {len(ids)} chosen: {without} of {rows.counts['kept']} rows have no score"
-            )
+        if len(ids) < asked:
+            why = f": {without} of {rows.counts['kept']} rows have no score" if without else ""
+            run.console.note(f"choose: {asked} rows asked, {len(ids)} chosen{why}")
         return replace(result, counts={**result.counts, "asked": asked})
 
     settings = {"method": selector.name, "budget": config.budget, "output_format": config.output_format}
     inputs = {"scores": scores.fingerprint} | (
         {"lengths": tokens.fingerprint} if budget.counts_tokens and tokens else {}
     )
-    manifest = run.stage("choose", settings, inputs, body)
-    publish(run.files(manifest, "selection")[0], run.folder / "selection.parquet")
+    manifest = run.stage("choose", settings, inputs, body, version=2)  # 2 never takes more rows than the budget has
+    publish_selection(run, manifest)
     return manifest
+
+
+def count_rows(config: CommonConfig, rows: Manifest) -> int:
+    """The budget in rows, for methods that cannot count tokens: they choose by distance, or by step."""
+    return row_budget(config).rows_of(rows.counts["kept"])
+
+
+def row_budget(config: CommonConfig) -> Budget:
+    """The budget, refused where it counts tokens."""
+    budget = parse_budget(config.budget)
+    if budget.counts_tokens:
+        raise ConfigError(
+            f"budget: {config.method} takes a number of rows or a share, not tokens: it does not choose row by row."
+        )
+    return budget
 
 
 def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final") -> Manifest:
     """Fine-tune the model on the rows of a stage, which may be one of another run."""
     from raysift.jobs.training.finetune import finetune as train
 
+    model = find_model(run, config)
+
     def body(folder: Location) -> StageResult:
         report = train(
             run.files(rows, "rows"),
             folder,
             config.train,
-            config.model,
+            model.name,
             config.resources,
             adapter=config.adapter,
             gradient_checkpointing=config.resources.gradient_checkpointing,
@@ -184,28 +216,29 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
             rows=report.counts["rows_in"],
         )
 
-    inputs = {"rows": rows.fingerprint, "model": model_fingerprint(config.model)}
-    if config.adapter:
-        inputs["adapter"] = model_fingerprint(config.adapter)
-    return run.stage(name, {"train": config.train} | _remote_code(config), inputs, body)
+    inputs = {"rows": rows.fingerprint, "model": model.identity} | adapter_input(config.adapter)
+    return run.stage(name, {"train": config.train}, inputs, body)
 
 
 def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str = "evaluate") -> Manifest:
     """Answer and score the examples of `config.test`, by the fine-tuned model of `trained` or by the model as it is."""
     from raysift.jobs.training.evaluate import evaluate as test
 
-    model: str = config.model
+    base = find_model(run, config)
+    model: str = base.name
     adapter: str | Location | None = config.adapter
     if trained:
-        model, adapter = trained_model(run, trained, config.model)
+        model, adapter = trained_model(run, trained, base.name)
+
+    asked = asked_as_trained(run, name, "evaluate", config.evaluate, model, adapter, config.train)
 
     def body(folder: Location) -> StageResult:
-        examples = [e for path in config.test for e in read_examples(path, split=config.evaluate.split)]
+        examples = read_examples(config.test, split=config.evaluate.split, scored=True)
         report = test(
             examples,
             model,
             folder,
-            config.evaluate,
+            asked,
             config.resources,
             adapter=adapter,
             trust_remote_code=config.trust_remote_code,
@@ -216,15 +249,21 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
         )
 
     inputs: dict[str, Any] = {
-        "test": [[place.name, file_fingerprint(place)] for place in (open_location(p) for p in config.test)],
-        "model": model_fingerprint(config.model),
+        "test": fingerprint_files(find_files(config.test)),
+        "model": base.identity,
     }
-    if trained:
-        inputs["trained"] = trained.fingerprint
-    elif config.adapter:
-        inputs["adapter"] = model_fingerprint(config.adapter)
-    settings = {"evaluate": config.evaluate, "seed": config.seed} | _remote_code(config)
-    return run.stage(name, settings, inputs, body)
+    inputs |= {"trained": trained.fingerprint} if trained else adapter_input(config.adapter)
+    return run.stage(name, {"evaluate": asked}, inputs, body)
+
+
+def asked_as_trained(
+    run: Run, stage: str, section: str, settings: Asking, model: str, adapter: str | Location | None, train: TrainConfig
+) -> Asking:
+    """The settings with the chat template that the model was trained under, unless they name one; says which it is."""
+    template = template_of(settings.template, model, adapter, train.template)
+    if settings.template != template:
+        run.console.note(f"{stage}: asked under the chat template of the training, '{template}' ({section}.template)")
+    return settings.model_copy(update={"template": template})
 
 
 def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location | None]:
@@ -237,31 +276,26 @@ def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location
     return full.path, None
 
 
-def require_loadable(place: Location, stage: str) -> None:
-    """Refuses a place from which no whole model can be loaded; adapters are loaded from anywhere."""
-    if not place.is_local:
-        raise ConfigError(
-            f"{stage}: with train.method=full the trained model lies in {place}, and models are loaded from folders of this "
-            "machine alone. Name such a folder with --run, or set train.method=lora."
+def loading(config: CommonConfig) -> dict[str, Any]:
+    """Where an actor loads its model, and whether code that ships with it may run."""
+    own = config.resources
+    return {"device": own.placed_on, "threads": own.threads, "trust_remote_code": config.trust_remote_code}
+
+
+def require_answers(
+    stage: str, run: Run, answers: Sequence[Location], counts: Mapping[str, int], folder: Location
+) -> None:
+    """Say how many rows of a stage have no answer, and why the first has none; raises where no row has one."""
+    if not counts["failed"]:
+        return
+    errors = [
+        chunk.filter(chunk[ERROR].is_valid()).sort_by(ID).slice(0, 1) for chunk in read_chunks(answers, [ID, ERROR])
+    ]
+    first = pa.concat_tables(errors).sort_by(ID)[ERROR][0].as_py()
+    found = f"{stage}: {counts['failed']} of {counts['rows_in']} rows have no answer; the first: {first}"
+    if not counts["kept"]:
+        raise StageError(
+            f"{found}. No row is left. Fix the cause or change the stage's settings, delete {folder}, which holds these "
+            "failures, and run again."
         )
-
-
-def check_trainable(run: Run, train: TrainConfig, stage: str) -> None:
-    """Refuses to train a model for the stages after it where these could not load it."""
-    if train.method == "full":
-        require_loadable(run.folder, stage)
-
-
-def model_fingerprint(name: str, *patterns: str) -> str:
-    """Identity of a model: of the files' content for a local folder (or those matching), of the name for a hub id."""
-    place = open_location(resolve_model(name))
-    if not place.is_folder():
-        return name
-    files = place.files(recursive=True)
-    if patterns:
-        files = [file for file in files if any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns)]
-    return "+".join(file_fingerprint(file) for file in files if not file.name.endswith(".md"))
-
-
-def _remote_code(config: CommonConfig) -> dict[str, bool]:
-    return {"trust_remote_code": True} if config.trust_remote_code else {}
+    run.console.note(f"{found}; see {folder}")

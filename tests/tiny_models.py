@@ -21,17 +21,22 @@ CHAT_TEMPLATE = """\
 
 
 def byte_tokenizer(
-    chat_template: str | None = CHAT_TEMPLATE, specials: tuple[str, ...] = SPECIALS, **names: Any
+    chat_template: str | None = CHAT_TEMPLATE,
+    specials: tuple[str, ...] = SPECIALS,
+    merges: tuple[tuple[str, str], ...] = (),
+    **names: Any,
 ) -> Any:
-    """One token a byte, so that a hand-made mask can be counted in letters."""
+    """One token a byte, so that a hand-made mask can be counted in letters; `merges` are pairs that become one token."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     vocabulary = {token: number for number, token in enumerate(specials)}
     for token in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary.setdefault(token, len(vocabulary))
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for left, right in merges:
+        vocabulary.setdefault(left + right, len(vocabulary))
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=list(merges)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merges)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in specials])
     named = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>"} | names

@@ -26,9 +26,10 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from raysift.records import Example
+from raysift.settings.base import TRAIN, Seed, Settings, TaughtTemplate
 
 Normalisation = Literal["byte", "token", "sum"]
 ChoiceStyle = Literal["text", "letter"]
@@ -39,10 +40,8 @@ MAX_DIGITS = 400
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-class EvalConfig(BaseModel):
+class EvalConfig(Settings):
     """What decides the numbers of an evaluation."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     split: str | None = None
     """Only the examples of this split (test, val, dev, ...); none takes the whole file, few-shot examples included."""
@@ -50,12 +49,12 @@ class EvalConfig(BaseModel):
     """Length of a generated answer. Too small cuts reasoning off before its result, which then counts as wrong."""
     temperature: float = Field(0.0, ge=0)
     """0 takes the most probable token each time; above 0 samples, seeded by `seed` and the example's id."""
-    seed: int = 0
-    """Seed of the sampling and of `limit`."""
+    seed: Seed = 0
+    """Seeds the sampling and `limit`; unless it is named, it is the run's `seed`."""
     limit: int | None = Field(None, ge=1)
     """Most examples of each task, drawn by a hash of the id; none takes all."""
-    template: str = "auto"
-    """Chat template; `auto` is the tokenizer's own, as in training."""
+    template: TaughtTemplate = TRAIN
+    """Chat template. `train`: the one that the model was trained under, or `train.template` where nothing tells."""
     choice_normalisation: Normalisation = "byte"
     """What a choice's log-probability is divided by: its `byte`s, its `token`s, or nothing (`sum`)."""
     choice_style: ChoiceStyle = "text"

@@ -8,7 +8,6 @@ the order in which the model registers its trainable parameters, in which gradie
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from raysift.errors import DataError
 from raysift.storage import Location
+from raysift.tensors import load_tensors, save_tensors
 
 FORMAT = "raysift-moments-1"
 FIRST, SECOND = "exp_avg.", "exp_avg_sq."
@@ -41,12 +41,10 @@ class Moments:
 
 def save_moments(place: Location, moments: Moments) -> None:
     """Write the file whole or not at all."""
-    from safetensors.numpy import save
-
     if list(moments.exp_avg) != list(moments.exp_avg_sq):
         raise DataError(f"moments: {place}: the two moments are not of the same parameters in the same order.")
-    tensors = {f"{FIRST}{name}": np.ascontiguousarray(value, np.float32) for name, value in moments.exp_avg.items()}
-    tensors |= {f"{SECOND}{name}": np.ascontiguousarray(v, np.float32) for name, v in moments.exp_avg_sq.items()}
+    tensors = {f"{FIRST}{name}": np.asarray(value, np.float32) for name, value in moments.exp_avg.items()}
+    tensors |= {f"{SECOND}{name}": np.asarray(value, np.float32) for name, value in moments.exp_avg_sq.items()}
     metadata = {
         "format": FORMAT,
         "order": json.dumps(moments.names),
@@ -55,23 +53,16 @@ def save_moments(place: Location, moments: Moments) -> None:
         "beta2": repr(moments.beta2),
         "epsilon": repr(moments.epsilon),
     }
-    place.write(save(tensors, metadata=metadata))
+    save_tensors(place, tensors, metadata)
 
 
 def load_moments(place: Location) -> Moments:
     """Read what `save_moments` wrote."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     if not place.exists():
         raise DataError(
             f"moments: there is no {place}. A fine-tune writes one a epoch, as epoch-N/moments.safetensors."
         )
-    content = place.read_bytes()
-    try:
-        tensors, metadata = load(content), _metadata(content)
-    except (SafetensorError, struct.error, ValueError) as error:
-        raise DataError(f"moments: {place} is no safetensors file or is damaged: {error}.") from error
+    tensors, metadata = load_tensors(place, "moments")
     if metadata.get("format") != FORMAT:
         raise DataError(
             f"moments: {place} is of format {metadata.get('format')!r}, expected {FORMAT!r}. "
@@ -91,10 +82,3 @@ def load_moments(place: Location) -> Moments:
         beta2=float(metadata["beta2"]),
         epsilon=float(metadata["epsilon"]),
     )
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """The header of a safetensors file: its length in eight bytes, then JSON."""
-    (length,) = struct.unpack("<Q", content[:8])
-    found = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    return dict(found)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from raysift.settings.base import Settings
 
 
-class CoverageSettings(BaseModel):
+class CoverageSettings(Settings):
     """How far apart two rows are, and how the rows are found that leave no other row far away."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     metric: Literal["euclidean", "cosine"] = "euclidean"
     """`euclidean`: vectors as they are, as the official code of MoDS has it. `cosine`: vectors are scaled to length 1

@@ -9,7 +9,7 @@ Products that cannot matter are not computed:
 - *near rows*: new centres are at least r away from all centres before them, so a row whose distance so far is at most r/2
   keeps it;
 - *far groups*: rows with the same nearest centre are laid side by side, and as groups skip the centres that are too far
-  off (see `kcenter_groups.py`). They are regrouped, as long as centres are few, where that spares enough.
+  off (see `groups.py`). They are regrouped, as long as centres are few, where that spares enough.
 
 The state is a function of the points and the centres alone, up to the error of fast distances, and all that is given away
 is exact: a shard that is built again from both answers as the lost one would have.

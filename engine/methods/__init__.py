@@ -1,32 +1,34 @@
-"""The selectors, one file each. To add one: write its file, name it in METHODS, and give it a recipe in jobs/recipes.py
-if it needs a model.
+"""The selectors, one file each: a class with a `name` in a file of this folder is a method.
 
 Each answers two moments. *score* looks at rows, in any order and any number of processes. *choose* is called once with
-all scores and the budget. A selector that only scores inherits `choose` from `base.Selector`.
+all scores and the budget. A selector that only scores inherits `choose` from `base.Selector`. One that needs a model has
+a recipe in `jobs/recipes.py`.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from raysift.errors import ConfigError
 from raysift.methods.base import Selector
-from raysift.methods.coverage import Coverage
-from raysift.methods.less import Less
-from raysift.methods.longest import Longest
-from raysift.methods.mods import Mods
-from raysift.methods.quality import Quality
-from raysift.methods.raise_policy import Raise
-from raysift.methods.rose import Rose
-from raysift.methods.uniform import Uniform
 
 __all__ = ["METHODS", "Selector", "find_method"]
 
-METHODS: dict[str, type[Selector]] = {
-    method.name: method for method in (Uniform, Longest, Quality, Coverage, Less, Rose, Mods, Raise)
-}
+
+def _find_methods() -> dict[str, type[Selector]]:
+    modules = [import_module(f"{__name__}.{module.name}") for module in iter_modules(__path__)]
+    classes = {value for module in modules for value in vars(module).values() if isinstance(value, type)}
+    named = [found for found in classes if issubclass(found, Selector) and "name" in vars(found)]
+    return {found.name: found for found in sorted(named, key=lambda found: found.name)}
+
+
+METHODS = _find_methods()
+"""The methods by name: a section of the settings, a command and a function of `raysift` each."""
 
 
 def find_method(name: str) -> type[Selector]:
     """The selector of that name."""
     if name not in METHODS:
-        raise ConfigError(f"method: '{name}' is unknown. Known: {', '.join(sorted(METHODS))}.")
+        raise ConfigError(f"method: '{name}' is unknown. Known: {', '.join(METHODS)}.")
     return METHODS[name]

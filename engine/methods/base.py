@@ -6,26 +6,26 @@ from collections.abc import Iterable
 from typing import Any, ClassVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from raysift.methods.choose import choose_top
 from raysift.records import ID, SCORE
+from raysift.settings.base import Settings
 from raysift.settings.budget import Budget
 from raysift.topk import Ids, Scores
 
 
-class MethodConfig(BaseModel):
+class MethodConfig(Settings):
     """Settings of a method that decide its result; all of them are part of its fingerprint."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Selector:
-    """Base of all methods; `summary` is the sentence that the command line shows."""
+    """Base of all methods. Everything that the rest of the program must know of one is asked here."""
 
     name: ClassVar[str]
+    """Its command, its section of the settings and its function in Python."""
     summary: ClassVar[str]
-    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    """One sentence, which the command line shows."""
+    Config: ClassVar[type[Settings]] = MethodConfig
     reads: ClassVar[tuple[str, ...]] = ()
     """Columns of the length table, beside the id, that `score` reads; none: it needs no token counts."""
     columns: ClassVar[pa.Schema] = pa.schema([])
@@ -34,9 +34,19 @@ class Selector:
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
     """Named settings, for `METHOD.preset`: what official code and paper do where they differ."""
 
-    def __init__(self, config: MethodConfig, seed: int) -> None:
+    trains_itself: ClassVar[bool] = False
+    """Its recipe trains the model on the selection as it makes it, in the stage `final`."""
+    takes_target: ClassVar[bool] = False
+    """It selects for target files; other methods refuse `--target`."""
+
+    def __init__(self, config: Settings, seed: int) -> None:
         self.config = config
         self.seed = seed
+
+    @property
+    def picks_in_turn(self) -> bool:
+        """Whether rows are chosen in another order than that of their scores: the subtasks pick in turn."""
+        return False
 
     def score(self, rows: pa.Table) -> pa.Array:
         """One number per row, higher is better; null where a row has none. Each row is judged by itself."""

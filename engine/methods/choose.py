@@ -37,13 +37,14 @@ def choose_top(chunks: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tu
     return ids, scores
 
 
-def choose_in_order(chunks: Iterable[pa.Table]) -> tuple[Ids, Scores]:
-    """Ids and scores of the rows that a recipe has put in an order, in that order; a row without a place is not chosen."""
+def choose_in_order(chunks: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
+    """Ids and scores of the first rows in the order that a recipe has made; a row without a place is not chosen."""
     placed = [chunk.filter(chunk[ORDER].is_valid()).select([ID, SCORE, ORDER]) for chunk in chunks]
     table = pa.concat_tables(placed).sort_by(ORDER) if placed else None
     if table is None or len(table) == 0:
         raise DataError("choose: nothing was selected: no row has a place in the order.")
-    return table[ID].to_numpy(), table[SCORE].to_numpy()
+    first = table.slice(0, budget.rows_of(pool_rows))
+    return first[ID].to_numpy(), first[SCORE].to_numpy()
 
 
 class _BestTokens:

@@ -38,14 +38,14 @@ class Coverage(Selector):
     """Ordered by its recipe: centres, in the order in which they were found."""
 
     name = "coverage"
-    summary = "Rows that cover the pool: no row is far from a chosen one (k-center)."
+    summary = "Select rows that leave no row of the pool far away (k-center)."
     Config = CoverageConfig
     columns: ClassVar[pa.Schema] = pa.schema([(RADIUS, pa.float64()), (ORDER, pa.int64()), (FATE, pa.string())])
     config: CoverageConfig
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
         """The centres in their order."""
-        return choose_in_order(scores)
+        return choose_in_order(scores, budget, pool_rows)
 
 
 def place_centers(ids: Ids, centers: pa.Table, no_vector: Ids) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What ROSE and LESS share: a warm-up on a random share, gradients of rows at its checkpoints, matched with a target.
+"""What methods by gradient share: a warm-up on a random share, gradients of rows at its checkpoints, matched with a target.
 
     score(z) = max over subtasks of sum over checkpoints i of  w_i cos(target_i, Gamma(z, theta_i))
 
@@ -7,8 +7,10 @@ w_i is the mean learning rate of epoch i over the sum of all, Gamma the directio
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import ClassVar, Literal
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,9 @@ from raysift.records import ID, SCORE
 from raysift.settings.budget import Budget
 from raysift.settings.training import TrainConfig
 from raysift.topk import Ids, Scores
+
+if TYPE_CHECKING:
+    from raysift.gradients.preference import Targets
 
 
 class GradientConfig(MethodConfig):
@@ -43,16 +48,52 @@ class GradientConfig(MethodConfig):
     match: MatchSettings = Field(default_factory=MatchSettings)
 
 
-class GradientSelector(Selector):
-    """Scored by its recipe: a row's score needs the model at several points of its training."""
+@dataclass
+class TargetFile:
+    """What a target file, or a folder of them, holds."""
 
+    members: list[Any] = field(default_factory=list)
+    """Pairs or examples."""
+    places: list[tuple[str, int | str]] = field(default_factory=list)
+    """Where each stands: the file, and the number of a pair's record, from 1, or the id of an example."""
+    problems: Counter[str] = field(default_factory=Counter)
+    """Records that give no member, by reason."""
+    notes: list[str] = field(default_factory=list)
+    """The same in words, with the first records of each reason."""
+
+
+class GradientSelector(Selector):
+    """Scored by its recipe: a row's score needs the model at several points of its training.
+
+    A method says what a target is: how its files are read, and which actor's call gives its gradients.
+    """
+
+    takes_target = True
     columns: ClassVar[pa.Schema] = pa.schema([("subtask", pa.string()), ("by_subtask", pa.list_(pa.float64()))])
     """The subtask that a row helps most, and its score for each."""
+    target_kind: ClassVar[str]
+    """What a target file holds, in words for messages: a name, a colon, its fields."""
+    unread: ClassVar[tuple[str, ...]]
+    """Settings of `targets` that belong to another kind of target."""
+    of_target: ClassVar[tuple[str, ...]] = ()
+    """Settings of the method's own that decide the gradients of its target, and nothing else."""
     config: GradientConfig
+
+    def read_target(self, path: str) -> TargetFile:
+        """The members of a target path, and what was wrong with other records."""
+        raise NotImplementedError
+
+    def target_gradients(self, actor: Any, members: Sequence[Any], keep_units: bool = False) -> list[Targets]:
+        """The target's gradients at each checkpoint, by an actor `TargetGradients`; `keep_units`: each member's, too."""
+        raise NotImplementedError
+
+    @property
+    def picks_in_turn(self) -> bool:
+        return self.config.match.subtasks == "round_robin"
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
         """By score; under `round_robin` the subtasks pick in turn."""
-        if self.config.match.subtasks != "round_robin":
+        if not self.picks_in_turn:
             return super().choose(scores, budget, pool_rows)
         from raysift.gradients.influence import InfluenceReduce, TargetColumns
 

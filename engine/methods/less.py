@@ -7,9 +7,15 @@ presets train by the recipe that paper and code share.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from raysift.methods.gradient import GradientConfig, GradientSelector
+from raysift.errors import DataError
+from raysift.evaluation.examples import read_examples, reference_answer
+from raysift.methods.gradient import GradientConfig, GradientSelector, TargetFile
+
+if TYPE_CHECKING:
+    from raysift.gradients.preference import Targets
 
 PAPER: dict[str, Any] = {
     "adam": {"form": "textbook"},
@@ -26,10 +32,28 @@ class Less(GradientSelector):
     """Targets are examples with a reference answer."""
 
     name = "less"
-    summary = "Rows whose gradient lowers the loss on a few target examples (LESS)."
+    summary = "Select rows whose gradient lowers the loss on target examples (LESS)."
     Config = LessConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "official": {"train": {"recipe": "less"}},
         "paper": PAPER,
     }
+    target_kind = (
+        "examples with a right answer: prompt and reference, or choices and answer_index, or records of a pool's layout"
+    )
+    unread = ("columns", "subtask")
     config: LessConfig
+
+    def read_target(self, path: str) -> TargetFile:
+        examples = read_examples(path, split=self.config.targets.split)
+        mute = [example.id for example in examples if not (reference_answer(example) or "").strip()]
+        if mute:
+            raise DataError(
+                f"examples: {path}: {len(mute)} of {len(examples)} examples have no right answer, so there is no loss to "
+                f"take a gradient of; the first is '{mute[0]}'."
+            )
+        return TargetFile(list(examples), [(path, example.id) for example in examples])
+
+    def target_gradients(self, actor: Any, members: Sequence[Any], keep_units: bool = False) -> list[Targets]:
+        found: list[Targets] = actor.from_examples(members, self.config.targets, keep_units)
+        return found

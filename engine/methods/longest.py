@@ -20,7 +20,7 @@ class Longest(Selector):
     """The score is the length of all assistant turns together."""
 
     name = "longest"
-    summary = "Rows with the longest responses."
+    summary = "Select the rows with the longest responses."
     Config = LongestConfig
     reads = (RESPONSE_TOKENS, RESPONSE_CHARS)
     columns = pa.schema([(RESPONSE_TOKENS, pa.int64()), (RESPONSE_CHARS, pa.int64())])

@@ -86,7 +86,7 @@ class ModsConfig(MethodConfig):
         return scorer
 
 
-_ANSWERS: dict[str, Any] = {"max_new_tokens": 1024, "template": "alpaca"}
+_ANSWERS: dict[str, Any] = {"max_new_tokens": 1024}
 _PAPER: dict[str, Any] = {
     "scorer": {
         "kind": "reward",
@@ -109,10 +109,10 @@ _PAPER: dict[str, Any] = {
 
 
 class Mods(Selector):
-    """Ordered by its recipe; `choose` hands the order on."""
+    """The recipe ranks the rows; `choose` keeps that order."""
 
     name = "mods"
-    summary = "Rows that are good, diverse and still unknown to the model (MoDS)."
+    summary = "Select rows that are good, diverse and still unknown to the model (MoDS)."
     Config = ModsConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": _PAPER,
@@ -137,7 +137,7 @@ class Mods(Selector):
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
         """Seeds, then augmented rows: the recipe has kept to the budget already."""
-        return choose_in_order(scores)
+        return choose_in_order(scores, budget, pool_rows)
 
 
 def seed_count(config: ModsConfig, total: int) -> int:

@@ -20,7 +20,7 @@ class Quality(Selector):
     """Scored by its recipe, which asks the scorer's actor."""
 
     name = "quality"
-    summary = "Rows that a reward model, a judge or IFD scores highest."
+    summary = "Select the rows that a reward model, a judge or IFD scores highest."
     Config = QualityConfig
     config: QualityConfig
 

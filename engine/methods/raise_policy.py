@@ -3,8 +3,9 @@
 1. Features: of each row, lengths, log-probability of the answer with and without the prompt, and an embedding of 32 numbers.
 2. Rounds: the model is trained from the start under the policy; each step's gain in validation performance is its reward,
    and PPO moves the policy (see `raysift.policy`).
-3. With the policy frozen the model is trained once more. The batches of that training, in their order, are the curriculum;
-   the rows that occur in it are the selection, ordered by the step in which they were first picked.
+3. With the policy frozen the model is trained once more. The batches of that training, in their order, are the curriculum.
+   It makes as many steps as `epochs` passes over the budget would, so it may meet more different rows than the budget has:
+   the selection are those picked first, by step and then by id, up to the budget. The curriculum keeps them all.
 
 The paper names no batch, number of steps, exploration, critic or class default, and there is no code. What it does say is the
 preset `paper`; the defaults depart from it where the letter learns nothing (see `raysift.policy.settings`).
@@ -17,12 +18,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field, model_validator
 
 from raysift.ids import look_up
-from raysift.methods.base import MethodConfig, Selector
+from raysift.methods.base import Selector
 from raysift.methods.choose import choose_in_order
-from raysift.policy.settings import EpisodeSettings, FeatureSettings, LearningSettings, PolicySettings
+from raysift.policy.settings import RaiseConfig
 from raysift.records import FATE, ID, ORDER, SCORE
 from raysift.settings.budget import Budget
 from raysift.settings.training import TrainConfig
@@ -32,28 +32,6 @@ FIRST_STEP, PICKS = "first_step", "picks"
 
 PICKED, PASSED_OVER = "picked", "never picked"
 NO_FEATURES, NOTHING_TO_LEARN = "no features: the auxiliary model or the encoder failed", "nothing to train on"
-
-
-class RaiseConfig(MethodConfig):
-    """Settings of RAISE. The model is trained by the recipe `train`, whose batch size is that of the policy."""
-
-    features: FeatureSettings = Field(default_factory=FeatureSettings)
-    policy: PolicySettings = Field(default_factory=PolicySettings)
-    learning: LearningSettings = Field(default_factory=LearningSettings)
-    episode: EpisodeSettings = Field(default_factory=EpisodeSettings)
-    policy_from: str | None = None
-    """A run whose policy is applied to this pool as it is; nothing is learned then, and `features` and `policy` are those
-    of that run."""
-    steps_per_state: int = Field(default=100, ge=1)
-    """Steps of the final training after which its state is kept, to go on from when it is interrupted."""
-
-    @model_validator(mode="after")
-    def _trainings_differ(self) -> RaiseConfig:
-        if self.policy.exploration == "none" and self.learning.episodes > 1:
-            raise ValueError(
-                "with policy.exploration=none all trainings of a round are the same; set learning.episodes=1"
-            )
-        return self
 
 
 _PAPER: dict[str, Any] = {
@@ -89,11 +67,13 @@ _SILENT = {
 
 
 class Raise(Selector):
-    """Picked by its recipe; `choose` hands the order on."""
+    """Picked by its recipe, which ranks the rows; `choose` takes the first of them."""
 
     name = "raise"
-    summary = "Rows that a policy, learned on the drop in validation loss, picks batch by batch (RAISE)."
+    summary = "Learn a policy that picks every batch; select what it picked (RAISE)."
     Config = RaiseConfig
+    trains_itself = True
+    takes_target = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": _PAPER, "letter": _LETTER}
     columns: ClassVar[pa.Schema] = pa.schema(
         [(FIRST_STEP, pa.int64()), (PICKS, pa.int64()), (ORDER, pa.int64()), (FATE, pa.string())]
@@ -101,8 +81,8 @@ class Raise(Selector):
     config: RaiseConfig
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
-        """By first step; the number of steps has kept to the budget already."""
-        return choose_in_order(scores)
+        """By first step, up to the budget."""
+        return choose_in_order(scores, budget, pool_rows)
 
 
 def departures(config: RaiseConfig) -> dict[str, Any]:

@@ -7,13 +7,21 @@ the official code that are kept as its preset: an end token between prompt and a
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
 from raysift.gradients.settings import PreferenceSettings
-from raysift.methods.gradient import GradientConfig, GradientSelector
+from raysift.methods.gradient import GradientConfig, GradientSelector, TargetFile
 from raysift.methods.less import PAPER
+from raysift.pool.files import find_files
+from raysift.pool.pairs import PAIR_PROBLEMS, PairReader
+
+if TYPE_CHECKING:
+    from raysift.gradients.preference import Targets
+
+SHOWN = 3  # records that a note names
 
 
 class RoseConfig(GradientConfig):
@@ -29,10 +37,38 @@ class Rose(GradientSelector):
     """Targets are preference pairs."""
 
     name = "rose"
-    summary = "Rows whose gradient lowers a preference loss on a few pairs (ROSE)."
+    summary = "Select rows whose gradient lowers a preference loss on target pairs (ROSE)."
     Config = RoseConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "official": {"end_prompt": True, "train": {"recipe": "rose-official"}},
         "paper": PAPER,
     }
+    target_kind = (
+        "preference pairs: prompt, chosen and rejected (rose.targets.columns.chosen=NAME names another column)"
+    )
+    unread = ("split",)
+    of_target = ("preference", "end_prompt")
     config: RoseConfig
+
+    def read_target(self, path: str) -> TargetFile:
+        found, wanted, problems = TargetFile(), self.config.targets, []
+        for file in find_files([path]):
+            reader = PairReader([file], wanted.columns, wanted.subtask, keep_identical=True)  # counted as zeros
+            for pair in reader:
+                found.members.append(pair)
+                found.places.append((file.name, reader.pairs + reader.problems.total()))
+            found.problems += reader.problems
+            problems += reader.places
+        for reason, count in found.problems.items():
+            places = [place.removeprefix(f"{path}, ") for place in problems if place.endswith(f": {reason}")]
+            first = "; ".join(place.removesuffix(f": {reason}") for place in places[:SHOWN])
+            where = f" First: {first}." if first else ""
+            found.notes.append(
+                f"{path}: {count} records give no pair ({reason}). {PAIR_PROBLEMS.get(reason, reason)}{where}"
+            )
+        return found
+
+    def target_gradients(self, actor: Any, members: Sequence[Any], keep_units: bool = False) -> list[Targets]:
+        own = self.config
+        found: list[Targets] = actor.from_pairs(members, own.preference, own.targets, own.end_prompt, keep_units)
+        return found

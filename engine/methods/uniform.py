@@ -13,7 +13,7 @@ class Uniform(Selector):
     """The score is a number in [0, 1) drawn from seed and id: it depends on neither order nor shards."""
 
     name = "uniform"
-    summary = "Rows drawn at random, every row with the same chance."
+    summary = "Select rows at random, every row with the same chance."
 
     def score(self, rows: pa.Table) -> pa.Array:
         return pa.array(uniform_of(rows[ID].to_numpy(), self.seed))

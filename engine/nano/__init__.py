@@ -8,7 +8,12 @@ from pathlib import Path
 
 NANO_MODELS = ("encoder", "foundation", "reward")
 
-__all__ = ["NANO_MODELS", "nano_path"]
+__all__ = ["NANO_MODELS", "is_nano", "nano_path"]
+
+
+def is_nano(model: str) -> bool:
+    """Whether a model's name is one of ours (`nano`, `nano:PART`), and no path or hub id."""
+    return model == "nano" or model.startswith("nano:")
 
 
 def nano_path(name: str) -> Path:

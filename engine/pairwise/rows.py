@@ -15,9 +15,7 @@ from raysift.scoring.questions import Message
 ORDERS = ("own_first", "against_first")
 """In which the answers stand before a judge that reads both."""
 
-READING = pa.struct(
-    [(name, pa.float64()) for name in ("own", "against", "tie")] + [(name, pa.string()) for name in ("order", "aspect")]
-)
+READING = pa.struct([*((name, pa.float64()) for name in ("own", "against", "tie")), ("order", pa.string())])
 
 
 class Answer(NamedTuple):
@@ -47,7 +45,6 @@ class Reading(NamedTuple):
     against: float
     tie: float | None = None
     order: str | None = None
-    aspect: str | None = None
 
 
 ASKED = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE))])
@@ -81,7 +78,7 @@ def rows_to_compare(questions: Iterable[Question]) -> pa.Table:
 
 
 def rows_by_order(rows: pa.Table) -> pa.Table:
-    """Each row of `rows_to_compare` once for each order, for a judge that is asked one thing a row."""
+    """One row per order from each row of `rows_to_compare`, for engines that take one prompt per row."""
     keys = [order_key(number, order) for order in ORDERS for number in rows[ID].to_pylist()]
     twice = pa.concat_tables(
         [rows.append_column(ORDER, pa.array([order] * len(rows), pa.string())) for order in ORDERS]

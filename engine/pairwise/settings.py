@@ -5,16 +5,11 @@ from __future__ import annotations
 from string import Formatter
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from raysift.scoring.settings import QualitySettings
+from raysift.settings.base import Settings, Template
 from raysift.settings.generation import GenerationSettings
-
-Aspect = Literal["relevance", "accuracy"]
-ASPECTS: dict[Aspect, str] = {
-    "relevance": "Judge by relevance alone: how well an answer keeps to what was asked.",
-    "accuracy": "Judge by accuracy alone: whether what an answer says is true, and complete.",
-}
 
 _FIELDS = ["first", "request", "second"]
 COMPARISON_PROMPT = """\
@@ -35,11 +30,7 @@ Answer B:
 Which answer is better? Reply with A or B, or with C where they are equally good, and nothing else."""
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class ComparisonSettings(_Settings):
+class ComparisonSettings(Settings):
     """How a language model is asked which of two answers is better, and when its reply counts as a verdict."""
 
     prompt: str = COMPARISON_PROMPT
@@ -49,8 +40,8 @@ class ComparisonSettings(_Settings):
     """Least probability that must lie on A, B and C together, in both orders; below it a reply is unparsable and the
     question fails."""
     reply_prefix: str = ""
-    """Text put into the judge's mouth before the verdict, such as `Verdict: `; base models need one."""
-    template: str = "auto"
+    """Prefix of the judge's reply, for example `Verdict: `; base models need one."""
+    template: Template = "auto"
     """Chat template of the question (see raysift.templates)."""
 
     @field_validator("prompt")
@@ -61,7 +52,7 @@ class ComparisonSettings(_Settings):
         return prompt
 
 
-class AgainstSettings(_Settings):
+class AgainstSettings(Settings):
     """The other side: a model that is asked, or answers that are there already."""
 
     model: str | None = None
@@ -78,7 +69,7 @@ class AgainstSettings(_Settings):
         return self
 
 
-class WinRateSettings(_Settings):
+class WinRateSettings(Settings):
     """Who answers, who judges, and what counts as better."""
 
     answers: str | None = None
@@ -93,8 +84,6 @@ class WinRateSettings(_Settings):
     margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Largest difference that is still a tie: of scores, or of the probabilities that the one or the other is better. At
     0 only equal ones are."""
-    aspects: tuple[Aspect, ...] = ()
-    """Judge each of these by itself (MoDS: relevance and accuracy); for judges that read a prompt."""
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
     """How models answer."""
     split: str | None = None
@@ -115,10 +104,6 @@ class WinRateSettings(_Settings):
                 f"{', '.join(f'judge.{name}' for name in idle)} would have no effect with by=comparison; leave it out (prompt, "
                 "min_mass, reply_prefix and template of a comparing judge are in the section comparison), or set by=scores"
             )
-        if self.by == "scores" and self.judge.kind == "reward" and self.aspects:
-            raise ValueError("a reward model knows no aspects; set judge.kind=judge or by=comparison")
-        if len(set(self.aspects)) < len(self.aspects):
-            raise ValueError("an aspect is named twice")
         return self
 
     @property
@@ -132,8 +117,3 @@ def _not_compared_by(judge: QualitySettings) -> list[str]:
     usual, read = QualitySettings(), {"kind", "model", "max_length", "backend"}
     names = QualitySettings.model_fields.keys() - read
     return sorted(name for name in names if getattr(judge, name) != getattr(usual, name))
-
-
-def prompt_of_aspect(prompt: str, aspect: Aspect) -> str:
-    """A judge's prompt with the one thing to judge by put before it."""
-    return f"{ASPECTS[aspect]} Pass over every other quality, also where one is named below.\n\n{prompt}"

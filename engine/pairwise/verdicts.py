@@ -8,12 +8,12 @@ Two kinds of judge. *Scores*: a reward model or a rating judge reads each answer
 is a tie, and there is no order to prefer. *Comparison*: a language model reads both answers, in both orders; the better
 side must win both, and verdicts that differ make a tie. How many differ measures how much the place of an answer decides.
 
-With `aspects` each is judged by itself, as MoDS does: better in all of them wins, worse in all of them loses, anything
-else is a tie. A question without two answers, or without a readable verdict, has failed: it is counted beside n, never a
+A question without two answers, or without a readable verdict, has failed: it is counted beside n, never a
 tie. Equal texts are a tie that no judge is asked about.
 
 Departures from MoDS, whose judge is GPT-4 with whole ratings 1 to 10 and whose prompt and orders are not published: the
-judge is a model of one's own, its verdicts are probabilities of a reply's first token, not samples, and both orders count.
+judge is a model of one's own and is asked once about everything (MoDS asks for relevance and for accuracy); its verdicts are
+probabilities of a reply's first token, not samples, and both orders count.
 """
 
 from __future__ import annotations
@@ -66,17 +66,9 @@ def decide(question: Question, readings: Sequence[Reading] | str, margin: float 
         return Outcome(None, f"no verdict: {readings}")
     if not all(isfinite(number) for r in readings for number in (r.own, r.against, r.tie or 0.0)):
         return Outcome(None, "no verdict: the judge gave a number that is not finite")
-    orders: dict[str | None, list[str]] = {}
-    for reading in readings:
-        orders.setdefault(reading.order, []).append(verdict_of(reading, margin))
-    verdicts = [unanimous(of_aspects) for of_aspects in orders.values()]
-    flipped = len(set(verdicts)) > 1 if len(orders) > 1 else None
-    return Outcome(unanimous(verdicts), flipped=flipped)
-
-
-def unanimous(verdicts: Sequence[str]) -> str:
-    """The verdict on which all agree, else a tie."""
-    return verdicts[0] if len(set(verdicts)) == 1 else TIE
+    verdicts = [verdict_of(reading, margin) for reading in readings]
+    agreed = len(set(verdicts)) == 1
+    return Outcome(verdicts[0] if agreed else TIE, flipped=not agreed if len(verdicts) > 1 else None)
 
 
 RESULT = pa.schema(

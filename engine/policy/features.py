@@ -14,7 +14,6 @@ over four trainings then finds 6 % of target rows in its best 1 %, against 62 %)
 from __future__ import annotations
 
 import json
-import struct
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,13 +24,14 @@ from raysift.errors import DataError
 from raysift.kcenter.distances import Vectors
 from raysift.policy.classes import Classes, Points, assign, fit_classes
 from raysift.policy.semantic import Components, Matrix, fit_components, project
-from raysift.policy.settings import Block, FeatureSettings
+from raysift.policy.settings import FeatureSettings
 from raysift.storage import Location
+from raysift.tensors import load_tensors, save_tensors
 
 STAGE_NAMES = ("performance", "progress")
 DIFFICULTY_NAMES = ("prompt_length", "answer_length", "logprob_given", "logprob_alone")
 AVAILABILITY_NAMES = ("picked",)
-STAGE, DIFFICULTY, AVAILABILITY = len(STAGE_NAMES), len(DIFFICULTY_NAMES), len(AVAILABILITY_NAMES)
+DIFFICULTY = len(DIFFICULTY_NAMES)
 
 FORMAT = "raysift-policy-features-1"
 NO_SPREAD = 1e-6
@@ -71,13 +71,6 @@ class Transformed(NamedTuple):
 def input_names(k: int) -> list[str]:
     """Names of the policy's 2 + 4 + k + 1 inputs, in order."""
     return [*STAGE_NAMES, *DIFFICULTY_NAMES, *(f"semantic_{i + 1}" for i in range(k)), *AVAILABILITY_NAMES]
-
-
-def block_slices(k: int) -> dict[Block, slice]:
-    """Where each block lies among the inputs."""
-    ends = np.cumsum([0, STAGE, DIFFICULTY, k, AVAILABILITY]).tolist()
-    names: tuple[Block, ...] = ("stage", "difficulty", "semantic", "availability")
-    return {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(names)}
 
 
 def difficulty_block(
@@ -133,8 +126,6 @@ def transform(fitted: FittedFeatures, difficulty: Matrix, vectors: Vectors) -> T
 
 def save_fitted(place: Location, fitted: FittedFeatures) -> None:
     """One safetensors file, written whole or not at all; the same fit gives the same bytes."""
-    from safetensors.numpy import save
-
     metadata = {
         "format": FORMAT,
         "inputs": json.dumps(input_names(fitted.k)),
@@ -143,23 +134,14 @@ def save_fitted(place: Location, fitted: FittedFeatures) -> None:
         "total_variance": repr(fitted.semantic.total),
         "origin": json.dumps(fitted.origin, sort_keys=True),
     }
-    tensors = {name: np.ascontiguousarray(value) for name, value in _tensors(fitted).items()}
-    # That library writes the metadata in a random order, and the file's hash is an input of later stages.
-    place.write(_sorted_header(save(tensors, metadata=metadata)))
+    save_tensors(place, _tensors(fitted), metadata)
 
 
 def load_fitted(place: Location) -> FittedFeatures:
     """Read what `save_fitted` wrote."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
-
     if not place.exists():
         raise DataError(f"features: there is no {place}. The features stage of a run leaves it, as fitted.safetensors.")
-    content = place.read_bytes()
-    try:
-        tensors, metadata = load(content), _split(content)[0].get("__metadata__", {})
-    except (SafetensorError, struct.error, ValueError) as error:
-        raise DataError(f"features: {place} is no safetensors file or is damaged: {error}.") from error
+    tensors, metadata = load_tensors(place, "features")
     if metadata.get("format") != FORMAT:
         raise DataError(
             f"features: {place} is of format {metadata.get('format')!r}, expected {FORMAT!r}. "
@@ -196,16 +178,3 @@ def _check_rows(difficulty: Matrix, vectors: Vectors) -> None:
             f"features: difficulty of shape {difficulty.shape} and {len(vectors)} vectors; expected {DIFFICULTY} numbers "
             "and one vector for each row."
         )
-
-
-def _split(content: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and body of a safetensors file: the header's length in eight bytes, then JSON, then numbers."""
-    (length,) = struct.unpack("<Q", content[:8])
-    return json.loads(content[8 : 8 + length]), content[8 + length :]
-
-
-def _sorted_header(content: bytes) -> bytes:
-    header, body = _split(content)
-    text = json.dumps(header, sort_keys=True).encode()
-    text += b" " * (-len(text) % 8)
-    return struct.pack("<Q", len(text)) + text + body

@@ -33,16 +33,9 @@ from raysift.policy.network import Acquisition, Critic
 from raysift.policy.picking import policy_inputs
 from raysift.policy.pool import PolicyPool
 from raysift.policy.rewards import (
-    baseline_advantages,
-    carried_over,
     centred,
     generalised_advantages,
-    interval_gains,
-    interval_steps,
-    less_carried_over,
-    over_steps,
     rewards,
-    scaled_by_step,
 )
 from raysift.policy.settings import LearningSettings, PolicySettings
 from raysift.policy.state import STAGE_INPUTS, Episode, Numbers, State, masked, replay, summaries
@@ -79,8 +72,6 @@ class Learner:
         decay = learning.weight_decay
         self.actor_steps = torch.optim.AdamW(self.actor.parameters(), lr=learning.actor_rate, weight_decay=decay)
         self.critic_steps = torch.optim.AdamW(self.critic.parameters(), lr=learning.critic_rate, weight_decay=decay)
-        self.gains: list[list[Numbers]] = []
-        """Of each round's trainings, by interval; the last ones are the baseline of `step_baseline`."""
         self.evidence: list[list[Evidence]] = []
         """Of each round's trainings, for `credit`."""
 
@@ -100,12 +91,10 @@ class Learner:
             found, returns = self._generalised([rewards(episode) for episode in episodes], views)
             critic_loss = self._teach_critic(views, returns)
             advantages = centred(found)
-        elif self.learning.advantage == "credit":
+        else:
             weights = fit_credit(self.evidence, self.learning.momentum, self.learning.baseline_window)
             features = [self._credit_features(episode) for episode in episodes]
             advantages = row_credits(features, weights, masked(self.pool, self.policy.blocks))
-        else:
-            advantages = self._own_advantages(episodes)
         seed = seed_for(self.seed, f"policy: update {number}")
         rows = _Rows(self.pool, episodes, self.policy, self.learning.pool_rows, seed)
         old: dict[tuple[int, int], Tensor] = {}
@@ -129,17 +118,8 @@ class Learner:
 
     def _note(self, episodes: Sequence[Episode]) -> None:
         """Keep of a round's trainings what later updates compare with."""
-        self.gains.append([interval_gains(episode) for episode in episodes])
         if self.learning.advantage == "credit":
             self.evidence.append([evidence_of(episode, self._credit_features(episode)) for episode in episodes])
-
-    def _own_advantages(self, episodes: Sequence[Episode]) -> list[Numbers]:
-        """Of the newest round: each step's own gain, against the rounds before."""
-        window = self.learning.baseline_window
-        found = baseline_advantages(self.gains[-1], self.gains[:-1], self.learning.baseline_rounds, window)
-        carried = carried_over(self.learning.momentum, interval_steps(episodes[0]))
-        surprising = less_carried_over(scaled_by_step(found, window), carried)
-        return [over_steps(one, episode) for one, episode in zip(surprising, episodes, strict=True)]
 
     def _credit_features(self, episode: Episode) -> list[Matrix]:
         return credit_features(episode, self.pool, masked(self.pool, self.policy.blocks))

@@ -4,13 +4,13 @@
     d_t   = R_t + gamma V(S_{t+1}) - V(S_t),  V(S_{T+1}) = 0
     Adv_t = sum_l (gamma lambda)^l d_{t+l},   G_t = V(S_t) + Adv_t                    (the paper's)
 
-    Adv_t = R_t - baseline_t: what the same step of other trainings gained, smoothed over neighbouring steps
-    surprise_t = Adv_t / spread_t - momentum x Adv_{t-1} / spread_{t-1}
+    A_t = R_t - curve_t: what the same step of all trainings gained, smoothed over neighbouring steps
+    surprise_t = A_t / spread_t - momentum x A_{t-1} / spread_{t-1}                   (for `credit`)
 
-Gains fall steeply in the course of any training, whatever is picked. The second form takes that curve out, so that what is
-left is owed to the picks; over the spread of neighbouring steps, the small gains of late steps count as well.
+Gains fall steeply in the course of any training, whatever is picked. Without that curve, what is left is owed to the picks;
+over the spread of neighbouring steps, the small gains of late steps count as well.
 
-The third form takes out what was under way. Adam's step is a mean over the last batches, the newest of which has a weight of
+A surprise is also without what was under way. Adam's step is a mean over the last batches, the newest of which has a weight of
 1 - beta1, a tenth: most of what a step gains was decided by the batches before it. Gains of neighbouring steps therefore
 correlate at 0.8 to 0.9 on the nano world, and hide what the newest batch did (figures in credit.py).
 """
@@ -68,26 +68,6 @@ def generalised_advantages(gains: Numbers, values: Numbers, gamma: float, lam: f
     return advantages, values + advantages
 
 
-def step_baseline(history: Sequence[Numbers], window: int) -> Numbers:
-    """The mean gain of each step over these trainings, smoothed."""
-    return smoothed(np.mean(np.stack(history), axis=0), window)
-
-
-def baseline_advantages(
-    gains: Sequence[Numbers], earlier: Sequence[Sequence[Numbers]], rounds: int, window: int
-) -> list[Numbers]:
-    """Advantages of the trainings of one round; `earlier` holds the gains of each round before it.
-
-    In the first round a training is compared with the others of the round, or, alone, with its own smoothed curve.
-    """
-    recent = [found for group in earlier[-rounds:] for found in group]
-    advantages = []
-    for number, found in enumerate(gains):
-        others = recent or [other for k, other in enumerate(gains) if k != number] or [found]
-        advantages.append(found - step_baseline(others, window))
-    return advantages
-
-
 def centred(advantages: Sequence[Numbers]) -> list[Numbers]:
     """With mean 0 and spread 1 over the trainings of a round; the scale of a loss then does not matter."""
     every = np.concatenate(list(advantages))
@@ -117,8 +97,8 @@ def carried_over(momentum: float, steps: int) -> float:
 
 
 def surprises(gains: Sequence[Numbers], momentum: float, window: int) -> list[Numbers]:
-    """The third form, each training against the mean of all of them."""
-    curve = step_baseline(gains, window)
+    """Each training against the mean of all of them."""
+    curve = smoothed(np.mean(np.stack(gains), axis=0), window)
     return less_carried_over(scaled_by_step([found - curve for found in gains], window), momentum)
 
 

@@ -19,6 +19,7 @@ from raysift.errors import DataError
 from raysift.policy.settings import PolicySettings
 from raysift.policy.state import LOG, Episode
 from raysift.storage import Location
+from raysift.tensors import load_tensors, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,7 +33,6 @@ POLICY, LEARNER, EPISODES, ROUND = "policy.safetensors", "learner.safetensors", 
 
 def save_policy(place: Location, actor: Acquisition, settings: PolicySettings) -> None:
     """The acquisition function alone, which is what a frozen policy is."""
-    # One entry only: safetensors writes several in no order, and equal policies would differ in their bytes.
     _write(place, dict(actor.state_dict()), {"settings": settings.model_dump_json()})
 
 
@@ -130,15 +130,11 @@ def _optimizers(learner: Learner) -> list[tuple[str, Optimizer]]:
 
 
 def _write(place: Location, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    from safetensors.torch import save
-
-    place.write(save({name: value.detach().contiguous() for name, value in tensors.items()}, metadata or None))
+    save_tensors(place, {name: value.detach().cpu().numpy() for name, value in tensors.items()}, metadata)
 
 
 def _read(place: Location) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors.torch import load
+    import torch
 
-    content = place.read_bytes()
-    size = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-    return load(content), metadata
+    tensors, metadata = load_tensors(place, "policy")
+    return {name: torch.tensor(value) for name, value in tensors.items()}, metadata

@@ -1,14 +1,15 @@
 """What `raysift search` looks for, and at what cost. Light: reading it imports neither torch nor ray.
 
-The space is lists of values, so that what was searched can be read, repeated and put into a table; neighbours in a list
-are what population-based training moves to.
+The space is lists of values, so that what was searched can be read, repeated and put into a table.
 """
 
 from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from raysift.settings.base import Settings
 
 PLACES: dict[str, tuple[str, ...]] = {
     "classes": ("raise", "policy", "classes"),
@@ -23,15 +24,8 @@ PLACES: dict[str, tuple[str, ...]] = {
 }
 """Where each searched setting lies among those of a run."""
 
-CHANGEABLE = ("temperature", "actor_rate", "critic_rate", "entropy", "clip")
-"""Settings that may change between two rounds: they shape neither networks nor classes nor trainings."""
 
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SearchSpace(_Settings):
+class SearchSpace(Settings):
     """The values of each setting, in rising order; an empty list leaves a setting as the run has it."""
 
     classes: tuple[int, ...] = (1, 2, 4)
@@ -54,7 +48,7 @@ class SearchSpace(_Settings):
     """Of `train.batch_size`. Unless `raise.episode.steps` is set, larger batches mean fewer steps over as many rows."""
 
 
-class SearchSettings(_Settings):
+class SearchSettings(Settings):
     """How policies are searched for. The first trial is always the run as it is."""
 
     trials: int = Field(default=8, ge=1)
@@ -67,15 +61,13 @@ class SearchSettings(_Settings):
     """A trial counts by the mean performance that its last so many rounds ended with; one round alone is noisy."""
     sampler: Literal["random", "grid"] = "random"
     """Different points of the space, drawn by the seed; or all of it, which must fit into `trials`."""
-    scheduler: Literal["asha", "pbt", "none"] = "asha"
-    """`asha` stops what falls behind; `pbt` lets it go on from a better trial's policy with changed settings; `none` lets
-    all finish. The run's own settings are spared by both. What `asha` decides depends on which trial is how far when."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """`asha` stops what falls behind, but never the run's own settings; `none` lets all finish. What `asha` decides depends on
+    which trial is how far when."""
     grace_rounds: int = Field(default=2, ge=1)
     """Rounds before which `asha` stops nothing."""
     reduction: float = Field(default=2.0, gt=1)
     """`asha` lets one in so many go on, at `grace_rounds` and at each multiple by this number."""
-    perturb_rounds: int = Field(default=2, ge=1)
-    """Rounds between two interventions of `pbt`."""
     max_failures: int = Field(default=3, ge=0)
     """Times a trial that died goes on from its last finished round; then it counts as failed, with its reason."""
     space: SearchSpace = Field(default_factory=SearchSpace)

@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field, model_validator
 
 from raysift.scoring.settings import EmbeddingSettings
+from raysift.settings.base import Settings, Template
 
 Block = Literal["stage", "difficulty", "semantic", "availability"]
 
 
-class _Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class FeatureSettings(_Settings):
+class FeatureSettings(Settings):
     """What the policy knows of a row before the training begins."""
 
     model: str = "nano"
     """The auxiliary language model that gives the log-probabilities. Paper: Llama-3.1-8B-Instruct."""
-    template: str = "auto"
+    template: Template = "auto"
     """Chat template for the auxiliary model (see raysift.templates)."""
     max_length: int | None = Field(default=None, ge=2)
     """Longer conversations are cut for the log-probabilities; none: what the auxiliary model has positions for."""
@@ -38,7 +35,7 @@ class FeatureSettings(_Settings):
     """Components, scales and classes are fitted on at most so many rows, those with the smallest hash of their id."""
 
 
-class PolicySettings(_Settings):
+class PolicySettings(Settings):
     """The acquisition function, and how it picks a batch."""
 
     classes: int = Field(default=1, ge=1)
@@ -61,7 +58,7 @@ class PolicySettings(_Settings):
     """Most times a row may be picked in one training. None: any number (paper)."""
 
 
-class LearningSettings(_Settings):
+class LearningSettings(Settings):
     """PPO, and what counts as an advantage."""
 
     rounds: int = Field(default=20, ge=1)
@@ -87,21 +84,18 @@ class LearningSettings(_Settings):
     ratio: Literal["product", "mean"] = "mean"
     """The ratio of a batch: the product over its rows (paper), or the geometric mean, which stays within the clip range
     whatever the batch."""
-    advantage: Literal["gae", "step_baseline", "credit"] = "credit"
-    """`gae`: generalised advantages with the critic (paper). `step_baseline`: a step's own reward against what that step of
-    recent rounds gained, over the spread of neighbouring steps; needs no critic. `credit`: what a regression over all
-    rounds so far lays of each step's reward to the features of its rows, with a ratio for each row."""
+    advantage: Literal["gae", "credit"] = "credit"
+    """`gae`: generalised advantages with the critic (paper). `credit`: a regression over all rounds so far says how much of
+    each step's reward is owed to the features of its rows, and each row has a ratio of its own; needs no critic."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Share of a step's gain that the step before foretells, and that is taken off in `step_baseline` and `credit`: beta1 of
-    the Adam that trains the model, whose step is mostly that of the batches before. 0 takes nothing off."""
+    """Share of a step's gain that the step before foretells, and that `credit` takes off: beta1 of the Adam that
+    trains the model, whose step is mostly that of the batches before. 0 takes nothing off."""
     gamma: float = Field(default=0.99, ge=0, le=1)
     """Discount, for `gae`. Paper: 0.99."""
     lam: float = Field(default=1.0, ge=0, le=1)
     """Lambda, for `gae`. Paper: 1."""
-    baseline_rounds: int = Field(default=6, ge=1)
-    """Recent rounds whose mean is the baseline, for `step_baseline`; `credit` compares all rounds with each other."""
     baseline_window: int = Field(default=7, ge=1)
-    """Neighbouring steps over which the baseline is smoothed; an odd number."""
+    """Neighbouring steps over which `credit` smooths the usual gains; an odd number."""
     entropy: float = Field(default=0.0, ge=0)
     """Weight of the entropy of the class softmax in the loss; keeps picks spread. Paper: none."""
     max_log_ratio: float = Field(default=10.0, gt=0)
@@ -111,7 +105,7 @@ class LearningSettings(_Settings):
     no larger. Picks are made from all rows always."""
 
 
-class EpisodeSettings(_Settings):
+class EpisodeSettings(Settings):
     """One training of the model under the policy, and how its progress is measured. Its recipe is `train`."""
 
     steps: int | None = Field(default=None, ge=1)
@@ -124,3 +118,25 @@ class EpisodeSettings(_Settings):
     """Examples that measure progress, of those not kept for the report; none: all of them."""
     report_share: float = Field(default=0.25, ge=0, lt=1)
     """Share of the target's examples that no policy ever sees; what a training reached is reported on them."""
+
+
+class RaiseConfig(Settings):
+    """Settings of RAISE. The model is trained by the recipe `train`, whose batch size is that of the policy."""
+
+    features: FeatureSettings = Field(default_factory=FeatureSettings)
+    policy: PolicySettings = Field(default_factory=PolicySettings)
+    learning: LearningSettings = Field(default_factory=LearningSettings)
+    episode: EpisodeSettings = Field(default_factory=EpisodeSettings)
+    policy_from: str | None = None
+    """A run whose policy is applied to this pool as it is; nothing is learned then, and `features` and `policy` are those
+    of that run."""
+    steps_per_state: int = Field(default=100, ge=1)
+    """Steps of the final training after which its state is kept, to go on from when it is interrupted."""
+
+    @model_validator(mode="after")
+    def _trainings_differ(self) -> RaiseConfig:
+        if self.policy.exploration == "none" and self.learning.episodes > 1:
+            raise ValueError(
+                "with policy.exploration=none all trainings of a round are the same; set learning.episodes=1"
+            )
+        return self

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from raysift.draws import seed_for
 from raysift.errors import ConfigError
-from raysift.methods.raise_policy import RaiseConfig
-from raysift.policy.search_settings import CHANGEABLE, PLACES, SearchSettings
+from raysift.policy.search_settings import PLACES, SearchSettings
+from raysift.policy.settings import RaiseConfig
 from raysift.settings.training import TrainConfig
 
 Settings = dict[str, Any]
@@ -57,17 +57,6 @@ def searched_values(search: SearchSettings, config: RaiseConfig) -> dict[str, li
         values.pop("critic_rate", None)
     if config.policy.exploration == "none":
         values.pop("temperature", None)
-    return values
-
-
-def changeable_values(search: SearchSettings, config: RaiseConfig) -> dict[str, list[Any]]:
-    """Those of them that population-based training changes; refused where there are none."""
-    values = {name: found for name, found in searched_values(search, config).items() if name in CHANGEABLE}
-    if not values:
-        raise ConfigError(
-            f"search: scheduler=pbt changes settings between rounds, and the space has none of {', '.join(CHANGEABLE)}. "
-            "Add values of one, or use search.scheduler=asha."
-        )
     return values
 
 

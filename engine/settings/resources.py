@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
+
+from raysift.settings.base import Settings
 
 ENGINE_ARGUMENTS = frozenset(
     {
@@ -40,28 +42,26 @@ ENGINE_ARGUMENTS = frozenset(
 no fingerprint holds resources, a new one is refused until it is known to be of the first kind."""
 
 
-class EngineResources(BaseModel):
+class EngineResources(Settings):
     """Engines of vLLM: how many, on what, and how they are kept at work."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     count: int | None = Field(default=None, ge=1)
-    """Most engines of one stage side by side; none: `workers`, and where that is not set either as many as the GPUs hold, or
-    on CPUs one a machine (of those that give rewards: as many as other actors)."""
+    """Maximum engines per stage. None: `workers`, else as many as fit on the GPUs, or one per machine on CPUs (engines that
+    give rewards: as many as other actors)."""
     gpus: float | None = Field(default=None, ge=0)
-    """GPUs of one engine; none: `gpus_per_worker`. A fraction is that share of its memory, several are tensor parallelism."""
+    """GPUs per engine. None: `gpus_per_worker`. A fraction takes that share of a GPU's memory, several mean tensor parallelism."""
     memory_share: float = Field(default=0.9, gt=0, le=1)
-    """Of the engine's GPU, or of its fraction of one; the rest is for what libraries allocate beside vLLM."""
+    """Share of the engine's GPU (or of its fraction of one) that vLLM may use; libraries beside it need the rest."""
     cache_gib: float = Field(default=1.0, gt=0, allow_inf_nan=False)
-    """Cache of keys and values of an engine on CPUs; without a word vLLM takes nine tenths of the machine's memory."""
+    """Key-value cache of an engine on CPUs. By default vLLM would take nine tenths of the machine's memory."""
     prefix_caching: bool = True
-    """Compute what prompts have in common at their beginning once."""
+    """Compute the common beginning of prompts only once."""
     concurrent_blocks: int = Field(default=16, ge=1)
     """Blocks in an engine at a time, four batches of each. With few of them it waits for rows; many hold memory."""
     restarts: int = Field(default=3, ge=0)
-    """Times that an engine that dies is started again before the run ends with its message."""
+    """Restarts after an engine crashes, before the run ends with its message."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """More of vLLM's EngineArgs, such as `max_num_seqs: 64`, over ours; of those that decide where and how fast alone."""
+    """More of vLLM's EngineArgs, such as `max_num_seqs: 64`. They replace ours; only those that change no result are taken."""
 
     @field_validator("arguments")
     @classmethod
@@ -75,13 +75,11 @@ class EngineResources(BaseModel):
         return arguments
 
 
-class Resources(BaseModel):
+class Resources(Settings):
     """How much of the machine or cluster a run may use."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     workers: int | None = Field(default=None, ge=1)
-    """Most actors (or tasks) of one stage at a time; none: as many as the cluster has room for."""
+    """Maximum actors (or tasks) of one stage at a time. None: as many as the cluster has room for."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPUs an actor or task asks for. Small values (0.25) leave room for readers when actors hold GPUs."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
@@ -91,7 +89,7 @@ class Resources(BaseModel):
     block_rows: int = Field(default=2000, ge=1)
     """Rows in a block: the unit of retry, of checkpointing and of loss. Aim at one to five minutes of work."""
     tokens_per_pass: int = Field(default=4096, ge=1)
-    """Most tokens of a batch in one forward and backward pass; the gradient pass halves it where memory does not suffice."""
+    """Maximum tokens of a batch in one forward and backward pass; the gradient pass halves it when memory runs out."""
     train_workers: int = Field(default=1, ge=0)
     """Ray Train workers of a fine-tune; 0 trains inside the calling process."""
     train_workers_min: int | None = Field(default=None, ge=1)
@@ -101,13 +99,14 @@ class Resources(BaseModel):
     gradient_checkpointing: bool = False
     """In training, compute activations twice instead of keeping them: a third slower, for much less memory."""
     threads: int | None = Field(default=None, ge=1)
-    """Torch threads in a worker; none: the CPUs it asked for."""
+    """Torch threads per worker. None: the CPUs it asked for."""
     device: str = "auto"
-    """`auto`, `cpu`, `cuda`, or `spread`: a language model lies layer by layer on all GPUs that its process sees."""
+    """`auto`: the GPU that a worker was granted (`gpus_per_worker`), else the CPU. `cpu`, `cuda`, or `spread`: a language
+    model lies layer by layer on all GPUs that its process sees."""
     store: str | None = None
     """Folder or URI of the gradient store (`matching: store`), which several runs may share; none: `store` in the run's folder."""
     no_progress_timeout_s: int = Field(default=1800, ge=5)
-    """A stage in which nothing moves for so long is ended instead of hanging for ever."""
+    """A stage that makes no progress for so many seconds is ended with an error."""
     engine: EngineResources = Field(default_factory=EngineResources)
     """Engines of vLLM, where stages are answered through it."""
 
@@ -117,7 +116,12 @@ class Resources(BaseModel):
         """The same folder for runs in other working directories, which read it in this one's `run.yaml`."""
         return store if store is None or "://" in store else os.path.abspath(os.path.expanduser(store))
 
+    @property
+    def placed_on(self) -> str:
+        """The device for workers: Ray leaves all GPUs visible to a worker that was granted none, so `auto` means the CPU there."""
+        return "cpu" if self.device == "auto" and not self.gpus_per_worker else self.device
+
     def of_engines(self) -> Resources:
-        """The same for a stage whose workers are engines: their number and GPUs stand in the place of the workers'."""
+        """For a stage whose workers are engines: number and GPUs of the engines in place of the workers'."""
         own = {"workers": self.engine.count, "gpus_per_worker": self.engine.gpus}
         return self.model_copy(update={name: value for name, value in own.items() if value is not None})

@@ -14,15 +14,14 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator
 
 from raysift.errors import ConfigError
+from raysift.settings.base import Seed, Settings, Template
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(Settings):
     """What decides the result of a fine-tune; rows per pass, workers and devices do not."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     method: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter over frozen weights, `full` trains every weight."""
@@ -62,9 +61,9 @@ class TrainConfig(BaseModel):
     """Longer conversations are cut from the right; rows left without an answer are not trained on, and listed."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Products in bfloat16 or float32. Trained weights and moments are float32 either way."""
-    template: Literal["auto", "chatml", "alpaca", "tulu"] = "auto"
+    template: Template = "auto"
     """The tokenizer's own chat template, or one of raysift.templates."""
-    seed: int = Field(default=0, ge=0)
+    seed: Seed = 0
     """Decides the adapter's first weights, the order of rows and the dropout."""
 
     @field_validator("quantization")

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from raysift.errors import StaleRunError
-from raysift.fingerprint import differences, file_fingerprint, fingerprint
+from raysift.fingerprint import adapter_fingerprint, differences, file_fingerprint, fingerprint
 from raysift.gradients.settings import AdamSettings, ProjectionSettings
 from raysift.ids import look_up
 from raysift.records import ERROR, ID
@@ -54,7 +54,7 @@ class StoreIdentity(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
-    """Fingerprint of the base model's files."""
+    """Fingerprint of the base model (raysift.jobs.runs.models)."""
     layout: str
     """Hash of names, shapes and order of the adapter's tensors."""
     projection: str
@@ -156,16 +156,12 @@ def _digest(numbers: NDArray[np.signedinteger]) -> str:
 
 
 def checkpoint_hash(adapter: Location, moments: Location | None) -> str:
-    """Identity of a checkpoint: weights, scaling and moments; neither its name nor the place of its base model."""
-    settings = json.loads((adapter / "adapter_config.json").read_text())
-    decides = ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
-    return fingerprint(
-        {
-            "weights": file_fingerprint(adapter / "adapter_model.safetensors"),
-            "settings": {name: settings.get(name) for name in decides},
-            "moments": file_fingerprint(moments) if moments else None,
-        }
-    )
+    """Identity of a checkpoint: adapter and moments, by the hashes that its training left, where it left any."""
+    record = Location(adapter.fs, adapter.path.removesuffix("/adapter")) / "epoch.json"
+    known = json.loads(record.read_bytes()).get("hashes", {}) if record.exists() else {}
+    weights = {name.removeprefix("adapter/"): content for name, content in known.items()}
+    steps = (known.get(moments.name) or file_fingerprint(moments)) if moments else None
+    return fingerprint({"adapter": adapter_fingerprint(adapter, weights), "moments": steps})
 
 
 def share_missing(wanted: Ids, checkpoints: Sequence[str], held: Iterable[tuple[Segment, Ids]]) -> list[Share]:

@@ -4,14 +4,13 @@ Let g be a row's gradient as one vector, parameters in the order of `ParameterLa
 
 - *sketch*: block k = i // d, place j = i % d; out[(j + shift_k) mod d] += sign_i g_i. One pass over g, no
   matrix. E<Sx, Sy> = <x, y>, and Var <Sx, Sy> = 1/d sum over blocks k != l of (|x_k|^2 |y_l|^2 + <x_k, y_k> <x_l,
-  y_l>), which is never more than that of the dense matrix but for the coordinates that the latter's diagonal spares.
-- *rademacher*: out = R g / sqrt(d) with a dense matrix of signs, as LESS has it through TRAK, drawn block by block.
+  y_l>), which is never more than that of LESS's dense matrix of signs, R g / sqrt(d), but for the coordinates that the
+  latter's diagonal spares.
 - *signs* (default): the sketch, rotated so that its numbers are alike (`rotation`); the store keeps their signs (`vectors`).
 - *none*: the gradient itself.
 
 Signs and shifts are bits of splitmix64 at a counter, drawn on the host: the same on every device, in any process, for
-any subset of the parameters. TRAK's own bits depend on the device, so its numbers are not reproduced, only its
-distribution.
+any subset of the parameters. The dense matrix is not offered: LESS draws it through TRAK, whose bits depend on the device.
 """
 
 from __future__ import annotations
@@ -34,9 +33,8 @@ from raysift.store.rotation import rotate
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = 2**64 - 1
-_SIGNS, _SHIFTS, _MATRIX = 1, 2, 3  # separate streams of one seed
+_SIGNS, _SHIFTS = 1, 2  # separate streams of one seed
 _GATHER_FROM = 64  # a tensor that spans more blocks than this is folded by one gather instead of a slice per block
-_MATRIX_ELEMENTS = 2**24  # signs of the dense matrix alive at once: 64 MiB in float32
 
 
 @dataclass(frozen=True)
@@ -92,10 +90,8 @@ class Projection:
         if self.settings.kind == "none":
             offset = self.layout.offsets[index]
             accumulator[:, offset : offset + gradients.shape[1]].add_(gradients)
-        elif self.settings.kind in ("sketch", "signs"):
-            self._add_sketch(accumulator, index, gradients)
         else:
-            self._add_rademacher(accumulator, index, gradients)
+            self._add_sketch(accumulator, index, gradients)
 
     def finish(self, accumulator: Tensor) -> Tensor:
         """The projected rows, once every tensor was added."""
@@ -130,14 +126,6 @@ class Projection:
         source = torch.from_numpy((np.arange(d)[None, :] - shifts[:, None]) % d).to(signed.device)
         return blocks.gather(2, source.expand(rows, -1, -1)).sum(1)
 
-    def _add_rademacher(self, accumulator: Tensor, index: int, gradients: Tensor) -> None:
-        d, start = self.width, self.layout.offsets[index]
-        step = max(1, _MATRIX_ELEMENTS // d)
-        for first in range(0, gradients.shape[1], step):
-            part = gradients[:, first : first + step]
-            matrix = sign_matrix(self.settings.seed, start + first, part.shape[1], d, gradients.device, gradients.dtype)
-            accumulator.addmm_(part, matrix, alpha=1 / math.sqrt(d))
-
     def _signs_of(self, index: int, device: torch.device) -> Tensor:
         """One byte per parameter, kept: drawing them again for each batch would cost more than using them."""
         key = (index, device)
@@ -158,15 +146,6 @@ def parameter_signs(seed: int, start: int, stop: int) -> NDArray[np.int8]:
 def block_shifts(seed: int, start: int, stop: int, dimension: int) -> NDArray[np.int64]:
     """Rotations of the sketch's blocks start ... stop - 1. The modulo's bias is below dimension / 2^64."""
     return (_hashed(seed, _SHIFTS, start, stop) % np.uint64(dimension)).astype(np.int64)
-
-
-def sign_matrix(seed: int, start: int, rows: int, dimension: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Rows start ... start + rows - 1 of the dense matrix of signs, (rows, dimension)."""
-    per_row = -(-dimension // 64)
-    words = _hashed(seed, _MATRIX, start * per_row, (start + rows) * per_row)
-    octets = torch.from_numpy(words.astype("<u8").view(np.uint8)).to(device).view(rows, per_row * 8, 1)
-    bits = (octets >> torch.arange(8, dtype=torch.uint8, device=device)) & 1
-    return bits.view(rows, per_row * 64)[:, :dimension].to(dtype).mul_(2).sub_(1)
 
 
 def _pieces(start: int, size: int, dimension: int, seed: int) -> Iterator[tuple[int, int, int]]:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from raysift.errors import ConfigError
 from raysift.jobs import stages
 from raysift.jobs.api import own_session
 from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show import show_evaluation, show_ingest, show_selection
 from raysift.jobs.recipes import run_method
+from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run
-from raysift.settings.config import CommonConfig
+from raysift.settings.config import CommonConfig, replayed
 
 
 def run_selection(config: CommonConfig, console: Console) -> None:
@@ -30,21 +30,45 @@ def run_search(config: CommonConfig, console: Console) -> None:
     search_command(config, console)
 
 
+def run_rescore(
+    source: str,
+    target: Sequence[str],
+    run: str | None,
+    budget: str | None,
+    overrides: Sequence[str],
+    console: Console,
+    reuse: Sequence[str],
+) -> None:
+    """Select for other targets from the vectors that a run has kept."""
+    from raysift.jobs.gradients.rescore import rescore
+
+    with own_session() as start:
+        found = rescore(
+            *(source, target),
+            new_run=run,
+            budget=budget,
+            overrides=overrides,
+            console=console,
+            reuse=reuse,
+            start=start,
+        )
+    show_selection(found.run, found.manifest, console)
+    console.note(f"run: {found.run.folder}")
+
+
 def run_ingest(config: CommonConfig, console: Console) -> None:
     """Only read the pool."""
-    _require(config.pool, "pool", "Name what to read: raysift ingest FILE...")
-    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
+    checks.check_pool(config)
+    with _session(config, console) as run, run.replayable(replayed(config)):
         show_ingest(run, stages.ingest(run, config), console)
 
 
 def run_finetune(config: CommonConfig, console: Console) -> None:
     """Train on a whole pool."""
-    _require(config.pool, "pool", "Name the rows to train on: --pool FILE...")
-    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
-        rows = stages.ingest(run, config)
-        if config.test:
-            stages.check_trainable(run, config.train, "finetune")
-        trained = stages.finetune(run, config, rows)
+    checks.check_pool(config)
+    with _session(config, console) as run, run.replayable(replayed(config)):
+        checks.check_training(run, config, "finetune")
+        trained = stages.finetune(run, config, stages.ingest(run, config))
         model, adapter = stages.trained_model(run, trained, config.model)
         console.note(f"trained: {adapter or model}")
         if config.test:
@@ -54,19 +78,14 @@ def run_finetune(config: CommonConfig, console: Console) -> None:
 
 def run_evaluate(config: CommonConfig, console: Console) -> None:
     """Score a model as it is."""
-    _require(config.test, "test", "Name the examples: --test FILE...")
-    with _session(config, console) as run, run.replayable(config.model_dump(mode="json")):
+    checks.check_evaluation(config)
+    with _session(config, console) as run, run.replayable(replayed(config)):
         stages.evaluate(run, config, None)
         show_evaluation(run, console)
 
 
-def _require(value: object, name: str, hint: str) -> None:
-    if not value:
-        raise ConfigError(f"config: '{name}' is missing. {hint}")
-
-
 @contextlib.contextmanager
 def _session(config: CommonConfig, console: Console) -> Iterator[Run]:
-    run = Run(config.run, console, config.reuse)
-    with own_session():
-        yield run
+    """A run whose first stage starts Ray, which ends with it."""
+    with own_session() as start:
+        yield Run(config.run, console, config.reuse, start)

@@ -1,4 +1,4 @@
-"""The command line: parse, check, then import what is heavy. `raysift --help` loads no model library and no Ray.
+"""The command line: parse and check first, import heavy libraries afterwards. `raysift --help` loads no model library and no Ray.
 
 One grammar for every method:
 
@@ -6,57 +6,44 @@ One grammar for every method:
                    [--config FILE] [section.key=value ...]
 
 Exit codes: 0 done, 1 unexpected, 2 settings, 3 data, 4 the run holds other results, 5 a stage failed, 6 model,
-130 interrupted.
+130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from raysift.errors import ConfigError, RaysiftError, find_cause
 from raysift.jobs.commands.options import (
-    Adapter,
     AgainstAdapter,
     AgainstAnswers,
     AgainstModel,
     Answers,
     BudgetOption,
-    ConfigFile,
     Fresh,
     JudgeModel,
     Log,
-    Model,
-    OnBadFile,
     Overrides,
-    Pool,
     Reuse,
     RunName,
-    Seed,
     Target,
-    Test,
+    is_override,
     make_console,
     prepare,
+    spread_multiple,
+    takes,
 )
+from raysift.methods import METHODS
 
-METHOD_HELP = {
-    "uniform": "Select rows at random.",
-    "longest": "Select the rows with the longest responses.",
-    "quality": "Select the rows that a reward model, a judge or IFD scores highest.",
-    "coverage": "Select rows that leave no row of the pool far away (k-center).",
-    "less": "Select rows whose gradient lowers the loss on target examples (LESS).",
-    "rose": "Select rows whose gradient lowers a preference loss on target pairs (ROSE).",
-    "mods": "Select rows that are good, diverse and still unknown to the model (MoDS).",
-    "raise": "Learn a policy that picks every batch; select what it picked (RAISE).",
-}
-MULTIPLE = ("--pool", "--target", "--test", "--reuse")
-OVERRIDE = re.compile(r"^[a-z_]+(\.[a-z_]+)*=")
+INTERRUPTED, TERMINATED = 130, 143
+CONTINUES = "the same command continues the run."
 
 app = typer.Typer(
     name="raysift",
@@ -65,150 +52,112 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 nano_app = typer.Typer(help="The nano world and its models.", no_args_is_help=True)
 app.add_typer(nano_app, name="nano")
 
 
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version and end.", is_eager=True, callback=lambda told: _version(told)
+        ),
+    ] = False,
+) -> None:
+    """Pick the few per cent of an instruction pool worth training on, and train on them."""
+
+
+def _version(told: bool) -> None:
+    if told:
+        from raysift import __version__
+
+        print(f"raysift {__version__}")
+        raise typer.Exit
+
+
 def add_method(name: str, summary: str, method: str | None = None) -> None:
     """One command per method; they differ in name only. With `method` the command searches settings of that one."""
 
-    def command(
-        pool: Pool = None,
-        target: Target = None,
-        model: Model = None,
-        budget: BudgetOption = None,
-        run: RunName = None,
-        reuse: Reuse = None,
-        config: ConfigFile = None,
-        seed: Seed = None,
-        adapter: Adapter = None,
-        train: Annotated[bool, typer.Option("--train", help="Fine-tune the model on the selection.")] = False,
-        test: Test = None,
-        on_bad_file: OnBadFile = None,
-        fresh: Fresh = False,
-        log: Log = None,
-        overrides: Overrides = None,
-    ) -> None:
-        given: dict[str, Any] = {
-            "method": method or name,
-            "pool": pool,
-            "target": target,
-            "model": model,
-            "budget": budget,
-            "run": run,
-            "reuse": reuse,
-        }
-        given |= {"seed": seed, "adapter": adapter, "test": test, "train_on_selection": train or None}
-        settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
-        if not settings.pool:
-            raise ConfigError("config: 'pool' is missing. Name what to choose from: --pool FILE...")
+    @takes(
+        *("pool", "target", "model", "budget", "run", "reuse", "config", "seed", "adapter", "train", "test"),
+        *("on_bad_file", "fresh", "log", "overrides"),
+    )
+    def command(given: dict[str, Any]) -> None:
+        settings, console = prepare(name, given | {"method": method or name})
         from raysift.jobs.commands.actions import run_search, run_selection
+        from raysift.jobs.runs.checks import check_named
 
+        check_named(settings, given["target"], given["test"])
         (run_search if method else run_selection)(settings, console)
 
     app.command(name, help=summary, rich_help_panel="Steps" if method else "Methods")(command)
 
 
-for _name, _summary in METHOD_HELP.items():
-    add_method(_name, _summary)
+for _name, _method in METHODS.items():
+    add_method(_name, _method.summary)
 add_method("search", "Search policy settings of RAISE (Ray Tune); best.yaml is for `raysift raise --config`.", "raise")
 
 
 @app.command(rich_help_panel="Steps")
+@takes("pool", "run", "reuse", "config", "on_bad_file", "fresh", "log")
 def ingest(
+    given: dict[str, Any],
     paths: Annotated[list[str] | None, typer.Argument(help="PATH ... and section.key=value ...")] = None,
-    pool: Pool = None,
-    run: RunName = None,
-    reuse: Reuse = None,
-    config: ConfigFile = None,
-    on_bad_file: OnBadFile = None,
-    fresh: Fresh = False,
-    log: Log = None,
 ) -> None:
     """Read a pool: recognise its format, give ids, check rows, collapse exact duplicates."""
-    overrides = [path for path in paths or [] if OVERRIDE.match(path)]
-    named = [path for path in paths or [] if not OVERRIDE.match(path)] + (pool or [])
-    given = {"pool": named or None, "run": run, "reuse": reuse}
-    settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
+    overrides = [path for path in paths or [] if is_override(path)]
+    named = [path for path in paths or [] if path not in overrides] + (given["pool"] or [])
+    settings, console = prepare("ingest", given | {"pool": named or None}, overrides)
     from raysift.jobs.commands.actions import run_ingest
 
     run_ingest(settings, console)
 
 
 @app.command(rich_help_panel="Steps")
+@takes(
+    *("pool", "model", "adapter", "run", "reuse", "config", "seed", "test", "on_bad_file", "fresh", "log", "overrides")
+)
 def finetune(
-    pool: Pool = None,
-    model: Model = None,
-    adapter: Adapter = None,
-    run: RunName = None,
-    reuse: Reuse = None,
-    config: ConfigFile = None,
+    given: dict[str, Any],
     recipe: Annotated[
         str | None, typer.Option("--recipe", help="less, mods, raise, nano, ...: preset of `train`.")
     ] = None,
-    seed: Seed = None,
-    test: Test = None,
-    on_bad_file: OnBadFile = None,
-    fresh: Fresh = False,
-    log: Log = None,
-    overrides: Overrides = None,
 ) -> None:
     """Fine-tune a model on all rows of a pool, or of a selection; evaluate it where --test names examples."""
-    given = {"pool": pool, "model": model, "adapter": adapter, "run": run, "reuse": reuse, "seed": seed, "test": test}
-    if recipe:
-        overrides = [f"train.recipe={recipe}", *(overrides or [])]
-    settings, console = prepare(config, given, overrides, on_bad_file, fresh, log)
+    settings, console = prepare("finetune", given, [f"train.recipe={recipe}"] if recipe else [])
     from raysift.jobs.commands.actions import run_finetune
 
     run_finetune(settings, console)
 
 
 @app.command(rich_help_panel="Steps")
-def evaluate(
-    test: Test = None,
-    model: Model = None,
-    adapter: Adapter = None,
-    run: RunName = None,
-    reuse: Reuse = None,
-    config: ConfigFile = None,
-    seed: Seed = None,
-    fresh: Fresh = False,
-    log: Log = None,
-    overrides: Overrides = None,
-) -> None:
+@takes("test", "model", "adapter", "run", "reuse", "config", "seed", "fresh", "log", "overrides")
+def evaluate(given: dict[str, Any]) -> None:
     """Score a model, with or without an adapter, on example files."""
-    given = {"test": test, "model": model, "adapter": adapter, "run": run, "reuse": reuse, "seed": seed}
-    settings, console = prepare(config, given, overrides, None, fresh, log)
+    settings, console = prepare("evaluate", given)
     from raysift.jobs.commands.actions import run_evaluate
 
     run_evaluate(settings, console)
 
 
 @app.command("win-rate", rich_help_panel="Steps")
+@takes("test", "model", "adapter", "run", "reuse", "config", "seed", "fresh", "log", "overrides")
 def win_rate(
-    test: Test = None,
-    model: Model = None,
-    adapter: Adapter = None,
+    given: dict[str, Any],
     answers: Answers = None,
     against_model: AgainstModel = None,
     against_adapter: AgainstAdapter = None,
     against_answers: AgainstAnswers = None,
     judge: JudgeModel = None,
-    run: RunName = None,
-    reuse: Reuse = None,
-    config: ConfigFile = None,
-    seed: Seed = None,
-    fresh: Fresh = False,
-    log: Log = None,
-    overrides: Overrides = None,
 ) -> None:
     """Let a judge say which of two models answers better, question by question."""
     named = {"answers": answers, "against.model": against_model, "against.adapter": against_adapter}
     named |= {"against.answers": against_answers, "judge.model": judge}
     extra = [f"win_rate.{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
-    given = {"test": test, "model": model, "adapter": adapter, "run": run, "reuse": reuse, "seed": seed}
-    settings, console = prepare(config, given, [*extra, *(overrides or [])], None, fresh, log)
+    settings, console = prepare("win-rate", given, extra)
     from raysift.jobs.pairwise.win_rate import win_rate_command
     from raysift.pairwise.settings import WinRateSettings
 
@@ -228,9 +177,9 @@ def rescore(
     """Select for other targets from the gradients that a run has stored; rows need no new pass."""
     if not target:
         raise ConfigError("config: 'target' is missing. Name what to select for now: --target FILE...")
-    from raysift.jobs.gradients.rescore import rescore_command
+    from raysift.jobs.commands.actions import run_rescore
 
-    rescore_command(source, target, run, budget, overrides or [], make_console(log), reuse or [])
+    run_rescore(source, target, run, budget, overrides or [], make_console(log), reuse or [])
 
 
 @app.command(rich_help_panel="Look")
@@ -261,6 +210,46 @@ def explain(
     from raysift.jobs.commands.explain import explain_command
 
     explain_command(run, row, pairs, text, make_console(log))
+
+
+@app.command(rich_help_panel="Look")
+@takes("pool", "target", "model", "budget", "config", "seed", "log", "overrides")
+def look(
+    given: dict[str, Any],
+    write: Annotated[
+        str | None, typer.Option("--write", help="YAML file to make: the settings that matter, commented.")
+    ] = None,
+) -> None:
+    """What is in a pool and in targets, and which methods they serve: no model, no Ray."""
+    settings, console = prepare("look", given)
+    from raysift.jobs.commands.look import look as look_at
+    from raysift.jobs.runs.checks import check_pool
+
+    check_pool(settings)
+    look_at(settings, write, console)
+
+
+@app.command(rich_help_panel="Look")
+def settings(
+    method: Annotated[str, typer.Argument(help="A method, such as less.", metavar="METHOD")],
+    key: Annotated[str | None, typer.Argument(help="A setting or a section, such as less.match.")] = None,
+    model: Annotated[str, typer.Option("--model", help="Defaults are those for this model.")] = "nano",
+    log: Log = None,
+) -> None:
+    """What can be set for a method: default, what it takes, meaning, and whether it decides the result."""
+    from raysift.jobs.commands.settings import show_settings
+
+    show_settings(method, key, model, make_console(log))
+
+
+@app.command(rich_help_panel="Look")
+@takes("model", "run", "config", "log", "overrides")
+def doctor(given: dict[str, Any]) -> None:
+    """What this machine offers, and what would stand in a run's way; text to paste into a bug report."""
+    settings, console = prepare("doctor", given)
+    from raysift.jobs.commands.doctor import doctor as examine
+
+    raise typer.Exit(0 if examine(settings, console) else 1)
 
 
 @app.command(rich_help_panel="Look")
@@ -324,36 +313,34 @@ def nano_pool(
     write_pool(path, rows, seed, WorldConfig())
 
 
-def spread_multiple(arguments: Sequence[str]) -> list[str]:
-    """`--pool a b c` as `--pool a --pool b --pool c`: up to the next option or `key=value`."""
-    spread: list[str] = []
-    option: str | None = None
-    for argument in arguments:
-        if argument == "--":
-            return [*spread, *arguments[arguments.index("--") :]]
-        if argument.startswith("-"):
-            option = argument if argument in MULTIPLE else None
-            if option is None:
-                spread.append(argument)
-        elif option and not (OVERRIDE.match(argument) and "://" not in argument):
-            spread += [option, argument]
-        else:
-            option = None
-            spread.append(argument)
-    return spread
-
-
 def run_guarded(body: Callable[[], None]) -> int:
     """Run a command; what goes wrong becomes a message and an exit code. RAYSIFT_DEBUG=1 shows the traceback."""
+    terminated: list[int] = []
+
+    def terminate(number: int, _: object) -> None:
+        terminated.append(number)
+        sys.exit(TERMINATED)
+
+    # A library may turn the exit into an error of its own, or lose it: the list remembers.
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        code = _run(body)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return _stopped(TERMINATED) if terminated else code
+
+
+def _run(body: Callable[[], None]) -> int:
     try:
         body()
     except KeyboardInterrupt:
-        _complain("interrupted; the same command continues the run.")
-        return 130
+        return _stopped(INTERRUPTED)
     except SystemExit as stop:
+        if _was_interrupted(stop):
+            return _stopped(INTERRUPTED)
         return stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
-        cause = find_cause(error)  # of an error of ours, too: one that was raised in a Ray task wears Ray's traceback
+        cause = find_cause(error)  # our own errors too: raised inside a Ray task, their text is Ray's traceback
         if os.environ.get("RAYSIFT_DEBUG") and not isinstance(error, RaysiftError):
             raise
         _complain(str(cause or f"{type(error).__name__}: {error}\nSet RAYSIFT_DEBUG=1 for the traceback."))
@@ -361,10 +348,22 @@ def run_guarded(body: Callable[[], None]) -> int:
     return 0
 
 
+def _was_interrupted(stop: SystemExit) -> bool:
+    """Typer makes an exit of Ctrl-C; a command that handled it itself, such as `submit`, exits by its own word."""
+    error: BaseException | None = stop
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _stopped(code: int) -> int:
+    _complain(f"{'terminated' if code == TERMINATED else 'interrupted'}; {CONTINUES}")
+    return code
+
+
 def main() -> None:
     """Entry point of the `raysift` command."""
-    arguments = spread_multiple(sys.argv[1:])
-    sys.exit(run_guarded(lambda: app(args=arguments, standalone_mode=True)))
+    sys.exit(run_guarded(lambda: app(args=spread_multiple(sys.argv[1:]), standalone_mode=True)))
 
 
 def _complain(text: str) -> None:

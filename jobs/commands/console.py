@@ -20,13 +20,23 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from raysift.jobs.commands.table_layout import ABSENT, lay_out
+from raysift.pool.id_text import exact
 
+LINES = "\n"  # an error or a cell may have several
 Voice = Literal["rich", "plain", "quiet", "json"]
 
 
-def printable(text: str) -> str:
-    """Text in which nothing can move a terminal's cursor or turn its direction."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def printable(text: str, kept: str = "") -> str:
+    """Text in which nothing can move a terminal's cursor or turn its direction; `kept` are characters that may."""
+    return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
+
+
+def plain(text: str, kept: str = "") -> str:
+    """Text of any origin for rich: printed as it is, with no escape sequence and no markup of its own.
+
+    Names of sources, columns and files come from data; every word that `Console` prints passes here.
+    """
+    return escape(printable(text, kept))
 
 
 class Console:
@@ -45,38 +55,40 @@ class Console:
         """Something that happened to the run: a JSON line for machines, a short sentence for people."""
         if self.voice == "json":
             record = {"time": round(time.time(), 3), "event": event, "stage": stage, **fields}
-            print(json.dumps(record, default=str), file=sys.stderr, flush=True)
+            print(json.dumps(exact(record), default=str), file=sys.stderr, flush=True)
         elif self.voice in ("rich", "plain"):
-            words = ", ".join(f"{key} {_show(value)}" for key, value in fields.items() if value not in (None, {}, []))
-            self.err.print(f"[bold]{stage:<9}[/] {event}{': ' + escape(words) if words else ''}", soft_wrap=True)
+            # A failure's error is raised as well, and printed once, by whoever ends the command.
+            told = {key: value for key, value in fields.items() if key != "error" and value not in (None, {}, [])}
+            words = ", ".join(f"{key} {_show(value)}" for key, value in told.items())
+            line = f"[bold]{plain(stage):<9}[/] {plain(event)}{': ' + plain(words) if words else ''}"
+            self.err.print(line, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """A remark the user should read, such as a warning about the data."""
         if self.voice == "json":
             self.event("note", text=text)
         elif self.voice != "quiet":
-            # A remark may quote what a library said of a row.
-            self.err.print(f"[yellow]note[/]      {escape(printable(text))}", soft_wrap=True)
+            self.err.print(f"[yellow]note[/]      {plain(text)}", soft_wrap=True)
 
     def error(self, text: str) -> None:
         if self.voice == "json":
             self.event("error", text=text)
         else:
-            self.err.print("[bold red]error[/]     ", end="")
-            self.err.print(text, markup=False, soft_wrap=True)
+            self.err.print(f"[bold red]error[/]     {plain(text, kept=LINES)}", soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """A result. Printed to standard output in every voice but `json`, which gets one object with the rows."""
         if self.voice == "json":
             self.event("table", title=title, columns=list(columns), rows=[list(row) for row in rows])
             return
-        cells = [[_cell(value) for value in row] for row in rows]
-        for number, block in enumerate(lay_out(columns, cells, self.out.width)):
-            table = Table(title=None if number else title, title_justify="left", title_style="bold")
+        heads = [printable(column) for column in columns]
+        cells = [[printable(_cell(value), kept=LINES) for value in row] for row in rows]
+        for number, block in enumerate(lay_out(heads, cells, self.out.width)):
+            table = Table(title=None if number else plain(title), title_justify="left", title_style="bold")
             for column in block:
                 left = column.is_text or column.place == 0
                 table.add_column(
-                    escape(columns[column.place]),
+                    escape(heads[column.place]),
                     justify="left" if left else "right",
                     overflow="fold",
                     width=column.width,

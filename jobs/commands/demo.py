@@ -24,6 +24,7 @@ from raysift.jobs import stages
 from raysift.jobs.api import own_session
 from raysift.jobs.commands.console import Console
 from raysift.jobs.recipes import run_method
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
@@ -56,8 +57,9 @@ class Cell:
 
 def run_demo(folder: str, seeds: int, console: Console) -> None:
     """Select, train, test, and print the table."""
-    with own_session():
-        run = Run(folder, console)
+    with own_session() as start:
+        run = Run(folder, console, start=start)
+        run.claim()
         config = write_world(run)
         cells = [Cell("base model", 0, None)]
         for seed in range(seeds):
@@ -65,7 +67,7 @@ def run_demo(folder: str, seeds: int, console: Console) -> None:
         compare = run.stage(
             "compare",
             {"seeds": seeds, "train": config.train, "evaluate": config.evaluate, "target": TARGET, "budget": BUDGET},
-            {"model": stages.model_fingerprint("nano"), "pool": [POOL_ROWS, POOL_SEED, TEST_ROWS]},
+            {"model": find_model(run, config).identity, "pool": [POOL_ROWS, POOL_SEED, TEST_ROWS]},
             lambda work: compare_cells(cells, config, work, console),
         )
     show_comparison(compare, console, seeds)
@@ -86,14 +88,14 @@ def select_rows(run: Run, config: CommonConfig, seed: int) -> list[Cell]:
     """The training sets of one seed."""
     cells = []
     for method in ("uniform", "longest"):
-        own = Run(run.folder / f"{method}-{seed}", run.console)
+        own = Run(run.folder / f"{method}-{seed}", run.console, start=run.start)
         whole_journey = method == "uniform" and seed == 0
         train = config.train.model_copy(update={"seed": seed})
         settings = {"method": method, "seed": seed, "train": train, "train_on_selection": whole_journey}
         chosen = run_method(own, config.model_copy(update=settings))
         scores = tested_scores(own) if whole_journey else None
         cells.append(Cell(f"{method} {BUDGET}", seed, tuple(own.files(chosen, "rows")), scores=scores))
-    pool = Run(run.folder / f"uniform-{seed}", Console("quiet"))
+    pool = Run(run.folder / f"uniform-{seed}", Console("quiet"), start=run.start)
     rows = stages.ingest(pool, config)
     cells.append(Cell("full pool", seed, tuple(pool.files(rows, "rows")), PASSES_OVER_ALL))
     cells.append(Cell(f"oracle {BUDGET}", seed, oracle_rows(run, pool, rows, seed)))
@@ -159,7 +161,9 @@ def train_and_test(cell: Cell, config: CommonConfig, work: Location) -> None:
         adapter = (out / f"epoch-{report.epochs[-1].epoch}" / "adapter").path
         result |= {"rows": report.counts["rows_in"], "train_seconds": report.seconds}
     tests = read_examples(config.test[0])
-    scores = scores or evaluate_here(tests, config.model, config.evaluate, adapter=adapter, threads=1).scores()
+    scores = (
+        scores or evaluate_here(tests, config.model, config.evaluate, adapter=adapter, device="cpu", threads=1).scores()
+    )
     result["scores"] = [scores[test.id] for test in tests]
     (work / f"{cell.name}-{cell.seed}.json").write(json.dumps(result))
 

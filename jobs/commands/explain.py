@@ -14,21 +14,20 @@ import pyarrow as pa
 
 from raysift.actors.row_gradients import MATCHES
 from raysift.errors import ConfigError, DataError
-from raysift.jobs.commands.console import Console, printable
+from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.pulls import Pull, changed_targets, compute_pulls
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
-from raysift.methods.gradient import GradientConfig
 from raysift.pool.given_input import conversation_of
 from raysift.records import ERROR, FATE, ID, MESSAGES, META, ORDER, RANK, REASON, SCORE, SOURCE
 from raysift.scoring.embeddings import find_vectors
 from raysift.settings.budget import parse_budget
-from raysift.settings.config import CommonConfig
+from raysift.settings.config import CommonConfig, make_selector
 from raysift.storage import Location
 
 if TYPE_CHECKING:
-    from raysift.jobs.policy.row import RowStory
+    from raysift.jobs.policy.story import RowStory
 
 SHOWN_PAIRS = 5
 NEAREST_ROW = "nearest chosen row"
@@ -105,7 +104,7 @@ def explain(
         elif pairs:
             found["pulls"] = compute_pulls(run, config, conversation_of(kept), scores)
     if run.manifest("final") and run.manifest("order"):
-        from raysift.jobs.policy.row import row_story
+        from raysift.jobs.policy.story import row_story
 
         found["policy"] = row_story(run, row_id)
     return Explanation(row_id, verdict, kept[SOURCE], messages=kept[MESSAGES] if text else None, **found)
@@ -172,7 +171,10 @@ def _verdict(
     if standing is None:
         why = f"not selected: no score: {_failure(run, row_id) or 'no stage tells why'}"
         return None, why if scored else "kept; the run has no scores yet"
-    in_turn = _picks_in_turn(config)
+    if chosen and own.get(ORDER) and own[ORDER] > chosen.counts["kept"]:
+        taken = f"a budget of {config.budget} took the first {chosen.counts['kept']:,}"
+        return None, f"not selected: {own.get(FATE) or 'ranked'} as number {own[ORDER]:,}; {taken}"
+    in_turn = make_selector(config).picks_in_turn
     place = f"rank {standing.better + 1:,} of {standing.scored:,} by score"
     if in_turn:
         place += ", that of its best subtask"
@@ -192,11 +194,6 @@ def _verdict(
     if standing.score == last:
         own_score = "this row has the same, and of equal scores the smaller id comes first"
     return None, f"not selected: {place}; {taken}, the lowest of them with score {last:.6g}, {own_score}"
-
-
-def _picks_in_turn(config: CommonConfig) -> bool:
-    settings = getattr(config, str(config.method), None)
-    return isinstance(settings, GradientConfig) and settings.match.subtasks == "round_robin"
 
 
 def _failure(run: Run, row_id: int, stages: Sequence[str] = ANSWERING) -> str | None:
@@ -252,7 +249,8 @@ def explain_command(folder: str, row_id: str, pairs: bool, text: bool, console: 
         raise ConfigError(f"explain: '{row_id}' is no row id; ids are whole numbers, see scores.parquet.") from None
     with_model = pairs and open_run(folder, console).manifest("influence") is not None
     if with_model:
-        with own_session():
+        with own_session() as start:
+            start()
             found = explain(folder, number, pairs=True, text=text, console=console)
     else:
         found = explain(folder, number, pairs=False, text=text, console=console)
@@ -288,8 +286,8 @@ def show(found: Explanation, console: Console) -> None:
     if found.no_pulls:
         console.note(f"explain: {found.no_pulls}.")
     if found.policy:
-        from raysift.jobs.policy.row import show_row
+        from raysift.jobs.policy.story import show_row
 
         show_row(found.policy, console)
     if found.messages:
-        console.table("Text", ["role", "text"], [[m["role"], printable(m["content"])] for m in found.messages])
+        console.table("Text", ["role", "text"], [[m["role"], m["content"]] for m in found.messages])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
+import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,12 +17,18 @@ if TYPE_CHECKING:
     from raysift.jobs.commands.console import Console
     from raysift.settings.config import CommonConfig
 
+MULTIPLE = ("--pool", "--target", "--test", "--reuse")
+OVERRIDE = re.compile(r"^([a-z_][a-z0-9_]*)(\.[a-z_][a-z0-9_]*)*=")
+
 Pool = Annotated[list[str] | None, typer.Option("--pool", help="Files, folders, globs or URIs of the pool.")]
 Target = Annotated[list[str] | None, typer.Option("--target", help="Examples or preference pairs to select for.")]
-Model = Annotated[str | None, typer.Option("--model", help="nano, a Hugging Face id or a local folder.")]
-Adapter = Annotated[str | None, typer.Option("--adapter", help="A PEFT adapter folder to start from.")]
+Model = Annotated[str | None, typer.Option("--model", help="nano, smol, a Hugging Face id or a local folder.")]
+Adapter = Annotated[
+    str | None,
+    typer.Option("--adapter", help="A PEFT adapter on the model: training goes on from it, evaluation uses it."),
+]
 BudgetOption = Annotated[str | None, typer.Option("--budget", help="5%, 2000 (rows), 1.5Mtok (tokens).")]
-RunName = Annotated[str | None, typer.Option("--run", help="Folder or URI for the results.")]
+RunName = Annotated[str | None, typer.Option("--run", help="Folder or URI for the results; default: runs/COMMAND.")]
 Reuse = Annotated[
     list[str] | None,
     typer.Option("--reuse", help="A run whose finished stages count here, where settings and inputs are the same."),
@@ -28,6 +37,7 @@ ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file with
 Seed = Annotated[int | None, typer.Option("--seed", help="Every random choice follows from it.")]
 Test = Annotated[list[str] | None, typer.Option("--test", help="Example files to evaluate on.")]
 OnBadFile = Annotated[str | None, typer.Option("--on-bad-file", help="stop, or quarantine: set the file aside.")]
+Train = Annotated[bool, typer.Option("--train", help="Fine-tune the model on the selection.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Write under the next free name instead of an existing run.")]
 Log = Annotated[str | None, typer.Option("--log", help="rich, plain, quiet or json; default: rich on a terminal.")]
 AgainstModel = Annotated[str | None, typer.Option("--against-model", help="The model to compare with.")]
@@ -38,6 +48,50 @@ Answers = Annotated[
 AgainstAnswers = Annotated[str | None, typer.Option("--against-answers", help="In place of --against-model: the same.")]
 JudgeModel = Annotated[str | None, typer.Option("--judge", help="Who judges; default: nano:reward.")]
 Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)]
+
+SHARED: dict[str, Any] = {
+    "pool": Pool,
+    "target": Target,
+    "model": Model,
+    "adapter": Adapter,
+    "budget": BudgetOption,
+    "run": RunName,
+    "reuse": Reuse,
+    "config": ConfigFile,
+    "seed": Seed,
+    "test": Test,
+    "train": Train,
+    "on_bad_file": OnBadFile,
+    "fresh": Fresh,
+    "log": Log,
+    "overrides": Overrides,
+}
+
+
+def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a command the shared options of these names, which its body receives as one dictionary, `given`."""
+
+    def make_command(body: Callable[..., None]) -> Callable[..., None]:
+        def command(**values: Any) -> None:
+            body({name: values.pop(name) for name in names}, **values)
+
+        _, *own = inspect.signature(body, eval_str=True).parameters.values()
+        shared = [
+            inspect.Parameter(
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=False if name in ("train", "fresh") else None,
+                annotation=SHARED[name],
+            )
+            for name in names
+        ]
+        parameters = sorted([*own, *shared], key=lambda one: one.default is not inspect.Parameter.empty)
+        command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {one.name: one.annotation for one in parameters}
+        command.__name__, command.__doc__ = body.__name__, body.__doc__
+        return command
+
+    return make_command
 
 
 def make_console(log: str | None) -> Console:
@@ -52,22 +106,48 @@ def make_console(log: str | None) -> Console:
     return Console(voice)  # type: ignore[arg-type]
 
 
-def prepare(
-    file: str | None,
-    given: dict[str, Any],
-    overrides: Sequence[str] | None,
-    on_bad_file: str | None,
-    fresh: bool,
-    log: str | None,
-) -> tuple[CommonConfig, Console]:
-    """Checked settings and a console, before anything heavy is loaded."""
+def prepare(command: str, given: dict[str, Any], more: Sequence[str] = ()) -> tuple[CommonConfig, Console]:
+    """Checked settings and a console, before anything heavy is loaded; `more` are overrides that options stand for."""
     from raysift.settings.config import load_config
 
-    console = make_console(log)
-    extra = [f"ingest.on_bad_file={on_bad_file}"] if on_bad_file else []
-    settings = load_config(file, given, [*(overrides or []), *extra])
+    named = dict(given)
+    console = make_console(named.pop("log", None))
+    file, fresh, bad = (named.pop(name, None) for name in ("config", "fresh", "on_bad_file"))
+    named["train_on_selection"] = named.pop("train", None) or None
+    overrides = [*more, *(named.pop("overrides", None) or []), *([f"ingest.on_bad_file={bad}"] if bad else [])]
+    settings = load_config(file, named, overrides)
+    run = settings.run if "run" in settings.model_fields_set else f"runs/{command}"
     if fresh:
         from raysift.jobs.runs.run import free_name
 
-        settings = settings.model_copy(update={"run": free_name(settings.run)})
-    return settings, console
+        run = free_name(run)
+    return settings.model_copy(update={"run": run}), console
+
+
+def is_override(argument: str) -> bool:
+    """Whether `key=value` sets a setting: a file or folder of that name is a path, and so is `lang=en/part.jsonl`."""
+    found = OVERRIDE.match(argument)
+    if not found or os.path.exists(argument):
+        return False
+    from raysift.settings.config import RunConfig
+
+    return found[1] in RunConfig.model_fields
+
+
+def spread_multiple(arguments: Sequence[str]) -> list[str]:
+    """`--pool a b c` as `--pool a --pool b --pool c`: up to the next option or `section.key=value`."""
+    spread: list[str] = []
+    option: str | None = None
+    for argument in arguments:
+        if argument == "--":
+            return [*spread, *arguments[arguments.index("--") :]]
+        if argument.startswith("-"):
+            option = argument if argument in MULTIPLE else None
+            if option is None:
+                spread.append(argument)
+        elif option and not is_override(argument):
+            spread += [option, argument]
+        else:
+            option = None
+            spread.append(argument)
+    return spread

@@ -8,9 +8,11 @@ from collections import Counter
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.jobs.commands.console import Console, printable
+from raysift.errors import ConfigError
+from raysift.jobs.commands.console import Console
 from raysift.jobs.pool.target_check import LIKENESS
 from raysift.jobs.runs.run import Run, open_run
+from raysift.jobs.runs.selection import SELECTED
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
 from raysift.pool.likeness import remarks
@@ -26,6 +28,9 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
     """All that a finished or unfinished run holds; `by` is a column of the rows' meta by which picks are told apart."""
     run = open_run(folder, console)
     manifests = run.manifests()
+    has_policy = (run.folder / "learn").exists() or any("curriculum" in manifest.files for manifest in manifests)
+    if by and not has_policy:
+        raise ConfigError(f"show: '{folder}' has no policy whose picks --by could tell apart. Leave it out.")
     console.table(
         f"Stages of {folder}",
         ["stage", "rows in", "kept", "rejected", "failed", "seconds", "rows/s"],
@@ -62,7 +67,7 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
             show_search(manifest, console)
         if manifest.stage == "choose":
             show_selection(run, manifest, console)
-    if (run.folder / "learn").exists() or (run.folder / "final").exists():
+    if has_policy:
         from raysift.jobs.policy.story import show_policy
 
         show_policy(run, console, by)
@@ -100,7 +105,7 @@ def show_failures(run: Run, manifest: Manifest, console: Console) -> None:
         errors = chunk[ERROR].drop_null().to_pylist()
         reasons.update(re.sub(r"\b\d+(\.\d+)?\b", "N", error) for error in errors)
     first = sorted(reasons.items(), key=lambda item: (-item[1], item[0]))[:TOP_REASONS]
-    rows = [[printable(reason), count] for reason, count in first]
+    rows = [[reason, count] for reason, count in first]
     if len(reasons) > len(first):
         rows.append(
             [f"{len(reasons) - len(first):,} other reasons", reasons.total() - sum(count for _, count in first)]
@@ -133,6 +138,8 @@ def show_selection(run: Run, manifest: Manifest, console: Console) -> None:
         ["source", "pool", "selected", "lift"],
         [[source, line["pool"], line["selected"], line["lift"]] for source, line in by_source.items()],
     )
+    if asked := manifest.counts.get("tokens_asked"):
+        console.note(f"tokens: {manifest.counts['tokens']:,} selected, {asked:,} asked for")
     place = run.files(manifest, "selection")[0]
     chosen = pq.read_table(place.path, filesystem=place.fs)
     told = [name for name in chosen.column_names if not pa.types.is_nested(chosen.schema.field(name).type)]
@@ -141,7 +148,7 @@ def show_selection(run: Run, manifest: Manifest, console: Console) -> None:
     first = chosen.slice(0, TOP_ROWS).select([name for name in told if name not in again])
     console.table("First ranks", first.column_names, [list(row.values()) for row in _as_text_ids(first.to_pylist())])
     written = run.files(manifest, "selected")[0]
-    console.note(f"selected rows: {written}")
+    console.note(f"selected rows: {run.folder / SELECTED / written.name}")
 
 
 def _repeats(chosen: pa.Table, name: str) -> bool:

@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import logging
 import os
+import re
 import shlex
 import shutil
 import tempfile
@@ -34,6 +35,8 @@ import raysift.actors
 import raysift.jobs
 from raysift.errors import ConfigError, StageError
 from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.options import is_override, spread_multiple
+from raysift.methods import METHODS
 from raysift.storage import refuse_passwords
 
 if TYPE_CHECKING:
@@ -48,6 +51,7 @@ WRITES_A_RUN = ("ingest", "finetune", "evaluate", "demo")
 INTERRUPTED = 130
 RECONNECT_S = 2.0
 MAX_RECONNECTS = 30
+_JOB_NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,11 @@ def submit_command(
     arguments: list[str], address: str | None, submission_id: str | None, wait: bool, dry_run: bool
 ) -> int:
     """Submit `raysift ARGUMENTS` and give its exit code, or 0 at once where nothing is waited for."""
+    if submission_id is not None and not _JOB_NAME.fullmatch(submission_id):
+        raise ConfigError(
+            f"submit: --submission-id is {submission_id!r}, expected letters, digits, dots, dashes and underscores: it becomes "
+            "part of addresses and of file names."
+        )
     console = Console("plain")
     os.environ["RAY_AUTH_MODE"] = auth_mode()
     with tempfile.TemporaryDirectory(prefix="raysift-submit-") as folder:
@@ -149,8 +158,6 @@ def _ship_configs(arguments: Sequence[str], files: Path) -> Iterator[str]:
 
 def _require_reachable_paths(arguments: Sequence[str]) -> None:
     """Refuse relative paths: on the cluster they would mean a folder that goes with the job."""
-    from raysift.jobs.commands.cli import METHOD_HELP
-
     named = _named_paths(arguments)
     for option, paths in named.items():
         for path in paths:
@@ -159,7 +166,7 @@ def _require_reachable_paths(arguments: Sequence[str]) -> None:
                     f"submit: {option} '{path}' is a relative path, which means another folder on the cluster. Name "
                     "an absolute path on storage that all nodes share, or a URI (s3://, gs://)."
                 )
-    writes = arguments[0] in WRITES_A_RUN or arguments[0] in METHOD_HELP
+    writes = arguments[0] in WRITES_A_RUN or arguments[0] in METHODS
     if writes and "--help" not in arguments and not named["run"]:
         raise ConfigError(
             "submit: no --run, and the default would be a folder that goes with the job. Name one on storage that all "
@@ -169,8 +176,6 @@ def _require_reachable_paths(arguments: Sequence[str]) -> None:
 
 def _named_paths(arguments: Sequence[str]) -> dict[str, list[str]]:
     """Paths by option, from the command and, for options it leaves out, from its `--config` file."""
-    from raysift.jobs.commands.cli import OVERRIDE, spread_multiple
-
     named: dict[str, list[str]] = {option: [] for option in PATH_OPTIONS}
     settings: dict[str, Any] = {}
     option = ""
@@ -179,7 +184,7 @@ def _named_paths(arguments: Sequence[str]) -> dict[str, list[str]]:
             option, _, value = argument[2:].partition("=")
         else:
             value = argument
-            if not option and arguments[0] == "ingest" and not OVERRIDE.match(argument):
+            if not option and arguments[0] == "ingest" and not is_override(argument):
                 option = "pool"
         if value and option in named:
             named[option].append(value)

@@ -3,13 +3,14 @@
     FOLDER/centers.parquet   id, rank from 1, radius (distance to the centres before it; null for a first one without any)
     FOLDER/picked.parquet    the same of a run that is under way: started again it goes on from there, to the same centres
 
+FOLDER is of one cover alone: its caller names it by all that decides the centres, as `Run.stage` does.
+
 The exact mode holds all rows in shards (`shards.py`); the labelled approximation by core-sets (`raysift.kcenter.coresets`)
 reads a part of the pool at a time, each in a Ray task, or one after the other in this process where Ray does not run.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -21,26 +22,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import Progress
 
-from raysift.errors import DataError, StageError, StaleRunError
-from raysift.fingerprint import differences, fingerprint
+from raysift.errors import DataError, StageError
 from raysift.ids import is_among
 from raysift.jobs.coverage.shards import Load, make_shards
 from raysift.kcenter.coresets import core_set, cover_union, farthest_row, part_of, with_radius
 from raysift.kcenter.forecast import Speed, forecast_bytes, forecast_seconds
 from raysift.kcenter.picking import Centers, Picked, greedy, seed_first, start_from
 from raysift.kcenter.settings import CoverageSettings
-from raysift.records import ID, RANK
+from raysift.records import ID, RADIUS, RANK
 from raysift.scoring.embeddings import EmbeddingTable, find_vectors, read_embeddings, survey
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 from raysift.topk import Ids
 
 CENTERS, PICKED = "centers.parquet", "picked.parquet"
-RADIUS = "radius"
 CHECKPOINT_S = 20.0
 CURVE_POINTS = 200
 TRIAL_WORTH = 1e11  # multiplications under which a forecast takes longer than what it foretells
-_IDENTITY = b"raysift.coverage"
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ def cover(
         raise DataError(
             f"coverage: {shortage}, and {section}.allow_fewer is off. Lower the budget, or set {section}.allow_fewer=true."
         )
-    _write(folder / CENTERS, centers.ids, centers.radii, {})
+    _write(folder / CENTERS, centers.ids, centers.radii)
     (folder / PICKED).delete()
     seconds = time.perf_counter() - clock
     lost = [f"{table.failed} rows without a vector were left out"] if table.failed else []
@@ -159,7 +157,7 @@ def _points(table: EmbeddingTable, among: Ids | None) -> Ids:
 
 
 def _cover_exactly(work: _Work) -> tuple[Centers, dict[str, Any]]:
-    picked, identity = work.picked, _identity(work)
+    picked = work.picked
     shards = make_shards(work.table, work.among, work.settings.metric, picked, work.resources)
     try:
         if shards.rows != len(work.points):
@@ -168,7 +166,7 @@ def _cover_exactly(work: _Work) -> tuple[Centers, dict[str, Any]]:
             )
         worth_it = len(work.points) * work.k * work.table.dimension > TRIAL_WORTH
         values = work.forecast(shards.count, shards.measure_speed()) if worth_it else {}
-        resumed = _resume(work, identity, shards.ask)
+        resumed = _resume(work, shards.ask)
         if not len(picked):
             seed_first(picked, shards.ask("first", work.seed))
         clock, last = time.perf_counter(), time.perf_counter()
@@ -177,7 +175,7 @@ def _cover_exactly(work: _Work) -> tuple[Centers, dict[str, Any]]:
             nonlocal last
             if time.perf_counter() - last >= CHECKPOINT_S:
                 own = slice(so_far.initial, None)
-                _write(work.folder / PICKED, np.array(so_far.ids[own]), np.array(so_far.radii[own]), identity)
+                _write(work.folder / PICKED, np.array(so_far.ids[own]), np.array(so_far.radii[own]))
                 last = time.perf_counter()
             work.say(len(so_far) - so_far.initial, work.k)
 
@@ -192,7 +190,7 @@ def _cover_by_coresets(work: _Work) -> tuple[Centers, dict[str, Any]]:
     parts = work.settings.coreset_parts
     count = max(1, math.ceil(work.settings.coreset_factor * work.k / parts))
     load = Load(
-        work.table.pieces, work.table.dimension, work.settings.metric, work.resources.device, work.resources.threads
+        work.table.pieces, work.table.dimension, work.settings.metric, work.resources.placed_on, work.resources.threads
     )
     shared = (load, work.among, work.seed, parts)
     while True:
@@ -248,36 +246,13 @@ def _each_part(body: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], work:
     return answers
 
 
-def _identity(work: _Work) -> dict[str, str]:
-    """What decides the centres, but not their number: fewer are the beginning of more."""
-    start = np.concatenate(work.picked.vectors) if len(work.picked) else np.empty(0, np.float32)
-    return {
-        "metric": work.settings.metric,
-        "seed": str(work.seed),
-        "points": fingerprint(_hash(work.points)),
-        "initial": fingerprint([_hash(np.array(work.picked.ids, np.int64)), _hash(start)]),
-    }
-
-
-def _hash(numbers: Any) -> str:
-    from hashlib import blake2b
-
-    return blake2b(np.ascontiguousarray(numbers).tobytes(), digest_size=8).hexdigest()
-
-
-def _resume(work: _Work, identity: dict[str, str], ask: Callable[..., list[Any]]) -> int:
+def _resume(work: _Work, ask: Callable[..., list[Any]]) -> int:
     """Take over the centres of a run that was cut off; gives their number."""
     place = work.folder / PICKED
     if not place.exists():
         return 0
     with place.open_input() as stream:
         table = pq.read_table(stream)
-    found = json.loads(table.schema.metadata[_IDENTITY])
-    if found != identity:
-        changed = "\n".join(f"  {line}" for line in differences(found, identity))
-        raise StaleRunError(
-            f"coverage: {place} holds centres of other points or settings:\n{changed}\nDelete it to start afresh."
-        )
     table = table.slice(0, work.k)
     ids, radii = table[ID].to_numpy(), table[RADIUS].fill_null(math.inf).to_numpy()
     answers = ask("vectors_of", ids)
@@ -290,7 +265,7 @@ def _resume(work: _Work, identity: dict[str, str], ask: Callable[..., list[Any]]
     return len(ids)
 
 
-def _write(place: Location, ids: Ids, radii: Any, identity: dict[str, str]) -> None:
+def _write(place: Location, ids: Ids, radii: Any) -> None:
     """Centres in their order; whole or not at all."""
     table = pa.table(
         {
@@ -300,7 +275,7 @@ def _write(place: Location, ids: Ids, radii: Any, identity: dict[str, str]) -> N
         }
     )
     sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata({_IDENTITY: json.dumps(identity)}), sink, compression="zstd")
+    pq.write_table(table, sink, compression="zstd")
     place.write(sink.getvalue().to_pybytes())
 
 

@@ -200,7 +200,7 @@ def make_shards(
     """Actors where Ray runs and the table is large or workers are asked for; else one shard in this process."""
 
     def load(pieces: Sequence[Piece]) -> Load:
-        return Load(tuple(pieces), table.dimension, metric, resources.device, resources.threads)
+        return Load(tuple(pieces), table.dimension, metric, resources.placed_on, resources.threads)
 
     if not _wants_ray(table, resources):
         return LocalShards(load(table.pieces), among)

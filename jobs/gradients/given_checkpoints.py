@@ -21,13 +21,15 @@ from raysift.actors.checkpointed import Checkpoint, find_moments
 from raysift.actors.language_model import resolve_model
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.errors import DataError
+from raysift.fingerprint import file_fingerprint, folder_fingerprint
 from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.stages import checkpoints_of
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.reuse import CONFIG, run_name
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.jobs.runs.tables import relative
-from raysift.jobs.stages import model_fingerprint
 from raysift.manifest import Manifest
+from raysift.settings.config import CommonConfig
 from raysift.storage import Location, open_location
 from raysift.store.gradient_store import checkpoint_hash
 
@@ -35,10 +37,11 @@ WEIGHTS, ADAPTER_CONFIG, TRAINER_STATE = "adapter_model.safetensors", "adapter_c
 _NUMBERED = re.compile(r"(?:checkpoint|epoch)-(\d+)")
 
 
-def adopt_checkpoints(run: Run, model: str, source: str) -> Manifest:
+def adopt_checkpoints(run: Run, config: CommonConfig, source: str) -> Manifest:
     """Stands for the stage `warmup`: names the checkpoints below `source`, and trains nothing."""
     points, home = find_checkpoints(source), _home_of(source)
-    check_base([point.adapter for point in points], model, run.console)
+    model = find_model(run, config)
+    check_base([point.adapter for point in points], model.name, run.console)
 
     def body(folder: Location) -> StageResult:
         given = []
@@ -50,9 +53,10 @@ def adopt_checkpoints(run: Run, model: str, source: str) -> Manifest:
         return StageResult(values={"source": home, "given": given})
 
     contents = [[p.name, checkpoint_hash(p.adapter, p.moments), p.learning_rate] for p in points]
-    inputs = {"model": model_fingerprint(model), "checkpoints": contents}
-    decides = {"from": str(open_location(source))}
-    return run.stage("warmup", decides, inputs, body, version=2)  # 2 names places relative to the source
+    inputs = {"model": model.identity, "checkpoints": contents}
+    manifest = run.stage("warmup", {}, inputs, body, version=2)  # 2 names places relative to the source
+    # The same checkpoints may lie elsewhere by now.
+    return manifest.model_copy(update={"values": manifest.values | {"source": home}})
 
 
 def check_base(adapters: Sequence[Location], model: str, console: Console) -> None:
@@ -61,12 +65,13 @@ def check_base(adapters: Sequence[Location], model: str, console: Console) -> No
     configs = [json.loads((adapter / ADAPTER_CONFIG).read_text()) for adapter in adapters]
     for base in dict.fromkeys(config.get("base_model_name_or_path") or own for config in configs):
         if open_location(base).is_folder() and open_location(own).is_folder():
-            if model_fingerprint(base, "*.safetensors", "*.bin") != model_fingerprint(own, "*.safetensors", "*.bin"):
+            theirs, ours = (folder_fingerprint(open_location(place), "weights") for place in (base, own))
+            if theirs != ours:
                 raise DataError(
                     f"warmup: the adapters were trained over {base}, whose weights are not those of the run's model, {own}. "
                     "Give that model (--model), or checkpoints of this one."
                 )
-        elif PurePath(base).name != PurePath(own).name:
+        elif PurePath(base).name != PurePath(own.partition("@")[0]).name:
             console.note(f"warmup: the adapters name {base} as their base, the run's model is {own}: is it the same?")
 
 
@@ -118,6 +123,8 @@ def _home_of(source: str) -> str:
 def _learning_rates(folders: list[Location], steps: list[int]) -> list[float]:
     if all((folder / EPOCH_RECORD).exists() for folder in folders):
         records = [EpochRecord.model_validate_json((folder / EPOCH_RECORD).read_bytes()) for folder in folders]
+        for folder, record in zip(folders, records, strict=True):
+            _require_unchanged(folder, record)
         return [record.mean_learning_rate for record in records]
     state = folders[-1] / TRAINER_STATE
     if not state.exists():
@@ -136,6 +143,16 @@ def _learning_rates(folders: list[Location], steps: list[int]) -> list[float]:
             )
         rates.append(float(np.mean(own)))
     return rates
+
+
+def _require_unchanged(folder: Location, record: EpochRecord) -> None:
+    """A checkpoint is known by the hashes that its training wrote down, so its files must be those."""
+    for name, content in record.hashes.items():
+        if not (folder / name).exists() or file_fingerprint(folder / name) != content:
+            raise DataError(
+                f"warmup: {folder / name} is not the file that its training wrote, by the hash in {EPOCH_RECORD}: it was "
+                f"changed, cut off or lost. Put it back; for weights of your own, delete {folder / EPOCH_RECORD}."
+            )
 
 
 def _log_of(state: Location) -> list[dict[str, float]]:

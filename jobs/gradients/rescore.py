@@ -6,24 +6,22 @@ gradients need the model. Its `run.yaml` is complete: replayed, it does the whol
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.fingerprint import differences
 from raysift.jobs import stages
-from raysift.jobs.api import Selection
+from raysift.jobs.api import Selection, start_session
 from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.show import show_selection
+from raysift.jobs.gradients.matching import match_and_choose
 from raysift.jobs.gradients.store import filled_store
-from raysift.jobs.gradients.targeting import check_targets, like_pool
-from raysift.jobs.recipes import make_selector, match_and_choose
+from raysift.jobs.gradients.targeting import like_pool, read_targets
 from raysift.jobs.runs.reuse import EVENTS, sources_of
 from raysift.jobs.runs.run import Run, free_name, open_run
 from raysift.methods import METHODS
-from raysift.methods.gradient import GradientConfig
+from raysift.methods.gradient import GradientSelector
 from raysift.settings.budget import parse_budget
-from raysift.settings.config import CommonConfig
+from raysift.settings.config import CommonConfig, make_selector, replayed
 from raysift.storage import extend_name, open_location
 
 # What may differ from the run whose rows, warm-up and vectors are read; all other settings decided those.
@@ -39,7 +37,7 @@ OWN_SETTINGS = {
     "search",
     "resources",
 }
-OWN_OF_METHOD = {"checkpoints", "targets", "match", "preference", "end_prompt"}
+OWN_OF_METHOD = {"checkpoints", "targets", "match"}
 
 
 def rescore(
@@ -51,6 +49,7 @@ def rescore(
     overrides: Sequence[str] = (),
     console: Console | None = None,
     reuse: str | Sequence[str] | None = None,
+    start: Callable[[], None] = start_session,
 ) -> Selection:
     """Select for other targets from the vectors that a run with `matching: store` has kept; it is reused, and `reuse` after it."""
     source = open_run(run, console)
@@ -67,52 +66,36 @@ def rescore(
         raise ConfigError(
             f"rescore: {name} is a run already, and none that was rescored. Give another name with --run."
         )
-    settings: Any = make_selector(config).config
-    check_targets(config, settings)
-    this_run = Run(name, console, [run, *config.reuse])
-    with this_run.replayable(config.model_dump(mode="json")):
+    selector = _by_gradient(config, run)
+    found = read_targets(config, selector)
+    this_run = Run(name, console, [run, *config.reuse], start)
+    with this_run.replayable(replayed(config)):
         rows, _, warm = (this_run.adopt(stage, run) for stage in ("ingest", "warmup_rows", "warmup"))
         assert rows is not None
         assert warm is not None
-        like_pool(this_run, config, settings, rows)
+        like_pool(this_run, config, selector, found, rows)
         lengths = stages.lengths(this_run, config, rows) if parse_budget(config.budget).counts_tokens else None
-        return Selection(this_run, match_and_choose(this_run, config, rows, warm, lengths, store))
+        return Selection(this_run, match_and_choose(this_run, config, selector, found, rows, warm, lengths, store))
 
 
-def rescore_command(
-    run: str,
-    target: Sequence[str],
-    new_run: str | None,
-    budget: str | None,
-    overrides: Sequence[str],
-    console: Console,
-    reuse: Sequence[str] = (),
-) -> None:
-    """Rescore in a Ray session of its own, and show what was chosen."""
-    from raysift.jobs.api import own_session
-
-    with own_session():
-        selection = rescore(
-            run, target, new_run=new_run, budget=budget, overrides=overrides, console=console, reuse=reuse
-        )
-    show_selection(selection.run, selection.manifest, console)
-    console.note(f"run: {selection.run.folder}")
+def _by_gradient(config: CommonConfig, name: str) -> GradientSelector:
+    selector = make_selector(config) if config.method else None
+    if isinstance(selector, GradientSelector):
+        return selector
+    known = ", ".join(method for method, found in METHODS.items() if issubclass(found, GradientSelector))
+    raise ConfigError(f"rescore: {name} is a run of '{config.method}', which has no gradients. Known: {known}.")
 
 
 def _store_of_vectors(source: Run, config: CommonConfig, name: str) -> str:
     """Where the store of the run is; raises where there is none to rescore from."""
     made_with = source.config()
-    settings = make_selector(made_with).config if made_with.method else None
-    if not isinstance(settings, GradientConfig):
-        raise ConfigError(
-            f"rescore: {name} is a run of '{made_with.method}', which has no gradients. Known: less, rose."
-        )
-    if settings.matching != "store":
+    selector = _by_gradient(made_with, name)
+    if selector.config.matching != "store":
         raise ConfigError(
             f"rescore: {name} matched as it went ({made_with.method}.matching=exact) and kept no gradients. Run it under "
             f"another name with {made_with.method}.matching=store, then rescore that run."
         )
-    _require_same_vectors(made_with, config, name)
+    _require_same_vectors(made_with, config, selector, name)
     found = {stage: source.manifest(stage) for stage in ("ingest", "warmup", "gradients")}
     stored = found["gradients"]
     if stored is None or None in found.values():
@@ -127,14 +110,14 @@ def _store_of_vectors(source: Run, config: CommonConfig, name: str) -> str:
     return store
 
 
-def _require_same_vectors(made_with: CommonConfig, config: CommonConfig, name: str) -> None:
+def _require_same_vectors(made_with: CommonConfig, config: CommonConfig, selector: GradientSelector, name: str) -> None:
     """Refuses settings that would give other rows, another warm-up or other vectors than those that are read."""
-    method, free = str(made_with.method), OWN_SETTINGS | METHODS.keys()
-    if getattr(made_with, method).warmup is None:
+    free, own = OWN_SETTINGS | METHODS.keys(), OWN_OF_METHOD.union(selector.of_target)
+    if selector.config.warmup is None:
         free -= {"train"}  # it was the warm-up's recipe
     old, new = (
         one.model_dump(mode="json", exclude=free)
-        | {method: getattr(one, method).model_dump(mode="json", exclude=OWN_OF_METHOD)}
+        | {selector.name: getattr(one, selector.name).model_dump(mode="json", exclude=own)}
         for one in (made_with, config)
     )
     if changed := differences(old, new):

@@ -17,11 +17,12 @@ from raysift.actors.row_gradients import MATCHES, GradientMatch
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, StageError
-from raysift.gradients.influence import TargetColumns, aggregate_subtasks, checkpoint_weights
+from raysift.gradients.influence import TargetColumns, aggregate_subtasks, checkpoint_weights, weigh_checkpoints
 from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs import stages
+from raysift.jobs.runs.chosen_rows import write_rows
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.selection import write_rows
 from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
 from raysift.methods import Selector
@@ -100,7 +101,7 @@ def gradients(
     """One backward pass per row and checkpoint, matched with the targets as it arises: nothing but cosines is written."""
     from raysift.jobs.on_ray.raydata import map_rows
 
-    points = checkpoints_of(run, trained, settings.checkpoints)
+    model, points = find_model(run, config), checkpoints_of(run, trained, settings.checkpoints)
     held = 4 * len(points) * len(target.values["subtasks"]) * target.values["parameters"]
 
     def body(folder: Location) -> StageResult:
@@ -111,10 +112,10 @@ def gradients(
             )
         place = run.files(target, "targets")[0]
         arguments = {
-            "model": config.model,
+            "model": model.name,
             "checkpoints": points,
             "adam": settings.adam,
-            "targets": Location(place.fs, place.path.rpartition("/")[0]),
+            "targets": place.parent,
         }
         answers = map_rows(
             run.files(rows, "rows"),
@@ -130,7 +131,8 @@ def gradients(
     train = warmup_recipe(config, settings)
     decides: dict[str, Any] = {"adam": settings.adam, "template": train.template, "max_length": train.max_length}
     decides |= {"dtype": train.dtype, "quantization": train.quantization}
-    inputs = {"rows": rows.fingerprint, "warmup": trained.fingerprint, "targets": target.fingerprint}
+    inputs: dict[str, Any] = {"rows": rows.fingerprint, "warmup": trained.fingerprint, "targets": target.fingerprint}
+    inputs |= {"model": model.identity}
     return run.stage("gradients", decides, inputs, body)
 
 
@@ -146,7 +148,7 @@ def influence(
 ) -> Manifest:
     """Weigh the checkpoints, reduce over subtasks: one score per row."""
     points = checkpoints_of(run, trained, settings.checkpoints)
-    weights = checkpoint_weights([p.learning_rate for p in points], settings.match.renormalise_weights)
+    weights = checkpoint_weights([p.learning_rate for p in points])
     by_target = settings.match.target_weights or (1.0,)
     columns = TargetColumns(tuple(target.values["subtasks"]), tuple(target.values["target_of"]), by_target)
 
@@ -157,7 +159,7 @@ def influence(
             for ids, matches, unmatched in matches_of(
                 run.files(matched, "answers"), len(points), len(columns.subtasks)
             ):
-                by_subtask = np.einsum("c,ncs->ns", weights, matches.astype(np.float64))
+                by_subtask = weigh_checkpoints(matches, weights)
                 writer.write_table(score_table(selector.score_schema(), ids, by_subtask, columns, settings))
                 writer.write_table(empty_scores(selector.score_schema(), unmatched))
                 written, failed = written + len(ids), failed + len(unmatched)
@@ -207,15 +209,7 @@ def empty_scores(schema: pa.Schema, ids: np.ndarray) -> pa.Table:
 
 
 def loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:
-    """What an actor needs to load the model, beside its name; where and how fast included."""
+    """As `stages.loading`, with how the warm-up loaded the model and turned rows into tokens."""
     train = warmup_recipe(config, settings)
-    return {
-        "template": train.template,
-        "max_length": train.max_length,
-        "dtype": train.dtype,
-        "quantization": train.quantization,
-        "token_budget": config.resources.tokens_per_pass,
-        "device": config.resources.device,
-        "threads": config.resources.threads,
-        "trust_remote_code": config.trust_remote_code,
-    }
+    own = {name: getattr(train, name) for name in ("template", "max_length", "dtype", "quantization")}
+    return own | {"token_budget": config.resources.tokens_per_pass} | stages.loading(config)

@@ -1,6 +1,6 @@
 """Filling the gradient store: passes are planned over what it lacks, answered by actors, and sealed into segments.
 
-What a store is, on disk and by identity, says `raysift.store.gradient_store`; `store_match.py` scores what it holds.
+See `raysift.store.gradient_store` for what a store is, on disk and by identity. `store_match.py` scores what it holds.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from raysift.errors import StageError
 from raysift.fingerprint import fingerprint
 from raysift.ids import is_among
 from raysift.jobs.gradients.stages import checkpoints_of, loading, warmup_recipe
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.reuse import lineage
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.jobs.runs.tables import columns_of, count_answers, read_chunks, read_ids, relative
-from raysift.jobs.stages import model_fingerprint
-from raysift.manifest import Manifest
+from raysift.manifest import Manifest, settle
 from raysift.methods.gradient import GradientConfig
 from raysift.pool.given_input import INPUT, conversation_of, split_input
 from raysift.records import ERROR, ID, MESSAGES, META
@@ -137,7 +137,7 @@ def store_of(
     train = warmup_recipe(config, settings)
     with_moments = settings.adam.form != "none"
     identity = StoreIdentity(
-        model=model_fingerprint(config.model),
+        model=fingerprint(find_model(run, config).identity),
         layout=target.values["layout"],
         projection=target.values["projection"],
         projection_settings=settings.projection,
@@ -188,7 +188,8 @@ def fill(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifes
         values["store"] = store.name
         return StageResult(counts=counts, values=values | {"vectors_computed": computed}, rows=len(wanted))
 
-    inputs = {"rows": rows.fingerprint, "checkpoints": list(store.points)}
+    inputs: dict[str, Any] = {"rows": rows.fingerprint, "checkpoints": list(store.points)}
+    inputs |= {"model": find_model(run, config).identity}
     return run.stage("gradients", {"store": store.identity}, inputs, body)
 
 
@@ -208,7 +209,7 @@ def compute_segment(
     with _writing_into(store):
         folder = store.folder(name).make_folder()
     arguments = {
-        "model": config.model,
+        "model": find_model(run, config).name,
         "checkpoints": [store.points[name] for name in share.checkpoints],
         "adam": settings.adam,
         "projection": settings.projection,
@@ -229,6 +230,7 @@ def compute_segment(
     counts = count_answers("gradients", answers, len(share.ids))
     shards = seal(answers, share.checkpoints, store.form, folder, config.resources)
     _write_index(answers, inputs, folder / INDEX)
+    settle(folder, [INDEX, "shards"])
     segment = Segment(
         name=name,
         store=store.identity.hash,

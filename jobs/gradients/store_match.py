@@ -46,7 +46,7 @@ def match(run: Run, config: CommonConfig, rows: Manifest, target: Manifest, stor
         plan = share_reading(wanted, names, ids_of(held, inputs))
         failed = _failures(plan, {segment.name: index for segment, index in held})
         place = run.files(target, "targets")[0]
-        targets = load_targets(Location(place.fs, place.path.rpartition("/")[0]), list(store.points.values()))
+        targets = load_targets(place.parent, list(store.points.values()))
         vectors = {name: matrix.numpy() for name, matrix in zip(names, targets, strict=True)}
         parts = match_segments(store, plan, vectors, folder, config.resources)
         if all(share.checkpoints == tuple(names) for _, share in plan):

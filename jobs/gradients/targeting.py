@@ -16,138 +16,97 @@ import numpy as np
 
 from raysift.actors.checkpointed import Checkpoint
 from raysift.errors import ConfigError, DataError
-from raysift.evaluation.examples import example_files, read_examples, reference_answer
-from raysift.fingerprint import file_fingerprint
+from raysift.evaluation.examples import reference_answer
 from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
 from raysift.jobs.pool.target_check import compare_with_pool
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
-from raysift.methods import Selector
-from raysift.methods.gradient import GradientConfig
-from raysift.methods.rose import Rose
-from raysift.pool.files import find_files
+from raysift.methods.gradient import GradientSelector
+from raysift.pool.files import SourceFile, find_files, fingerprint_files
+from raysift.pool.id_text import exact
 from raysift.pool.likeness import spread
-from raysift.pool.pairs import PAIR_PROBLEMS, read_pairs
 from raysift.records import Example, Pair
 from raysift.settings.config import CommonConfig
-from raysift.storage import Location, open_location
+from raysift.storage import Location
 
 if TYPE_CHECKING:
-    from raysift.actors.target_gradients import TargetGradients
     from raysift.gradients.preference import Targets
-
-
-SHOWN = 3  # records that a note names
 
 
 class TargetMembers(NamedTuple):
     """The pairs or examples of all target files."""
 
     members: list[Any]
+    places: list[tuple[str, int | str]]
+    """Where each of them stands (see `TargetFile`)."""
     target_of: dict[str, int]
     """Which target a subtask belongs to."""
-    problems: dict[str, int]
-    """Records that give no pair, by reason."""
+    problems: Counter[str]
+    """Records that give no member, by reason."""
     notes: list[str]
     """The same in words, with the first records of each file."""
     by_file: list[tuple[str, list[Any]]]
     """The members again, by the path they were read from."""
 
 
-def check_targets(config: CommonConfig, settings: GradientConfig) -> None:
-    """Refuses target files that are missing, of the wrong kind, of no use or that do not fit their weights, before anything
-    is trained."""
-    _read_all(config, settings)
-
-
-def read_targets(run: Run, config: CommonConfig, settings: GradientConfig) -> TargetMembers:
-    """Preference pairs for ROSE, examples for LESS, with what was wrong with the others counted and said."""
-    found = _read_all(config, settings)
-    for note in found.notes:
-        run.console.note(f"targets: {note}")
-    return found
-
-
-def _check_settings(config: CommonConfig, settings: GradientConfig) -> None:
-    takes_pairs = config.method == Rose.name
-    if not config.target:
-        what = "preference pairs" if takes_pairs else "examples with a reference answer"
-        raise ConfigError(f"config: 'target' is missing. {config.method} needs {what}: --target FILE...")
-    weights = settings.match.target_weights
-    if weights and len(weights) != len(config.target):
-        raise ConfigError(
-            f"config: '{config.method}.match.target_weights' has {len(weights)} numbers for {len(config.target)} target "
-            f"files ({', '.join(config.target)}). Give each file one, in their order; "
-            f"{config.method}.match.target_weights=null takes them off."
-        )
-    for name in ("split",) if takes_pairs else ("columns", "subtask"):
-        if getattr(settings.targets, name) is not None:
-            raise ConfigError(
-                f"config: '{config.method}.targets.{name}' is set, but {config.method} takes {_wanted(config)}. Leave it out."
-            )
-
-
-def _wanted(config: CommonConfig) -> str:
-    if config.method == Rose.name:
-        return "preference pairs: prompt, chosen and rejected (rose.targets.columns.chosen=NAME names another column)"
-    return "examples with a right answer: id, prompt, metric, and reference, or choices and answer_index"
-
-
-def _read_all(config: CommonConfig, settings: GradientConfig) -> TargetMembers:
-    _check_settings(config, settings)
-    names = _names(config.target) if settings.match.target_weights else None
-    found = TargetMembers([], {}, {}, [], [])
+def read_targets(config: CommonConfig, selector: GradientSelector) -> TargetMembers:
+    """All target files, read once a run, before anything is trained; refuses those that are missing, of the wrong kind, of no
+    use or that do not fit their weights."""
+    _check_settings(config, selector)
+    names = _names(config.target) if selector.config.match.target_weights else None
+    found = TargetMembers([], [], {}, Counter(), [], [])
     for number, path in enumerate(config.target):
         try:
-            members = _read_file(config, settings, path, found)
+            file = selector.read_target(path)
         except (ConfigError, DataError) as error:
             reason = str(error).partition(": ")[2]  # without the reader's own name
             kind = ConfigError if isinstance(error, ConfigError) else DataError
-            raise kind(f"targets: {reason} {config.method} takes {_wanted(config)}.") from error
+            raise kind(f"targets: {reason} {selector.name} takes {selector.target_kind}.") from error
+        members = file.members
         if names:
             members = [_of_target(member, names[number]) for member in members]
             if not members:
                 raise DataError(f"targets: {path} is to be a target of its own but holds no usable pair.")
             found.target_of.update(dict.fromkeys(map(subtask_of, members), number))
         found.members.extend(members)
+        found.places.extend(file.places)
+        found.problems.update(file.problems)
+        found.notes.extend(file.notes)
         found.by_file.append((path, members))
     if not found.members:
-        raise DataError(f"targets: no usable pair. {' '.join(found.notes)} {config.method} takes {_wanted(config)}.")
+        raise DataError(
+            f"targets: no usable pair. {' '.join(found.notes)} {selector.name} takes {selector.target_kind}."
+        )
     return found
 
 
-def _read_file(config: CommonConfig, settings: GradientConfig, path: str, found: TargetMembers) -> list[Any]:
-    wanted = settings.targets
-    if config.method != Rose.name:
-        examples = read_examples(path, split=wanted.split)
-        mute = [example.id for example in examples if not (reference_answer(example) or "").strip()]
-        if mute:
-            raise DataError(
-                f"examples: {path}: {len(mute)} of {len(examples)} examples have no right answer, so they have no loss to "
-                f"lower; the first is '{mute[0]}'."
-            )
-        return examples
-    reader = read_pairs(path, columns=wanted.columns, subtask=wanted.subtask, keep_identical=True)  # counted as zeros
-    pairs = list(reader)
-    for reason, count in reader.problems.items():
-        found.problems[reason] = found.problems.get(reason, 0) + count
-        places = [place.removeprefix(f"{path}, ") for place in reader.places if place.endswith(f": {reason}")]
-        first = "; ".join(place.removesuffix(f": {reason}") for place in places[:SHOWN])
-        text = PAIR_PROBLEMS.get(reason, reason)
-        where = f" First: {first}." if first else ""
-        found.notes.append(f"{path}: {count} records give no pair ({reason}). {text}{where}")
-    return pairs
+def _check_settings(config: CommonConfig, selector: GradientSelector) -> None:
+    name, wanted = selector.name, selector.target_kind
+    if not config.target:
+        raise ConfigError(f"config: 'target' is missing. {name} needs {wanted.partition(':')[0]}: --target FILE...")
+    weights = selector.config.match.target_weights
+    if weights and len(weights) != len(config.target):
+        raise ConfigError(
+            f"config: '{name}.match.target_weights' has {len(weights)} numbers for {len(config.target)} target files "
+            f"({', '.join(config.target)}). Give each file one, in their order; {name}.match.target_weights=null takes them off."
+        )
+    for unread in selector.unread:
+        if getattr(selector.config.targets, unread) is not None:
+            raise ConfigError(f"config: '{name}.targets.{unread}' is set, but {name} takes {wanted}. Leave it out.")
 
 
-def like_pool(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest) -> Manifest:
+def like_pool(
+    run: Run, config: CommonConfig, selector: GradientSelector, found: TargetMembers, rows: Manifest
+) -> Manifest:
     """How like the pool each target file is, said before anything is trained."""
 
-    def read() -> dict[str, list[str]]:
-        found = _read_all(config, settings)
+    def texts() -> dict[str, list[str]]:
         return {path: [_text_of(member) for member in spread(members)] for path, members in found.by_file}
 
-    return compare_with_pool(run, rows, target_files(config), settings.targets.model_dump(exclude_none=True), read)
+    decides = selector.config.targets.model_dump(exclude_none=True)
+    return compare_with_pool(run, rows, target_files(config), decides, texts)
 
 
 def _text_of(member: Pair | Example) -> str:
@@ -155,11 +114,9 @@ def _text_of(member: Pair | Example) -> str:
     return "\n".join([*(message.content for message in member.prompt), answer])
 
 
-def target_files(config: CommonConfig) -> list[Location]:
+def target_files(config: CommonConfig) -> list[SourceFile]:
     """All files that the targets are read from; folders and globs stand for theirs."""
-    if config.method == Rose.name:
-        return [file.location for path in config.target for file in find_files([path])]
-    return [file for path in config.target for file in example_files(open_location(path))]
+    return find_files(config.target)
 
 
 def subtask_of(member: Pair | Example) -> str:
@@ -183,13 +140,13 @@ def _of_target(member: Any, name: str) -> Any:
 def targets(
     run: Run,
     config: CommonConfig,
-    settings: GradientConfig,
-    selector: Selector,
+    selector: GradientSelector,
+    found: TargetMembers,
     trained: Manifest,
 ) -> Manifest:
     """The gradient of the target loss at each checkpoint, one vector per subtask."""
-    found = _read_all(config, settings)
-    points = checkpoints_of(run, trained, settings.checkpoints)
+    settings = selector.config
+    model, points = find_model(run, config), checkpoints_of(run, trained, settings.checkpoints)
     projection = settings.projection if settings.matching == "store" else WHOLE
     train = warmup_recipe(config, settings)
 
@@ -204,7 +161,7 @@ def targets(
             num_gpus=config.resources.gpus_per_worker,
             max_retries=2,
         )(_compute_targets)
-        values = ray.get(task.remote(members, points, config, settings, projection, folder))
+        values = ray.get(task.remote(members, points, config, selector, projection, model.name, folder))
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")
@@ -224,8 +181,11 @@ def targets(
         }
         return StageResult(files=files, counts=counts, values=values)
 
-    files = [[place.name, file_fingerprint(place)] for place in target_files(config)]
-    inputs = {"target": files, "warmup": trained.fingerprint}
+    inputs = {
+        "target": fingerprint_files(target_files(config)),
+        "warmup": trained.fingerprint,
+        "model": model.identity,
+    }
     decides: dict[str, Any] = {
         "projection": projection,
         "targets": settings.targets.model_dump(exclude_none=True, exclude={"split"}),
@@ -237,8 +197,7 @@ def targets(
         "quantization": train.quantization,
         "apart": settings.match.target_weights is not None,
     }
-    if isinstance(selector, Rose):
-        decides |= {"preference": selector.config.preference, "end_prompt": selector.config.end_prompt}
+    decides |= {name: getattr(settings, name) for name in selector.of_target}
     return run.stage("targets", decides, inputs, body, version=2)  # 2 shows inputs apart, as rows do
 
 
@@ -246,20 +205,21 @@ def _compute_targets(
     members: Sequence[Any],
     points: Sequence[Checkpoint],
     config: CommonConfig,
-    settings: GradientConfig,
+    selector: GradientSelector,
     projection: ProjectionSettings,
+    model: str,
     folder: Location,
 ) -> dict[str, Any]:
     """In a task of its own, for it needs the model: writes the vectors, gives what the manifest keeps."""
     from raysift.actors.target_gradients import TargetGradients, save_targets
 
-    actor = TargetGradients(config.model, points, projection, **loading(config, settings))
-    found = targets_by(actor, members, config, settings)
+    actor = TargetGradients(model, points, projection, **loading(config, selector.config))
+    found = selector.target_gradients(actor, members)
     save_targets(folder, points, found, actor.hash)
     account = {
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
-    (folder / "members.json").write(json.dumps(account))
+    (folder / "members.json").write(json.dumps(exact(account)))
     set_aside, truncated = count_members(found)
     return {
         "subtasks": list(found[0].subtasks),
@@ -281,17 +241,3 @@ def count_members(found: Sequence[Targets]) -> tuple[dict[str, int], int]:
         reasons.setdefault(why.id, why.reason)
     cut = {member.id for target in found for member in target.members if member.truncated}
     return dict(Counter(reasons.values())), len(cut - reasons.keys())
-
-
-def targets_by(
-    actor: TargetGradients,
-    members: Sequence[Any],
-    config: CommonConfig,
-    settings: GradientConfig,
-    keep_units: bool = False,
-) -> list[Any]:
-    """`raysift.gradients.preference.Targets` of each checkpoint, from pairs or from examples."""
-    if not isinstance(members[0], Pair):
-        return actor.from_examples(members, settings.targets, keep_units)
-    rose = getattr(config, "rose")  # noqa: B009 - a section made by the registry of methods
-    return actor.from_pairs(members, rose.preference, settings.targets, rose.end_prompt, keep_units)

@@ -14,9 +14,11 @@ What it works around, in Ray 2.60:
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,12 +27,16 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from raysift import errors
 from raysift.actors.contract import RowActor
-from raysift.errors import StageError, find_cause
+from raysift.errors import ConfigError, StageError, find_cause
 from raysift.jobs.runs.tables import columns_of
 from raysift.records import ID
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 
+log = logging.getLogger(__name__)
+
+BLOCKS_PER_WORKER = 4
+HEAD_TIMEOUT_S = 10.0
 FILTER_CPUS = 1.0  # what Ray's checkpoint filter books
 IO_CPUS = 0.25  # what our readers and writers book
 
@@ -49,15 +55,37 @@ def start_ray(**options: Any) -> bool:
     # start listens on loopback only.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
-    if os.environ.get("RAY_ADDRESS", "local") != "local":
-        settings = {"log_to_driver": False, "logging_level": "ERROR"}
-    ray.init(**(settings | options))
+    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    address = os.environ.get("RAY_ADDRESS", "local")
+    if address == "local":
+        settings["include_dashboard"] = False
+    _require_head(address)
+    try:
+        ray.init(**(settings | options))
+    except ConnectionError as error:
+        raise ConfigError(
+            f"ray: the cluster at RAY_ADDRESS={address} refuses this client (RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}). If it "
+            f"asks for tokens, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Ray says: {error}"
+        ) from None
     level = max(logging.WARNING, logging.getLogger().level)
     for library in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(library).setLevel(level)  # Ray Data sets its own at import
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # tells that we switched its bars off
     return True
+
+
+def _require_head(address: str) -> None:
+    """Refuses HOST:PORT where nothing listens: Ray tries for minutes, without a word."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (host and port.isdigit()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_TIMEOUT_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"ray: nothing answers at RAY_ADDRESS={address}: {error}. Start the cluster, correct the address, or unset "
+            "RAY_ADDRESS to run on this machine."
+        ) from None
 
 
 @contextlib.contextmanager
@@ -114,7 +142,23 @@ def pool_size(resources: Resources) -> int:
             )
     else:
         room = max(1, int(cluster_cpus() / resources.cpus_per_worker))
+        _tell_idle(float(ray.cluster_resources().get("GPU", 0.0)), resources.placed_on)
     return min(resources.workers or room, room)
+
+
+def spread(resources: Resources, count: int) -> Resources:
+    """Cuts small test sets into smaller blocks, so that every worker gets some."""
+    share = -(-count // (BLOCKS_PER_WORKER * pool_size(resources)))
+    return resources.model_copy(update={"block_rows": min(resources.block_rows, max(resources.batch_rows, share))})
+
+
+@functools.cache
+def _tell_idle(gpus: float, device: str) -> None:
+    """Say once that there are GPUs which nobody asked for."""
+    if gpus and device == "cpu":
+        log.warning(
+            "the cluster has %g GPUs, and workers run on CPUs; resources.gpus_per_worker=1 gives each a GPU", gpus
+        )
 
 
 def actor_cpus(resources: Resources) -> float:

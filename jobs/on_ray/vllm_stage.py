@@ -28,7 +28,7 @@ import ray
 from ray.data import ActorPoolStrategy, Dataset
 
 from raysift.actors.contract import RowActor
-from raysift.actors.language_model import local_copy, resolve_model
+from raysift.actors.language_model import local_copy, source_of
 from raysift.actors.prompts import row_seed
 from raysift.actors.responder import ENGINE_ERROR, GENERATED, LOGPROBS, NOT_ASKED, PROMPT
 from raysift.actors.vllm_engine import engine_arguments, engine_environment, offline_batching
@@ -112,7 +112,7 @@ def build_engine(
     gpus = resources.gpus_per_worker
     cpus = resources.cpus_per_worker if gpus else max(0.01, round(actor_cpus(resources) - 4 * HELPER_CPUS, 2))
     config = vLLMEngineProcessorConfig(
-        model_source=resolve_model(model),
+        model_source=source_of(model)[0],
         engine_kwargs=engine_arguments(
             model,
             max_length=max_length,
@@ -134,7 +134,7 @@ def build_engine(
         tokenize_stage=False,
         detokenize_stage=False,
     )
-    name = resolve_model(model)
+    name = source_of(model)[0]
     if adapter is not None:
         name = adapter.path if adapter.is_local else str(adapter)
     few = {"num_cpus": HELPER_CPUS}

@@ -17,9 +17,10 @@ from raysift.jobs.on_ray.raydata import map_rows
 from raysift.jobs.pairwise.sides import read_rows, write_table
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, relative
-from raysift.jobs.scoring.quality import count_unparsable, judge_arguments, judge_through_vllm, loading
+from raysift.jobs.scoring.quality import count_unparsable, judge_arguments, judge_through_vllm
+from raysift.jobs.stages import loading
 from raysift.pairwise.rows import ORDER, ORDERS, order_key, rows_by_order
-from raysift.pairwise.settings import ComparisonSettings, WinRateSettings
+from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID
 from raysift.scoring.columns import INPUT_TOKENS, TRUNCATED
 from raysift.settings.config import CommonConfig
@@ -33,15 +34,14 @@ def compare_answers(
     run: Run,
     config: CommonConfig,
     settings: WinRateSettings,
-    asking: ComparisonSettings,
     rows: pa.Table,
     folder: Location,
 ) -> StageResult:
     """Every pair of answers of `rows_to_compare`, weighed in both orders; replies that are no verdict are counted and said."""
     if settings.judge.backend == "vllm":
-        answers = _through_vllm(stage, run, config, settings, asking, rows, folder)
+        answers = _through_vllm(stage, run, config, settings, rows, folder)
     else:
-        answers = _on_actors(run, config, settings, asking, rows, folder)
+        answers = _on_actors(run, config, settings, rows, folder)
     counts = count_answers(stage, answers, len(rows)) | {"truncated": count_true(answers, TRUNCATED)}
     if counts["truncated"]:
         run.console.note(
@@ -59,11 +59,14 @@ def _on_actors(
     run: Run,
     config: CommonConfig,
     settings: WinRateSettings,
-    asking: ComparisonSettings,
     rows: pa.Table,
     folder: Location,
 ) -> list[Location]:
-    arguments = {"model": settings.judge_model, "max_length": settings.judge.max_length, "settings": asking}
+    arguments = {
+        "model": settings.judge_model,
+        "max_length": settings.judge.max_length,
+        "settings": settings.comparison,
+    }
     files = [write_table(rows, folder / ASKED_FILE)]
     shown = run.console.shows_progress
     return map_rows(files, Comparer, arguments | loading(config), folder, config.resources, progress=shown)
@@ -74,12 +77,11 @@ def _through_vllm(
     run: Run,
     config: CommonConfig,
     settings: WinRateSettings,
-    asking: ComparisonSettings,
     rows: pa.Table,
     folder: Location,
 ) -> list[Location]:
     files = [write_table(rows_by_order(rows), folder / BY_ORDER_FILE)]
-    arguments = judge_arguments(config, settings.judge_model, settings.judge.max_length, asking)
+    arguments = judge_arguments(config, settings.judge_model, settings.judge.max_length, settings.comparison)
     spellings = load_weigher(**arguments).spellings
     found = judge_through_vllm(
         *(stage, run, config, files, folder, ComparisonAsker, ComparisonReader, arguments, spellings),

@@ -13,19 +13,18 @@ from raysift.actors.prompts import ANSWER, FINISHED
 from raysift.errors import DataError
 from raysift.evaluation.examples import example_key
 from raysift.fingerprint import file_fingerprint
+from raysift.jobs.runs.models import adapter_input, find_model
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.jobs.runs.tables import count_answers, relative
-from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.stages import asked_as_trained
 from raysift.manifest import read_manifest
 from raysift.pairwise.rows import Answer, rows_to_answer
 from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID, Example
 from raysift.settings.config import CommonConfig
-from raysift.settings.resources import Resources
 from raysift.storage import Location, open_location
 
 OWN, AGAINST = "own", "against"
-BLOCKS_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -41,12 +40,11 @@ class Source:
         """How tables name it."""
         return self.answers or self.model + (f" + {self.adapter}" if self.adapter else "")
 
-    def identity(self) -> dict[str, str]:
+    def identity(self, run: Run, config: CommonConfig) -> dict[str, Any]:
         """What decides the answers; raises where model, adapter or answers are not there."""
         if self.answers:
             return {"answers": file_fingerprint(answers_file(self.answers))}
-        adapter = {"adapter": model_fingerprint(self.adapter)} if self.adapter else {}
-        return {"model": model_fingerprint(self.model)} | adapter
+        return {"model": find_model(run, config, self.model).identity} | adapter_input(self.adapter)
 
 
 @dataclass(frozen=True)
@@ -69,20 +67,25 @@ def answer(
     """Answers of a side to all examples: read where they are, or generated."""
     if source.answers:
         return Side(read_answers(answers_file(source.answers), examples), inputs["answers"])
+    from raysift.jobs.on_ray.raydata import spread
     from raysift.jobs.scoring.generation import describe_backend, generate, recorded_backend
+
+    asked = asked_as_trained(
+        run, name, "win_rate.generation", settings.generation, source.model, source.adapter, config.train
+    )
 
     def body(folder: Location) -> StageResult:
         answers = generate(
             [write_table(rows_to_answer(examples), folder / "questions.parquet")],
-            source.model,
+            find_model(run, config, source.model).name,
             folder,
-            settings.generation,
+            asked,
             spread(config.resources, len(examples)),
             adapter=source.adapter,
             trust_remote_code=config.trust_remote_code,
             progress=run.console.shows_progress,
         )
-        run.console.note(f"{name}: {describe_backend(settings.generation, config.resources, folder)}")
+        run.console.note(f"{name}: {describe_backend(asked, config.resources, folder)}")
         counts = count_answers(name, answers, len(examples))
         cut_off = sum(row[FINISHED] is False for row in read_rows(answers))
         if cut_off:
@@ -94,7 +97,7 @@ def answer(
             rows=len(examples),
         )
 
-    decides = {"generation": settings.generation.deciding()} | drawn_examples(config, settings)
+    decides = {"generation": asked.deciding()} | drawn_examples(config, settings)
     manifest = run.stage(name, decides, inputs, body)
     found = {row[ID]: Answer(row[ANSWER], row[ERROR]) for row in read_rows(run.files(manifest, "answers"))}
     return Side({e.id: found[example_key(e.id)] for e in examples}, manifest.fingerprint)
@@ -136,25 +139,9 @@ def read_answers(place: Location, examples: Sequence[Example]) -> dict[str, Answ
     return {e.id: found.get(e.id, Answer(None, f"there is none in {place}")) for e in examples}
 
 
-def example_files(config: CommonConfig) -> list[list[str]]:
-    """Names and fingerprints of the files of examples."""
-    places = [open_location(name) for name in config.test]
-    files = [file for place in places for file in (place.files() if place.is_folder() else [place])]
-    return [[file.name, file_fingerprint(file)] for file in files]
-
-
 def drawn_examples(config: CommonConfig, settings: WinRateSettings) -> dict[str, Any]:
-    """What decides which examples are asked, and whether code of a model's own runs."""
-    drawn: dict[str, Any] = {"split": settings.split, "limit": settings.limit, "seed": config.seed}
-    return drawn | ({"trust_remote_code": True} if config.trust_remote_code else {})
-
-
-def spread(resources: Resources, count: int) -> Resources:
-    """Test sets are small: blocks are cut to give every worker some."""
-    from raysift.jobs.on_ray.raydata import pool_size
-
-    share = -(-count // (BLOCKS_PER_WORKER * pool_size(resources)))
-    return resources.model_copy(update={"block_rows": min(resources.block_rows, max(resources.batch_rows, share))})
+    """What decides which examples are asked."""
+    return {"split": settings.split, "limit": settings.limit, "seed": config.seed}
 
 
 def write_table(table: pa.Table, place: Location) -> Location:

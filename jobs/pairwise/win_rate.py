@@ -6,35 +6,38 @@ A side is a model that is asked, or the answers of a finished `raysift evaluate`
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from os import PathLike
 from typing import Any
 
 from pydantic import ValidationError
 
 from raysift.errors import ConfigError
 from raysift.evaluation.examples import read_examples, sample_examples
+from raysift.jobs.api import Paths, open_new, own_session, paths_of
 from raysift.jobs.commands.console import Console
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
-from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, example_files
-from raysift.jobs.runs.run import Run, free_name
-from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer
+from raysift.jobs.runs import checks
+from raysift.jobs.runs.models import find_model
+from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import Question
 from raysift.pairwise.settings import WinRateSettings
+from raysift.pool.files import find_files, fingerprint_files
 from raysift.records import ERROR, ID
-from raysift.settings.config import CommonConfig, make_config
+from raysift.settings.config import CommonConfig, replayed
 
 
 def win_rate(
-    test: str | Sequence[str],
+    test: Paths,
     *,
     answers: str | None = None,
     against_model: str | None = None,
     against_adapter: str | None = None,
     against_answers: str | None = None,
     judge: str | None = None,
-    run: str | None = None,
+    run: str | PathLike[str] | None = None,
     fresh: bool = False,
     **settings: Any,
 ) -> Manifest:
@@ -45,21 +48,14 @@ def win_rate(
     against = {"model": against_model, "adapter": against_adapter, "answers": against_answers}
     named = {"answers": answers, "against": against, "judge": {"model": judge}}
     checked = _checked(_merged(settings.pop("win_rate", {}), named))
-    folder = run or tempfile.mkdtemp(prefix="raysift-")
-    tests = [test] if isinstance(test, str) else list(test)
-    config = make_config(settings | {"test": tests, "run": free_name(folder) if fresh else folder})
-    from raysift.jobs.on_ray.raydata import start_ray
-
-    start_ray()
-    return compare(Run(config.run, reuse=config.reuse), config, checked)
+    config, this_run = open_new(run, fresh, settings | {"test": paths_of(test)})
+    return compare(this_run, config, checked)
 
 
 def win_rate_command(config: CommonConfig, settings: WinRateSettings, console: Console) -> None:
     """Compare in a Ray session of its own, and show the table."""
-    from raysift.jobs.api import own_session
-
-    run = Run(config.run, console, config.reuse)
-    with own_session():
+    with own_session() as start:
+        run = Run(config.run, console, config.reuse, start)
         manifest = compare(run, config, settings)
     show_win_rate(manifest, console)
     console.note(f"questions, answers and verdicts: {run.folder / RESULT_FILE}")
@@ -68,24 +64,27 @@ def win_rate_command(config: CommonConfig, settings: WinRateSettings, console: C
 def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manifest:
     """All stages of a comparison; what is not there (models, files, vLLM) is said before the first of them."""
     sources = _sources(config, settings)
+    checks.check_run(run, config)
+    for source in sources.values():
+        if not source.answers:
+            checks.check_models(config.model_copy(update={"model": source.model, "adapter": source.adapter}))
+    checks.check_model(settings.judge_model)
     examples = sample_examples(read_examples(config.test, split=settings.split), settings.limit, config.seed)
-    files = {"test": example_files(config)}
-    identities = {name: source.identity() for name, source in sources.items()}
-    judge_identity = model_fingerprint(settings.judge_model)
+    files = {"test": fingerprint_files(find_files(config.test))}
+    identities = {name: source.identity(run, config) for name, source in sources.items()}
+    judge_identity = find_model(run, config, settings.judge_model).identity
     if settings.judge.backend == "vllm":
         from raysift.jobs.scoring.generation import require_vllm
 
         require_vllm("judge")
-    values = config.model_dump(mode="json") | {"win_rate": settings.model_dump(mode="json")}
-    with run.replayable(values):
+    with run.replayable(replayed(config.model_copy(update={"win_rate": settings}))):
         sides = {
             name: answer(run, config, settings, examples, name, source, files | identities[name])
             for name, source in sources.items()
         }
         questions = [Question(e, sides[OWN].answers[e.id], sides[AGAINST].answers[e.id]) for e in examples]
         inputs = files | {name: side.fingerprint for name, side in sides.items()} | {"judge": judge_identity}
-        aspects = settings.aspects or (None,)
-        judged = {aspect: judge(run, config, settings, questions, inputs, aspect) for aspect in aspects}
+        judged = judge(run, config, settings, questions, inputs)
         return count(run, settings, questions, judged, {name: source.title for name, source in sources.items()})
 
 

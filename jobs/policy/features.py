@@ -17,10 +17,10 @@ from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.fingerprint import canonical, differences, file_fingerprint
 from raysift.ids import is_among
+from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
-from raysift.jobs.scoring.quality import loading
-from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.stages import loading
 from raysift.manifest import Manifest
 from raysift.policy.features import (
     DIFFICULTY,
@@ -57,9 +57,10 @@ def difficulty(run: Run, config: CommonConfig, settings: FeatureSettings, rows: 
     from raysift.jobs.on_ray.raydata import map_rows
 
     decides = {"template": settings.template, "max_length": settings.max_length}
+    model = find_model(run, config, settings.model)
 
     def body(folder: Location) -> StageResult:
-        arguments = {"model": settings.model} | decides | loading(config)
+        arguments = {"model": model.name} | decides | loading(config)
         files = run.files(rows, "rows")
         answers = map_rows(files, Difficulty, arguments, folder, config.resources, progress=run.console.shows_progress)
         expected = rows.counts["kept"]
@@ -70,7 +71,7 @@ def difficulty(run: Run, config: CommonConfig, settings: FeatureSettings, rows: 
             )
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=expected)
 
-    inputs = {"rows": rows.fingerprint, "model": model_fingerprint(settings.model)}
+    inputs = {"rows": rows.fingerprint, "model": model.identity}
     return run.stage("difficulty", decides, inputs, body)
 
 
@@ -128,12 +129,11 @@ def features(
 
 
 def origin_of(settings: FeatureSettings, measured: Manifest, vectors: Manifest) -> dict[str, Any]:
-    """How log-probabilities and vectors were made: models by their content, settings without the places of models."""
-    embedding = {name: value for name, value in vectors.settings["embedding"].items() if name != "model"}
+    """How log-probabilities and vectors were made."""
     origin: dict[str, Any] = canonical(
         {
             "difficulty": {"model": measured.inputs["model"], "logprob": settings.logprob, **measured.settings},
-            "embedding": {"model": vectors.inputs["encoder"], **embedding},
+            "embedding": {"model": vectors.inputs["encoder"], **vectors.settings["embedding"]},
         }
     )
     return origin

@@ -5,15 +5,14 @@ are fitted for every number of classes that a trial has, each in a folder of its
 the same settings has the same classes.
 
 Which settings are tried follows from the seed, and so do the rounds of each. Which trials ASHA stops depends on what others
-had come to by then: two searches with it need not end alike where trials run side by side. After population-based training
-`best.yaml` has the settings that the best trial ended with; those of each round are in the curves.
+had come to by then: two searches with it need not end alike where trials run side by side.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 import pyarrow as pa
@@ -23,22 +22,23 @@ import yaml
 
 from raysift.errors import ConfigError, StageError
 from raysift.jobs import stages
-from raysift.jobs.api import own_session, start_session
+from raysift.jobs.api import Paths, open_new, own_session, paths_of
 from raysift.jobs.commands.console import Console
 from raysift.jobs.coverage import centers
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
-from raysift.jobs.policy.trials import ROUNDS, TrialWork, settings_by_round
+from raysift.jobs.policy.trials import ROUNDS, TrialWork
 from raysift.jobs.policy.tuning import fit
-from raysift.jobs.recipes import count_rows
+from raysift.jobs.runs import checks
+from raysift.jobs.runs.models import adapter_input, find_model, without_models
 from raysift.jobs.runs.reuse import is_run
-from raysift.jobs.runs.run import Run, StageResult, free_name
+from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import publish
 from raysift.manifest import Manifest
-from raysift.methods.raise_policy import RaiseConfig
-from raysift.policy.pool import read_pool
+from raysift.policy.pool import read_pool, restrict
 from raysift.policy.saved import POLICY, finished_rounds, kept_round
 from raysift.policy.search_settings import PLACES, SearchSettings
+from raysift.policy.settings import RaiseConfig
 from raysift.policy.trials import (
     ALL_ROUNDS,
     FAILED,
@@ -52,7 +52,7 @@ from raysift.policy.trials import (
     criterion,
     draw_trials,
 )
-from raysift.settings.config import CommonConfig, make_config
+from raysift.settings.config import CommonConfig, replayed
 from raysift.storage import Location, extend_name
 
 BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.safetensors"
@@ -60,17 +60,17 @@ BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.s
 
 def search_command(config: CommonConfig, console: Console) -> None:
     """Search in a Ray session of its own, and show what was found."""
-    run = Run(config.run, console, config.reuse)
-    with own_session():
+    with own_session() as start:
+        run = Run(config.run, console, config.reuse, start)
         manifest = find_settings(run, config)
     show_search(manifest, console)
     console.note(f"best settings: raysift raise --config {run.folder / BEST} --run NEW")
 
 
 def search(
-    pool: str | Sequence[str],
+    pool: Paths,
     *,
-    run: str | None = None,
+    run: str | PathLike[str] | None = None,
     fresh: bool = False,
     console: Console | None = None,
     **settings: Any,
@@ -79,12 +79,8 @@ def search(
 
     `settings` are those of the YAML file, as for `raysift.raise_`, and a section `search={"trials": 8}`.
     """
-    folder = run or tempfile.mkdtemp(prefix="raysift-")
-    paths = [pool] if isinstance(pool, str) else list(pool)
-    values = settings | {"method": "raise", "pool": paths, "run": free_name(folder) if fresh else folder}
-    config = make_config(values)
-    start_session()
-    return find_settings(Run(config.run, console, config.reuse), config)
+    config, this_run = open_new(run, fresh, settings | {"method": "raise", "pool": paths_of(pool)}, console)
+    return find_settings(this_run, config)
 
 
 def find_settings(run: Run, config: CommonConfig) -> Manifest:
@@ -93,12 +89,16 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
     wanted = config.search or SearchSettings()
     if settings.policy_from:
         raise ConfigError("search: 'raise.policy_from' is set; a policy that is taken over has no settings to search.")
+    checks.check_run(run, config)
+    checks.check_pool(config)
+    stages.row_budget(config)
+    raise_policy.check_input(config, settings)
     drawn = draw_trials(wanted, settings, config.train, config.seed)
     if len(drawn) < wanted.trials:
         run.console.note(f"search: the space has {len(drawn)} different trials, search.trials is {wanted.trials}")
-    with run.replayable(config.model_dump(mode="json")):
+    with run.replayable(replayed(config)):
         rows = stages.ingest(run, config)
-        total = count_rows(config, rows)
+        total = stages.count_rows(config, rows)
         target = raise_policy.split_target(run, config, settings)
         raise_policy.like_pool(run, config, rows)
         encoded = raise_policy.encode(run, config, rows)
@@ -115,7 +115,7 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
 def open_classes(run: Run, classes: int) -> Run:
     """The folder for a number of classes, which reuses those that the reused searches have for it."""
     own, *others = (extend_name(name, f"/classes-{classes}") for name in (run.name, *run.reuse))
-    return Run(own, run.console, [name for name in others if is_run(name)])
+    return Run(own, run.console, [name for name in others if is_run(name)], run.start)
 
 
 def try_settings(
@@ -149,7 +149,7 @@ def try_settings(
         pq.write_table(table, (folder / f"{TABLE}.parquet").path, filesystem=folder.fs)
         with (folder / f"{TABLE}.csv").open_output() as stream:
             pacsv.write_csv(table, stream)
-        pq.write_table(curves(outcomes, wanted, folder / ROUNDS), (folder / CURVES).path, filesystem=folder.fs)
+        pq.write_table(curves(outcomes, wanted), (folder / CURVES).path, filesystem=folder.fs)
         states = [outcome.state(wanted.rounds) for outcome in outcomes]
         return StageResult(
             files={
@@ -169,14 +169,13 @@ def try_settings(
 
     decides: dict[str, Any] = {
         "search": wanted.model_copy(update={"max_failures": 0}),
-        "raise": settings,
+        "raise": without_models(settings),
         "train": config.train,
     }
     decides |= {"seed": config.seed, "total": total, "trials": list(drawn)}
     inputs: dict[str, Any] = {"encoded": encoded.fingerprint, "target": target.fingerprint}
     inputs |= {"features": {str(classes): found.fingerprint for classes, (_, found) in features.items()}}
-    inputs["model"] = stages.model_fingerprint(config.model)
-    inputs |= {"adapter": stages.model_fingerprint(config.adapter)} if config.adapter else {}
+    inputs |= {"model": find_model(run, config).identity} | adapter_input(config.adapter)
     manifest = run.stage("search", decides, inputs, body)
     for kind in ("best", "table"):
         for file in run.files(manifest, kind):
@@ -201,7 +200,7 @@ def share_work(
     place, found = next(iter(features.values()))
     setup = raise_policy.make_setup(place, checked, settings, found, encoded, target, 1)
     classes = {
-        number: raise_policy.restrict(read_pool(place.files(found, "features")[0]), setup.pool.ids).classes
+        number: restrict(read_pool(place.files(found, "features")[0]), setup.pool.ids).classes
         for number, (place, found) in features.items()
     }
     return TrialWork(
@@ -219,8 +218,7 @@ def share_work(
 def best_config(config: CommonConfig, settings: Settings) -> dict[str, Any]:
     """The run's settings with the best ones in place, for `raysift raise --config`."""
     changed, train = apply_settings(settings, getattr(config, "raise"), config.train)
-    values = config.model_dump(mode="json", exclude={"search"})
-    return values | {"raise": changed.model_dump(mode="json"), "train": train.model_dump(mode="json")}
+    return replayed(config.model_copy(update={"search": None, "raise": changed, "train": train}))
 
 
 def ranked(outcomes: Sequence[Outcome], wanted: SearchSettings) -> list[Outcome]:
@@ -250,14 +248,11 @@ def describe(outcome: Outcome, wanted: SearchSettings) -> dict[str, Any]:
     }
 
 
-def curves(outcomes: Sequence[Outcome], wanted: SearchSettings, home: Location) -> pa.Table:
+def curves(outcomes: Sequence[Outcome], wanted: SearchSettings) -> pa.Table:
     """A line for each round of each trial, with the settings it was done under: data for plots."""
     lines: list[dict[str, Any]] = []
     for outcome in outcomes:
-        if outcome.folder is None:
-            continue
-        points = settings_by_round(home, outcome.folder, len(outcome.performances))
-        for number, point in enumerate(points, 1):
+        for number in range(1, len(outcome.performances) + 1):
             done = outcome.performances[:number]
             lines.append(
                 {
@@ -267,7 +262,7 @@ def curves(outcomes: Sequence[Outcome], wanted: SearchSettings, home: Location) 
                     "criterion": criterion(done, wanted.last_rounds),
                     "report": outcome.reports[number - 1],
                     "seconds": outcome.seconds[number - 1],
-                    **{name: _cell(value) for name, value in point.items()},
+                    **{name: _cell(value) for name, value in outcome.settings.items()},
                 }
             )
     return pa.Table.from_pylist(lines)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.actors.effective_batches import COUNTED, INPUT_IDS, EncodeRows, Place, split_trainable
+from raysift.actors.encoded_rows import by_id
 from raysift.actors.episode import EpisodeSetup
 from raysift.actors.frozen_training import FrozenTraining
 from raysift.actors.language_model import portable_name
@@ -24,20 +25,24 @@ from raysift.fingerprint import file_fingerprint
 from raysift.jobs.policy.episodes import ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
 from raysift.jobs.pool.target_check import compare_with_pool, texts_of
+from raysift.jobs.runs import checks
+from raysift.jobs.runs.chosen_rows import chosen_chunks
+from raysift.jobs.runs.models import adapter_input, find_model
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.selection import rows_in_order
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, read_ids, relative
-from raysift.jobs.stages import model_fingerprint
 from raysift.manifest import Manifest
-from raysift.methods.raise_policy import RaiseConfig, count_policy_steps, departures, place_picks
+from raysift.methods.raise_policy import count_policy_steps, departures, place_picks
 from raysift.policy.drawing import FINAL_DRAW, Draw
-from raysift.policy.pool import PolicyPool, positions, read_pool
+from raysift.policy.pool import read_pool, restrict
 from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, load_policy
+from raysift.policy.settings import RaiseConfig
 from raysift.policy.state import Episode
+from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.given_input import told_meta
+from raysift.pool.id_text import id_text
 from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, META, Example
 from raysift.settings.config import CommonConfig
-from raysift.storage import Location, open_location
+from raysift.storage import Location
 
 ROUNDS = "rounds"
 CURRICULUM, CURRICULUM_ROWS, PICKS_LOG = "curriculum.parquet", "curriculum.jsonl", "log.parquet"
@@ -49,9 +54,11 @@ def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
     """Every row as the tokens that a training sees."""
     from raysift.jobs.on_ray.raydata import map_rows
 
+    model = find_model(run, config, part="tokenizer")
+
     def body(folder: Location) -> StageResult:
         arguments = {
-            "model": config.model,
+            "model": model.name,
             "template": config.train.template,
             "max_length": config.train.max_length,
             "trust_remote_code": config.trust_remote_code,
@@ -62,7 +69,7 @@ def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 
     settings = {"template": config.train.template, "max_length": config.train.max_length}
-    inputs = {"rows": rows.fingerprint, "tokenizer": model_fingerprint(config.model, "tokenizer*", "chat_template*")}
+    inputs = {"rows": rows.fingerprint, "tokenizer": model.identity}
     return run.stage("encode", settings, inputs, body)
 
 
@@ -75,19 +82,33 @@ def like_pool(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
     return compare_with_pool(run, rows, _target_files(config), {}, read)
 
 
+def check_input(config: CommonConfig, settings: RaiseConfig) -> None:
+    """Refuses models and target files that are missing or of no use, before any stage."""
+    features = settings.features
+    checks.check_models(config, {"features": features.model, "features.embedding": features.embedding.model})
+    _target_files(config)
+    _read_target(config)
+
+
+def _read_target(config: CommonConfig) -> tuple[pa.Table, int, int]:
+    """The target's conversations, how many examples have no answer, and how many there are."""
+    examples = [example for path in config.target for example in read_examples(path)]
+    rows, without = target_rows(examples)
+    if len(rows) < 2:
+        raise DataError(
+            f"validation: {len(rows)} of {len(examples)} examples have a reference answer; expected two at least, one "
+            "to learn by and one to report on."
+        )
+    return rows, without, len(examples)
+
+
 def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manifest:
     """The target's examples as conversations: those that a policy is rewarded by, and those kept for the report."""
     files = _target_files(config)
     wanted = settings.episode
 
     def body(folder: Location) -> StageResult:
-        examples = [example for path in config.target for example in read_examples(path)]
-        rows, without = target_rows(examples)
-        if len(rows) < 2:
-            raise DataError(
-                f"validation: {len(rows)} of {len(examples)} examples have a reference answer; expected two at least, one "
-                "to learn by and one to report on."
-            )
+        rows, without, total = _read_target(config)
         ids = rows[ID].to_numpy()
         order = np.argsort(uniform_of(ids, seed_for(config.seed, "report")), kind="stable")
         kept = min(len(ids) - 1, round(wanted.report_share * len(ids)))
@@ -95,23 +116,23 @@ def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manif
         for name, part in (("validation", chosen), ("report", order[:kept])):
             pq.write_table(rows.take(pa.array(np.sort(part))), (folder / f"{name}.parquet").path, filesystem=folder.fs)
         unused = len(ids) - kept - len(chosen)
-        counts: dict[str, Any] = {"rows_in": len(examples), "kept": len(chosen), "report": kept}
+        counts: dict[str, Any] = {"rows_in": total, "kept": len(chosen), "report": kept}
         counts |= {"rejected": {"no reference answer": without, "beyond validation_rows": unused}}
         return StageResult(
             files={"validation": ["validation.parquet"], "report": ["report.parquet"]},
             counts=counts,
-            rows=len(examples),
+            rows=total,
         )
 
     decides = {"report_share": wanted.report_share, "validation_rows": wanted.validation_rows, "seed": config.seed}
-    inputs = {"target": [[place.name, file_fingerprint(place)] for place in files]}
+    inputs = {"target": fingerprint_files(files)}
     return run.stage("validation", decides, inputs, body)
 
 
-def _target_files(config: CommonConfig) -> list[Location]:
+def _target_files(config: CommonConfig) -> list[SourceFile]:
     if not config.target:
         raise ConfigError(f"config: 'target' is missing. {config.method} needs validation examples: --target FILE...")
-    return [open_location(path) for path in config.target]
+    return find_files(config.target)
 
 
 def target_rows(examples: Sequence[Example]) -> tuple[pa.Table, int]:
@@ -166,7 +187,7 @@ def learn(
 
     decides = {"policy": settings.policy, "learning": settings.learning, "steps": steps, "seed": config.seed}
     decides |= {"train": config.train, "validate_every": settings.episode.validate_every}
-    return run.stage("learn", decides, _inputs(config, features, encoded, target), body)
+    return run.stage("learn", decides, _inputs(run, config, features, encoded, target), body)
 
 
 def train_frozen(
@@ -188,7 +209,7 @@ def train_frozen(
         actor, _ = load_policy(policy)
         draw = Draw(config.seed, FINAL_DRAW) if settings.policy.deploy == "sampled" else None
         weights = {name: value.numpy() for name, value in actor.state_dict().items()}
-        work = FrozenTraining(weights, draw, folder, features.fingerprint, settings.steps_per_state)
+        work = FrozenTraining(weights, draw, folder, settings.steps_per_state)
         with ray_fleet(setup, config.resources, 1) as fleet:
             episode: Episode = fleet.call(work)
         write_curriculum(run.files(rows, "rows"), episode, folder)
@@ -212,8 +233,14 @@ def train_frozen(
 
     decides = {"policy": settings.policy, "steps": steps, "seed": config.seed, "train": config.train}
     decides |= {"validate_every": settings.episode.validate_every}
-    inputs = _inputs(config, features, encoded, target) | {"learned": file_fingerprint(policy)}
-    return run.stage("final", decides, inputs, body)
+    inputs = _inputs(run, config, features, encoded, target) | {"learned": file_fingerprint(policy)}
+    manifest = run.stage("final", decides, inputs, body)
+    if (picked := manifest.counts["kept"]) > total:
+        run.console.note(
+            f"final: the training picked {picked} different rows; the {total} picked first are the selection, "
+            f"and {CURRICULUM} in {run.folder / 'final'} names them all"
+        )
+    return manifest
 
 
 def order(run: Run, rows: Manifest, features: Manifest, encoded: Manifest, final: Manifest) -> Manifest:
@@ -267,7 +294,7 @@ def make_setup(
         )
     resources = config.resources
     place = Place(
-        device=resources.device,
+        device=resources.placed_on,
         threads=resources.threads or max(1, int(resources.cpus_per_worker)),
         rows_per_pass=resources.batch_rows,
         tokens_per_pass=resources.tokens_per_pass,
@@ -283,7 +310,7 @@ def make_setup(
         policy=settings.policy,
         episode=settings.episode,
         train=config.train,
-        model=portable_name(config.model),
+        model=find_model(run, config).name,
         steps=steps,
         place=place,
         adapter=portable_name(config.adapter) if config.adapter else None,
@@ -292,15 +319,8 @@ def make_setup(
 
 def trainable_rows(run: Run, encoded: Manifest) -> pa.Table:
     """The rows with something to learn, as tokens, by rising id."""
-    tables = list(read_chunks(run.files(encoded, "answers"), _ENCODED))
-    sound, _ = split_trainable(pa.concat_tables(tables))
-    return sound.select([ID, INPUT_IDS, COUNTED]).sort_by(ID).combine_chunks()
-
-
-def restrict(pool: PolicyPool, ids: np.ndarray) -> PolicyPool:
-    """The rows of the pool that are among these ids, which rise."""
-    kept = positions(pool, np.intersect1d(pool.ids, ids, assume_unique=True))
-    return PolicyPool(pool.ids[kept], pool.features[kept], pool.classes[kept])
+    chunks = read_chunks(run.files(encoded, "answers"), _ENCODED)
+    return by_id(pa.concat_tables([split_trainable(chunk)[0] for chunk in chunks]))
 
 
 def write_curriculum(files: Sequence[Location], episode: Episode, folder: Location) -> None:
@@ -313,12 +333,12 @@ def write_curriculum(files: Sequence[Location], episode: Episode, folder: Locati
     pq.write_table(pa.table({"step": steps, ID: ids}), (folder / CURRICULUM).path, filesystem=folder.fs)
     texts = {
         line[ID]: line[MESSAGES]
-        for table in rows_in_order(files, np.unique(ids))
-        for line in table.select([ID, MESSAGES]).to_pylist()
+        for chunk, _ in chosen_chunks(files, np.unique(ids), [ID, MESSAGES])
+        for line in chunk.to_pylist()
     }
     with (folder / CURRICULUM_ROWS).open_output() as stream:
         for step, row in zip(steps.tolist(), ids.tolist(), strict=True):
-            line = {"step": step, ID: row, MESSAGES: texts[row]}
+            line = {"step": step, ID: id_text(row), MESSAGES: texts[row]}
             stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
 
 
@@ -326,14 +346,14 @@ def _read(place: Location) -> pa.Table:
     return pq.read_table(place.path, filesystem=place.fs)
 
 
-def _inputs(config: CommonConfig, features: Manifest, encoded: Manifest, target: Manifest) -> dict[str, Any]:
-    inputs = {
+def _inputs(run: Run, config: CommonConfig, features: Manifest, encoded: Manifest, target: Manifest) -> dict[str, Any]:
+    return {
         "features": features.fingerprint,
         "encoded": encoded.fingerprint,
         "target": target.fingerprint,
-        "model": model_fingerprint(config.model),
+        "model": find_model(run, config).identity,
+        **adapter_input(config.adapter),
     }
-    return inputs | ({"adapter": model_fingerprint(config.adapter)} if config.adapter else {})
 
 
 def _headline(found: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import yaml
 from raysift.errors import ConfigError
 from raysift.jobs.runs.run import open_run
 from raysift.manifest import read_manifest
-from raysift.methods.raise_policy import RaiseConfig
+from raysift.policy.settings import RaiseConfig
 from raysift.settings.config import make_config
 from raysift.storage import Location
 

@@ -1,8 +1,7 @@
-"""The trials of a policy search on Ray Tune: what runs them, what stops or changes them, and how they end.
+"""The trials of a policy search on Ray Tune: what runs them, what stops them, and how they end.
 
 Tune keeps its own state in FOLDER/tune, and not what a scheduler remembers: after a killed driver ASHA compares only what
-comes in from then on, and so stops fewer trials. What ASHA decides depends on which trial is how far when it is asked;
-population-based training waits for all, and decides the same again.
+comes in from then on, and so stops fewer trials. What ASHA decides depends on which trial is how far when it is asked.
 """
 
 from __future__ import annotations
@@ -12,16 +11,14 @@ import json
 import logging
 import os
 import pickle
-import random
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from raysift.draws import seed_for
 from raysift.errors import StageError, find_cause
 from raysift.jobs.on_ray.raydata import cluster_cpus, pool_size
 from raysift.jobs.policy.trials import (
@@ -29,14 +26,12 @@ from raysift.jobs.policy.trials import (
     ROUND_NUMBER,
     ROUNDS,
     TrialWork,
-    read_settings,
     run_trial,
 )
 from raysift.jobs.runs.run import Run
-from raysift.methods.raise_policy import RaiseConfig
 from raysift.policy.saved import finished_rounds, read_account
 from raysift.policy.search_settings import SearchSettings
-from raysift.policy.trials import OWN, Outcome, Settings, changeable_values
+from raysift.policy.trials import OWN, Outcome, Settings
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 
@@ -93,49 +88,8 @@ class SparingASHA(ASHAScheduler):  # type: ignore[misc]
         return TrialScheduler.CONTINUE if str(trial) == trial_name(OWN) else decision
 
 
-class SparingPBT(PopulationBasedTraining):  # type: ignore[misc]
-    """Population-based training in which the run's own settings stay as they are; others may go on from them.
-
-    It waits until all trials have come as far, so that what it decides follows from their numbers and the seed, not from
-    which of them was faster. After its last round a trial has nothing to go on with, and is left alone.
-    """
-
-    def __init__(self, rounds: int, seed: int, **arguments: Any) -> None:
-        super().__init__(time_attr=ROUND_NUMBER, synch=True, log_config=False, **arguments)
-        self.rounds, self.seed = rounds, seed
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if result[ROUND_NUMBER] >= self.rounds:
-            return str(TrialScheduler.CONTINUE)
-        before = random.getstate()  # Tune draws from Python's own generator
-        random.seed(seed_for(self.seed, f"search: after round {result[ROUND_NUMBER]}"))
-        try:
-            decision: str = super().on_trial_result(tune_controller, trial, result)
-        finally:
-            random.setstate(before)
-        return decision
-
-    def _quantiles(self) -> tuple[list[Any], list[Any]]:
-        """The worst and the best; of the worst the run's own settings are never one."""
-        worst, best = super()._quantiles()
-        others = [
-            trial
-            for trial, state in self._trial_state.items()
-            if state.last_score is not None
-            and not (trial.is_finished() or trial in best or str(trial) == trial_name(OWN))
-        ]
-        return sorted(others, key=lambda trial: self._trial_state[trial].last_score)[: len(worst)], best
-
-
-def make_scheduler(search: SearchSettings, config: RaiseConfig, seed: int) -> Any:
-    """What stops trials or changes them."""
-    if search.scheduler == "pbt":
-        return SparingPBT(
-            search.rounds,
-            seed,
-            perturbation_interval=search.perturb_rounds,
-            hyperparam_mutations={"trial": {"settings": changeable_values(search, config)}},
-        )
+def make_scheduler(search: SearchSettings) -> Any:
+    """What stops trials."""
     if search.scheduler == "asha":
         return SparingASHA(
             time_attr=ROUND_NUMBER,
@@ -193,9 +147,8 @@ def _tune_config(work: TrialWork, resources: Resources) -> tune.TuneConfig:
     return tune.TuneConfig(
         metric=CRITERION,
         mode="max",
-        scheduler=make_scheduler(work.search, work.config, work.seed),
-        # To Tune a paused trial counts as one at work; a population would be as large as what runs at a time.
-        max_concurrent_trials=None if work.search.scheduler == "pbt" else pool_size(resources),
+        scheduler=make_scheduler(work.search),
+        max_concurrent_trials=pool_size(resources),
         reuse_actors=True,  # a process that has loaded its libraries does for the next trial
         trial_name_creator=name_trial,
         trial_dirname_creator=name_trial,
@@ -221,24 +174,19 @@ def _restored(folder: Location, trainable: Any) -> tune.Tuner | None:
 
 
 def _outcome(result: Any, work: TrialWork) -> Outcome:
-    """What became of a trial, by its folder: settings and rounds are those of the newest lineage it reported from."""
+    """What became of a trial; the rounds are those that it reported."""
     name = result.path.rstrip("/").rsplit("/", 1)[-1]
-    metrics, home = result.metrics or {}, work.folder / ROUNDS
+    reported = (result.metrics or {}).get(ROUND_NUMBER, 0)
+    accounts = [read_account(place) for place in finished_rounds(work.folder / ROUNDS / name)[:reported]]
     reason = None if result.error is None else _reason(result.error)
-    number = int(name.removeprefix("trial-"))
-    if "folder" not in metrics:
-        return Outcome(
-            number, dict((result.config or {})["trial"]["settings"]), [], reason=reason or "no round finished"
-        )
-    accounts = [read_account(p) for p in finished_rounds(home / metrics["folder"])[: metrics[ROUND_NUMBER]]]
     return Outcome(
-        number=number,
-        settings=read_settings(home / metrics["folder"])["settings"],
+        number=int(name.removeprefix("trial-")),
+        settings=dict((result.config or {})["trial"]["settings"]),
         performances=[account["performance"] for account in accounts],
         reports=[account["report"] for account in accounts],
         seconds=[account["seconds"] for account in accounts],
-        reason=reason,
-        folder=metrics["folder"],
+        reason=reason if accounts else reason or "no round finished",
+        folder=name if accounts else None,
     )
 
 

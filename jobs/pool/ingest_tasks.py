@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,28 +21,29 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysift.errors import RaysiftError
+from raysift.manifest import settle
 from raysift.pool.checks import IngestConfig
-from raysift.pool.chunks import Chunk, FilePlan, plan_file
+from raysift.pool.chunks import FilePlan, plan_file
 from raysift.pool.dedup import find_losers, read_parts, write_ids, write_parts
-from raysift.pool.files import SourceFile
+from raysift.pool.files import BadFile, Chunk, SourceFile, one_line
 from raysift.pool.formats import LAYOUTS, recognise
 from raysift.pool.json_text import original_text
 from raysift.pool.normalise import PLACED_ROWS, POSITION, Normalised, Normaliser
 from raysift.pool.reading import read_chunk
-from raysift.records import ID, RAW, REASON, REJECTED, ROWS, SOURCE
+from raysift.records import FILE, ID, KEPT_ROWS, RAW, REASON, REJECTED, SOURCE
 from raysift.storage import Location
 
 SHARD_ROWS = 100_000
 SHARD_BYTES = 256 * 2**20
 PROBLEMS = pa.schema([field.with_nullable(True) for field in REJECTED if field.name != "file"])
-ROW_COLUMNS_WORTH_A_DICTIONARY = [SOURCE, "messages.list.element.role"]
+ROW_COLUMNS_WORTH_A_DICTIONARY = [SOURCE, FILE, "messages.list.element.role"]
 
 Counts = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a shard's rows come from: position p of the shard is record (or line) `base + p + 1` of the file."""
+class Origin:
+    """Where in a file a shard's rows stood: position p of the shard is record (or line) `base + p + 1` of the file."""
 
     file: str
     base: int
@@ -61,14 +62,15 @@ def plan_and_recognise(file: SourceFile, chunk_bytes: int, config: IngestConfig)
         return plan, recognise(plan.columns, config.format, config.columns, file.name).name
     except RaysiftError as error:
         return error
+    except Exception as error:
+        return _unexpected(file, error)
 
 
 def read_part(number: int, chunk: Chunk, layout: str, config: IngestConfig, work: Location) -> Counts | RaysiftError:
     """Read a chunk into shards; gives its counts, also when an earlier attempt had done it."""
     done = work / f"part-{number:05d}.json"
-    if (earlier := _counts_in(done)) is not None:
+    if (earlier := _counts_in(done, work)) is not None:
         return earlier
-    normalise = Normaliser(chunk.file, LAYOUTS[layout], config)
     shards = _Shards(number, work)
     reasons: Counter[str] = Counter()
     seen = trimmed = 0
@@ -77,19 +79,33 @@ def read_part(number: int, chunk: Chunk, layout: str, config: IngestConfig, work
             (work / f"problems-{number:05d}.arrow").open_output() as stream,
             pa.ipc.new_file(stream, PROBLEMS, options=_quick(work)) as problems,
         ):
-            for batch in read_chunk(chunk):
-                result = normalise(batch)
+            for used, result in _normalised(chunk, layout, config):
                 shards.add(result.rows)
                 if result.problems:
                     problems.write_table(_problem_table(result))
                     reasons.update(problem.reason for problem in result.problems)
-                trimmed += result.trimmed
-                seen = batch.seen
+                seen, trimmed = used, trimmed + result.trimmed
     except RaysiftError as error:
         return error
-    counts = {"seen": seen, "reasons": dict(reasons), "trimmed": trimmed, "shards": shards.close()}
-    _note_counts(done, counts)
-    return counts
+    counts: Counts = {"seen": seen, "reasons": dict(reasons), "trimmed": trimmed, "shards": shards.close()}
+    names = [name for shard, _ in counts["shards"] for name in (f"rows-{shard}.arrow", f"ids-{shard}.bin")]
+    return _note_counts(done, counts, work, [f"problems-{number:05d}.arrow", *names])
+
+
+def _normalised(chunk: Chunk, layout: str, config: IngestConfig) -> Iterator[tuple[int, Normalised]]:
+    """The chunk's batches as rows, with the positions used up so far. Whatever goes wrong here is the file's fault."""
+    normalise = Normaliser(chunk.file, LAYOUTS[layout], config)
+    try:
+        for batch in read_chunk(chunk):
+            yield batch.seen, normalise(batch)
+    except RaysiftError:
+        raise
+    except Exception as error:
+        raise _unexpected(chunk.file, error) from error
+
+
+def _unexpected(file: SourceFile, error: Exception) -> BadFile:
+    return BadFile(file.name, f"cannot be read: {type(error).__name__}: {one_line(error)}")
 
 
 def find_twins(number: int, bucket: tuple[int, int], shards: Sequence[str], work: Location) -> int:
@@ -100,12 +116,12 @@ def find_twins(number: int, bucket: tuple[int, int], shards: Sequence[str], work
 
 
 def finish_shard(
-    number: int, shards: Sequence[str], places: Sequence[Place], twins: Sequence[str], work: Location, out: Location
+    number: int, shards: Sequence[str], places: Sequence[Origin], twins: Sequence[str], work: Location, out: Location
 ) -> Counts:
     """Write the rows of a shard that stay, and what does not with its reason; gives the counts."""
     shard, place = shards[number], places[number]
     done = work / f"done-{shard}.json"
-    if (earlier := _counts_in(done)) is not None:
+    if (earlier := _counts_in(done, out)) is not None:
         return earlier
     tables = [read_parts(work / name, number, number + 1) for name in twins]
     losers = np.concatenate([np.empty((0, 4), np.int64), *tables])
@@ -113,51 +129,60 @@ def finish_shard(
     rows_file, rejected_file = f"rows/part-{shard}.parquet", f"rejected/part-{shard}.parquet"
     by_source: Counter[str] = Counter()
     rejected = _ParquetFile(out / rejected_file, REJECTED, [SOURCE, "file", REASON])
-    rows = _ParquetFile(out / rows_file, ROWS, ROW_COLUMNS_WORTH_A_DICTIONARY)
+    rows = _ParquetFile(out / rows_file, KEPT_ROWS, ROW_COLUMNS_WORTH_A_DICTIONARY)
     chunk, _, part = shard.partition("-")
     if part == "000":
         for problems in _read_quick(work / f"problems-{chunk}.arrow"):
-            rejected.write(_placed(problems, place))
+            rejected.write(_placed(problems, place, REJECTED))
     first = 0
     for batch in _read_quick(work / f"rows-{shard}.arrow"):
         here = losers[np.searchsorted(losers[:, 0], first) : np.searchsorted(losers[:, 0], first + batch.num_rows)]
         if len(here):
             duplicates = batch.take(pa.array(here[:, 0] - first))
-            rejected.write(_placed(_duplicate_table(duplicates, here, places), place))
+            rejected.write(_placed(_duplicate_table(duplicates, here, places), place, REJECTED))
             stays = np.ones(batch.num_rows, bool)
             stays[here[:, 0] - first] = False
             first += batch.num_rows
             batch = batch.filter(pa.array(stays))
         else:
             first += batch.num_rows
-        rows.write(batch.select(ROWS.names))
+        rows.write(_placed(batch, place, KEPT_ROWS))
         for entry in pc.value_counts(batch[SOURCE]).to_pylist():
             by_source[entry["values"]] += entry["counts"]
-    counts = {
+    counts: Counts = {
         "kept": rows.close(),
         "duplicates": len(losers),
         "by_source": dict(by_source),
         "rows": rows_file if rows.count else None,
         "rejected": rejected_file if rejected.close() else None,
     }
-    _note_counts(done, counts)
+    counts = _note_counts(done, counts, out, [name for name in (counts["rows"], counts["rejected"]) if name])
     (work / f"rows-{shard}.arrow").delete()
     return counts
 
 
-def _note_counts(place: Location, counts: Counts) -> None:
-    with place.open_output() as stream:
-        stream.write(json.dumps(counts).encode())
+def _note_counts(place: Location, counts: Counts, folder: Location, files: Sequence[str]) -> Counts:
+    """Say that a task is done, once what it wrote is on the disk."""
+    place.write(json.dumps(counts | {"files": settle(folder, files)}))
+    return counts
 
 
-def _counts_in(place: Location) -> Counts | None:
-    """The counts of a finished task. Half a file, of a task that was killed while it wrote, is no JSON object."""
-    if not place.exists():
-        return None
+def _counts_in(place: Location, folder: Location) -> Counts | None:
+    """The counts of a task whose files are all there; a node that loses its power may leave half of one."""
     try:
-        return json.loads(place.read_bytes())  # type: ignore[no-any-return]
-    except ValueError:
+        counts: Counts = json.loads(place.read_bytes())
+    except (FileNotFoundError, ValueError):
         return None
+    for name, size in counts.pop("files").items():
+        if (folder / name).size() != size and not _is_finished(name, folder):
+            return None
+    return counts
+
+
+def _is_finished(name: str, work: Location) -> bool:
+    """Whether these are rows of a shard that is finished; they are deleted then."""
+    shard = name.removeprefix("rows-").removesuffix(".arrow")
+    return name.startswith("rows-") and _counts_in(work / f"done-{shard}.json", work.parent) is not None
 
 
 class _Shards:
@@ -257,7 +282,7 @@ def _problem_table(result: Normalised) -> pa.Table:
     )
 
 
-def _duplicate_table(rows: pa.Table, twins: np.ndarray[Any, Any], places: Sequence[Place]) -> pa.Table:
+def _duplicate_table(rows: pa.Table, twins: np.ndarray[Any, Any], places: Sequence[Origin]) -> pa.Table:
     raws = [row[RAW] if row[RAW] is not None else original_text(row) for row in rows.to_pylist()]
     said = [f"the same conversation as {places[shard].of(position)}" for shard, position in twins[:, 2:].tolist()]
     return pa.table(
@@ -273,9 +298,8 @@ def _duplicate_table(rows: pa.Table, twins: np.ndarray[Any, Any], places: Sequen
     )
 
 
-def _placed(problems: pa.Table, place: Place) -> pa.Table:
-    position = pa.array(problems[POSITION].to_numpy() + place.base + 1, pa.int64())
-    columns = {name: problems[name] for name in problems.column_names}
-    return pa.table(columns | {"file": pa.repeat(place.file, problems.num_rows), POSITION: position}).select(
-        REJECTED.names
-    )
+def _placed(rows: pa.Table, place: Origin, schema: pa.Schema) -> pa.Table:
+    """The rows with their place in the file, from 1, as the schema has them."""
+    position = pa.array(rows[POSITION].to_numpy() + place.base + 1, pa.int64())
+    columns = {name: rows[name] for name in rows.column_names}
+    return pa.table(columns | {FILE: pa.repeat(place.file, rows.num_rows), POSITION: position}).select(schema.names)

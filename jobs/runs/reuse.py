@@ -7,6 +7,7 @@ holds its files. So it lies one step away, however many runs passed it on, and n
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from os import PathLike, fspath
@@ -51,7 +52,26 @@ def record_sources(folder: Location, names: Sequence[str]) -> None:
 
 def sources_of(folder: Location) -> list[str]:
     """The runs that a run takes stages from."""
-    return list(json.loads((folder / REUSED).read_text())["runs"]) if (folder / REUSED).exists() else []
+    place = folder / REUSED
+    if not place.exists():
+        return []
+    try:
+        return [str(name) for name in json.loads(place.read_bytes())["runs"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"reuse: {place} does not name the runs that this run reuses: {type(error).__name__}: {error}. Delete it, and "
+            "name them with --reuse; without it the stages that were taken over stay so."
+        ) from error
+
+
+def read_events(folder: Location) -> list[dict[str, Any]]:
+    """What happened in a run, from its log; a line that is damaged tells nothing."""
+    found = []
+    for line in (folder / EVENTS).read_bytes().splitlines() if (folder / EVENTS).exists() else []:
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            found += [event] if isinstance(event, dict) and event.get("stage") and event.get("event") else []
+    return found
 
 
 def lineage(names: Sequence[str]) -> list[str]:
@@ -82,7 +102,7 @@ def find_finished(
         try:
             found = finished_by(name, stage) if name else own
             if found and found.fingerprint == identity:
-                if found.missing() is None:
+                if found.damage() is None:
                     return found
                 damaged.append(found)
         except DataError as error:
@@ -119,7 +139,7 @@ def _tell_lost(
 ) -> str:
     """What is missing, and both ways on: to have it back, or to do the stage again."""
     lost = [f"{name}, which this run reuses, is not there any more" for name in gone]
-    lost += [f"{found.reused_from} has done this stage, but {found.missing()} is gone" for found in damaged]
+    lost += [f"{found.reused_from} has done this stage, but {found.damage()}" for found in damaged]
     ties = [folder / REUSED] if gone else [found.home for found in damaged if found.home.exists()]
     ties += [folder / stage] if own else []
     return (

@@ -18,23 +18,36 @@ from typing import Any
 
 import yaml
 
-from raysift.errors import ConfigError, DataError, find_cause
+from raysift.errors import ConfigError, DataError, find_cause, system_words
 from raysift.fingerprint import canonical, fingerprint
 from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.replay import name_from_anywhere
 from raysift.jobs.runs.reuse import (
     CONFIG,
     EVENTS,
     check_sources,
     find_finished,
     finished_by,
+    read_events,
     record_sources,
     run_name,
     sources_of,
     tell_changes,
 )
-from raysift.manifest import MANIFEST, Manifest, installed_versions, read_manifest, require_same, write_manifest
+from raysift.manifest import (
+    MANIFEST,
+    Manifest,
+    installed_versions,
+    read_manifest,
+    require_same,
+    settle,
+    write_manifest,
+)
+from raysift.pool.id_text import exact
 from raysift.settings.config import CommonConfig, load_config
 from raysift.storage import Location, extend_name, open_location, refuse_passwords
+
+CHANGES_NOTHING = ("skipped", "reused")
 
 
 @dataclass(frozen=True)
@@ -50,18 +63,27 @@ class StageResult:
 class Run:
     """A named run on local disk or an object store, and the runs whose stages it takes over where they are the same.
 
-    Without `reuse` these are the runs that were named before.
+    Without `reuse` these are the runs that were named before. `start` makes ready what the bodies of stages need, such as
+    Ray: it is called before each of them, so a run whose stages are all done needs nothing. The folder is made when the
+    first stage begins: a command that is refused leaves no trace.
     """
 
-    def __init__(self, folder: str | Location, console: Console | None = None, reuse: Sequence[str] = ()) -> None:
-        place = open_location(folder)
-        named = check_sources(reuse, place)
+    def __init__(
+        self,
+        folder: str | Location,
+        console: Console | None = None,
+        reuse: Sequence[str] = (),
+        start: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.folder = require_own(folder)
+        named = check_sources(reuse, self.folder)
         self.name = run_name(folder)
-        self.folder = place.make_folder()
+        self.start = start
         self.console = console or Console("quiet")
         self.reuse, self._reuse_is_new = named or sources_of(self.folder), bool(named)
+        self._settings: str | None = None
         events = self.folder / EVENTS
-        self._events = events.read_text().splitlines() if events.exists() else []
+        self._events = events.read_bytes().decode(errors="replace").splitlines() if events.exists() else []
 
     def manifest(self, *stages: str) -> Manifest | None:
         """The manifest of the first of these stages that is finished."""
@@ -69,10 +91,21 @@ class Run:
 
     def config(self, changes: dict[str, object] | None = None, overrides: Sequence[str] = ()) -> CommonConfig:
         """The settings that the run was made with, some of them changed."""
-        place = self.folder / CONFIG
-        if not place.exists():
+        made_with = self.made_with()
+        if made_with is None:
             raise ConfigError(f"run: {self.folder} has no {CONFIG}, so nothing tells how it was made.")
-        return load_config(None, yaml.safe_load(place.read_text()) | (changes or {}), overrides)
+        return load_config(None, made_with | (changes or {}), overrides)
+
+    def made_with(self) -> dict[str, Any] | None:
+        """What `run.yaml` holds; None where there is none."""
+        place = self.folder / CONFIG
+        try:
+            found = yaml.safe_load(place.read_text()) if place.exists() else None
+        except (yaml.YAMLError, UnicodeDecodeError):
+            found = "no YAML"
+        if found is not None and not isinstance(found, dict):
+            raise DataError(f"run: {place} is damaged: it holds no settings. Put it back, or delete it.")
+        return found
 
     def stage(
         self,
@@ -95,8 +128,9 @@ class Run:
         work = home / identity
         changed = tell_changes(self.reuse, name, wanted_settings, wanted_inputs)
         differs = {"differs": changed} if changed else {}
-        self._keep_sources()
+        self._go_on()
         self.record("continued" if work.exists() else "started", name, fingerprint=identity, **differs)
+        self.start()
         started, clock = datetime.now(UTC), time.perf_counter()
         try:
             result = body(work.make_folder())
@@ -110,12 +144,14 @@ class Run:
             self.record("failed", name, error=type(error).__name__)
             raise
         seconds = time.perf_counter() - clock
+        files = {kind: [f"{identity}/{file}" for file in files] for kind, files in result.files.items()}
         manifest = Manifest(
             stage=name,
             fingerprint=identity,
             settings=wanted_settings,
             inputs=wanted_inputs,
-            files={kind: [f"{identity}/{file}" for file in files] for kind, files in result.files.items()},
+            files=files,
+            sizes=settle(home, [name for kind in files.values() for name in kind]),
             counts=dict(result.counts),
             values=dict(result.values),
             versions=installed_versions(),
@@ -138,18 +174,37 @@ class Run:
         if own and own.fingerprint != identity:
             require_same(own, settings, inputs, self.name)
         if own and not own.reused_from:
+            if damage := own.damage():
+                raise DataError(
+                    f"{name}: this stage of {self.name} is finished, but {damage}. Put the file back, or delete "
+                    f"{self.folder / name} to do the stage again."
+                )
             self.record("skipped", name, fingerprint=identity)
             return own
         found = find_finished(self.folder, name, identity, own, self.reuse)
         if found:
             if found is not own:
-                self._keep_sources()
+                self._go_on()
                 write_manifest(self.folder / name, found)
             self.record("reused", name, fingerprint=identity, run=found.reused_from)
         return found
 
-    def _keep_sources(self) -> None:
-        """Write the names of the reused runs down, once the run goes on with them: a command that is refused leaves no trace."""
+    def claim(self) -> None:
+        """Make the folder and mark it as a run's."""
+        try:
+            if not (self.folder / EVENTS).exists():
+                (self.folder.make_folder() / EVENTS).write("")
+        except OSError as error:
+            raise ConfigError(
+                f"run: cannot write into '{self.name}': {system_words(error)} Name another folder with --run."
+            ) from None
+
+    def _go_on(self) -> None:
+        """Write down settings and reused runs, once the run goes on with them: a command that is refused changes neither."""
+        self.claim()
+        if self._settings is not None:
+            (self.folder / CONFIG).write(self._settings)
+            self._settings = None
         if self._reuse_is_new:
             record_sources(self.folder, self.reuse)
             self._reuse_is_new = False
@@ -167,33 +222,59 @@ class Run:
         """Add an event to the run's log and say it."""
         self.console.event(event, stage, **fields)
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": stage, "event": event, **fields}
-        self._events.append(json.dumps(line, default=str))
-        # An object store cannot append; the log is short, so it is written whole each time.
-        (self.folder / EVENTS).write("\n".join(self._events) + "\n")
+        self._events.append(json.dumps(exact(line), default=str))
+        try:
+            # An object store cannot append; the log is short, so it is written whole each time.
+            (self.folder / EVENTS).write("\n".join(self._events) + "\n")
+        except OSError:
+            if event not in CHANGES_NOTHING:  # a finished run can be asked where nothing can be written, too
+                raise
 
     @contextlib.contextmanager
     def replayable(self, config: Mapping[str, Any]) -> Iterator[None]:
-        """Keep `run.yaml`, which replays the run: `raysift METHOD --config run.yaml --run NEW`.
+        """Keep `run.yaml`, which replays the run from any folder: `raysift METHOD --config run.yaml --run NEW`.
 
-        Written before the first stage, so that a killed run has it, and again after the last one; settings that the run
-        refuses never take the place of those it was made with.
+        It is written when the first stage begins that was not done before, so a killed run has it, and settings that the run
+        refuses never take the place of those it was made with. A step that is added to a selection, such as an evaluation,
+        leaves that of the selection.
         """
-        place, text = self.folder / CONFIG, yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+        text = yaml.safe_dump(name_from_anywhere(config), sort_keys=False, allow_unicode=True)
         refuse_passwords(text)
-        if not place.exists():
-            place.write(text)
+        is_added = config.get("method") is None and (self.made_with() or {}).get("method")
+        self._settings = None if is_added else text
         yield
-        place.write(text)
+        if not (self.folder / CONFIG).exists():
+            self._go_on()
+        self._settings = None
 
     def manifests(self) -> list[Manifest]:
         """Manifests of the finished stages, in the order in which they were first started."""
         order: list[str] = []
-        for line in self._events:
-            stage = json.loads(line).get("stage")
-            if stage and stage not in order:
-                order.append(stage)
+        for event in read_events(self.folder):
+            if event["stage"] not in order:
+                order.append(event["stage"])
         found = [read_manifest(self.folder / stage) for stage in order]
         return [manifest for manifest in found if manifest]
+
+
+def require_own(folder: str | Location) -> Location:
+    """The place of a run; refuses a folder with files in it that no run has left."""
+    if not str(folder).strip():
+        raise ConfigError("run: the name of the run is empty; is a shell variable unset? Name a folder with --run.")
+    place = open_location(folder)
+    try:
+        if place.exists() and not place.is_folder():
+            raise ConfigError(f"run: '{folder}' is a file, expected a folder. Name another one with --run.")
+        ours = (place / EVENTS).exists()
+        first = None if ours else place.first_entry()
+    except OSError as error:
+        raise ConfigError(f"run: '{folder}' cannot be used: {system_words(error)} Name another folder.") from None
+    if first:
+        raise ConfigError(
+            f"run: '{folder}' is no run folder: it holds '{first}' and no {EVENTS}, and files of the run could take the place "
+            "of yours. Name a new folder with --run."
+        )
+    return place
 
 
 def open_run(folder: str, console: Console | None = None) -> Run:

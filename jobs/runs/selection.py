@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysift.errors import ConfigError, DataError
+from raysift.jobs.runs.chosen_rows import chosen_chunks, rows_in_order
+from raysift.jobs.runs.reuse import is_run
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.tables import read_chunks, relative
-from raysift.manifest import Manifest
+from raysift.jobs.runs.tables import publish, relative
+from raysift.manifest import Manifest, read_manifest
 from raysift.methods import Selector
+from raysift.pool.card import Card
 from raysift.pool.export import write_export
-from raysift.records import ID, RANK, ROWS, SCORE, SOURCE
+from raysift.records import FILE, ID, KEPT_ROWS, POSITION, RANK, ROWS, SCORE, SOURCE
 from raysift.settings.config import CommonConfig
-from raysift.storage import Location
+from raysift.storage import Location, extend_name, open_location
 from raysift.topk import Ids, Scores
 
-ROWS_A_PASS = 100_000
+SELECTED, SELECTION = "selected", "selection.parquet"
 
 
 def write_selection(
@@ -33,65 +37,88 @@ def write_selection(
     folder: Location,
 ) -> StageResult:
     """All files of the choose stage; `ids` are in order of rank."""
+    if not len(ids):
+        raise DataError(
+            f"choose: no row was chosen of {rows.counts['kept']} with a budget of {config.budget}: none has a score, or none "
+            "is as short as a budget in tokens. Raise the budget, or see the failures of the stages before."
+        )
     parts = (folder / "rows").make_folder()
-    files, sources = [], []
-    for number, table in enumerate(rows_in_order(run.files(rows, "rows"), ids)):
+    files, told = [], []
+    for number, table in enumerate(rows_in_order(run.files(rows, "rows"), ids, KEPT_ROWS.names, folder / "work")):
         place = parts / f"part-{number:05d}.parquet"
-        pq.write_table(table, place.path, filesystem=place.fs, compression="zstd")
+        pq.write_table(table.select(ROWS.names), place.path, filesystem=place.fs, compression="zstd")
         files.append(place)
-        sources.append(table[SOURCE])
-    source = pa.chunked_array(sources)
+        told.append(table.select([SOURCE, FILE, POSITION]))
+    origin = pa.concat_tables(told)
     own = columns_in_order(score_files, selector.columns, ids)
     ranks = pa.array(np.arange(1, len(ids) + 1))
-    selection = pa.table({ID: ids, RANK: ranks, SCORE: scores, SOURCE: source, **own})
-    place = folder / "selection.parquet"
+    columns = {ID: ids, RANK: ranks, SCORE: scores, SOURCE: origin[SOURCE], **own}
+    selection = pa.table(columns | {FILE: origin[FILE], POSITION: origin[POSITION]})
+    place = folder / SELECTION
     pq.write_table(selection, place.path, filesystem=place.fs, compression="zstd")
-    exported = write_export(files, (folder / "selected").make_folder(), config.output_format)
+    by_source = summary_by_source(rows.values["by_source"], origin[SOURCE])
+    card = Card(
+        method=str(config.method),
+        settings={
+            "model": config.model,
+            "budget": config.budget,
+            "seed": config.seed,
+            "pool": list(config.pool) or ["a Ray dataset"],
+            "target": list(config.target),
+        },
+        by_source=by_source,
+        scores=(float(np.min(scores)), float(np.max(scores))),
+        pool_rows=rows.counts["kept"],
+    )
+    exported = write_export(files, (folder / SELECTED).make_folder(), config.output_format, card)
     return StageResult(
         files={
-            "selection": ["selection.parquet"],
+            "selection": [SELECTION],
             "rows": relative(files, folder),
             "selected": relative(exported, folder),
         },
         counts={"rows_in": rows.counts["kept"], "kept": len(ids)},
-        values={"by_source": summary_by_source(rows.values["by_source"], source)},
+        values={"by_source": by_source},
         rows=rows.counts["kept"],
     )
 
 
-def rows_in_order(files: Sequence[Location], ids: Ids) -> Iterator[pa.Table]:
-    """The rows of the given ids in the order of the ids, at most ROWS_A_PASS in memory at a time."""
-    for start in range(0, len(ids), ROWS_A_PASS):
-        wanted = ids[start : start + ROWS_A_PASS]
-        order = np.argsort(wanted)
-        found = []
-        for chunk in read_chunks(files, ROWS.names):
-            found.append(chunk.filter(pa.array(np.isin(chunk[ID].to_numpy(), wanted))))
-        table = pa.concat_tables(found)
-        place = np.empty(len(wanted), dtype=np.int64)
-        place[order] = np.argsort(table[ID].to_numpy())
-        yield table.take(pa.array(place)).combine_chunks()
+def publish_selection(run: Run, chosen: Manifest) -> None:
+    """Put the table and the export at the top of the run folder; what another selection left in `selected/` goes.
+
+    The card and `dataset_info.json` come after the data that they name, and the old data is deleted last.
+    """
+    publish(run.files(chosen, "selection")[0], run.folder / SELECTION)
+    folder, files = run.folder / SELECTED, run.files(chosen, "selected")
+    for file in files:
+        publish(file, folder / file.name)
+    for old in folder.files():
+        if old.name not in {file.name for file in files}:
+            old.delete()
 
 
-def write_rows(files: Sequence[Location], ids: np.ndarray, folder: Location) -> list[str]:
-    """The rows of these ids, in their order, as files in the folder; gives their names."""
-    names = []
-    for number, table in enumerate(rows_in_order(files, ids)):
-        place = folder / f"rows-{number:05d}.parquet"
-        pq.write_table(table, place.path, filesystem=place.fs, compression="zstd")
-        names.append(place.name)
-    return names
+def rows_of_run(source: str) -> list[str]:
+    """The files of the chosen rows where a pool's name is a run folder or its `selection.parquet`; else the name itself."""
+    name = source.removesuffix(f"/{SELECTION}")
+    if not open_location(name).is_folder() or not is_run(name):
+        return [source]
+    chosen = read_manifest(open_location(name) / "choose")
+    if chosen is None:
+        raise ConfigError(
+            f"pool: '{source}' is a run without a finished selection, so it has no rows to read. Finish it with the command "
+            "that began it, or name the files themselves."
+        )
+    home = extend_name(chosen.reused_from or name, f"/{chosen.stage}")
+    return [extend_name(home, f"/{file}") for file in chosen.files["rows"]]
 
 
 def columns_in_order(files: Sequence[Location], schema: pa.Schema, ids: Ids) -> dict[str, pa.Array]:
     """Columns of the rows of the given ids, in the order of the ids, from files that hold each of them."""
     if not schema.names:
         return {}
-    chunks = read_chunks(files, [ID, *schema.names])
-    table = pa.concat_tables([c.filter(pa.array(np.isin(c[ID].to_numpy(), ids))) for c in chunks])
-    place = np.empty(len(ids), dtype=np.int64)
-    place[np.argsort(ids)] = np.argsort(table[ID].to_numpy())
-    table = table.take(pa.array(place))
+    found = list(chosen_chunks(files, ids, [ID, *schema.names]))
+    order = np.argsort(np.concatenate([places for _, places in found]))
+    table = pa.concat_tables([chunk for chunk, _ in found]).take(pa.array(order))
     return {name: table[name].combine_chunks() for name in schema.names}
 
 

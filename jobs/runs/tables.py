@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from raysift.actors.contract import RowActor
 from raysift.errors import StageError
 from raysift.records import ERROR, ID, META, SCORE, TOKENS
-from raysift.storage import Location
+from raysift.storage import COPIED_BYTES, Location
 
 CHUNK_ROWS = 100_000
 
@@ -51,6 +51,15 @@ def with_tokens(chunks: Iterator[pa.Table], lengths_files: Sequence[Location]) -
         yield chunk.set_column(chunk.column_names.index(SCORE), SCORE, scores).append_column(TOKENS, tokens)
 
 
+def sum_tokens(lengths_files: Sequence[Location], ids: np.ndarray | None = None) -> int:
+    """Tokens of the rows of these ids, or of all whose length is known."""
+    total = 0
+    for chunk in read_chunks(lengths_files, [ID, TOKENS]):
+        counted = chunk if ids is None else chunk.filter(pa.array(np.isin(chunk[ID].to_numpy(), ids)))
+        total += pc.sum(counted[TOKENS]).as_py() or 0
+    return total
+
+
 def count_answers(stage: str, answers: Sequence[Location], expected: int) -> dict[str, int]:
     """Rows answered and failed; raises unless each of the expected rows is there exactly once."""
     ids, failed = [np.empty(0, np.int64)], 0
@@ -72,8 +81,19 @@ def relative(files: Sequence[Location], folder: Location) -> list[str]:
 
 
 def publish(source: Location, target: Location) -> None:
-    """Put a stage's table at the top of the run folder, where people look for it."""
-    target.copy_from(source)
+    """Put a stage's table at the top of the run folder, where people look for it; one that is there stays untouched."""
+    if not _same_content(source, target):
+        target.copy_from(source)
+
+
+def _same_content(one: Location, other: Location) -> bool:
+    if not other.exists() or one.size() != other.size():
+        return False
+    with one.open_input() as first, other.open_input() as second:
+        while block := first.read(COPIED_BYTES):
+            if second.read(COPIED_BYTES) != block:
+                return False
+    return True
 
 
 def read_ids(files: Sequence[Location]) -> np.ndarray:

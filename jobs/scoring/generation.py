@@ -18,6 +18,7 @@ from ray.data import Dataset
 from raysift.actors.language_model import resolve_model
 from raysift.actors.prompts import load_prompts
 from raysift.actors.responder import Asker, Reader, Responder
+from raysift.actors.train_checkpoints import template_of
 from raysift.errors import ConfigError, StageError
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, sampling_of
@@ -50,14 +51,14 @@ def generate(
     _record_backend(out, backend)
     place = None if adapter is None else open_location(adapter)
     rules = {
-        "template": settings.template,
+        "template": template_of(settings.template, model, adapter),
         "max_new_tokens": settings.max_new_tokens,
         "max_length": settings.max_length,
         "trust_remote_code": trust_remote_code,
     }
     if backend == TRANSFORMERS:
         decoding = settings.model_dump(include={"temperature", "top_p", "seed", "beams"})
-        placed = {"device": resources.device, "threads": resources.threads}
+        placed = {"device": resources.placed_on, "threads": resources.threads}
         arguments = {"model": model, "adapter": place, **rules, **decoding, **placed}
         return map_rows(files, Responder, arguments, out, resources, progress=progress)
     answer = partial(

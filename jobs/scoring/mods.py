@@ -20,11 +20,12 @@ from raysift.actors.language_model import resolve_model
 from raysift.actors.prompts import ANSWER, FINISHED
 from raysift.errors import ConfigError
 from raysift.jobs.coverage.centers import choose_centers, chosen_rows, rows_without_vector, write_centers
+from raysift.jobs.runs.models import find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import columns_in_order
 from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
-from raysift.jobs.scoring.quality import require_answers, score_answers, score_column
-from raysift.jobs.stages import model_fingerprint, trained_model
+from raysift.jobs.scoring.quality import score_answers, score_column
+from raysift.jobs.stages import asked_as_trained, require_answers, trained_model
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.mods import CHOSEN, NECESSITY, QUALITY, ModsConfig, Stages, place_rows
@@ -66,27 +67,30 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
     from raysift.jobs.scoring.generation import describe_backend, recorded_backend
     from raysift.jobs.scoring.generation import generate as answer_all
 
-    model, adapter = trained_model(run, tuned, config.model)
+    base = find_model(run, config)
+    model, adapter = trained_model(run, tuned, base.name)
+    train = settings.seed_train or config.train
+    asked = asked_as_trained(run, "generate", "mods.generation", settings.generation, model, adapter, train)
 
     def body(folder: Location) -> StageResult:
         answers = answer_all(
             run.files(rows, "rows"),
             model,
             folder,
-            settings.generation,
+            asked,
             config.resources,
             adapter=adapter,
             trust_remote_code=config.trust_remote_code,
             progress=run.console.shows_progress,
         )
-        run.console.note(f"generate: {describe_backend(settings.generation, config.resources, folder)}")
+        run.console.note(f"generate: {describe_backend(asked, config.resources, folder)}")
         counts = count_answers("generate", answers, rows.counts["kept"])
         require_answers("generate", run, answers, counts, folder)
         cut_off = counts["kept"] - count_true(answers, FINISHED)
         if cut_off:
             run.console.note(
                 f"generate: {cut_off} of {counts['kept']} answers reached max_new_tokens="
-                f"{settings.generation.max_new_tokens} and were cut off"
+                f"{asked.max_new_tokens} and were cut off"
             )
         return StageResult(
             files={"answers": relative(answers, folder)},
@@ -95,22 +99,24 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
             rows=counts["rows_in"],
         )
 
-    inputs = {"rows": rows.fingerprint, "model": model_fingerprint(config.model), "tuned": tuned.fingerprint}
-    return run.stage("generate", {"generation": settings.generation.deciding()}, inputs, body)
+    inputs = {"rows": rows.fingerprint, "model": base.identity, "tuned": tuned.fingerprint}
+    return run.stage("generate", {"generation": asked.deciding()}, inputs, body)
 
 
 def necessity(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifest, answers: Manifest) -> Manifest:
     """Score the model's own answers as the rows' were scored; a row without one has no necessity."""
     scorer = settings.necessity_scorer
+    judge = find_model(run, config, scorer.scorer)
 
     def body(folder: Location) -> StageResult:
+        found = scorer.model_copy(update={"model": judge.name})
         asked, failed = _own_conversations(run.files(rows, "rows"), run.files(answers, "answers"), folder)
-        result = score_answers("necessity", run, config, scorer, asked, rows.counts["kept"] - failed, folder)
+        result = score_answers("necessity", run, config, found, asked, rows.counts["kept"] - failed, folder)
         counts = {**result.counts, "rows_in": rows.counts["kept"], "failed": result.counts["failed"] + failed}
         return StageResult(files=result.files, counts=counts, rows=rows.counts["kept"])
 
-    inputs = {"rows": rows.fingerprint, "answers": answers.fingerprint, "scorer": model_fingerprint(scorer.scorer)}
-    return run.stage("necessity", {"scorer": scorer}, inputs, body)
+    inputs = {"rows": rows.fingerprint, "answers": answers.fingerprint, "scorer": judge.identity}
+    return run.stage("necessity", {"scorer": without_models(scorer)}, inputs, body)
 
 
 def augment(

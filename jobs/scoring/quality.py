@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
@@ -17,14 +16,15 @@ from raysift.actors.responder import LOGPROBS
 from raysift.actors.reward import Reward
 from raysift.actors.vllm_judge import JudgeAsker, JudgeReader
 from raysift.actors.vllm_reward import VllmReward
-from raysift.errors import DataError, StageError
+from raysift.errors import DataError
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
+from raysift.jobs.runs.chosen_rows import write_rows
+from raysift.jobs.runs.models import find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.selection import write_rows
 from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
 from raysift.jobs.scoring.generation import require_vllm
-from raysift.jobs.stages import model_fingerprint
+from raysift.jobs.stages import loading, require_answers
 from raysift.manifest import Manifest
 from raysift.records import ERROR, ID
 from raysift.scoring.columns import INPUT_TOKENS, SCORE_COLUMN, TRUNCATED
@@ -46,12 +46,14 @@ SCORERS: dict[tuple[str, str], type[RowActor]] = {
 
 def judge(run: Run, config: CommonConfig, settings: QualitySettings, rows: Manifest) -> Manifest:
     """Score every row's own answer, on a pool of actors."""
+    model = find_model(run, config, settings.scorer)
 
     def body(folder: Location) -> StageResult:
-        return score_answers("quality", run, config, settings, run.files(rows, "rows"), rows.counts["kept"], folder)
+        found = settings.model_copy(update={"model": model.name})
+        return score_answers("quality", run, config, found, run.files(rows, "rows"), rows.counts["kept"], folder)
 
-    inputs = {"rows": rows.fingerprint, "scorer": model_fingerprint(settings.scorer)}
-    return run.stage("quality", {"scorer": settings}, inputs, body)
+    inputs = {"rows": rows.fingerprint, "scorer": model.identity}
+    return run.stage("quality", {"scorer": without_models(settings)}, inputs, body)
 
 
 def keep(
@@ -134,25 +136,6 @@ def score_answers(
     )
 
 
-def require_answers(
-    stage: str, run: Run, answers: Sequence[Location], counts: Mapping[str, int], folder: Location
-) -> None:
-    """Say how many rows of a stage have no answer, and why the first has none; raises where no row has one."""
-    if not counts["failed"]:
-        return
-    errors = [
-        chunk.filter(chunk[ERROR].is_valid()).sort_by(ID).slice(0, 1) for chunk in read_chunks(answers, [ID, ERROR])
-    ]
-    first = pa.concat_tables(errors).sort_by(ID)[ERROR][0].as_py()
-    found = f"{stage}: {counts['failed']} of {counts['rows_in']} rows have no answer; the first: {first}"
-    if not counts["kept"]:
-        raise StageError(
-            f"{found}. There is nothing to go on with: mend the cause or change the stage's settings, delete {folder}, which "
-            "holds these failures, and run again."
-        )
-    run.console.note(f"{found}; see {folder}")
-
-
 def count_unparsable(answers: Sequence[Location]) -> int:
     """Rows that failed because the judge's reply was none of those it was asked for."""
     errors = (chunk[ERROR] for chunk in read_chunks(answers, [ERROR]))
@@ -220,16 +203,6 @@ def judge_through_vllm(
     columns, shown = [ID, *asker.inputs], run.console.shows_progress
     with explained(stage):
         return answer_rows(files, columns, answer, folder, config.resources, progress=shown)
-
-
-def loading(config: CommonConfig) -> dict[str, Any]:
-    """Where an actor loads its model, and whether code that ships with it may run."""
-    resources = config.resources
-    return {
-        "device": resources.device,
-        "threads": resources.threads,
-        "trust_remote_code": config.trust_remote_code,
-    }
 
 
 def _bins(scores: np.ndarray) -> list[dict[str, Any]]:

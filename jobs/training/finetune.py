@@ -8,14 +8,14 @@ With `resources.train_workers=0` all of it happens in the calling process, which
 makes tokens of the rows and Ray Train starts the workers, which read all of them (`get_dataset_shard`, not split) and
 share out each effective batch themselves. Elastic training changes the number of passes, not the batch.
 
-Resuming is ours: a restarted worker group and a restarted driver look into OUT for the last whole checkpoint. Ray
-registers a reported checkpoint up to seconds late and resumes silently by run name, so it gets a small record for its
-dashboard, under a name that holds the hash of config, data and model, and the attempt.
+Resuming is ours: a restarted worker group and a restarted driver look into OUT for the last whole checkpoint. OUT is of one
+training alone: its caller names it by all that decides the result, as `Run.stage` does. Ray registers a reported checkpoint
+up to seconds late and resumes silently by run name, so it gets a small record for its dashboard, under a name of its own
+for each attempt.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 import uuid
@@ -39,10 +39,9 @@ from raysift.actors.effective_batches import (
     Place,
     split_trainable,
 )
-from raysift.actors.language_model import SPREAD, portable_name, resolve_model
-from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord, delete_steps, epoch_records, last_checkpoint
-from raysift.errors import ConfigError, RaysiftError, StageError, StaleRunError
-from raysift.fingerprint import canonical, differences, file_fingerprint, fingerprint
+from raysift.actors.language_model import SPREAD, portable_name
+from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord, delete_steps, epoch_records
+from raysift.errors import ConfigError, RaysiftError, StageError
 from raysift.jobs.runs.tables import columns_of
 from raysift.records import ERROR, ID, REASON
 from raysift.settings.resources import Resources
@@ -51,7 +50,7 @@ from raysift.storage import Location, open_location
 
 log = logging.getLogger(__name__)
 
-REPORT, IDENTITY, UNTRAINED_FILE = "train.json", "identity.json", "untrained.parquet"
+REPORT, UNTRAINED_FILE = "train.json", "untrained.parquet"
 ENCODED_COLUMNS = [ID, INPUT_IDS, COUNTED, TRUNCATED, DOUBLED, ERROR]
 MAX_RESTARTS = 3  # of the worker group, before the training is given up
 
@@ -61,7 +60,6 @@ class FinetuneReport(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    fingerprint: str
     config: TrainConfig
     model: str
     counts: dict[str, int]
@@ -86,7 +84,6 @@ def finetune(
     resources: Resources | None = None,
     *,
     adapter: str | Location | None = None,
-    run_name: str = "finetune",
     gradient_checkpointing: bool = False,
     steps_per_checkpoint: int = 1000,
     trust_remote_code: bool = False,
@@ -104,13 +101,12 @@ def finetune(
             f"finetune: resources.device is 'spread' and resources.train_workers {resources.train_workers}: workers of Ray "
             "Train hold a whole model each. Set train_workers to 0: this process trains, on all GPUs that it sees."
         )
-    settings = _settings(rows, config, model, adapter)
-    identity = fingerprint(settings)
-    _claim(out, settings, identity)
+    if not rows:
+        raise StageError("finetune: no files of rows; the stage before this one kept none.")
     if (out / REPORT).exists():
         return FinetuneReport.model_validate_json((out / REPORT).read_bytes())
     place = Place(
-        device=resources.device,
+        device=resources.placed_on,
         threads=resources.threads,
         rows_per_pass=resources.batch_rows,
         tokens_per_pass=resources.tokens_per_pass,
@@ -122,7 +118,6 @@ def finetune(
         "out": out,
         "config": config,
         "model": portable_name(model),  # Ray Train's workers run in folders of their own
-        "identity": identity,
         "place": place,
         "adapter": portable_name(adapter) if isinstance(adapter, str) else adapter,
         "callbacks": list(callbacks),
@@ -130,8 +125,8 @@ def finetune(
     if resources.train_workers == 0:
         account = _train_here(rows, job)
     else:
-        account = _train_on_ray(rows, job, resources, f"{run_name}-{identity[:12]}", progress)
-    return _finish(out, identity, config, model, account, resources)
+        account = _train_on_ray(rows, job, resources, progress)
+    return _finish(out, config, model, account, resources)
 
 
 # --- in this process, and on Ray Train -------------------------------------------------------------------------------
@@ -151,7 +146,7 @@ def _train_here(rows: Sequence[Location], job: dict[str, Any]) -> dict[str, int]
 
 
 def _train_on_ray(
-    rows: Sequence[Location], job: dict[str, Any], resources: Resources, name: str, progress: bool
+    rows: Sequence[Location], job: dict[str, Any], resources: Resources, progress: bool
 ) -> dict[str, int]:
     from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -189,7 +184,7 @@ def _train_on_ray(
             ),
             torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
             run_config=RunConfig(
-                name=f"{name}-{uuid.uuid4().hex[:6]}",
+                name=f"finetune-{uuid.uuid4().hex}",
                 storage_path=ray_home.path,
                 storage_filesystem=ray_home.fs,
                 failure_config=FailureConfig(max_failures=MAX_RESTARTS),
@@ -249,47 +244,6 @@ def _cause(error: BaseException) -> str:
 # --- what goes in and what comes out ---------------------------------------------------------------------------------
 
 
-def _settings(
-    rows: Sequence[Location], config: TrainConfig, model: str, adapter: str | Location | None
-) -> dict[str, Any]:
-    """All that decides the result, in plain values."""
-    if not rows:
-        raise StageError("finetune: no files of rows; the stage before this one kept none.")
-    return {
-        "config": canonical(config),
-        "model": _weights_identity(resolve_model(model)),
-        "adapter": _weights_identity(adapter) if adapter is not None else None,
-        "rows": sorted(file_fingerprint(file) for file in rows),
-    }
-
-
-def _weights_identity(model: str | Location) -> Any:
-    """Fingerprints of a local folder's files; the name itself for a model on the hub."""
-    place = open_location(model)
-    if not place.is_folder():
-        return str(model)
-    wanted = (".json", ".safetensors", ".bin", ".model")
-    return {file.name: file_fingerprint(file) for file in place.files() if file.name.endswith(wanted)}
-
-
-def _claim(out: Location, settings: dict[str, Any], identity: str) -> None:
-    """Refuse a folder that holds another training; mark a new one as ours before anything is written."""
-    mark = out / IDENTITY
-    if mark.exists():
-        old = json.loads(mark.read_text())
-        if old != settings:
-            lines = "\n".join(f"  {line}" for line in differences(old, settings))
-            raise StaleRunError(
-                f"finetune: {out} holds a training of other settings or rows:\n{lines}\n"
-                "Name another folder, or delete this one."
-            )
-        return
-    last = last_checkpoint(out)
-    if last and last[1].fingerprint != identity:
-        raise StaleRunError(f"finetune: {out} holds checkpoints of another training. Name another folder.")
-    mark.write(json.dumps(settings, indent=2, sort_keys=True) + "\n")
-
-
 class _Account:
     """Counts rows as they pass, and writes those that cannot be trained on."""
 
@@ -341,7 +295,7 @@ def _read(file: Location, columns: list[str]) -> pa.Table:
 
 
 def _finish(
-    out: Location, identity: str, config: TrainConfig, model: str, counts: dict[str, int], resources: Resources
+    out: Location, config: TrainConfig, model: str, counts: dict[str, int], resources: Resources
 ) -> FinetuneReport:
     per_epoch, steps = count_steps(config, counts["rows_trained"])
     epochs = epoch_records(out)
@@ -351,7 +305,6 @@ def _finish(
     seconds = sum(record.seconds for record in epochs)
     tokens = round(counts["tokens"] * steps / per_epoch)
     report = FinetuneReport(
-        fingerprint=identity,
         config=config,
         model=model,
         counts={key: count for key, count in counts.items() if key != "tokens"},

@@ -186,7 +186,7 @@ class Stopped(Exception):
 
 
 def frozen(folder, every=2):
-    return FrozenTraining(weights_of(), DRAW, open_location(folder).make_folder(), "test", every)
+    return FrozenTraining(weights_of(), DRAW, open_location(folder).make_folder(), every)
 
 
 def adapter(folder):

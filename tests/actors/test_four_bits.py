@@ -38,7 +38,7 @@ PAIRS = [Pair((Message("user", "which"),), chosen, "that", "a") for chosen in ("
 def tuned(tiny, rows, tmp_path_factory):
     """A fine-tune of four epochs over a base in four bits."""
     out = tmp_path_factory.mktemp("tuned")
-    train(rows, open_location(out), QUANTISED, tiny, "test", ONE)
+    train(rows, open_location(out), QUANTISED, tiny, ONE)
     return out
 
 
@@ -102,8 +102,8 @@ def test_a_stopped_training_over_four_bits_continues_to_the_same_bytes(tiny, row
             raise Stop
 
     with pytest.raises(Stop):
-        train(rows, open_location(tmp_path), QUANTISED, tiny, "test", ONE, on_epoch=stop)
-    train(rows, open_location(tmp_path), QUANTISED, tiny, "test", ONE)
+        train(rows, open_location(tmp_path), QUANTISED, tiny, ONE, on_epoch=stop)
+    train(rows, open_location(tmp_path), QUANTISED, tiny, ONE)
     name = "epoch-4/adapter/adapter_model.safetensors"
     assert (tmp_path / name).read_bytes() == (tuned / name).read_bytes()
 

@@ -38,7 +38,7 @@ def test_a_base_that_does_not_fit_on_the_gpus_is_refused_and_not_left_on_the_hos
 
 
 def test_a_model_loaded_by_a_map_gives_the_same_vectors(tiny, rows, tmp_path, request):
-    train(rows, open_location(tmp_path), TINY, tiny, "test", ONE)
+    train(rows, open_location(tmp_path), TINY, tiny, ONE)
     expected = vectors_of(tiny, tmp_path)
     request.getfixturevalue("pretended")
     found = vectors_of(tiny, tmp_path, device="spread")
@@ -57,7 +57,7 @@ def test_steps_of_a_model_loaded_by_a_map_are_the_same(tiny, rows, request):
 def test_ranks_do_not_share_a_spread_model(tiny, rows, tmp_path, monkeypatch):
     monkeypatch.setattr("raysift.actors.trainee.pick_device", lambda device: "cpu")
     with pytest.raises(StageError, match="2 ranks cannot share a model that is spread"):
-        train(rows, open_location(tmp_path), TINY, tiny, "test", Place(device="spread", world_size=2))
+        train(rows, open_location(tmp_path), TINY, tiny, Place(device="spread", world_size=2))
 
 
 @pytest.mark.gpu
@@ -68,7 +68,7 @@ def test_over_two_gpus_gradients_and_training_are_those_of_one_cpu(tmp_path):
     encoded = split_trainable(EncodeRows(large, "auto", 64)(conversations()))[0]
     config = TINY.model_copy(update={"adam_epsilon": 1e-6})
     for device in ("cpu", "spread"):
-        train(encoded, open_location(tmp_path / device), config, large, "test", Place(device=device))
+        train(encoded, open_location(tmp_path / device), config, large, Place(device=device))
     losses = [[record.mean_loss for record in epoch_records(open_location(tmp_path / d))] for d in ("cpu", "spread")]
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     spread = load_language_model(large, device="spread")

@@ -76,12 +76,12 @@ def largest_difference(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -
 
 def trained_and_stepped(rows, config, model, folder, place=ONE):
     """The weights of a fine-tune and of a StepTrainer over the same batches, and how far the weights moved."""
-    train(rows, open_location(folder / "tuned"), config, model, "test", place)
+    train(rows, open_location(folder / "tuned"), config, model, place)
     batches = epoch_batches(rows, config)
     trainer = StepTrainer(rows, config, len(batches), model, place)
     first = trainer.weights()
     steps_over(trainer, batches)
-    record = trainer.save_epoch(open_location(folder / "stepped"), "test")
+    record = trainer.save_epoch(open_location(folder / "stepped"))
     part = "adapter/adapter_model" if config.method == "lora" else "model/model"
     last = len(epoch_records(open_location(folder / "tuned")))
     tuned = load_file(folder / "tuned" / f"epoch-{last}" / f"{part}.safetensors")
@@ -194,7 +194,7 @@ def test_a_saved_state_goes_on_bit_for_bit(tmp_path, tiny, changes, stop):
     later.load_state(open_location(tmp_path / "state"))
     assert later.step_number == stop
     assert steps_over(later, batches[stop:]) == losses[stop:] and same(later.weights(), whole.weights())
-    records = [t.save_epoch(open_location(tmp_path / name), "test") for t, name in ((whole, "one"), (later, "two"))]
+    records = [t.save_epoch(open_location(tmp_path / name)) for t, name in ((whole, "one"), (later, "two"))]
     assert records[0].model_dump(exclude={"seconds"}) == records[1].model_dump(exclude={"seconds"})
     later.restart()
     assert steps_over(later, batches) == losses
@@ -257,7 +257,7 @@ def test_what_it_saves_loads_as_any_fine_tune(tmp_path, tiny):
     trainer = StepTrainer(tiny_rows(tiny), TINY, 2, tiny, ONE)
     for _ in range(2):
         trainer.step(trainer.rows.ids[:8])
-    trainer.save_epoch(open_location(tmp_path), "test")
+    trainer.save_epoch(open_location(tmp_path))
     loaded = load_language_model(tiny, tmp_path / "epoch-1" / "adapter", dtype="fp32", device="cpu")
     saved = {name: weight.detach().numpy() for name, weight in loaded.named_parameters() if "lora_" in name}
     assert same(saved, trainer.weights())

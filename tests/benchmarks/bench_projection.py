@@ -5,8 +5,8 @@
 
 A run of ROSE (or, for `answers`, of LESS) gives warm-up checkpoints and targets; then every row's whole Adam direction is
 computed once per checkpoint, sent through each projection and matched as the store holds it. `sketch` is ours, `signs` the
-rotated sketch of whose numbers only signs are stored, sixteen times as many of them in the same bytes, `rademacher` the dense
-sign matrix of LESS; each with a map of its own for each checkpoint. Printed per kind of target: how far exact scores spread,
+rotated sketch of whose numbers only signs are stored, sixteen times as many of them in the same bytes;
+each with a map of its own for each checkpoint. Printed per kind of target: how far exact scores spread,
 and for each kind and seed of projection the error, the correlations, and how much of the best 5 % both have in common.
 """
 
@@ -30,11 +30,11 @@ from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.api import own_session
 from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading
-from raysift.jobs.recipes import make_selector
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.nano.world import examples, preference_pairs, write_pool
 from raysift.records import ID, MESSAGES
+from raysift.settings.config import make_selector
 from raysift.storage import Location
 from raysift.store.vectors import VectorForm
 
@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--recipe", default="nano-warmup", help="of the warm-up: nano-warmup, or rose-official")
     parser.add_argument("--dimension", type=int, default=8192, help="signs get 16 times as many")
     parser.add_argument("--targets", nargs="+", default=["correctness", "style", "answers"])
-    parser.add_argument("--kinds", nargs="+", default=["sketch", "signs", "rademacher"])
+    parser.add_argument("--kinds", nargs="+", default=["sketch", "signs"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     options = parser.parse_args()
     folder, console = Path(options.out).absolute(), Console("plain")

@@ -1,5 +1,6 @@
 """Local disk and object stores behave alike; a write is whole or not at all."""
 
+import io
 import pickle
 from itertools import pairwise
 
@@ -7,7 +8,7 @@ import pytest
 
 from raysift import storage
 from raysift.errors import ConfigError, DataError
-from raysift.storage import extend_name, open_location, refuse_passwords
+from raysift.storage import Location, extend_name, open_location, refuse_passwords
 
 
 @pytest.fixture(params=["local", "s3"])
@@ -114,3 +115,27 @@ def test_a_password_in_a_name_is_refused_and_not_said(uri):
 )
 def test_a_name_without_a_password_is_let_through(uri):
     refuse_passwords(uri)
+
+
+def test_a_copy_that_breaks_off_leaves_what_was_there_wherever_it_goes(tmp_path):
+    class Broken(Location):
+        """A source whose reading fails halfway."""
+
+        def open_input(self):
+            class Stream(io.BytesIO):
+                def read(self, size=-1):
+                    if self.tell():
+                        raise OSError("connection lost")
+                    return super().read(2000)
+
+            return Stream(bytes(4000))
+
+    source = Broken(open_location(tmp_path).fs, str(tmp_path / "source"))
+    for target in (open_location("memory://broken/target"), open_location(tmp_path / "target")):
+        with pytest.raises(OSError, match="connection lost"):
+            target.copy_from(source)
+        assert not target.exists()
+        target.write("old")
+        with pytest.raises(OSError, match="connection lost"):
+            target.copy_from(source)
+        assert target.read_text() == "old"

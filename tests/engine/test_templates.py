@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 
 from raysift.errors import ConfigError, DataError, ModelError
-from raysift.templates import IGNORED, encode_conversation, encode_prompt
+from raysift.templates import IGNORED, TODAY, encode_conversation, encode_prompt
 
 from .. import tiny_models  # noqa: TID252
 from ..tiny_models import byte_tokenizer  # noqa: TID252
@@ -32,6 +34,12 @@ MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content.strip() }}{{ eos_token }}"
     "{% else %}[INST] {{ m.content }} [/INST]{% endif %}{% endfor %}"
 )
+DEEPSEEK_R1 = (
+    "{{ bos_token }}{% for m in messages %}{% if m.role == 'assistant' %}<|assistant|>"
+    "{{ m.content.split('</think>')[-1] }}{{ eos_token }}{% else %}<|user|>{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|><think>\n{% endif %}"
+)
+DEEPSEEK_V3 = DEEPSEEK_R1.replace("<|assistant|>", "<|assistant|></think>").replace("<think>\n", "")
 MARKED_WITHOUT_END = (
     "{% for m in messages %}\n    {% if m.role == 'assistant' %}\n<|im_start|>assistant\n"
     "        {%- generation %}\n {{ m['content'] }}\n        {%- endgeneration %}\n<|im_end|>\n    {% else %}\n"
@@ -118,6 +126,49 @@ def test_a_prompt_is_the_beginning_of_the_conversation(template):
     whole = encode_conversation(tokenizer, CONVERSATION, 1000, template)
     assert whole.input_ids[: len(prompt)] == prompt
     assert all(label != IGNORED for label in whole.labels[len(prompt) :])
+
+
+MERGES = tuple(
+    (left, right) for left in ("Ġ", "Ċ", ":", ">", "k") for right in ("Ġ", "Ċ", "(", "y", ":", ">")
+)  # with the spelling of byte-level tokenizers: Ġ is a space, Ċ a line break
+
+
+@pytest.mark.parametrize("beginning", ["y", " y", "  y", "\n\ny", "(y", ": y", ">y", "\n", "", " "])
+@pytest.mark.parametrize(
+    "template", ["chatml", "alpaca", "tulu", tiny_models.CHAT_TEMPLATE, LLAMA3, QWEN, MISTRAL, DEEPSEEK_V3]
+)
+def test_a_prompt_s_tokens_stand_before_the_answer_however_it_begins(template, beginning):
+    """With a tokenizer that would merge the prompt's last character with the answer's first."""
+    name = template if template in ("chatml", "alpaca", "tulu") else "auto"
+    tokenizer = byte_tokenizer(None if name == template else template, SPECIALS, MERGES)
+    answer = {"role": "assistant", "content": beginning}
+    talk = [{"role": "user", "content": "ok"}, answer, {"role": "user", "content": "q"}, answer]
+    prompt = encode_prompt(tokenizer, talk[:-1], name)
+    whole = encode_conversation(tokenizer, talk, 1000, name)
+    assert whole.input_ids[: len(prompt)] == prompt
+    assert IGNORED not in whole.labels[len(prompt) : -1], "the last may be a line break after the end token"
+    assert beginning.strip() in tokenizer.decode(whole.input_ids[len(prompt) :])
+
+
+@pytest.mark.parametrize("beginning", [" y", "  y", "\n\ny", "(y"])
+@pytest.mark.parametrize("template", [DEEPSEEK_R1, DEEPSEEK_V3])
+def test_white_space_that_an_answer_begins_with_counts_with_its_first_word(template, beginning):
+    tokenizer = byte_tokenizer(template, SPECIALS, MERGES)
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": beginning}]
+    assert counted(tokenizer, talk) == [f"{beginning}<|end|>"]
+
+
+@pytest.mark.parametrize(
+    "date", ["{{ strftime_now('%d %b %Y') }}", "{% if strftime_now is defined %}{{ strftime_now('%Y') }}{% endif %}"]
+)
+def test_the_date_that_a_template_prints_is_the_same_on_any_day(date):
+    tokenizer = byte_tokenizer(f"Today is {date}. " + tiny_models.CHAT_TEMPLATE)
+    for ids in (
+        encode_prompt(tokenizer, CONVERSATION[:2]),
+        encode_conversation(tokenizer, CONVERSATION, 999).input_ids,
+    ):
+        assert TODAY.strftime("%Y") in tokenizer.decode(ids)
+        assert datetime.now().strftime("%Y") not in tokenizer.decode(ids)
 
 
 def test_an_answer_that_repeats_the_question_is_found_in_its_own_place():

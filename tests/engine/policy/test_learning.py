@@ -14,12 +14,9 @@ from raysift.policy.learning import Learner, _Rows, ratio_of
 from raysift.policy.picking import Picker
 from raysift.policy.pool import PolicyPool, positions
 from raysift.policy.rewards import (
-    baseline_advantages,
     centred,
     generalised_advantages,
-    less_carried_over,
     rewards,
-    scaled_by_step,
 )
 from raysift.policy.settings import LearningSettings, PolicySettings
 from raysift.policy.state import State, replay, stage_inputs, summaries
@@ -28,7 +25,7 @@ from ...tiny_policies import log_of, random_log, tiny_pool  # noqa: TID252
 
 STEPS, BATCH = 6, 8
 POLICY = PolicySettings(classes=3, hidden=(10, 6), critic_hidden=(8,), temperature=0.7)
-FAST = LearningSettings(actor_rate=0.05, passes=3, advantage="step_baseline")
+FAST = LearningSettings(actor_rate=0.05, passes=3, advantage="credit")
 
 
 def round_of(pool, number=0, count=2, **changes):
@@ -110,48 +107,44 @@ def plain_gradients(new, old, pool, policy, learning, episodes, advantages):
     return {name: weight.grad for name, weight in new.items()}
 
 
-def plain_advantages(pool, learner, episodes, earlier):
-    """Of the trainings of a round, and their gains; before its update, which moves the critic."""
+def plain_advantages(pool, learner, episodes):
+    """Of the trainings of a round, before its update, which moves the critic."""
     gains, settings = [rewards(episode) for episode in episodes], learner.learning
     if settings.advantage == "credit":
         rows = [credit_features(episode, pool, pool.features) for episode in episodes]
         evidence = [evidence_of(episode, own) for episode, own in zip(episodes, rows, strict=True)]
         weights = fit_credit([*learner.evidence, evidence], settings.momentum, settings.baseline_window)
-        return row_credits(rows, weights, pool.features), gains
-    if settings.advantage == "step_baseline":
-        found = baseline_advantages(gains, earlier, settings.baseline_rounds, settings.baseline_window)
-        return less_carried_over(scaled_by_step(found, settings.baseline_window), settings.momentum), gains
+        return row_credits(rows, weights, pool.features)
     with torch.no_grad():
         values = [
             learner.critic(torch.from_numpy(summaries(e, pool, learner.policy.blocks))).double().numpy()
             for e in episodes
         ]
     pairs = [generalised_advantages(g, v, settings.gamma, settings.lam) for g, v in zip(gains, values, strict=True)]
-    return centred([found for found, _ in pairs]), gains
+    return centred([found for found, _ in pairs])
 
 
 @pytest.mark.parametrize(
     ("policy", "learning"),
     [
-        ({}, {"ratio": "mean", "clip": 0.02}),
-        ({}, {"ratio": "product", "clip": 0.2}),
+        ({}, {"ratio": "mean", "clip": 0.02, "advantage": "gae"}),
+        ({}, {"ratio": "product", "clip": 0.2, "advantage": "gae"}),
         ({}, {"ratio": "product", "clip": 0.2, "advantage": "gae", "entropy": 0.3}),
-        ({"classes": 1, "max_repeats": 2}, {"ratio": "mean", "clip": 0.02, "entropy": 0.1}),
+        ({"classes": 1, "max_repeats": 2}, {"ratio": "mean", "clip": 0.02, "entropy": 0.1, "advantage": "gae"}),
         ({}, {"advantage": "credit", "clip": 0.02}),
     ],
 )
 def test_the_gradient_of_every_pass_is_that_of_the_plain_formula(policy, learning):
     """Two rounds of two passes; the second round has a baseline, and the second passes have steps beyond the clip."""
     policy, pool = POLICY.model_copy(update=policy), tiny_pool(60, policy.get("classes", POLICY.classes))
-    learner, gains, clipped = learner_of(pool, policy, passes=2, **learning), [], []
+    learner, clipped = learner_of(pool, policy, passes=2, **learning), []
     passes = passes_of(learner)
     for number in (1, 2):
         episodes = capped_logs(pool, number) if policy.max_repeats else round_of(pool, number, among=20)
-        advantages, found = plain_advantages(pool, learner, episodes, gains)
+        advantages = plain_advantages(pool, learner, episodes)
         update = learner.update(episodes, number)
         assert update.first_ratio == 1 and update.last_ratio != 1
         clipped.append(update.clipped)
-        gains.append(found)
         for weights, gradients in passes[-2:]:
             expected = plain_gradients(weights, passes[-2][0], pool, policy, learner.learning, episodes, advantages)
             rounding = 1e-5 * float(flat(expected).abs().max())
@@ -171,7 +164,7 @@ def capped_logs(pool, number):
 
 
 @pytest.mark.parametrize("ratio", ["mean", "product"])
-@pytest.mark.parametrize("advantage", ["gae", "step_baseline", "credit"])
+@pytest.mark.parametrize("advantage", ["gae", "credit"])
 def test_before_the_first_update_the_ratio_is_exactly_1(ratio, advantage):
     pool = tiny_pool(60, 3)
     learner = learner_of(pool, ratio=ratio, advantage=advantage, passes=1)
@@ -191,7 +184,7 @@ def test_a_product_over_many_rows_stays_a_number():
     assert float(mean) == pytest.approx(np.exp(0.5))
 
 
-@pytest.mark.parametrize("advantage", ["gae", "step_baseline", "credit"])
+@pytest.mark.parametrize("advantage", ["gae", "credit"])
 def test_an_update_repeats_to_the_bit_and_follows_from_the_seed(advantage):
     pool, found = tiny_pool(200, 3), []
     for seed in (5, 5, 6):
@@ -238,7 +231,7 @@ def test_rows_drawn_for_the_pool_point_where_all_rows_point():
     episodes = round_of(pool)
 
     def gradient(number, rows):
-        learner = learner_of(pool, passes=1, pool_rows=rows)
+        learner = learner_of(pool, advantage="gae", passes=1, pool_rows=rows)
         passes = passes_of(learner)
         learner.update(episodes, number)
         return flat(passes[0][1])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from raysift.policy.rewards import (
-    baseline_advantages,
     carried_over,
     centred,
     generalised_advantages,
@@ -20,7 +19,6 @@ from raysift.policy.rewards import (
     rewards,
     scaled_by_step,
     smoothed,
-    step_baseline,
     surprises,
 )
 
@@ -89,28 +87,10 @@ def test_the_window_narrows_at_the_ends():
     assert smoothed(np.array([1.0, 3.0]), 99).tolist() == [2.0, 2.0]
 
 
-def test_a_baseline_is_the_mean_of_recent_rounds():
-    far, near, now = ([np.full(4, number)] for number in (100.0, 1.0, 4.0))
-    assert step_baseline([*near, *now], 3).tolist() == [2.5] * 4
-    assert baseline_advantages(now, [far, near], 1, 3)[0].tolist() == [3.0] * 4
-    assert baseline_advantages(now, [near, near], 6, 3)[0].tolist() == [3.0] * 4
-    assert baseline_advantages(now, [[*far, *near]], 6, 1)[0].tolist() == [4 - 50.5] * 4
-
-
-def test_in_the_first_round_trainings_are_compared_with_each_other_or_with_their_own_curve():
-    one, two = np.array([1.0, 1.0, 1.0]), np.array([3.0, 3.0, 3.0])
-    found = baseline_advantages([one, two], [], 6, 3)
-    assert [f.tolist() for f in found] == [[-2.0] * 3, [2.0] * 3]
-    curve = np.array([4.0, 1.0, 1.0])
-    assert baseline_advantages([curve], [], 6, 3)[0].tolist() == [1.5, -1.0, 0.0]
-
-
 def test_the_curve_that_all_trainings_have_is_taken_out():
     curve = 0.5 ** np.arange(8.0)
     noise = np.random.default_rng(0).standard_normal((4, 8))
-    plain = baseline_advantages([noise[3]], [[n] for n in noise[:3]], 6, 1)[0]
-    with_curve = baseline_advantages([noise[3] + curve], [[n + curve] for n in noise[:3]], 6, 1)[0]
-    np.testing.assert_allclose(plain, with_curve, atol=1e-12)
+    np.testing.assert_allclose(surprises([*noise], 0.5, 1), surprises([*(noise + curve)], 0.5, 1), atol=1e-12)
 
 
 def test_scales_of_losses_do_not_matter():

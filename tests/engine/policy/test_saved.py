@@ -61,7 +61,7 @@ def bits(learner):
     return [*weights, *(state[key] for state in moments for key in sorted(state))]
 
 
-@pytest.mark.parametrize("advantage", ["gae", "step_baseline"])
+@pytest.mark.parametrize("advantage", ["gae", "credit"])
 @pytest.mark.parametrize("stop", [1, 2])
 def test_a_learner_from_disk_goes_on_bit_for_bit(tmp_path, advantage, stop):
     pool, place = tiny_pool(60, 2), open_location(tmp_path)
@@ -72,7 +72,7 @@ def test_a_learner_from_disk_goes_on_bit_for_bit(tmp_path, advantage, stop):
     save_learner(place, first)
     load_learner(place, second)
     assert all(map(torch.equal, bits(first), bits(second)))
-    second.gains = first.gains  # those of the rounds on disk
+    second.evidence = first.evidence  # those of the rounds on disk
     for number in range(stop + 1, 4):
         for learner in (whole, second):
             learner.update(round_of(pool, number), number)

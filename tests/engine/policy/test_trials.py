@@ -5,11 +5,10 @@ import math
 import pytest
 
 from raysift.errors import ConfigError
-from raysift.methods.raise_policy import RaiseConfig
 from raysift.policy.learning import Learner
 from raysift.policy.saved import load_learner, save_learner
 from raysift.policy.search_settings import SearchSettings, SearchSpace
-from raysift.policy.settings import LearningSettings, PolicySettings
+from raysift.policy.settings import LearningSettings, PolicySettings, RaiseConfig
 from raysift.policy.trials import (
     ALL_ROUNDS,
     FAILED,
@@ -19,7 +18,6 @@ from raysift.policy.trials import (
     apply_settings,
     as_overrides,
     best_of,
-    changeable_values,
     criterion,
     draw_trials,
     searched_values,
@@ -98,14 +96,6 @@ def test_batch_sizes_are_a_setting_of_the_training():
     config, train = apply_settings(trials[1], CONFIG, TRAIN)
     assert config == CONFIG and train == TRAIN.model_copy(update={"batch_size": trials[1]["batch_size"]})
     assert as_overrides({"batch_size": 4, "clip": 0.1}) == {"train.batch_size": 4, "raise.learning.clip": 0.1}
-
-
-def test_population_based_training_changes_only_what_may_change_between_rounds():
-    assert changeable_values(SearchSettings(space=space(classes=(1, 2), clip=(0.1, 0.2))), CONFIG) == {
-        "clip": [0.1, 0.2]
-    }
-    with pytest.raises(ConfigError, match="none of temperature"):
-        changeable_values(SearchSettings(space=space(classes=(1, 2))), CONFIG)
 
 
 def test_changed_rates_reach_the_optimizers_of_a_policy_that_is_taken_over(tmp_path):

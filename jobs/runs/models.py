@@ -1,0 +1,86 @@
+"""Which model a stage loads: the one place that decides what its workers are given and what identifies it.
+
+A model is identified by content: a folder by the hash of its files, an id on the hub by its commit. A run asks for the commit
+of an id once and keeps it in `models.json`, so that every worker, and a restart after the branch has moved, loads the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from raysift.actors.language_model import pinned_name, resolve_model
+from raysift.actors.smol import is_smol
+from raysift.errors import DataError
+from raysift.fingerprint import Part, adapter_fingerprint, folder_fingerprint
+from raysift.jobs.runs.run import Run
+from raysift.nano import is_nano
+from raysift.settings.config import CommonConfig
+from raysift.storage import Location, open_location
+
+MODELS = "models.json"
+
+
+class Model(NamedTuple):
+    """A model as a stage uses it."""
+
+    name: str
+    """For workers: `nano`, `smol`, an absolute folder, or `owner/name@commit`."""
+    identity: dict[str, Any]
+    """For the stage's inputs: the content, and whether code that ships with it was run."""
+
+
+def find_model(run: Run, config: CommonConfig, name: str | None = None, part: Part = "all") -> Model:
+    """The run's model, or the named one; `part` of it where the stage reads no more."""
+    name = name or config.model
+    place = resolve_model(name)
+    trusted = {"trust_remote_code": True} if config.trust_remote_code else {}
+    if os.path.isdir(place):
+        named = name if is_nano(name) or is_smol(name) else place
+        return Model(named, {"content": folder_fingerprint(open_location(place), part)} | trusted)
+    pinned = _pinned(run, place)
+    return Model(pinned, {"commit": pinned.partition("@")[2]} | trusted)
+
+
+def adapter_input(adapter: str | None) -> dict[str, str]:
+    """What the adapter that a run starts from adds to a stage's inputs."""
+    if adapter is None:
+        return {}
+    place = open_location(adapter)
+    whole = not (place / "adapter_config.json").exists()  # the weights that a full fine-tune starts from
+    return {"adapter": folder_fingerprint(place) if whole else adapter_fingerprint(place)}
+
+
+def without_models(settings: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    """Settings but for the names of models, which only say where these are found; `find_model` tells what they are."""
+    values = settings.model_dump(mode="json") if isinstance(settings, BaseModel) else settings
+    return {
+        name: without_models(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if name != "model"
+    }
+
+
+def _pinned(run: Run, name: str) -> str:
+    """The id at its commit: as this run has it already, or a run that it reuses, or as it is now."""
+    own = _known(run.folder)
+    if name not in own:
+        others = (_known(open_location(other)) for other in run.reuse)
+        own[name] = next((known[name] for known in others if name in known), None) or pinned_name(name)
+        run.claim()
+        (run.folder / MODELS).write(json.dumps(own, indent=2, sort_keys=True) + "\n")
+    return own[name]
+
+
+def _known(folder: Location) -> dict[str, str]:
+    file = folder / MODELS
+    try:
+        return dict(json.loads(file.read_bytes())) if file.exists() else {}
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"model: {file} does not say which commits of models the run uses: {error}. Delete it to ask again."
+        ) from error

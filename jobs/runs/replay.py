@@ -1,0 +1,34 @@
+"""What makes a `run.yaml` mean the same in any folder: names of files that are there become absolute."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from raysift.actors.language_model import portable_name
+
+FILES = ("pool", "target", "test")
+MODELS = ("model", "adapter")
+RUNS = ("answers", "policy_from", "warmup_from")
+
+
+def name_from_anywhere(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with absolute names of files, models and runs. Names identify nothing, so the run stays the same."""
+    return {key: _named(key, value) for key, value in settings.items()}
+
+
+def _named(key: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return name_from_anywhere(value)
+    if key in FILES and isinstance(value, list):
+        return [_absolute(name) for name in value]
+    if isinstance(value, str) and key in RUNS:
+        return _absolute(value)
+    return portable_name(value) if isinstance(value, str) and key in MODELS else value
+
+
+def _absolute(name: Any) -> Any:
+    """URIs stay, and so does what the check of the settings will refuse."""
+    is_path = isinstance(name, str) and "://" not in name
+    return os.path.abspath(os.path.expanduser(name)) if is_path else name
