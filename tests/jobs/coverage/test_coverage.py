@@ -23,7 +23,7 @@ from raysift.scoring import embeddings
 from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
-from ..tiny_embeddings import write_embeddings  # noqa: TID252
+from ...tiny_embeddings import write_embeddings  # noqa: TID252
 
 ROWS, DIMENSION, K = 3000, 12, 300
 HALF = {"cpus_per_worker": 0.5}

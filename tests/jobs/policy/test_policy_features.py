@@ -25,7 +25,7 @@ from raysift.scoring import embeddings
 from raysift.scoring.columns import DIFFICULTY_SCHEMA
 from raysift.settings.config import CommonConfig
 
-from ..tiny_embeddings import write_embeddings  # noqa: TID252
+from ...tiny_embeddings import write_embeddings  # noqa: TID252
 
 SETTINGS = FeatureSettings(semantic_dimensions=6, fit_rows=100)
 ROWS, WIDTH, CLASSES = 300, 10, 3
