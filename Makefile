@@ -2,7 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Modules are compiled when they are first imported: most of what is installed never is.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
+# Two processes: the tests of one shared Ray in one of them, all others file by file wherever there is room.
+SPREAD := -n 2 --dist loadgroup
 
 .PHONY: demo test test-slow test-extras chaos check lint types notebooks bench nano clean help
 
@@ -22,10 +25,10 @@ demo: $(VENV)/.runtime          ## The nano world end to end: select, fine-tune,
 	$(BIN)/raysift demo --run runs/demo --fresh
 
 test: $(VENV)/.dev              ## All tests but the slow ones.
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest $(SPREAD) --durations=10
 
 test-slow: $(VENV)/.dev         ## Clusters, kills, several workers, notebooks.
-	$(BIN)/python -m pytest -m slow --durations=40
+	$(BIN)/python -m pytest $(SPREAD) -m slow --durations=10
 
 # Apart from .dev, because every actor that loads PEFT imports bitsandbytes where it is found: a second more to start.
 # vLLM's build for CPUs names CUDA builds of packages that it does not need here: it comes by itself, its needs by a list.
@@ -52,7 +55,7 @@ types: $(VENV)/.dev
 	rm -rf build/types && mkdir -p build/types/raysift
 	ln -s $(CURDIR)/engine/* build/types/raysift/
 	ln -s $(CURDIR)/actors $(CURDIR)/jobs build/types/raysift/
-	cd build/types && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p raysift
+	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p raysift
 
 bench: $(VENV)/.dev             ## The benchmarks; figures in tests/benchmarks/RESULTS.md.
 	$(PIP) -e ".[bench]"

@@ -7,6 +7,7 @@ question. RAISE's paper (its auxiliary model is Llama-3.1-8B-Instruct) does not 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from raysift.actors.contract import Failed, Row
@@ -34,7 +35,7 @@ class Difficulty(LastAnswer):
         super().__init__(model, settings=IfdSettings(template=template), **loading)
 
     def weigh(self, sides: Sides, conditional: float, direct: float) -> Row | Failed:
-        if conditional - conditional != 0 or direct - direct != 0:
+        if not (math.isfinite(conditional) and math.isfinite(direct)):
             return Failed("the model gave no finite log-probability")
         return {
             PROMPT_TOKENS: len(sides.conditional.input_ids) - sides.tokens,

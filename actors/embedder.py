@@ -8,6 +8,7 @@ gets the vectors of the first; a last batch of one row ends it with an error. He
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -209,6 +210,6 @@ def _first_pieces(encoding: Any, count: int) -> list[TextTokens]:
 
 
 def _embedding_row(text: TextTokens, vector: Sequence[float]) -> Row | Failed:
-    if any(number - number != 0 for number in vector):
+    if not all(map(math.isfinite, vector)):
         return Failed("the vector is not finite, or has length 0 and cannot be normalised")
     return {EMBEDDING: vector, INPUT_TOKENS: len(text), TRUNCATED: text.truncated}

@@ -11,6 +11,7 @@ their score, and thresholds decide.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
@@ -122,7 +123,7 @@ class Ifd(LastAnswer):
     outputs = IFD_SCHEMA
 
     def weigh(self, sides: Sides, conditional: float, direct: float) -> Row | Failed:
-        if conditional - conditional != 0 or direct - direct != 0:
+        if not (math.isfinite(conditional) and math.isfinite(direct)):
             return Failed("the model gave no finite loss")
         if direct <= 0:
             return Failed("the answer alone has no loss, so there is nothing to compare with")

@@ -6,6 +6,7 @@ the loss in training: the words of the assistant and the token that ends its tur
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -170,7 +171,7 @@ def _token_row(encoded: Encoded) -> TokenRow:
 
 
 def _choices_row(row: Row, encoded: Sequence[Encoded], losses: Sequence[float]) -> Row | Failed:
-    if not all(map(_is_finite, losses)):
+    if not all(map(math.isfinite, losses)):
         return Failed("the model gave no finite log-probability for a choice")
     return {
         CHOICE_LOGPROBS: [-loss for loss in losses],
@@ -180,7 +181,7 @@ def _choices_row(row: Row, encoded: Sequence[Encoded], losses: Sequence[float]) 
 
 
 def _loss_row(encoded: Encoded, loss: float) -> Row | Failed:
-    if not _is_finite(loss):
+    if not math.isfinite(loss):
         return Failed("the model gave no finite loss")
     return {LOSS: loss / _n_labels(encoded), LABEL_TOKENS: _n_labels(encoded), TRUNCATED: encoded.truncated}
 
@@ -199,7 +200,3 @@ def _without_first_labels(encoded: Encoded, count: int) -> Encoded:
             labels[i] = IGNORED
             left -= 1
     return replace(encoded, labels=labels)
-
-
-def _is_finite(number: float) -> bool:
-    return number - number == 0

@@ -9,6 +9,7 @@ its score.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, TypeVar
@@ -184,6 +185,6 @@ def pick_output(config: Any, label: int | str | None) -> int:
 
 
 def _reward_row(text: TextTokens, score: float) -> Row | Failed:
-    if score - score != 0:
+    if not math.isfinite(score):
         return Failed("the model gave no finite score")
     return {REWARD: score, INPUT_TOKENS: len(text), TRUNCATED: text.truncated}

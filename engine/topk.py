@@ -1,7 +1,7 @@
 """The k best rows of any number of scored chunks, in bounded memory, with ties broken by the smaller row id.
 
-The order is total (score descending, id ascending), so the answer is that of one full sort, whatever the chunks, their
-order, or the order in which partial results are merged. NaN has no place in an order and is refused.
+The order is total (score descending, id ascending), so the answer is that of one full sort, whatever the chunks and
+their order. NaN has no place in an order and is refused.
 """
 
 from __future__ import annotations
@@ -44,14 +44,6 @@ class TopK:
         self.seen += len(ids)
         keep = scores >= self._bar
         self._append(ids[keep], scores[keep])
-
-    def merge(self, other: TopK) -> None:
-        """Takes over what another collector (of another shard) found; both must want at least the same k."""
-        if other.k < self.k:
-            raise ValueError(f"top-k: cannot merge a collector of the best {other.k} into one of the best {self.k}")
-        self.seen += other.seen
-        for ids, scores in zip(other._ids, other._scores, strict=True):
-            self._append(ids, scores)
 
     def result(self) -> tuple[Ids, Scores]:
         """The best rows, best first; raises DataError where an id was offered twice and both offers are among them."""

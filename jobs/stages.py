@@ -16,7 +16,6 @@ from raysift.actors.train_checkpoints import template_of
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import EvalConfig
-from raysift.fingerprint import file_fingerprint
 from raysift.jobs.runs.checks import require_loadable
 from raysift.jobs.runs.models import adapter_input, find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
@@ -24,12 +23,13 @@ from raysift.jobs.runs.selection import publish_selection, rows_of_run, write_se
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, sum_tokens, with_tokens
 from raysift.manifest import Manifest
 from raysift.methods import Selector
+from raysift.pool.files import find_files, fingerprint_files
 from raysift.records import ERROR, ID, SCORE
 from raysift.settings.budget import Budget, parse_budget
 from raysift.settings.config import CommonConfig
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.training import TrainConfig
-from raysift.storage import Location, open_location
+from raysift.storage import Location
 
 Asking = TypeVar("Asking", EvalConfig, GenerationSettings)
 
@@ -41,7 +41,8 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
     inputs: dict[str, Any]
     pool = [file for source in config.pool for file in rows_of_run(source)]
     if dataset is None:
-        inputs = {"pool": [[place.name, file_fingerprint(place)] for place in list_pool(pool, config.ingest)]}
+        files = list_pool(pool, config.ingest)
+        inputs = {"pool": fingerprint_files(files, config.ingest.on_bad_file == "quarantine")}
     else:
         if run.reuse and pool_name is None:
             raise ConfigError(
@@ -53,7 +54,7 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
     def body(folder: Location) -> StageResult:
         with run.console.progress("ingest", None) as bar:
             if dataset is None:
-                report = ingest_pool(pool, folder, config.ingest, config.resources, progress=bar)
+                report = ingest_pool(files, folder, config.ingest, config.resources, progress=bar)
             else:
                 report = ingest_dataset(dataset, folder, config.ingest, config.resources, progress=bar)
         if report.kept == 0:
@@ -232,7 +233,7 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
     asked = asked_as_trained(run, name, "evaluate", config.evaluate, model, adapter, config.train)
 
     def body(folder: Location) -> StageResult:
-        examples = [e for path in config.test for e in read_examples(path, split=config.evaluate.split)]
+        examples = read_examples(config.test, split=config.evaluate.split, scored=True)
         report = test(
             examples,
             model,
@@ -248,7 +249,7 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
         )
 
     inputs: dict[str, Any] = {
-        "test": [[place.name, file_fingerprint(place)] for place in (open_location(p) for p in config.test)],
+        "test": fingerprint_files(find_files(config.test)),
         "model": base.identity,
     }
     inputs |= {"trained": trained.fingerprint} if trained else adapter_input(config.adapter)

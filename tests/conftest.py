@@ -13,12 +13,16 @@ from pathlib import Path
 
 import pytest
 
+from .forked_workers import forked_workers
+
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ["RAY_ADDRESS"] = "local"  # drivers that tests start never join the cluster of a test beside them
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
+    os.environ.setdefault(threads, "1")  # several workers share the cores
 
 # For the S3-compatible server of the tests; set here, so that Ray's workers have it too. Without the last line the client
 # sends bodies in chunks with checksums between them, which that server takes for data wherever a body holds \r\n.
@@ -28,17 +32,34 @@ os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Over several processes (`-n 2 --dist loadgroup`) one takes all tests of the shared Ray, the others go file by file."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            shared = "ray_local" in getattr(item, "fixturenames", ())
+            item.add_marker(pytest.mark.xdist_group("ray" if shared else str(item.path)))
+
+
 @pytest.fixture(scope="session")
-def ray_local() -> Iterator[None]:
+def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Four logical CPUs on however many cores: pools, readers and filters each find room."""
+    import ray
+
     from raysift.jobs.on_ray.raydata import start_ray
 
-    started = start_ray(num_cpus=4, object_store_memory=300 * 2**20)
-    yield
-    if started:
-        import ray
+    with forked_workers(tmp_path_factory.mktemp("ray")):
+        started = start_ray(num_cpus=4, object_store_memory=300 * 2**20)
+        yield
+        if started:
+            ray.shutdown()
 
-        ray.shutdown()
+
+@pytest.fixture(scope="session")
+def joined(ray_local: None) -> dict[str, str]:
+    """The environment of a driver in a process of its own that joins the tests' Ray, whose workers are quick to start."""
+    import ray
+
+    return os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
 @pytest.fixture(scope="session")

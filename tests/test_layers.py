@@ -16,7 +16,6 @@ HEAVY = {"ray", "torch", "transformers", "peft", "vllm", "accelerate", "faiss"}
 # Maths on tensors: these engine files, and no others, load torch when they are imported.
 TENSOR_MATHS = (
     "raysift.gradients",
-    "raysift.policy.attribution",
     "raysift.policy.learning",
     "raysift.policy.network",
     "raysift.policy.picking",

@@ -1,44 +1,77 @@
-"""Evaluation files: questions with checkable answers, one record each, in JSONL, JSON or Parquet.
+"""Evaluation files: questions with checkable answers, in any kind of file that a pool may have.
 
     {"id": "gsm8k-00000", "task": "gsm8k", "subset": null, "split": "test", "prompt": "Henry and 3 of ...",
      "reference": "14", "choices": null, "answer_index": null, "metric": "numeric_match", "meta": {}}
 
-`prompt` is a text or a list of messages. `id`, `prompt` and `metric` are required; `task` defaults to the file's name.
-A metric that is scored here needs its `reference`, or its `choices` and `answer_index`; other metrics are kept, and the
-evaluation counts them as not scored.
+`prompt` is a text or a list of messages and alone is required; `question` and `answer` are other names for it and for
+`reference`. `task` defaults to the file's name, `id` to a hash of the content. A record of a pool's layout (Alpaca,
+messages, ...) is an example whose reference is its last answer.
+
+Only a test needs a `metric`. One that is scored here needs its `reference`, or its `choices` and `answer_index`; other metrics
+are kept, and the evaluation counts them as not scored.
 """
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from raysift.errors import DataError
+from raysift.errors import ConfigError, DataError
 from raysift.evaluation.metrics import CHOICE_METRICS, METRICS
+from raysift.pool.chunks import read_records
+from raysift.pool.files import find_files
+from raysift.pool.formats import LAYOUTS, preference
+from raysift.pool.formats.layout import Layout, carried_of
+from raysift.pool.formats.problem import RecordProblem
+from raysift.pool.given_input import INPUT
+from raysift.pool.json_text import load
+from raysift.pool.row_ids import canonical_role, row_id
 from raysift.records import ROLES, Example, Message
-from raysift.storage import Location, open_location
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
-FIELDS = ("id", "task", "subset", "split", "prompt", "reference", "choices", "answer_index", "metric", "meta")
+OTHER_NAMES = {"question": "prompt", "answer": "reference"}
+OF_EXAMPLES = frozenset({"reference", "choices", "answer_index", "metric"})
+TOLD = ("task", "subset", "split")
+FIELDS = ("id", *TOLD, "prompt", "reference", "choices", "answer_index", "metric", "meta")
 
 Record = Mapping[str, Any]
 
 
 def read_examples(
-    uri: str | Location | Sequence[str | Location], split: str | None = None, limit: int | None = None
+    uri: str | Sequence[str], split: str | None = None, limit: int | None = None, scored: bool = False
 ) -> list[Example]:
-    """All examples of a file, a folder of files, or several of them; of one `split`, at most `limit` of each task."""
-    places = [uri] if isinstance(uri, str | Location) else list(uri)
-    files = [file for place in places for file in example_files(open_location(place))]
+    """All examples of files, folders or globs; of one `split`, at most `limit` of each task. `scored` asks for a metric."""
+    try:
+        return _read([uri] if isinstance(uri, str) else uri, split, limit, scored)
+    except (ConfigError, DataError) as error:
+        name, _, reason = str(error).partition(": ")
+        if name == "examples":
+            raise
+        raise (
+            type(error)(f"examples: {reason}") if type(error) is ConfigError else DataError(f"examples: {reason}")
+        ) from error
+
+
+def _read(sources: Sequence[str], split: str | None, limit: int | None, scored: bool) -> list[Example]:
+    files = find_files(sources)
     found: list[Example] = []
     seen: dict[str, str] = {}
+    alike: Counter[str] = Counter()
     splits: set[str] = set()
     for file in files:
-        for where, record in _records(file):
-            example = parse_example(record, where, default_task=file.name.split(".")[0])
+        for place, record in read_records(file):
+            where = f"{file.name}, {place}"
+            if isinstance(record, RecordProblem):
+                raise DataError(f"examples: {where}: {record.message} ({record.reason}).")
+            example = parse_example(record, where, file.stem.split(".")[0])
+            if scored and not example.metric:
+                raise _missing(record, "metric", where)
+            if not record.get("id"):
+                alike[example.id] += 1
+                again = alike[example.id]
+                example = replace(example, id=f"{example.id}-{again}") if again > 1 else example
             if example.id in seen:
                 raise DataError(
                     f"examples: {where}: id '{example.id}' stands already in {seen[example.id]}; ids must be unique."
@@ -49,7 +82,7 @@ def read_examples(
                 found.append(example)
     if not found:
         detail = f"none of split '{split}' (found: {', '.join(sorted(splits))})" if seen else "no record"
-        raise DataError(f"examples: {', '.join(map(str, files))}: {detail}.")
+        raise DataError(f"examples: {', '.join(file.name for file in files)}: {detail}.")
     return sample_examples(found, limit)
 
 
@@ -71,30 +104,80 @@ def example_key(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8"), digest_size=8).digest(), "big", signed=True)
 
 
-def parse_example(record: Any, where: str, default_task: str = "all") -> Example:
+def parse_example(record: Record, where: str, default_task: str = "all") -> Example:
     """A record as an Example; raises DataError with the place and the field, never with the text."""
-    if not isinstance(record, Mapping):
-        raise DataError(f"examples: {where}: found a {_kind(record)}, expected an object with {', '.join(FIELDS)}.")
-    choices = record.get("choices")
+    layout = _pool_layout(record)
+    if layout:
+        return _from_conversation(record, layout, where, default_task)
+    record = {OTHER_NAMES.get(k, k) if OTHER_NAMES.get(k) not in record else k: value for k, value in record.items()}
+    choices = _loaded(record.get("choices"))
     if choices is not None and not (isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)):
         raise _wrong(where, "choices", choices, "a list of texts or null")
-    answer_index = record.get("answer_index")
+    answer_index = _loaded(record.get("answer_index"))
     if answer_index is not None and (not isinstance(answer_index, int) or isinstance(answer_index, bool)):
         raise _wrong(where, "answer_index", answer_index, "a whole number or null")
+    prompt, reference = _prompt(record.get("prompt"), where), _text(record, "reference", where)
     example = Example(
-        id=_text(record, "id", where),
-        task=_optional_text(record, "task", where) or default_task,
-        prompt=_prompt(record.get("prompt"), where),
-        metric=_text(record, "metric", where),
-        subset=_optional_text(record, "subset", where),
-        split=_optional_text(record, "split", where),
-        reference=_optional_text(record, "reference", where),
+        id=_text(record, "id", where) or _content_id(prompt, reference or ""),
+        prompt=prompt,
+        metric=_text(record, "metric", where) or "",
+        reference=reference,
         choices=tuple(choices) if choices else None,
         answer_index=answer_index,
         meta=_meta(record.get("meta"), where),
+        **_told(record, where, default_task),
     )
     require_answerable(example, where)
     return example
+
+
+def _pool_layout(record: Record) -> Layout | None:
+    """The layout of a pool's record; None for examples, and for preferences, which have two answers."""
+    names = frozenset(record)
+    if not names.isdisjoint(OF_EXAMPLES):
+        return None
+    fitting = next((layout for layout in LAYOUTS.values() if layout.fits(names)), None)
+    return None if fitting is preference.LAYOUT else fitting
+
+
+def _from_conversation(record: Record, layout: Layout, where: str, default_task: str) -> Example:
+    try:
+        turns, *more = layout.read(dict(record))
+    except RecordProblem as problem:
+        raise DataError(f"examples: {where}: {problem.message} ({problem.reason}).") from None
+    if more:
+        raise DataError(f"examples: {where}: the record holds {len(more) + 1} conversations, expected one.")
+    messages = []
+    for role, content in turns:
+        known = canonical_role(role)
+        if known is None:
+            raise DataError(f"examples: {where}: a message's role is not one of {', '.join(ROLES)}.")
+        messages.append(Message(known, content))
+    answered = bool(messages) and messages[-1].role == "assistant"
+    prompt = tuple(messages[:-1] if answered else messages)
+    if not any(message.content.strip() for message in prompt):
+        raise DataError(f"examples: {where}: nothing is asked before the answer.")
+    reference = messages[-1].content if answered else None
+    meta = carried_of(dict(record), layout.fields | {"id", *TOLD})
+    if layout.inputs and (given := layout.inputs(dict(record))[0]):
+        meta[INPUT] = given
+    return Example(
+        id=_text(record, "id", where) or _content_id(prompt, reference or ""),
+        prompt=prompt,
+        metric="",
+        reference=reference,
+        meta=meta,
+        **_told(record, where, default_task),
+    )
+
+
+def _content_id(prompt: Sequence[Message], answer: str) -> str:
+    return f"{row_id([*prompt, Message('assistant', answer)]) % 2**64:016x}"
+
+
+def _told(record: Record, where: str, default_task: str) -> dict[str, Any]:
+    told = {name: _text(record, name, where) for name in TOLD}
+    return told | {"task": told["task"] or default_task}
 
 
 def require_answerable(example: Example, where: str = "") -> None:
@@ -121,57 +204,9 @@ def reference_answer(example: Example) -> str | None:
     return example.reference
 
 
-def example_files(place: Location) -> list[Location]:
-    """The file itself, or those of a folder that are read."""
-    if not place.exists():
-        raise DataError(f"examples: there is no '{place}'. Expected a file or a folder of {', '.join(SUFFIXES)}.")
-    files = place.files() if place.is_folder() else [place]
-    known = [file for file in files if file.name.endswith(SUFFIXES)]
-    if not known:
-        raise DataError(f"examples: '{place}' holds none of {', '.join(SUFFIXES)}.")
-    return known
-
-
-def _records(file: Location) -> Iterator[tuple[str, Any]]:
-    """Each record with its place, as an error message names it."""
-    if file.name.endswith(".parquet"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            table = pq.read_table(file.path, filesystem=file.fs)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"examples: {file}: not a Parquet file ({error}).") from error
-        for number, record in enumerate(table.to_pylist(), start=1):
-            yield f"{file}, record {number}", record
-        return
-    data = file.read_bytes()
-    try:
-        text = (gzip.decompress(data) if file.name.endswith(".gz") else data).decode("utf-8-sig")
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
-        raise DataError(f"examples: {file}: not UTF-8 text ({type(error).__name__}: {error}).") from error
-    if file.name.removesuffix(".gz").endswith(".jsonl"):
-        for number, line in enumerate(text.split("\n"), start=1):
-            if line.strip():
-                yield f"{file}, line {number}", _json(line, f"{file}, line {number}")
-        return
-    records = _json(text, str(file))
-    if not isinstance(records, list):
-        raise DataError(
-            f"examples: {file}: found a {_kind(records)}, expected a list of records. One record a line is .jsonl."
-        )
-    for number, record in enumerate(records, start=1):
-        yield f"{file}, record {number}", record
-
-
-def _json(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise DataError(f"examples: {where}: not JSON ({error}).") from None
-
-
 def _prompt(prompt: Any, where: str) -> tuple[Message, ...]:
+    if isinstance(found := _loaded(prompt), list):  # also the text of a list, as a cell holds it
+        prompt = found
     if isinstance(prompt, str):
         prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not prompt:
@@ -187,27 +222,34 @@ def _prompt(prompt: Any, where: str) -> tuple[Message, ...]:
 
 
 def _meta(meta: Any, where: str) -> dict[str, Any]:
-    if isinstance(meta, str):  # Parquet files carry it as text
-        meta = _json(meta, f"{where}, field 'meta'") if meta.strip() else None
+    meta = _loaded(meta)  # Parquet and CSV files carry it as text
     if meta is not None and not isinstance(meta, Mapping):
         raise _wrong(where, "meta", meta, "an object or null")
     return dict(meta or {})
 
 
-def _text(record: Record, name: str, where: str) -> str:
-    value = _optional_text(record, name, where)
-    if not value:
-        raise DataError(f"examples: {where}: field '{name}' is missing or empty (found: {', '.join(sorted(record))}).")
-    return value
-
-
-def _optional_text(record: Record, name: str, where: str) -> str | None:
+def _text(record: Record, name: str, where: str) -> str | None:
+    """A field that holds text, if any; an empty cell of a CSV file is none."""
     value = record.get(name)
     if isinstance(value, int | float) and not isinstance(value, bool) and name in ("id", "reference"):
         return str(value)
     if value is not None and not isinstance(value, str):
         raise _wrong(where, name, value, "a text")
-    return value
+    return value or None
+
+
+def _loaded(value: Any) -> Any:
+    """The value, or what a cell of a CSV file holds of it as JSON text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return load(value) if value else None
+    except ValueError:
+        return value
+
+
+def _missing(record: Record, name: str, where: str) -> DataError:
+    return DataError(f"examples: {where}: field '{name}' is missing or empty (found: {', '.join(sorted(record))}).")
 
 
 def _wrong(where: str, name: str, found: Any, expected: str) -> DataError:

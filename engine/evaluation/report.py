@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 
@@ -30,9 +30,6 @@ from raysift.evaluation.metrics import (
 )
 from raysift.pool.given_input import told_meta
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META, Example, Message
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 GENERATE, CHOOSE, LOSS = "generate", "choose", "loss"
 
@@ -118,22 +115,6 @@ class EvalReport:
         """Score by example id, for paired comparisons; only the scored ones."""
         columns = (self.answers[name].to_pylist() for name in (ID, "score"))
         return {name: score for name, score in zip(*columns, strict=True) if score is not None}
-
-    def table(self, subsets: bool = False) -> Table:
-        """For a terminal: a line per task (or subset), the overall line, losses, and what was not scored."""
-        from rich.table import Table
-
-        table = Table(title="Evaluation", title_justify="left")
-        for i, name in enumerate(("task", "metric", "examples", "score", "from", "to", "failed", "cut off")):
-            table.add_column(name, justify="left" if i < 2 else "right")
-        lines = self.subsets if subsets and self.subsets else self.tasks
-        for line in [*lines, *([self.overall] if len(self.tasks) > 1 else []), *self.losses]:
-            numbers = ("–" if x is None else f"{x:.3f}" for x in (line.mean, line.low, line.high))
-            table.add_row(line.task, line.metric, str(line.n), *numbers, str(line.failed), str(line.cut_off))
-        for name, count in self.not_scored.items():
-            task, _, metric = name.partition(": ")
-            table.add_row(task, f"{metric} (not scored)", str(count), "–", "–", "–", "–", "–")
-        return table
 
 
 # --- before the model ------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@
 
 t_i(z): the row's unit vector at checkpoint i; v_ij: the target of subtask j there, a mean of unit vectors (so the
 product is the mean of cosines over shots); w_i: the mean learning rate while checkpoint i came about, divided by their
-sum. Everything here is a function of a shard, so shards may be scored anywhere, in any order, and merged.
+sum. Each row is scored by itself, so shards may be scored anywhere and in any order.
 """
 
 from __future__ import annotations
@@ -46,15 +46,6 @@ class TargetColumns:
         return cls(tuple(subtasks), (0,) * len(subtasks))
 
 
-def mean_rates(rate_per_step: Sequence[float], epoch_ends: Sequence[int]) -> list[float]:
-    """The mean learning rate of each epoch; `epoch_ends` are step counts, ascending, the last one the number of
-    steps."""
-    starts = [0, *epoch_ends[:-1]]
-    if any(end <= start for start, end in zip(starts, epoch_ends, strict=True)) or epoch_ends[-1] > len(rate_per_step):
-        raise DataError(f"match: epochs end at steps {list(epoch_ends)}, but {len(rate_per_step)} steps are recorded")
-    return [float(np.mean(rate_per_step[start:end])) for start, end in zip(starts, epoch_ends, strict=True)]
-
-
 def checkpoint_weights(rates: Sequence[float]) -> NDArray[np.float64]:
     """Weights of the checkpoints from the learning rates that were recorded while they were trained."""
     weights = np.asarray(rates, dtype=np.float64)
@@ -90,14 +81,10 @@ def match_rows(rows: Array | Stored, targets: Array) -> NDArray[np.float32]:
     return scores
 
 
-def weighted_match(
-    units_by_checkpoint: Sequence[Array | Stored], targets_by_checkpoint: Sequence[Array], weights: ArrayLike
-) -> NDArray[np.float64]:
-    """The inner sum of the formula above, (rows, subtasks), for the rows of one shard at all checkpoints."""
-    total: NDArray[np.float64] | float = 0.0
-    for units, targets, weight in zip(units_by_checkpoint, targets_by_checkpoint, np.asarray(weights), strict=True):
-        total = total + float(weight) * match_rows(units, targets).astype(np.float64)
-    return np.asarray(total)
+def weigh_checkpoints(matches: Array, weights: ArrayLike) -> NDArray[np.float64]:
+    """The inner sum of the formula above, (rows, subtasks), from products (rows, checkpoints, subtasks)."""
+    total: NDArray[np.float64] = np.einsum("c,ncs->ns", np.asarray(weights, np.float64), matches.astype(np.float64))
+    return total
 
 
 def aggregate_subtasks(scores: Array, columns: TargetColumns, rule: str = "max") -> NDArray[np.float64]:
@@ -114,7 +101,7 @@ def aggregate_subtasks(scores: Array, columns: TargetColumns, rule: str = "max")
 
 
 class InfluenceReduce:
-    """Finds the k best rows of any number of scored shards; reducers of different workers merge into one.
+    """Finds the k best rows of any number of scored shards, in any order.
 
     Under `round_robin` the subtasks pick in turn, each its best row that none has picked. k per subtask are kept,
     which is enough: before a subtask's last turn, fewer than k rows are gone.
@@ -134,13 +121,6 @@ class InfluenceReduce:
         for best, column in zip(self._best, offered, strict=True):
             best.add(ids, column)
         return single
-
-    def merge(self, other: InfluenceReduce) -> None:
-        """Takes over what another worker's shards gave."""
-        if (self.columns, self.rule, self.k) != (other.columns, other.rule, other.k):
-            raise DataError("match: reducers of different subtasks, rules or sizes cannot be merged")
-        for mine, theirs in zip(self._best, other._best, strict=True):
-            mine.merge(theirs)
 
     def result(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Ids and scores of the chosen rows, best (or first picked) first."""

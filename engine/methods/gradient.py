@@ -22,7 +22,6 @@ from raysift.methods.base import MethodConfig, Selector
 from raysift.records import ID, SCORE
 from raysift.settings.budget import Budget
 from raysift.settings.training import TrainConfig
-from raysift.storage import Location
 from raysift.topk import Ids, Scores
 
 if TYPE_CHECKING:
@@ -66,7 +65,7 @@ class TargetFile:
 class GradientSelector(Selector):
     """Scored by its recipe: a row's score needs the model at several points of its training.
 
-    A method says what a target is: how its files are found and read, and which actor's call gives its gradients.
+    A method says what a target is: how its files are read, and which actor's call gives its gradients.
     """
 
     takes_target = True
@@ -79,10 +78,6 @@ class GradientSelector(Selector):
     of_target: ClassVar[tuple[str, ...]] = ()
     """Settings of the method's own that decide the gradients of its target, and nothing else."""
     config: GradientConfig
-
-    def find_target(self, path: str) -> list[Location]:
-        """The files that a target path stands for."""
-        raise NotImplementedError
 
     def read_target(self, path: str) -> TargetFile:
         """The members of a target path, and what was wrong with other records."""

@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from raysift.errors import DataError
-from raysift.evaluation.examples import example_files, read_examples, reference_answer
+from raysift.evaluation.examples import read_examples, reference_answer
 from raysift.methods.gradient import GradientConfig, GradientSelector, TargetFile
-from raysift.storage import Location, open_location
 
 if TYPE_CHECKING:
     from raysift.gradients.preference import Targets
@@ -39,19 +38,18 @@ class Less(GradientSelector):
         "official": {"train": {"recipe": "less"}},
         "paper": PAPER,
     }
-    target_kind = "examples with a right answer: id, prompt, metric, and reference, or choices and answer_index"
+    target_kind = (
+        "examples with a right answer: prompt and reference, or choices and answer_index, or records of a pool's layout"
+    )
     unread = ("columns", "subtask")
     config: LessConfig
-
-    def find_target(self, path: str) -> list[Location]:
-        return example_files(open_location(path))
 
     def read_target(self, path: str) -> TargetFile:
         examples = read_examples(path, split=self.config.targets.split)
         mute = [example.id for example in examples if not (reference_answer(example) or "").strip()]
         if mute:
             raise DataError(
-                f"examples: {path}: {len(mute)} of {len(examples)} examples have no reference answer, so there is no loss to "
+                f"examples: {path}: {len(mute)} of {len(examples)} examples have no right answer, so there is no loss to "
                 f"take a gradient of; the first is '{mute[0]}'."
             )
         return TargetFile(list(examples), [(path, example.id) for example in examples])

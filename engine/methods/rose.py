@@ -17,7 +17,6 @@ from raysift.methods.gradient import GradientConfig, GradientSelector, TargetFil
 from raysift.methods.less import PAPER
 from raysift.pool.files import find_files
 from raysift.pool.pairs import PAIR_PROBLEMS, PairReader
-from raysift.storage import Location
 
 if TYPE_CHECKING:
     from raysift.gradients.preference import Targets
@@ -50,9 +49,6 @@ class Rose(GradientSelector):
     unread = ("split",)
     of_target = ("preference", "end_prompt")
     config: RoseConfig
-
-    def find_target(self, path: str) -> list[Location]:
-        return [file.location for file in find_files([path])]
 
     def read_target(self, path: str) -> TargetFile:
         found, wanted, problems = TargetFile(), self.config.targets, []

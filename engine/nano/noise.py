@@ -70,7 +70,6 @@ SPOILERS: dict[str, Spoiler] = {
 
 # off_topic needs another row's answer, so the world itself makes it.
 NOISE_KINDS = ("wrong", "truncated", "empty", "off_topic", "garbled", "rambling")
-DUPLICATE_KINDS = ("exact", "near")
 
 
 def edit_prompt(rng: Random, skill: Skill, payload: Payload, phrasing: int) -> str:

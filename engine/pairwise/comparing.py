@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from raysift.errors import ModelError
 from raysift.pairwise.settings import ComparisonSettings
-from raysift.scoring.judging import WORD_STARTS
+from raysift.scoring.judging import WORD_STARTS, spellings
 
 LETTERS = {"A": "first", "B": "second", "C": "tie"}
 """How a judge that reads two answers names the better one."""
@@ -33,17 +33,13 @@ class Weights(NamedTuple):
 
 def verdict_tokens(tokenizer: Any) -> dict[str, list[int]]:
     """The tokens that spell each verdict, with and without white space around."""
-    found: dict[str, list[int]] = {letter: [] for letter in LETTERS}
-    for token, number in tokenizer.get_vocab().items():
-        if (letter := token.strip(WORD_STARTS)) in found:
-            found[letter].append(number)
-    lacking = [letter for letter, numbers in found.items() if not numbers]
+    found, lacking = spellings(tokenizer, LETTERS, lambda token: token.strip(WORD_STARTS))
     if lacking:
         raise ModelError(
             f"compare: the tokenizer has no single token for {', '.join(lacking)}, so verdicts cannot be weighed by the "
             "first token of a reply. Take another judge, or win_rate.by=scores."
         )
-    return {letter: sorted(numbers) for letter, numbers in found.items()}
+    return found
 
 
 def weigh_verdicts(logprobs: Iterable[tuple[str, float]], settings: ComparisonSettings) -> Weights | str:

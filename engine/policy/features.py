@@ -24,14 +24,14 @@ from raysift.errors import DataError
 from raysift.kcenter.distances import Vectors
 from raysift.policy.classes import Classes, Points, assign, fit_classes
 from raysift.policy.semantic import Components, Matrix, fit_components, project
-from raysift.policy.settings import Block, FeatureSettings
+from raysift.policy.settings import FeatureSettings
 from raysift.storage import Location
 from raysift.tensors import load_tensors, save_tensors
 
 STAGE_NAMES = ("performance", "progress")
 DIFFICULTY_NAMES = ("prompt_length", "answer_length", "logprob_given", "logprob_alone")
 AVAILABILITY_NAMES = ("picked",)
-STAGE, DIFFICULTY, AVAILABILITY = len(STAGE_NAMES), len(DIFFICULTY_NAMES), len(AVAILABILITY_NAMES)
+DIFFICULTY = len(DIFFICULTY_NAMES)
 
 FORMAT = "raysift-policy-features-1"
 NO_SPREAD = 1e-6
@@ -71,13 +71,6 @@ class Transformed(NamedTuple):
 def input_names(k: int) -> list[str]:
     """Names of the policy's 2 + 4 + k + 1 inputs, in order."""
     return [*STAGE_NAMES, *DIFFICULTY_NAMES, *(f"semantic_{i + 1}" for i in range(k)), *AVAILABILITY_NAMES]
-
-
-def block_slices(k: int) -> dict[Block, slice]:
-    """Where each block lies among the inputs."""
-    ends = np.cumsum([0, STAGE, DIFFICULTY, k, AVAILABILITY]).tolist()
-    names: tuple[Block, ...] = ("stage", "difficulty", "semantic", "availability")
-    return {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(names)}
 
 
 def difficulty_block(

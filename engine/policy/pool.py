@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import ArrayLike, NDArray
 
 from raysift.errors import DataError
+from raysift.ids import is_among
 from raysift.records import ID
 from raysift.storage import Location
 from raysift.topk import Ids
@@ -72,6 +73,12 @@ def positions(pool: PolicyPool, ids: ArrayLike) -> NDArray[np.int64]:
             f"{missing.reshape(-1)[:5].tolist()} ...). They belong to another pool, or have no features."
         )
     return places.astype(np.int64, copy=False)
+
+
+def restrict(pool: PolicyPool, ids: Ids) -> PolicyPool:
+    """The rows of the pool that are among these ids."""
+    kept = is_among(pool.ids, ids)
+    return PolicyPool(pool.ids[kept], pool.features[kept], pool.classes[kept])
 
 
 def write_pool(place: Location, pool: PolicyPool) -> None:

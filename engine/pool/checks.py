@@ -22,6 +22,7 @@ REASONS = {
     "broken_utf8": "The text is not valid UTF-8 or holds half a surrogate pair.",
     "wrong_type": "A field is missing or holds another type than its layout says.",
     "record_too_large": "The record is too large to be held in memory.",
+    "too_deep": "Lists and objects lie in one another more than 500 deep.",
     "one_sided": "A preference without its chosen or its rejected answer.",
     "unsupported_content": "A content part is no text (an image, audio).",
     "unknown_role": "A message has a role that is none of system, user, assistant, tool, nor a usual name of one.",
@@ -34,7 +35,7 @@ REASONS = {
     "too_short": "The last answer has fewer characters than `min_response_chars`.",
     "duplicate": "The same conversation stands earlier in the pool.",
 }
-FAILURES = frozenset({"not_json", "broken_utf8", "wrong_type", "record_too_large", "one_sided"})
+FAILURES = frozenset({"not_json", "broken_utf8", "wrong_type", "record_too_large", "too_deep", "one_sided"})
 
 ASSISTANT = ROLES.index("assistant")
 

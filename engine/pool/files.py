@@ -1,24 +1,29 @@
-"""From paths, globs, folders and URIs to the files of a pool, and their bytes.
+"""From paths, globs, folders and URIs to files, and their bytes.
 
-How a file is cut into parts that are read independently says `chunks`.
+Pools, targets and tests are all found here. See `chunks` for how files are split into independently readable parts.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import gzip
 import json
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.ipc
 
 from raysift.errors import DataError
+from raysift.fingerprint import file_fingerprint
 from raysift.storage import Location, open_location
 
 BLOCK_BYTES = 4 * 2**20
+MAX_RECORD_BYTES = 64 * 2**20
 SUFFIXES = {
     ".jsonl": "text",
     ".ndjson": "text",
@@ -54,14 +59,32 @@ class SourceFile:
     stem: str
     size: int
     modified_ns: int
+    fault: str | None = None
+    """Why it cannot be read, where looking for it has already told."""
+
+    @property
+    def suffix(self) -> str:
+        """The ending in lower case, without that of a compression: `.jsonl` of `A.JSONL.GZ`."""
+        return _suffix(self.location.path)
 
     @property
     def compression(self) -> str | None:
-        return next((codec for suffix, codec in COMPRESSIONS.items() if self.location.path.endswith(suffix)), None)
+        path = self.location.path.lower()
+        return next((codec for suffix, codec in COMPRESSIONS.items() if path.endswith(suffix)), None)
 
     @property
     def family(self) -> str | None:
-        return SUFFIXES.get(_suffix(self.location.path))
+        return SUFFIXES.get(self.suffix)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """A part of a file: bytes for text, row groups for Parquet, record batches for Arrow; end -1 is the file's end."""
+
+    file: SourceFile
+    kind: str  # jsonl, json, csv, parquet, arrow, arrow_stream
+    start: int = 0
+    end: int = -1
 
 
 def find_files(sources: Sequence[str]) -> list[SourceFile]:
@@ -70,14 +93,46 @@ def find_files(sources: Sequence[str]) -> list[SourceFile]:
         raise DataError("ingest: no pool was given. Name files, folders or globs.")
     found: dict[str, SourceFile] = {}
     for source in sources:
-        for file in _expand(str(source)):
+        for file in _expand(source):
             found.setdefault(file.location.path, file)
     return list(found.values())
+
+
+def fingerprint_files(files: Sequence[SourceFile], quarantine: bool = False) -> list[list[str]]:
+    """Name and content hash of each file. One that cannot be read raises BadFile, or is `unreadable` under quarantine."""
+    found = []
+    for file in files:
+        content = "unreadable"
+        try:
+            if file.fault:
+                raise BadFile(file.name, file.fault)
+            content = file_fingerprint(file.location)
+        except BadFile:
+            if not quarantine:
+                raise
+        except OSError as error:
+            if not quarantine:
+                raise BadFile(file.name, f"cannot be read: {one_line(error)}") from None
+        found.append([file.location.name, content])
+    return found
+
+
+def changed_files(files: Sequence[SourceFile]) -> list[str]:
+    """Those whose size or time differ from when they were found, each with what changed."""
+    changed = []
+    for file in files:
+        info = file.location.fs.get_file_info(file.location.path) if not file.fault else None
+        if info and (info.size or 0, info.mtime_ns or 0) != (file.size, file.modified_ns):
+            sizes = f"{file.size} -> {info.size} bytes" if info.size != file.size else "written again"
+            changed.append(f"{file.name} ({sizes})")
+    return changed
 
 
 def open_stream(file: SourceFile) -> BinaryIO:
     """The file's bytes from the start, decompressed."""
     stream = file.location.open_input()
+    if file.compression == "gzip":  # tar and tape tools pad with zeros, which Arrow's reader takes for a broken member
+        return gzip.GzipFile(fileobj=stream)  # type: ignore[return-value]
     return pa.CompressedInputStream(stream, file.compression) if file.compression else stream
 
 
@@ -106,22 +161,35 @@ def line_of(file: SourceFile, offset: int) -> int:
     return lines
 
 
+def one_line(error: BaseException) -> str:
+    """What an error says, in one line of bounded length."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
 def _expand(source: str) -> list[SourceFile]:
-    place = open_location(source)
-    source, query = _without_query(source)
-    info = place.fs.get_file_info(place.path)
-    if info.type == pafs.FileType.Directory:
-        return _expand_folder(place, source)
-    if info.type == pafs.FileType.File:
-        if _suffix(place.path) not in SUFFIXES:
-            raise DataError(
-                f"ingest: '{source}' has an unknown ending. Known: {', '.join(sorted(SUFFIXES))}, text also with "
-                f"{' or '.join(COMPRESSIONS)}."
-            )
-        return [_source_file(place, source, info)]
-    if any(sign in source for sign in "*?["):
-        return _expand_glob(source, query)
-    raise DataError(f"ingest: '{source}' does not exist.")
+    try:
+        place = open_location(source)
+        path, query = _without_query(source)
+        info = place.fs.get_file_info(place.path)
+        if info.type == pafs.FileType.Directory:
+            return _expand_folder(place, path)
+        if info.type == pafs.FileType.File:
+            if _suffix(place.path) not in SUFFIXES:
+                raise DataError(
+                    f"ingest: '{path}' has an unknown ending. Known: {', '.join(sorted(SUFFIXES))}, text also with "
+                    f"{' or '.join(COMPRESSIONS)}."
+                )
+            return [_source_file(place, path, info)]
+        if any(sign in path for sign in "*?["):
+            return _expand_glob(path, query)
+    except (OSError, ValueError) as error:  # no right to look, a NUL or thousands of characters in the name
+        raise DataError(f"ingest: '{_printable(source)}' cannot be opened: {_printable(one_line(error))}") from None
+    raise DataError(f"ingest: '{path}' does not exist.")
+
+
+def _printable(name: str) -> str:
+    shown = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in name)
+    return shown if len(shown) <= 300 else f"{shown[:200]}... ({len(name)} characters)"
 
 
 def _without_query(source: str) -> tuple[str, str]:
@@ -135,12 +203,8 @@ def _expand_glob(pattern: str, query: str) -> list[SourceFile]:
     root = open_location(fixed + query)
     rest = pattern[len(fixed) + 1 :] if pattern.startswith(fixed + "/") else pattern.lstrip("/")
     wanted = re.compile(_glob_to_regex(rest))
-    found = []
-    for info in _list(root):
-        relative = info.path[len(root.path.rstrip("/")) + 1 :]
-        if wanted.fullmatch(relative) and _is_data(relative):
-            name = relative if fixed == "." and not pattern.startswith("./") else f"{fixed.rstrip('/')}/{relative}"
-            found.append(_source_file(Location(root.fs, info.path), name, info))
+    below = "" if fixed == "." and not pattern.startswith("./") else f"{fixed.rstrip('/')}/"
+    found = _data_files(root, below, wanted, None if "**" in rest else rest.count("/"))
     if not found:
         raise DataError(f"ingest: no data file matches '{pattern}'. Endings read: {', '.join(sorted(SUFFIXES))}.")
     return found
@@ -148,10 +212,11 @@ def _expand_glob(pattern: str, query: str) -> list[SourceFile]:
 
 def _glob_to_regex(pattern: str) -> str:
     parts = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]]+\]|[^*?\[]+|\[", pattern)
+    tokens = re.findall(r"\*\*/|\*\*|\*|\?|\[!?\]?[^\]]*\]|[^*?\[]+|\[", pattern)
     return "".join(
+        # The library knows that [z-a] matches nothing and that a backslash stands for itself.
         parts[token] if token in parts
-        else token.replace("[!", "[^") if token.startswith("[") and token.endswith("]")
+        else fnmatch.translate(token).removeprefix("(?s:").removesuffix(")\\Z") if token.startswith("[")
         else re.escape(token)
         for token in tokens
     )  # fmt: skip
@@ -160,31 +225,89 @@ def _glob_to_regex(pattern: str) -> str:
 def _expand_folder(folder: Location, name: str) -> list[SourceFile]:
     """Data files below a folder, or those that a Hugging Face `save_to_disk` folder names."""
     name = name.rstrip("/")
-    splits = folder / "dataset_dict.json"
-    if splits.exists():
-        names = json.loads(splits.read_text()).get("splits", [])
-        if "train" not in names:
-            raise DataError(f"ingest: '{name}' holds the splits {names} and no 'train'; name one: '{name}/SPLIT'.")
-        return _expand_folder(folder / "train", f"{name}/train")
-    state = folder / "state.json"
-    if state.exists() and (files := json.loads(state.read_text()).get("_data_files")):
-        stem = folder.name
-        found = []
-        for entry in files:
-            place = folder / entry["filename"]
-            info = folder.fs.get_file_info(place.path)
-            if info.type != pafs.FileType.File:
-                raise DataError(f"ingest: '{name}' names the file {entry['filename']}, which is not there.")
-            found.append(replace(_source_file(place, f"{name}/{entry['filename']}", info), stem=stem))
-        return found
-    found = []
-    for info in _list(folder):
-        relative = info.path[len(folder.path.rstrip("/")) + 1 :]
-        if _is_data(relative):
-            found.append(_source_file(Location(folder.fs, info.path), f"{name}/{relative}", info))
+    if (folder / "dataset_dict.json").exists():
+        splits = _described(folder, name, "dataset_dict.json", "splits")
+        if "train" not in splits:
+            raise DataError(f"ingest: '{name}' holds the splits {splits} and no 'train'; name one: '{name}/SPLIT'.")
+        folder, name = folder / "train", f"{name}/train"
+    if (folder / "state.json").exists() and (entries := _described(folder, name, "state.json", "_data_files")):
+        return [_named_file(folder, name, entry) for entry in entries]
+    found = _data_files(folder, f"{name}/")
     if not found:
         raise DataError(f"ingest: the folder '{name}' holds no data file. Endings read: {', '.join(sorted(SUFFIXES))}.")
     return found
+
+
+def _described(folder: Location, name: str, file: str, field: str) -> list[Any]:
+    """A list in one of the files in which Hugging Face's `datasets` describes a folder; empty where it has none."""
+    try:
+        found = json.loads((folder / file).read_text())
+        listed = found.get(field) or [] if isinstance(found, dict) else None
+    except (ValueError, RecursionError):
+        listed = None
+    if not isinstance(listed, list):
+        raise BadFile(
+            f"{name}/{file}", f"does not hold an object whose '{field}' is a list. Name the data files themselves."
+        )
+    return listed
+
+
+def _named_file(folder: Location, name: str, entry: Any) -> SourceFile:
+    file = entry.get("filename") if isinstance(entry, dict) else None
+    # `datasets` writes plain names. Another path could lead out of the folder to any file of the machine.
+    if not isinstance(file, str) or file.strip(".") == "" or "/" in file or "\\" in file or "\0" in file:
+        raise BadFile(f"{name}/state.json", "names a data file by something other than its plain name.")
+    place = folder / file
+    info = folder.fs.get_file_info(place.path)
+    if info.type != pafs.FileType.File:
+        raise DataError(f"ingest: '{name}' names the file {file}, which is not there.")
+    return replace(_source_file(place, f"{name}/{file}", info), stem=folder.name)
+
+
+def _data_files(
+    folder: Location, below: str, wanted: re.Pattern[str] | None = None, levels: int | None = None
+) -> list[SourceFile]:
+    """The data files of a folder in the order of their paths; `below` comes before the path in a file's name."""
+    found = []
+    for relative, info in sorted(_listed(folder, levels)):
+        if _is_data(relative) and (wanted is None or wanted.fullmatch(relative)):
+            found.append(_source_file(folder / relative, below + relative, info))
+    return found
+
+
+def _listed(folder: Location, levels: int | None) -> Iterator[tuple[str, pafs.FileInfo | None]]:
+    """Files below a folder, down to a number of levels, by their paths in it."""
+    if not folder.is_local:
+        start = len(folder.path.rstrip("/")) + 1
+        for info in folder.fs.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True, recursive=True)):
+            if info.type == pafs.FileType.File:
+                yield info.path[start:], info
+        return
+    for path, folders, names in os.walk(folder.path, onerror=_refuse_folder, followlinks=True):
+        relative = os.path.relpath(path, folder.path)
+        deepest = levels is not None and (0 if relative == "." else relative.count("/") + 1) >= levels
+        real, above = os.path.realpath(path), os.path.realpath(os.path.dirname(path))
+        leads_back = relative != "." and f"{above}/".startswith(f"{real.rstrip('/')}/")
+        folders[:] = [] if deepest or leads_back else sorted(folders)
+        if leads_back:
+            continue
+        for name in names:
+            inside = os.path.normpath(f"{relative}/{name}")
+            if _suffix(name) not in SUFFIXES:
+                continue
+            try:
+                info = folder.fs.get_file_info(f"{folder.path}/{inside}")
+            except UnicodeEncodeError:
+                yield inside, None
+                continue
+            if info.type == pafs.FileType.File:
+                yield inside, info
+
+
+def _refuse_folder(error: OSError) -> None:
+    if isinstance(error, FileNotFoundError):
+        return
+    raise BadFile(str(error.filename), f"cannot be listed: {error.strerror}")
 
 
 def _is_data(relative: str) -> bool:
@@ -194,16 +317,15 @@ def _is_data(relative: str) -> bool:
     return _suffix(name) in SUFFIXES and not hidden and name not in NOT_DATA
 
 
-def _list(folder: Location) -> list[pafs.FileInfo]:
-    infos = folder.fs.get_file_info(pafs.FileSelector(folder.path, allow_not_found=True, recursive=True))
-    return sorted((info for info in infos if info.type == pafs.FileType.File), key=lambda info: info.path)
-
-
-def _source_file(place: Location, name: str, info: pafs.FileInfo) -> SourceFile:
+def _source_file(place: Location, name: str, info: pafs.FileInfo | None) -> SourceFile:
     stem = place.name
     for ending in (*COMPRESSIONS, *SUFFIXES):
-        stem = stem.removesuffix(ending)
+        if stem.lower().endswith(ending):
+            stem = stem[: -len(ending)]
     stem = re.sub(r"-\d{5}-of-\d{5}$", "", stem)
+    if info is None:
+        fault = "its name is not valid UTF-8. Rename it."
+        return SourceFile(place, _printable(name), _printable(stem), 0, 0, fault)
     return SourceFile(place, name, stem, info.size or 0, info.mtime_ns or 0)
 
 

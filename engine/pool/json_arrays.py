@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import numpy.typing as npt
 
+from raysift.pool.files import MAX_RECORD_BYTES
+
 QUOTE, BACKSLASH, COMMA = 34, 92, 44
 STEP = np.zeros(256, np.int8)
 STEP[[ord("{"), ord("[")]] = 1
@@ -78,40 +80,79 @@ class ArrayScanner:
         return np.setdiff1d(quotes, escaped, assume_unique=True) if len(escaped) else quotes
 
 
-def split_elements(blocks: Iterable[bytes], depth: int = 1) -> Iterator[tuple[list[bytes], list[int]]]:
+class BrokenArray(Exception):
+    """What stands at an offset is no part of an array; the elements before it are sound."""
+
+    def __init__(self, offset: int, reason: str) -> None:
+        super().__init__(reason)
+        self.offset, self.reason = offset, reason
+
+
+class _Element:
+    """The pieces of an element that goes on over several blocks, dropped once they are too long to be held."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._pieces, self.length = most, [], 0  # type: tuple[int, list[bytes], int]
+
+    def add(self, piece: bytes) -> None:
+        self.length += len(piece)
+        if self.length > self._most:
+            self._pieces = []
+        elif piece:
+            self._pieces.append(piece)
+
+    def close(self) -> bytes | None:
+        """The whole element, None where it was too long; the next begins."""
+        text = b"".join(self._pieces) if self.length <= self._most else None
+        self._pieces, self.length = [], 0
+        return text
+
+
+def split_elements(
+    blocks: Iterable[bytes], depth: int = 1, closed: bool = True, most: int = MAX_RECORD_BYTES
+) -> Iterator[tuple[list[bytes | None], list[int]]]:
     """The elements of an array, as text with its blanks, and the offset at which each ends.
 
-    With depth 1 the blocks are the inside of the array; with depth 0 they start before its bracket. The last element of
-    the inside has no comma after it and comes last, also when it is blank.
+    With depth 1 the blocks are the inside of the array, which is `closed` where the bracket comes after them; with depth 0
+    they start before its bracket. The last element of the inside has no comma after it and comes last, also when it is
+    blank. None stands for an element of more than `most` bytes. Raises BrokenArray after the last sound element.
     """
-    scanner = ArrayScanner(depth)
-    pending, base = b"", 0
+    scanner, element = ArrayScanner(depth), _Element(most)
+    start = 0 if depth else None  # of the element, once the bracket was seen
     for block in blocks:
-        before = scanner.closed_at
-        commas = scanner.feed(block)
-        if before is not None:
-            continue
-        data = pending + block
-        if depth == 0 and base == 0 and scanner.opened_at is not None:
-            base = scanner.opened_at + 1
-            data = data[base:]
-        if depth == 0 and base == 0:
-            pending = data
-            continue
-        texts, ends, start = [], [], 0
-        for end in (commas - base).tolist():
-            texts.append(data[start:end])
-            ends.append(base + end)
-            start = end + 1
+        first, at = scanner.read, 0
         if scanner.closed_at is not None:
-            end = scanner.closed_at - base
-            texts.append(data[start:end])
-            ends.append(base + end)
-            yield texts, ends
-            pending, base = b"", scanner.closed_at
+            _require_blank(block, first)
             continue
-        pending, base = data[start:], base + start
+        ends = scanner.feed(block).tolist()
+        if scanner.closed_at is not None:
+            ends.append(scanner.closed_at)
+        if start is None:
+            if scanner.opened_at is None:
+                continue
+            start = scanner.opened_at + 1
+            at = start - first
+        texts: list[bytes | None] = []
+        for end in ends:
+            element.add(block[at : end - first])
+            texts.append(element.close())
+            at, start = end - first + 1, end + 1
         if texts:
             yield texts, ends
+        if scanner.closed_at is not None:
+            _require_blank(block[at:], first + at)
+        else:
+            element.add(block[at:])
     if scanner.closed_at is None:
-        yield [pending], [base + len(pending)]
+        begun, last = start or 0, element.close()
+        sound = depth == 1 and closed
+        if sound or last is None or last.strip():
+            yield [last], [scanner.read]
+        if not sound:
+            begun += len(last) - len(last.lstrip()) if last else 0
+            raise BrokenArray(begun, "the array has no end: it breaks off in or after this element. Is the file whole?")
+
+
+def _require_blank(text: bytes, offset: int) -> None:
+    if rest := text.lstrip():
+        raise BrokenArray(offset + len(text) - len(rest), "text after the end of the array; expected one array.")

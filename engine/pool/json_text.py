@@ -13,6 +13,25 @@ import pyarrow.compute as pc
 
 from raysift.records import MESSAGES, META, SOURCE
 
+MAX_LEVELS = 500  # of lists and objects in one another; Python's own reader and writer end at some 1,000
+
+
+def levels_of(value: Any) -> int:
+    """How deep lists and objects lie in one another."""
+    level, here = 0, [value]
+    while here := [item for item in here if isinstance(item, dict | list)]:
+        level += 1
+        here = [inner for item in here for inner in (item.values() if isinstance(item, dict) else item)]
+    return level
+
+
+def load(text: str) -> Any:
+    """The value that a field holds as JSON text; raises ValueError where that is none, or deeper than MAX_LEVELS."""
+    value = orjson.loads(text)
+    if len(text) > 2 * MAX_LEVELS and levels_of(value) > MAX_LEVELS:
+        raise ValueError("nested too deep")
+    return value
+
 
 def dump(value: Any) -> bytes:
     """A value as JSON text that orjson reads; types that JSON lacks become text, NaN and the infinities null."""

@@ -7,26 +7,24 @@ record into lists, which become columns once a batch. Both end in the same check
 from __future__ import annotations
 
 import gc
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysift.pool.checks import IngestConfig, find_reasons, trim_trailing
-from raysift.pool.files import BadFile, SourceFile, line_of
+from raysift.pool.files import SourceFile
 from raysift.pool.formats.layout import Layout, carried_of
-from raysift.pool.formats.problem import RecordProblem, kind_of
+from raysift.pool.formats.problem import RecordProblem
 from raysift.pool.formats.turns import Turns
 from raysift.pool.given_input import INPUT
 from raysift.pool.id_text import id_text
 from raysift.pool.json_text import dump, dump_rows, original_text
-from raysift.pool.reading import Batch, Problem, RecordsBatch, TableBatch, TextBatch
+from raysift.pool.parsing import parse_batch, renamed, table_records
+from raysift.pool.reading import Batch, Problem, RecordsBatch, TableBatch
 from raysift.pool.row_ids import canonical_role, row_id, row_ids
 from raysift.records import ID, MESSAGE, MESSAGES, META, RAW, ROLES, ROWS, SOURCE, TOOLS, Message
 
@@ -80,9 +78,12 @@ class Normaliser:
     def _normalise(self, batch: Batch) -> Normalised:
         problems: list[Problem] = []
         if isinstance(batch, TableBatch):
-            columns = self._from_plain_messages(batch)
+            try:
+                columns = self._from_plain_messages(batch)
+            except (pa.ArrowException, ValueError, OverflowError, KeyError):
+                columns = None  # some value is of no use as a column; row by row the others are
             if columns is None:
-                records, positions = _table_records(batch, problems)
+                records, positions = table_records(batch, problems)
                 columns = self._from_records(records, None, positions, problems)
         elif isinstance(batch, RecordsBatch):
             problems += batch.problems
@@ -111,7 +112,7 @@ class Normaliser:
         read, own, keep_raw = self.layout.read, self.layout.fields | {self._source_column}, self.config.keep_raw
         for number, record in enumerate(records):
             if self._field_of:
-                record = {self._field_of.get(key, key): value for key, value in record.items()}
+                record = renamed(record, self._field_of)
             try:
                 conversations = read(record)
             except RecordProblem as problem:
@@ -149,7 +150,11 @@ class Normaliser:
 
     def _from_plain_messages(self, batch: TableBatch) -> _Columns | None:
         """The columnar way, for a column of lists of {role, content}; None where any value needs a closer look."""
-        table = batch.table.rename_columns([self._field_of.get(name, name) for name in batch.table.column_names])
+        table = batch.table
+        if self._field_of:
+            gone = set(self._field_of.values()) - self._field_of.keys()
+            table = table.drop_columns([name for name in table.column_names if name in gone])
+            table = table.rename_columns([self._field_of.get(name, name) for name in table.column_names])
         fields = [name for name in ("messages", "conversations") if name in table.column_names]
         closer = not {"system", META}.isdisjoint(table.column_names)
         if self.layout.name not in ("messages", "sharegpt") or len(fields) != 1 or closer:
@@ -183,6 +188,8 @@ class Normaliser:
 
     def _source_of(self, record: dict[str, Any]) -> str:
         value = record.get(self._source_column)
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
         if isinstance(value, str) and value:
             return value
         return self._source_name if value is None or isinstance(value, str | dict | list) else str(value)
@@ -231,108 +238,6 @@ class Normaliser:
                 sources.append(row[SOURCE])
             rows = rows.filter(pa.array(reasons == None))  # noqa: E711
         return Normalised(rows, problems, ids, sources, trimmed)
-
-
-def records_of(batch: Batch, file: SourceFile) -> Iterator[tuple[int, dict[str, Any] | RecordProblem]]:
-    """The records of a batch one by one with their positions; what cannot be read comes as its problem."""
-    problems: list[Problem] = []
-    if isinstance(batch, TableBatch):
-        records, positions = _table_records(batch, problems)
-        yield from zip(positions, records, strict=True)
-    elif isinstance(batch, RecordsBatch):
-        problems += batch.problems
-        yield from zip(batch.positions, batch.records, strict=True)
-    else:
-        problems += batch.problems
-        records, _, places = parse_batch(batch, file, problems)
-        yield from zip(places, records, strict=True)
-    for problem in problems:
-        yield problem.position, RecordProblem(problem.reason, problem.message)
-
-
-def parse_batch(
-    batch: TextBatch, file: SourceFile, problems: list[Problem]
-) -> tuple[list[dict[str, Any]], list[bytes], list[int]]:
-    """The records of a batch, their texts and positions; raises BadFile where a broken one spoils the whole file."""
-    loads = orjson.loads
-    try:
-        records = [loads(text) for text in batch.texts]
-        if all(type(record) is dict for record in records):
-            return records, batch.texts, batch.positions
-    except orjson.JSONDecodeError:
-        pass
-    records, texts, positions = [], [], []
-    for number, (text, position) in enumerate(zip(batch.texts, batch.positions, strict=True)):
-        try:
-            record = parse_record(text)
-        except RecordProblem as problem:
-            if batch.ends is not None and problem.reason == "not_json":
-                raise _bad_element(file, text, batch.ends[number], problem) from None
-            problems.append(Problem(position, problem.reason, problem.message, text.decode("utf-8", "replace")))
-            continue
-        records.append(record)
-        texts.append(text)
-        positions.append(position)
-    return records, texts, positions
-
-
-def _bad_element(file: SourceFile, text: bytes, end: int, problem: RecordProblem) -> BadFile:
-    if not text:
-        where, reason = end, "a comma too many: an element of the array is missing here"
-    else:
-        error = _json_error(text)
-        inside = len(text[: error.pos].decode("utf-8", "replace").encode()) if error else 0
-        # Blanks around the element were cut off; the error is found by looking for its text before `end`.
-        where, reason = _start_of(file, text, end) + inside, problem.message
-    return BadFile(file.name, reason, line_of(file, where))
-
-
-def parse_record(text: bytes) -> dict[str, Any]:
-    """The object that a text holds; what Python's own writer leaves in files (NaN) is read too."""
-    try:
-        record = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        record = _parse_leniently(text, error)
-    if not isinstance(record, dict):
-        raise RecordProblem("wrong_type", f"the record is {kind_of(record)}, expected an object")
-    return record
-
-
-def _parse_leniently(text: bytes, error: orjson.JSONDecodeError) -> Any:
-    try:
-        decoded = text.decode("utf-8")
-    except UnicodeDecodeError as broken:
-        message = f"byte {broken.start + 1} of the record is not valid UTF-8"
-        raise RecordProblem("broken_utf8", message) from None
-    try:
-        record = json.loads(decoded)
-    except (ValueError, RecursionError):
-        where = f"line {error.lineno}, column {error.colno} of the record"
-        raise RecordProblem("not_json", f"{error.msg} at {where}") from None
-    try:
-        json.dumps(record, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise RecordProblem("broken_utf8", "half of a surrogate pair in an escape sequence") from None
-    return record
-
-
-def _json_error(text: bytes) -> json.JSONDecodeError | None:
-    try:
-        json.loads(text.decode("utf-8", "replace"))
-    except json.JSONDecodeError as error:
-        return error
-    return None
-
-
-def _start_of(file: SourceFile, text: bytes, end: int) -> int:
-    """Offset of an element's first character, given the offset at which the element and its blanks end."""
-    from raysift.pool.files import read_blocks
-
-    if file.compression:
-        return end - len(text)
-    window = max(0, end - len(text) - 65536)
-    found = b"".join(read_blocks(file, window, end)).rfind(text)
-    return window + found if found >= 0 else end - len(text)
 
 
 def _is_row(record: dict[str, Any], turns: Turns) -> bool:
@@ -385,19 +290,3 @@ def _is_utf8(table: pa.Table, *arrays: pa.Array) -> bool:
     except pa.ArrowInvalid:
         return False
     return True
-
-
-def _table_records(batch: TableBatch, problems: list[Problem]) -> tuple[list[dict[str, Any]], list[int]]:
-    """Rows of a table as records; one whose text is broken becomes a problem without taking the others along."""
-    positions = list(range(batch.first, batch.first + batch.table.num_rows))
-    try:
-        return batch.table.to_pylist(), positions
-    except UnicodeDecodeError:
-        records, good = [], []
-        for row, position in enumerate(positions):
-            try:
-                records += batch.table.slice(row, 1).to_pylist()
-                good.append(position)
-            except UnicodeDecodeError:
-                problems.append(Problem(position, "broken_utf8", "a text of the row is not valid UTF-8"))
-        return records, good

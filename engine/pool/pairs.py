@@ -7,15 +7,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from raysift.errors import ConfigError, DataError
-from raysift.pool.chunks import chunk_bytes_for, plan_file
+from raysift.pool.chunks import FilePlan, read_records
 from raysift.pool.files import SourceFile, find_files
-from raysift.pool.formats import preference
+from raysift.pool.formats import preference, separator_hint
 from raysift.pool.formats.layout import carried_of
 from raysift.pool.formats.problem import RecordProblem
 from raysift.pool.formats.turns import Turns
 from raysift.pool.given_input import INPUT
-from raysift.pool.normalise import records_of
-from raysift.pool.reading import read_chunk
+from raysift.pool.parsing import renamed
 from raysift.pool.row_ids import canonical_role
 from raysift.records import Message, Pair
 
@@ -30,6 +29,7 @@ PAIR_PROBLEMS = {
     "wrong_type": "A field is missing or holds another type than expected.",
     "unsupported_content": "A content part is no text.",
     "not_json": "The line is not JSON.",
+    "too_deep": "The record nests too deep.",
     "broken_utf8": "The text is not valid UTF-8.",
     "record_too_large": "The record is too large to be held in memory.",
 }
@@ -60,23 +60,34 @@ class PairReader:
     def __iter__(self) -> Iterator[Pair]:
         self.pairs, self.problems, self.places = 0, Counter(), []
         for file in self.files:
-            for position, record in _read_records(file, self._field_of, self._subtask):
+            for place, record in read_records(file, self._check_columns):
                 try:
                     if isinstance(record, RecordProblem):
                         raise record
-                    pair = make_pair(record, self._subtask, self._keep_identical)
+                    pair = make_pair(renamed(record, self._field_of), self._subtask, self._keep_identical)
                 except RecordProblem as problem:
                     self.problems[problem.reason] += 1
                     if len(self.places) < MAX_PLACES:
-                        self.places.append(f"{file.name}, record {position + 1}: {problem.reason}")
+                        self.places.append(f"{file.name}, {place}: {problem.reason}")
                     continue
                 self.pairs += 1
                 yield pair
 
+    def _check_columns(self, plan: FilePlan) -> None:
+        if not plan.chunks:
+            raise DataError(f"pairs: {plan.file.name} holds no records.")
+        found = {self._field_of.get(column, column) for column in plan.columns}
+        wanted = {"chosen", "rejected", *([self._subtask] if self._subtask else []), *self._field_of.values()}
+        if missing := sorted(wanted - found):
+            raise ConfigError(
+                f"pairs: {plan.file.name} has no column for {missing} (found: {', '.join(sorted(plan.columns))}). "
+                "Preference files need chosen and rejected; rose.targets.columns.chosen=NAME names another column."
+                f"{separator_hint(plan.columns)}"
+            )
+
 
 def read_pairs(
     uri: str | Iterable[str],
-    format: str = "auto",
     columns: Mapping[str, str] | None = None,
     subtask: str | None = None,
     keep_identical: bool = False,
@@ -87,8 +98,6 @@ def read_pairs(
     tells subtasks apart (none: the column `subtask` where there is one, else all pairs are of the subtask `all`).
     `keep_identical` gives pairs of equal answers too: official ROSE counts each as a zero in the mean of its subtask.
     """
-    if format not in ("auto", "preference"):
-        raise ConfigError(f"pairs: format '{format}' is unknown. Known: auto, preference.")
     return PairReader(find_files([uri] if isinstance(uri, str) else list(uri)), columns, subtask, keep_identical)
 
 
@@ -122,28 +131,3 @@ def _messages(turns: Turns) -> tuple[Message, ...]:
             raise RecordProblem("unknown_role", "a message has an unknown role")
         messages.append(Message(canonical, content))
     return tuple(messages)
-
-
-def _read_records(
-    file: SourceFile, field_of: Mapping[str, str], subtask: str | None
-) -> Iterator[tuple[int, dict[str, Any] | RecordProblem]]:
-    plan = plan_file(file, chunk_bytes_for(file.size))
-    if not plan.chunks:
-        raise DataError(f"pairs: {file.name} holds no records.")
-    found = {field_of.get(column, column) for column in plan.columns}
-    missing = sorted({"chosen", "rejected", *([subtask] if subtask else []), *field_of.values()} - found)
-    if missing:
-        raise ConfigError(
-            f"pairs: {file.name} has no column for {missing} (found: {', '.join(sorted(plan.columns))}). Preference "
-            "files need chosen and rejected; `columns` says which others hold them."
-        )
-    first = 0
-    for chunk in plan.chunks:
-        seen = 0
-        for batch in read_chunk(chunk):
-            for position, record in records_of(batch, file):
-                if isinstance(record, dict) and field_of:
-                    record = {field_of.get(key, key): value for key, value in record.items()}
-                yield first + position, record
-            seen = batch.seen
-        first += seen

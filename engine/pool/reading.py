@@ -6,22 +6,31 @@ held turns it into a place in the file.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.ipc
 import pyarrow.parquet as pq
 
-from raysift.pool.chunks import Chunk
 from raysift.pool.csv_text import csv_rows
-from raysift.pool.files import BLOCK_BYTES, BadFile, open_stream, read_blocks
-from raysift.pool.json_arrays import split_elements
+from raysift.pool.files import (
+    BLOCK_BYTES,
+    MAX_RECORD_BYTES,
+    BadFile,
+    Chunk,
+    line_of,
+    one_line,
+    open_stream,
+    read_blocks,
+)
+from raysift.pool.foreign_arrow import BrokenArrow, arrow_batches
+from raysift.pool.json_arrays import BrokenArray, split_elements
 
 BATCH_ROWS = 8192
 BATCH_BYTES = 8 * 2**20
-MAX_RECORD_BYTES = 64 * 2**20
+BOM = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -72,11 +81,11 @@ def read_chunk(chunk: Chunk) -> Iterator[Batch]:
     """The records of a chunk; raises BadFile where the file cannot be read on."""
     try:
         yield from READERS[chunk.kind](chunk)
-    except BadFile:
-        raise
-    except (pa.ArrowException, OSError, EOFError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise BadFile(chunk.file.name, f"cannot be read on as {chunk.kind}: {reason}") from None
+    except BrokenArray as error:
+        before = 0 if chunk.file.compression else chunk.start
+        raise BadFile(chunk.file.name, error.reason, line_of(chunk.file, before + error.offset)) from None
+    except UNREADABLE as error:
+        raise BadFile(chunk.file.name, f"cannot be read on as {chunk.kind}: {one_line(error)}") from None
 
 
 def _read_lines(chunk: Chunk) -> Iterator[TextBatch]:
@@ -87,9 +96,8 @@ def _read_lines(chunk: Chunk) -> Iterator[TextBatch]:
     for lines in _lines(chunk):
         for text in lines:
             if text is None:
-                message = f"the line is longer than {MAX_RECORD_BYTES // 2**20} MiB"
-                problems.append(Problem(line, "record_too_large", message))
-            elif text and not text.isspace():
+                problems.append(_too_large(line))
+            elif (text := _without_bom(text)) and not text.isspace():
                 texts.append(text)
                 positions.append(line)
                 held += len(text)
@@ -100,19 +108,27 @@ def _read_lines(chunk: Chunk) -> Iterator[TextBatch]:
     yield TextBatch(texts, positions, line, problems=problems)
 
 
+def _without_bom(text: bytes) -> bytes:
+    """Files that were put together of others may have a byte order mark at any of their lines."""
+    while text.startswith(BOM):
+        text = text[len(BOM) :]
+    return text
+
+
+def _too_large(position: int) -> Problem:
+    return Problem(position, "record_too_large", f"the record is longer than {MAX_RECORD_BYTES // 2**20} MiB")
+
+
 def _lines(chunk: Chunk) -> Iterator[list[bytes | None]]:
     """The lines that start within the chunk; None stands for one that is too long to be held."""
     file, start, end = chunk.file, chunk.start, chunk.end
     compressed = file.compression is not None
-    bom = b"\xef\xbb\xbf"
-    at_line_start = start == 0 or compressed or (start == len(bom) and next(read_blocks(file, 0, 3), b"") == bom)
+    at_line_start = start == 0 or compressed
     position = start if at_line_start else start - 1
     skipping = not at_line_start  # the first line began in the chunk before
     too_long = False
     carry = b""
     for block in read_blocks(file, position):
-        if compressed and position == 0:
-            block = block.removeprefix(bom)
         line_start = position - len(carry)
         position += len(block)
         data = carry + block
@@ -149,23 +165,38 @@ def _read_array(chunk: Chunk) -> Iterator[TextBatch]:
     texts: list[bytes] = []
     positions: list[int] = []
     ends: list[int] = []
+    problems: list[Problem] = []
     held = seen = 0
-    for pieces, stops in split_elements(blocks, depth=0 if compressed else 1):
+    elements = split_elements(blocks, 0 if compressed else 1, closed=chunk.end >= 0, most=MAX_RECORD_BYTES)
+    broken: BrokenArray | None = None
+    while True:
+        try:
+            pieces, stops = next(elements)
+        except StopIteration:
+            break
+        except BrokenArray as error:
+            broken = error
+            break
         for piece, stop in zip(pieces, stops, strict=True):
-            texts.append(piece.strip())
-            positions.append(seen)
-            ends.append(stop + (0 if compressed else chunk.start))
-            held += len(piece)
+            if piece is None:
+                problems.append(_too_large(seen))
+            else:
+                texts.append(piece.strip())
+                positions.append(seen)
+                ends.append(stop + (0 if compressed else chunk.start))
+                held += len(piece)
             seen += 1
             if len(texts) >= BATCH_ROWS or held >= BATCH_BYTES:
-                yield TextBatch(texts, positions, seen, ends)
-                texts, positions, ends, held = [], [], [], 0
-    yield TextBatch(texts, positions, seen, ends)
+                yield TextBatch(texts, positions, seen, ends, problems)
+                texts, positions, ends, problems, held = [], [], [], [], 0
+    yield TextBatch(texts, positions, seen, ends, problems)
+    if broken:  # after the elements before it, of which one may be what is wrong
+        raise broken
 
 
 def _read_csv(chunk: Chunk) -> Iterator[RecordsBatch]:
     with open_stream(chunk.file) as stream:
-        rows = csv_rows(stream, chunk.file)
+        rows = csv_rows(stream, chunk.file, MAX_RECORD_BYTES)
         header = next(rows, [])
         records: list[dict[str, Any]] = []
         positions: list[int] = []
@@ -217,19 +248,16 @@ def _read_parquet(chunk: Chunk) -> Iterator[TableBatch]:
 
 
 def _read_arrow(chunk: Chunk) -> Iterator[TableBatch]:
-    with chunk.file.location.open_input() as stream:
-        if chunk.kind == "arrow":
-            reader = pa.ipc.open_file(stream)
-            batches = (reader.get_batch(number) for number in range(chunk.start, chunk.end))
-        else:
-            batches = iter(pa.ipc.open_stream(stream))
-        seen = 0
-        for batch in batches:
-            for start in range(0, batch.num_rows, BATCH_ROWS):
-                part = pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
-                seen += part.num_rows
-                yield TableBatch(part, seen - part.num_rows, seen)
+    seen = 0
+    for batch in arrow_batches(chunk.file.location, chunk.start, chunk.end):
+        for start in range(0, batch.num_rows, BATCH_ROWS):
+            part = pa.Table.from_batches([batch.slice(start, BATCH_ROWS)])
+            seen += part.num_rows
+            yield TableBatch(part, seen - part.num_rows, seen)
 
+
+UNREADABLE = (pa.ArrowException, BrokenArrow, OSError, EOFError, zlib.error)
+"""What the libraries raise for files that are broken, or cannot be opened."""
 
 READERS: dict[str, Callable[[Chunk], Iterator[Batch]]] = {
     "jsonl": _read_lines,

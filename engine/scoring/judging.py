@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from raysift.errors import ModelError
 from raysift.scoring.questions import Exchange, Message, fit_exchange, question_text
@@ -26,6 +26,7 @@ from raysift.scoring.settings import JudgeSettings
 
 CUT_MARK = "\n[cut here for length; the original goes on]"
 _MARKER = re.compile(r"\[(\s*(?:BEGIN|END)\s+(?:REQUEST|ANSWER)\s*)\]", re.IGNORECASE)
+T = TypeVar("T")
 WORD_STARTS = " \t\r\n\u00a0ĠĊĉ▁"
 """White space, and how the vocabularies of byte-level and sentencepiece tokenizers spell it."""
 
@@ -76,18 +77,24 @@ def check_rating(rating: Rating, settings: JudgeSettings) -> str | None:
 
 def rating_tokens(tokenizer: Any, low: int, high: int) -> dict[int, list[int]]:
     """The tokens that spell each rating, all spellings; a rating without a token of its own is refused."""
-    found: dict[int, list[int]] = {rating: [] for rating in range(low, high + 1)}
-    for token, number in tokenizer.get_vocab().items():
-        rating = rating_of(token, low, high)
-        if rating is not None:
-            found[rating].append(number)
-    lacking = [rating for rating, numbers in found.items() if not numbers]
+    found, lacking = spellings(tokenizer, range(low, high + 1), lambda token: rating_of(token, low, high))
     if lacking:
         raise ModelError(
             f"judge: the tokenizer has no single token for {', '.join(map(str, lacking))}, so these ratings cannot be "
             "weighed by the first token of a reply. Set judge.low and judge.high to a scale of single digits."
         )
-    return {rating: sorted(numbers) for rating, numbers in found.items()}
+    return found
+
+
+def spellings(
+    tokenizer: Any, replies: Iterable[T], read: Callable[[str], T | None]
+) -> tuple[dict[T, list[int]], list[T]]:
+    """The tokens that `read` takes for each reply, in rising order, and the replies that no token spells."""
+    found: dict[T, list[int]] = {reply: [] for reply in replies}
+    for token, number in tokenizer.get_vocab().items():
+        if (reply := read(token)) in found:
+            found[reply].append(number)
+    return {reply: sorted(numbers) for reply, numbers in found.items()}, [one for one in found if not found[one]]
 
 
 # --- the prompt ------------------------------------------------------------------------------------------------------

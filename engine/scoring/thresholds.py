@@ -171,22 +171,6 @@ class Bin:
     share: float
 
 
-def integer_histogram(scores: ArrayLike) -> list[Bin]:
-    """Bins of width 1 from the least to the greatest score, empty ones between them included.
-
-    The scripts of MoDS print floor to ceil of each score; theirs give a whole number a bin of its own, ours put it at
-    the lower end of a bin.
-    """
-    values = _finite(scores)
-    if not len(values):
-        return []
-    low, high = math.floor(values.min()), math.floor(values.max())
-    if high - low > 10_000:
-        raise DataError(f"histogram: scores reach from {low} to {high}; too far for bins of width 1.")
-    counts = np.bincount((np.floor(values) - low).astype(np.int64), minlength=high - low + 1)
-    return [Bin(low + i, low + i + 1, int(n), int(n) / len(values)) for i, n in enumerate(counts.tolist())]
-
-
 def histogram(scores: ArrayLike, bins: int = 20) -> list[Bin]:
     """Bins of one width between the least and the greatest score; one bin where all are alike."""
     values = _finite(scores)

@@ -27,7 +27,7 @@ from raysift.settings.config import CommonConfig, make_selector
 from raysift.storage import Location
 
 if TYPE_CHECKING:
-    from raysift.jobs.policy.row import RowStory
+    from raysift.jobs.policy.story import RowStory
 
 SHOWN_PAIRS = 5
 NEAREST_ROW = "nearest chosen row"
@@ -104,7 +104,7 @@ def explain(
         elif pairs:
             found["pulls"] = compute_pulls(run, config, conversation_of(kept), scores)
     if run.manifest("final") and run.manifest("order"):
-        from raysift.jobs.policy.row import row_story
+        from raysift.jobs.policy.story import row_story
 
         found["policy"] = row_story(run, row_id)
     return Explanation(row_id, verdict, kept[SOURCE], messages=kept[MESSAGES] if text else None, **found)
@@ -286,7 +286,7 @@ def show(found: Explanation, console: Console) -> None:
     if found.no_pulls:
         console.note(f"explain: {found.no_pulls}.")
     if found.policy:
-        from raysift.jobs.policy.row import show_row
+        from raysift.jobs.policy.story import show_row
 
         show_row(found.policy, console)
     if found.messages:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysift.errors import DataError
-from raysift.fingerprint import file_fingerprint
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading
 from raysift.jobs.gradients.targeting import read_targets, subtask_of
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientSelector
+from raysift.pool.files import find_files, fingerprint_files
 from raysift.settings.config import CommonConfig, make_selector
 from raysift.storage import open_location
 
@@ -43,10 +43,10 @@ def changed_targets(run: Run, config: CommonConfig) -> str | None:
     left = [content for *_, content in manifest.inputs["target"]]
     for path in config.target:
         try:
-            files = selector.find_target(path)
+            files = find_files([path])
         except DataError:
             return f"the target file {path} is not there any more (looked for {open_location(path).path})"
-        for content in map(file_fingerprint, files):
+        for _, content in fingerprint_files(files):
             if content not in left:
                 return f"the target file {path} has changed since the run"
             left.remove(content)

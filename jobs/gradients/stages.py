@@ -17,7 +17,7 @@ from raysift.actors.row_gradients import MATCHES, GradientMatch
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, StageError
-from raysift.gradients.influence import TargetColumns, aggregate_subtasks, checkpoint_weights
+from raysift.gradients.influence import TargetColumns, aggregate_subtasks, checkpoint_weights, weigh_checkpoints
 from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs import stages
 from raysift.jobs.runs.chosen_rows import write_rows
@@ -159,7 +159,7 @@ def influence(
             for ids, matches, unmatched in matches_of(
                 run.files(matched, "answers"), len(points), len(columns.subtasks)
             ):
-                by_subtask = np.einsum("c,ncs->ns", weights, matches.astype(np.float64))
+                by_subtask = weigh_checkpoints(matches, weights)
                 writer.write_table(score_table(selector.score_schema(), ids, by_subtask, columns, settings))
                 writer.write_table(empty_scores(selector.score_schema(), unmatched))
                 written, failed = written + len(ids), failed + len(unmatched)

@@ -17,7 +17,6 @@ import numpy as np
 from raysift.actors.checkpointed import Checkpoint
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import reference_answer
-from raysift.fingerprint import file_fingerprint
 from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
 from raysift.jobs.pool.target_check import compare_with_pool
@@ -25,6 +24,7 @@ from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientSelector
+from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.id_text import exact
 from raysift.pool.likeness import spread
 from raysift.records import Example, Pair
@@ -106,7 +106,7 @@ def like_pool(
         return {path: [_text_of(member) for member in spread(members)] for path, members in found.by_file}
 
     decides = selector.config.targets.model_dump(exclude_none=True)
-    return compare_with_pool(run, rows, target_files(config, selector), decides, texts)
+    return compare_with_pool(run, rows, target_files(config), decides, texts)
 
 
 def _text_of(member: Pair | Example) -> str:
@@ -114,9 +114,9 @@ def _text_of(member: Pair | Example) -> str:
     return "\n".join([*(message.content for message in member.prompt), answer])
 
 
-def target_files(config: CommonConfig, selector: GradientSelector) -> list[Location]:
+def target_files(config: CommonConfig) -> list[SourceFile]:
     """All files that the targets are read from; folders and globs stand for theirs."""
-    return [file for path in config.target for file in selector.find_target(path)]
+    return find_files(config.target)
 
 
 def subtask_of(member: Pair | Example) -> str:
@@ -181,8 +181,11 @@ def targets(
         }
         return StageResult(files=files, counts=counts, values=values)
 
-    files = [[place.name, file_fingerprint(place)] for place in target_files(config, selector)]
-    inputs = {"target": files, "warmup": trained.fingerprint, "model": model.identity}
+    inputs = {
+        "target": fingerprint_files(target_files(config)),
+        "warmup": trained.fingerprint,
+        "model": model.identity,
+    }
     decides: dict[str, Any] = {
         "projection": projection,
         "targets": settings.targets.model_dump(exclude_none=True, exclude={"split"}),

@@ -35,6 +35,7 @@ from raysift.storage import Location
 
 log = logging.getLogger(__name__)
 
+BLOCKS_PER_WORKER = 4
 HEAD_TIMEOUT_S = 10.0
 FILTER_CPUS = 1.0  # what Ray's checkpoint filter books
 IO_CPUS = 0.25  # what our readers and writers book
@@ -143,6 +144,12 @@ def pool_size(resources: Resources) -> int:
         room = max(1, int(cluster_cpus() / resources.cpus_per_worker))
         _tell_idle(float(ray.cluster_resources().get("GPU", 0.0)), resources.placed_on)
     return min(resources.workers or room, room)
+
+
+def spread(resources: Resources, count: int) -> Resources:
+    """Cuts small test sets into smaller blocks, so that every worker gets some."""
+    share = -(-count // (BLOCKS_PER_WORKER * pool_size(resources)))
+    return resources.model_copy(update={"block_rows": min(resources.block_rows, max(resources.batch_rows, share))})
 
 
 @functools.cache

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysift.errors import StageError
-from raysift.jobs.pairwise.sides import drawn_examples, read_rows, spread, write_table
+from raysift.jobs.pairwise.sides import drawn_examples, read_rows, write_table
 from raysift.jobs.runs.models import find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import publish
@@ -44,6 +44,7 @@ def judge(
     inputs: Mapping[str, Any],
 ) -> Manifest:
     """Scores of the answers, or weights of the verdicts."""
+    from raysift.jobs.on_ray.raydata import spread
     from raysift.jobs.pairwise.comparing import compare_answers
     from raysift.jobs.scoring.quality import score_answers
 

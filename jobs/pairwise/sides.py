@@ -22,11 +22,9 @@ from raysift.pairwise.rows import Answer, rows_to_answer
 from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID, Example
 from raysift.settings.config import CommonConfig
-from raysift.settings.resources import Resources
 from raysift.storage import Location, open_location
 
 OWN, AGAINST = "own", "against"
-BLOCKS_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -69,6 +67,7 @@ def answer(
     """Answers of a side to all examples: read where they are, or generated."""
     if source.answers:
         return Side(read_answers(answers_file(source.answers), examples), inputs["answers"])
+    from raysift.jobs.on_ray.raydata import spread
     from raysift.jobs.scoring.generation import describe_backend, generate, recorded_backend
 
     asked = asked_as_trained(
@@ -140,24 +139,9 @@ def read_answers(place: Location, examples: Sequence[Example]) -> dict[str, Answ
     return {e.id: found.get(e.id, Answer(None, f"there is none in {place}")) for e in examples}
 
 
-def example_files(config: CommonConfig) -> list[list[str]]:
-    """Names and fingerprints of the files of examples."""
-    places = [open_location(name) for name in config.test]
-    files = [file for place in places for file in (place.files() if place.is_folder() else [place])]
-    return [[file.name, file_fingerprint(file)] for file in files]
-
-
 def drawn_examples(config: CommonConfig, settings: WinRateSettings) -> dict[str, Any]:
     """What decides which examples are asked."""
     return {"split": settings.split, "limit": settings.limit, "seed": config.seed}
-
-
-def spread(resources: Resources, count: int) -> Resources:
-    """Test sets are small: blocks are cut to give every worker some."""
-    from raysift.jobs.on_ray.raydata import pool_size
-
-    share = -(-count // (BLOCKS_PER_WORKER * pool_size(resources)))
-    return resources.model_copy(update={"block_rows": min(resources.block_rows, max(resources.batch_rows, share))})
 
 
 def write_table(table: pa.Table, place: Location) -> Location:

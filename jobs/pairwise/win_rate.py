@@ -17,13 +17,14 @@ from raysift.evaluation.examples import read_examples, sample_examples
 from raysift.jobs.api import Paths, open_new, own_session, paths_of
 from raysift.jobs.commands.console import Console
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
-from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, example_files
+from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import Question
 from raysift.pairwise.settings import WinRateSettings
+from raysift.pool.files import find_files, fingerprint_files
 from raysift.records import ERROR, ID
 from raysift.settings.config import CommonConfig, replayed
 
@@ -69,7 +70,7 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
             checks.check_models(config.model_copy(update={"model": source.model, "adapter": source.adapter}))
     checks.check_model(settings.judge_model)
     examples = sample_examples(read_examples(config.test, split=settings.split), settings.limit, config.seed)
-    files = {"test": example_files(config)}
+    files = {"test": fingerprint_files(find_files(config.test))}
     identities = {name: source.identity(run, config) for name, source in sources.items()}
     judge_identity = find_model(run, config, settings.judge_model).identity
     if settings.judge.backend == "vllm":

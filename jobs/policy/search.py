@@ -35,7 +35,7 @@ from raysift.jobs.runs.reuse import is_run
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import publish
 from raysift.manifest import Manifest
-from raysift.policy.pool import read_pool
+from raysift.policy.pool import read_pool, restrict
 from raysift.policy.saved import POLICY, finished_rounds, kept_round
 from raysift.policy.search_settings import PLACES, SearchSettings
 from raysift.policy.settings import RaiseConfig
@@ -200,7 +200,7 @@ def share_work(
     place, found = next(iter(features.values()))
     setup = raise_policy.make_setup(place, checked, settings, found, encoded, target, 1)
     classes = {
-        number: raise_policy.restrict(read_pool(place.files(found, "features")[0]), setup.pool.ids).classes
+        number: restrict(read_pool(place.files(found, "features")[0]), setup.pool.ids).classes
         for number, (place, found) in features.items()
     }
     return TrialWork(

@@ -33,15 +33,16 @@ from raysift.jobs.runs.tables import count_answers, publish, read_chunks, read_i
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import count_policy_steps, departures, place_picks
 from raysift.policy.drawing import FINAL_DRAW, Draw
-from raysift.policy.pool import PolicyPool, positions, read_pool
+from raysift.policy.pool import read_pool, restrict
 from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, load_policy
 from raysift.policy.settings import RaiseConfig
 from raysift.policy.state import Episode
+from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.given_input import told_meta
 from raysift.pool.id_text import id_text
 from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, META, Example
 from raysift.settings.config import CommonConfig
-from raysift.storage import Location, open_location
+from raysift.storage import Location
 
 ROUNDS = "rounds"
 CURRICULUM, CURRICULUM_ROWS, PICKS_LOG = "curriculum.parquet", "curriculum.jsonl", "log.parquet"
@@ -124,14 +125,14 @@ def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manif
         )
 
     decides = {"report_share": wanted.report_share, "validation_rows": wanted.validation_rows, "seed": config.seed}
-    inputs = {"target": [[place.name, file_fingerprint(place)] for place in files]}
+    inputs = {"target": fingerprint_files(files)}
     return run.stage("validation", decides, inputs, body)
 
 
-def _target_files(config: CommonConfig) -> list[Location]:
+def _target_files(config: CommonConfig) -> list[SourceFile]:
     if not config.target:
         raise ConfigError(f"config: 'target' is missing. {config.method} needs validation examples: --target FILE...")
-    return [open_location(path) for path in config.target]
+    return find_files(config.target)
 
 
 def target_rows(examples: Sequence[Example]) -> tuple[pa.Table, int]:
@@ -236,8 +237,8 @@ def train_frozen(
     manifest = run.stage("final", decides, inputs, body)
     if (picked := manifest.counts["kept"]) > total:
         run.console.note(
-            f"final: the training picked {picked} different rows; the {total} picked first are the selection, and "
-            f"{run.files(manifest, 'curriculum')[0]} names them all"
+            f"final: the training picked {picked} different rows; the {total} picked first are the selection, "
+            f"and {CURRICULUM} in {run.folder / 'final'} names them all"
         )
     return manifest
 
@@ -320,12 +321,6 @@ def trainable_rows(run: Run, encoded: Manifest) -> pa.Table:
     """The rows with something to learn, as tokens, by rising id."""
     chunks = read_chunks(run.files(encoded, "answers"), _ENCODED)
     return by_id(pa.concat_tables([split_trainable(chunk)[0] for chunk in chunks]))
-
-
-def restrict(pool: PolicyPool, ids: np.ndarray) -> PolicyPool:
-    """The rows of the pool that are among these ids, which rise."""
-    kept = positions(pool, np.intersect1d(pool.ids, ids, assume_unique=True))
-    return PolicyPool(pool.ids[kept], pool.features[kept], pool.classes[kept])
 
 
 def write_curriculum(files: Sequence[Location], episode: Episode, folder: Location) -> None:

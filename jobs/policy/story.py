@@ -1,48 +1,70 @@
-"""What a run of RAISE did: how its rounds went, what was picked when, and what in a row moves the policy.
+"""What a run of RAISE did, computed from its logs on demand: how its rounds went, what was picked when, and how a row fared.
 
-    from raysift.jobs.policy.story import influences, learning_curve, picks_over_time
-    picks_over_time("runs/raise", by="skill").shares.to_pandas()
-
-All is reckoned from the logs when it is asked for; nothing is stored. `raysift show` prints it.
+from raysift.jobs.policy.story import learning_curve, picks_over_time
+picks_over_time("runs/raise", by="skill").to_pandas()
 """
 
 from __future__ import annotations
 
 import json
-import math
+from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from raysift.draws import seed_for, uniform_of
+from raysift.errors import ConfigError, DataError
+from raysift.ids import look_up
 from raysift.jobs.commands.console import Console
-from raysift.jobs.policy.opened import MEASURES, PolicyRun, open_policy_run, round_folders
-from raysift.jobs.policy.picks import PickTables, picks_over_time
+from raysift.jobs.runs.reuse import read_events
 from raysift.jobs.runs.run import Run, open_run
-from raysift.manifest import read_manifest
-from raysift.policy.features import input_names
-from raysift.policy.pool import positions
-from raysift.policy.saved import ROUND
-from raysift.records import SOURCE
-from raysift.scoring.columns import LOGPROB_ALONE, LOGPROB_GIVEN
-from raysift.topk import top_k
+from raysift.jobs.runs.tables import read_chunks
+from raysift.manifest import Manifest, read_manifest
+from raysift.policy.pool import PolicyPool, positions, read_pool, restrict
+from raysift.policy.saved import finished_rounds, load_episodes, load_policy, read_account
+from raysift.policy.settings import PolicySettings
+from raysift.policy.state import Episode, replay
+from raysift.records import ID, META, SCORE, SOURCE
+from raysift.storage import Location
 
-__all__ = ["PickTables", "influences", "learning_curve", "picks_over_time", "show_policy"]
+if TYPE_CHECKING:
+    from raysift.policy.network import Acquisition
 
-SAMPLE_ROWS = 4096
-"""Rows of the pool on which influences are measured."""
 STRETCHES = 6
-SHOWN_ROUNDS, SHOWN_INPUTS, SHOWN_VALUES = 40, 8, 24
+SHOWN_ROUNDS, SHOWN_VALUES, SHOWN_STEPS = 40, 24, 20
 DOTS = 16
+CLASS = "class"
+OTHERS = "(others)"
+
+
+@dataclass(frozen=True)
+class RowStory:
+    """What a run of RAISE knows of a row that its policy could pick."""
+
+    class_number: int
+    class_rows: int
+    steps: list[int]
+    """Steps of the final training that picked the row."""
+    rounds: list[int]
+    """How often each round picked it, over all trainings of the round."""
+    score: float
+    """Under the policy, before the last step; the ranks below count from 1, and ties go to the smaller id."""
+    rank: int
+    class_rank: int
+    likelihood: float
+    """Its probability of being drawn within its class, as a multiple of a uniform draw's."""
 
 
 def learning_curve(run: str | Run) -> pa.Table:
-    """A line for each round that is finished, also where the run is not."""
+    """One line per finished round, also while the run is still learning."""
     lines = []
     for folder in round_folders(open_run(run) if isinstance(run, str) else run):
-        account = json.loads((folder / ROUND).read_text())
+        account = read_account(folder)
         update = account.pop("update")
         account.pop("reports")
         gain = account["performance"] - account["start"]
@@ -50,178 +72,223 @@ def learning_curve(run: str | Run) -> pa.Table:
     return pa.Table.from_pylist(lines)
 
 
-def influences(
-    run: str | Run | PolicyRun, steps: Sequence[int] | None = None, sample_rows: int = SAMPLE_ROWS
-) -> pa.Table:
-    """How far each block and each input moves the scores of the pool's rows apart, at steps of the final training.
-
-    Attributions are measured against the mean row of the pool over these steps, on the rows whose ids hash lowest. The
-    line `score` has the spread of the scores themselves.
-    """
-    from raysift.policy.attribution import attributions, by_block, influence, inputs_of, mean_input
-    from raysift.policy.standing import state_before
-
-    opened = run if isinstance(run, PolicyRun) else open_policy_run(run)
-    pool, settings = opened.pool, opened.settings
-    chosen, _ = top_k(pool.ids, uniform_of(pool.ids, seed_for(0, "influence")), min(sample_rows, len(pool)))
-    places = np.sort(positions(pool, chosen))
-    numbers = list(steps or opened.middle_steps())
-    states = [state_before(opened.episode, pool, step) for step in numbers]
-    baseline, names = mean_input(pool, states, settings), input_names(pool.features.shape[1] - len(MEASURES))
+def picks_over_time(run: str | Run, by: str | None = None, stretches: int = STRETCHES) -> pa.Table:
+    """Picks of the final training by source, class and a column of the rows' meta, beside each value's share of the pool."""
+    run = open_run(run) if isinstance(run, str) else run
+    pool, episode = _pool(run), _final(run)[1]
+    labels = {SOURCE: _labels(run, pool, None), CLASS: pa.array(pool.classes).cast(pa.string())}
+    labels |= {by: _labels(run, pool, by)} if by else {}
     lines = []
-    for step, state in zip(numbers, states, strict=True):
-        inputs = inputs_of(pool, state, settings, places)
-        parts = attributions(opened.network, inputs, baseline)
-        total = parts.sum(axis=1)
-        lines.append({"step": step, "kind": "score", "name": "score", **vars(influence(total, total))})
-        for block, part in by_block(parts).items():
-            lines.append({"step": step, "kind": "block", "name": block, **vars(influence(part, total))})
-        for number, name in enumerate(names):
-            found = influence(parts[:, number], total, inputs[:, number])
-            lines.append({"step": step, "kind": "input", "name": name, **vars(found)})
-    kinds = {"step": pa.int64(), "kind": pa.string(), "name": pa.string()}
-    kinds |= dict.fromkeys(("spread", "share", "slope"), pa.float64())
-    return pa.Table.from_pylist(lines, schema=pa.schema(kinds))
+    for column, values in labels.items():
+        codes, names = _codes(values)
+        of_pool = np.bincount(codes, minlength=len(names)) / len(pool)
+        for first, last in _stretches(episode.steps, stretches):
+            picked = positions(pool, np.concatenate(episode.picks[first:last]))
+            counts = np.bincount(codes[picked], minlength=len(names))
+            when = {"first_step": first + 1, "last_step": last, "column": column}
+            for name, count, usual in zip(names, counts.tolist(), of_pool.tolist(), strict=True):
+                share = {"picks": count, "share": count / len(picked), "pool_share": usual}
+                lines.append(when | {"value": name} | share)
+    return pa.Table.from_pylist(lines)
+
+
+def row_story(run: Run, row_id: int) -> RowStory | None:
+    """None for a row that the policy could not pick: it has no features, or nothing to learn from."""
+    from raysift.policy.picking import Picker
+
+    pool, (final, episode) = _pool(run), _final(run)
+    if row_id not in pool.ids:
+        return None
+    place = int(positions(pool, row_id))
+    settings = PolicySettings.model_validate(final.settings["policy"])
+    ((state, _),) = deque(replay(episode, pool), maxlen=1)
+    scores = Picker(pool, settings, _network(run)).scores(state)
+    ahead = (scores > scores[place]) | ((scores == scores[place]) & (pool.ids < row_id))
+    mine = pool.classes == pool.classes[place]
+    weights = np.exp((scores[mine] - scores[place]) / settings.temperature)
+    return RowStory(
+        class_number=int(pool.classes[place]),
+        class_rows=int(mine.sum()),
+        steps=_steps_with(episode, row_id),
+        rounds=[sum(len(_steps_with(one, row_id)) for one in load_episodes(folder)) for folder in round_folders(run)],
+        score=float(scores[place]),
+        rank=int(ahead.sum()) + 1,
+        class_rank=int((ahead & mine).sum()) + 1,
+        likelihood=float(1 / weights.mean()),
+    )
 
 
 def show_policy(run: Run, console: Console, by: str | None = None) -> None:
-    """Print what is there: rounds of a run that is learning still, all of it once it is finished."""
+    """Print the rounds so far and, once the run has finished, what its final training picked."""
     if round_folders(run):
-        show_rounds(run, console)
+        _show_rounds(learning_curve(run).to_pylist(), console)
     if read_manifest(run.folder / "order") is None or read_manifest(run.folder / "final") is None:
         return
-    opened = open_policy_run(run)
-    show_picks(opened, picks_over_time(opened, by, stretches=STRETCHES), console)
-    if round_folders(run):
-        show_round_picks(picks_over_time(opened, by, over="rounds"), by or SOURCE, console)
-    show_influences(opened, influences(opened), console)
+    final, episode = _final(run)
+    _show_stretches(episode, int(final.settings["train"]["batch_size"]), console)
+    lines = picks_over_time(run, by).to_pylist()
+    for column in dict.fromkeys(line["column"] for line in lines):
+        rows: dict[str | None, list[Any]] = {}
+        for line in lines:
+            if line["column"] == column:
+                rows.setdefault(line["value"], [_percent(line["pool_share"])]).append(_percent(line["share"]))
+        if len(rows) > 1:
+            title = f"Picks by {column} in the final training"
+            heads = ["", "pool", *(f"to step {last}" for _, last in _stretches(episode.steps, STRETCHES))]
+            cells = [["(none)" if value is None else value, *shares] for value, shares in rows.items()]
+            console.table(title, heads, cells)
 
 
-def show_rounds(run: Run, console: Console) -> None:
+def show_row(story: RowStory, console: Console) -> None:
+    """Print a row's story: numbers only, no text of the row."""
+    lines: list[list[object]] = [["class", f"{story.class_number} ({story.class_rows:,} rows)"]]
+    lines += [["picked in the final training", _times(len(story.steps), "step", story.steps)]]
+    if story.rounds:
+        rounds = [number for number, times in enumerate(story.rounds, 1) if times]
+        lines += [["picked in learning", _times(sum(story.rounds), "round", rounds)]]
+    lines += [
+        ["policy's score before the last step", f"{story.score:.4f}"],
+        ["rank by it", f"{story.rank:,}; in its class {story.class_rank:,}"],
+        ["probability in its class", f"{story.likelihood:.3g} times that of a uniform draw"],
+    ]
+    console.table("Under the policy", ["", "value"], lines)
+
+
+def round_folders(run: Run) -> list[Location]:
+    """The finished rounds, also of a run that is still learning."""
+    learned = read_manifest(run.folder / "learn")
+    if learned:
+        return finished_rounds(learned.home / learned.fingerprint / "rounds")[: learned.values["rounds"]]
+    begun = [event for event in read_events(run.folder) if event["stage"] == "learn"]
+    latest = [event["fingerprint"] for event in begun if "fingerprint" in event]
+    return finished_rounds(run.folder / "learn" / latest[-1] / "rounds") if latest else []
+
+
+def _finished(run: Run, stage: str) -> Manifest:
+    manifest = read_manifest(run.folder / stage)
+    if manifest is None:
+        raise ConfigError(
+            f"raise: {run.folder} has not finished the stage {stage}. Name a finished run of `raysift raise`."
+        )
+    return manifest
+
+
+def _pool(run: Run) -> PolicyPool:
+    """The rows that the policy could pick."""
+    chunks = read_chunks(run.files(_finished(run, "order"), "scores"), [ID, SCORE])
+    ids = np.concatenate([chunk.filter(chunk[SCORE].is_valid())[ID].to_numpy() for chunk in chunks])
+    return restrict(read_pool(run.files(_finished(run, "features"), "features")[0]), ids)
+
+
+def _final(run: Run) -> tuple[Manifest, Episode]:
+    """The final training and its log."""
+    final = _finished(run, "final")
+    log = run.files(final, "log")[0]
+    return final, Episode(pq.read_table(log.path, filesystem=log.fs))
+
+
+def _network(run: Run) -> Acquisition:
+    """The policy of the final training, learned here or in the run that `policy_from` names."""
+    from raysift.jobs.policy.transfer import learnt_by
+
+    learned = read_manifest(run.folder / "learn")
+    return load_policy(
+        run.files(learned, "policy")[0] if learned else learnt_by(getattr(run.config(), "raise")).policy
+    )[0]
+
+
+def _labels(run: Run, pool: PolicyPool, column: str | None) -> pa.Array:
+    """The source of each row of the pool, or a column of its meta: text as it is, other values as JSON."""
+    seen: set[str] = set()
+
+    def value(text: str | None) -> str | None:
+        meta = json.loads(text) if text else {}
+        seen.update(meta)
+        found = meta.get(column)
+        return found if found is None or isinstance(found, str) else json.dumps(found, sort_keys=True)
+
+    ids, values = [], []
+    for chunk in read_chunks(run.files(_finished(run, "ingest"), "rows"), [ID, META if column else SOURCE]):
+        ids.append(chunk[ID].to_numpy())
+        texts = chunk[1].to_pylist()
+        values.append(pa.array(map(value, texts) if column else texts, pa.string()))
+    if column and column not in seen:
+        raise DataError(f"raise: no row has '{column}' in its meta; there are: {', '.join(sorted(seen)) or 'none'}.")
+    return look_up(pool.ids, np.concatenate(ids), pa.chunked_array(values))
+
+
+def _codes(values: pa.Array) -> tuple[NDArray[np.int64], list[str | None]]:
+    """Each row's number among the most frequent values in order of their names; the rest together are `(others)`."""
+    cells = values.dictionary_encode(null_encoding="encode")
+    names, codes = cells.dictionary.to_pylist(), cells.indices.to_numpy()
+    counts = np.bincount(codes)
+    kept = sorted(range(len(names)), key=lambda k: (-counts[k], names[k] or ""))[:SHOWN_VALUES]
+    kept.sort(key=lambda k: names[k] or "")
+    renumbered = np.full(len(names), len(kept), np.int64)
+    renumbered[kept] = np.arange(len(kept))
+    return renumbered[codes], [*(names[k] for k in kept), *([OTHERS] if len(kept) < len(names) else [])]
+
+
+def _stretches(steps: int, count: int) -> list[tuple[int, int]]:
+    """Steps before and at the end of each of so many stretches, or of each step if there are fewer."""
+    count = min(count, steps)
+    return list(pairwise(round(part * steps / count) for part in range(count + 1)))
+
+
+def _steps_with(episode: Episode, row_id: int) -> list[int]:
+    return [step for step, batch in enumerate(episode.picks, 1) if row_id in batch]
+
+
+def _show_rounds(lines: list[dict[str, Any]], console: Console) -> None:
     """The learning curve: each round's performance as a dot between the lowest and the highest."""
-    lines = learning_curve(run).to_pylist()
     start, ends = lines[0]["start"], [line["performance"] for line in lines]
     low, high = min(start, *ends), max(start, *ends)
+
+    def dot(value: float) -> str:
+        place = round((value - low) / (high - low) * (DOTS - 1)) if high > low else 0
+        return "." * place + "#" + "." * (DOTS - 1 - place)
+
     every = -(-len(lines) // SHOWN_ROUNDS)
-    shown = [line for line in lines if line["round"] % every == 0 or line is lines[-1]]
+    rows: list[list[Any]] = [["start", _number(start), dot(start), _number(lines[0]["report_start"]), *[None] * 3]]
+    for line in lines:
+        if line["round"] % every == 0 or line is lines[-1]:
+            report, clipped, entropy = (_number(line[name]) for name in ("report", "clipped", "entropy"))
+            ends = [_number(line["performance"]), dot(line["performance"]), report]
+            rows.append([str(line["round"]), *ends, round(line["distinct_rows"]), clipped, entropy])
     heads = ["round", "performance", "lowest to highest", "report", "rows", "clipped", "entropy"]
-    names = ("report", "distinct_rows", "clipped", "entropy")
-    rows: list[list[Any]] = [["start", _number(start), _dot(start, low, high), _number(lines[0]["report_start"])]]
-    rows[0] += [None] * 3
-    for line in shown:
-        cells = [_number(line[name]) for name in names]
-        cells[1] = round(line["distinct_rows"])
-        rows.append([str(line["round"]), _number(line["performance"]), _dot(line["performance"], low, high), *cells])
     console.table(f"Rounds ({len(lines)}, of {round(lines[0]['picks']):,} picks each)", heads, rows)
 
 
-def show_picks(opened: PolicyRun, found: PickTables, console: Console) -> None:
-    """The final training in stretches: first numbers, then shares with those of the pool beside them."""
-    moments = found.numbers.to_pylist()
-    pool = {name: float(values.mean()) for name, values in opened.difficulty_of_rows.items()}
-    heads = ["steps", "performance", "loss", "repeats", "prompt tokens", "answer tokens"]
-    heads += ["log p given prompt", "log p alone"]
-    rows: list[list[Any]] = [
+def _show_stretches(episode: Episode, size: int, console: Console) -> None:
+    """Performance, mean loss and the share of repeated picks over the final training."""
+    known, losses, every = (
+        episode.known_performance,
+        episode.table["loss"].to_numpy()[1:],
+        np.concatenate(episode.picks),
+    )
+    repeated = np.ones(len(every), np.bool_)
+    repeated[np.unique(every, return_index=True)[1]] = False
+    ends = np.cumsum([0, *map(len, episode.picks)])
+    rows = [
         [
-            _span(line),
-            _number(line["performance"]),
-            _number(line["loss"]),
-            _percent(line["repeats"]),
-            *(_measure(name, line[name]) for name in MEASURES),
+            f"{first + 1}-{last}" if first + 1 < last else str(last),
+            _number(known[last]),
+            _number(float(np.mean(losses[first:last]))),
+            _percent(float(repeated[ends[first] : ends[last]].mean())),
         ]
-        for line in moments
+        for first, last in _stretches(episode.steps, STRETCHES)
     ]
-    rows.append(["pool", None, None, None, *(_measure(name, pool[name]) for name in MEASURES)])
-    steps, size = opened.episode.steps, opened.batch_size
-    unit = "of an answer's token, mean" if opened.logprob_is_mean else "of an answer"
-    console.table(f"Final training: {steps:,} steps of {size} rows (log p {unit})", heads, rows)
-    lines = found.shares.to_pylist()
-    for column in dict.fromkeys(line["column"] for line in lines):
-        mine = [line for line in lines if line["column"] == column]
-        if len({line["value"] for line in mine}) > 1:
-            title = f"{_named(column)} in the final training, in stretches to a step"
-            console.table(title, *_share_lines(mine, [f"to {moment['last_step']}" for moment in moments]))
+    title = f"Final training: {episode.steps:,} steps of {size} rows"
+    console.table(title, ["steps", "performance", "loss", "picked before"], rows)
 
 
-def show_round_picks(found: PickTables, column: str, console: Console) -> None:
-    """Shares by one column in the rounds, of many rounds in some that lie evenly."""
-    count = len(found.numbers)
-    shown = sorted({1 + round(k * (count - 1) / max(1, STRETCHES - 1)) for k in range(STRETCHES)})
-    lines = [line for line in found.shares.to_pylist() if line["column"] == column and line["round"] in shown]
-    if len({line["value"] for line in lines}) > 1:
-        console.table(f"{_named(column)} in learning", *_share_lines(lines, [f"round {number}" for number in shown]))
-
-
-def _named(column: str) -> str:
-    return f"Picks by {column}"
-
-
-def _share_lines(lines: Sequence[dict[str, Any]], heads: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
-    """A line a value, those that are most of the picks or of the pool."""
-    by_value: dict[Any, list[dict[str, Any]]] = {}
-    for line in lines:
-        by_value.setdefault(line["value"], []).append(line)
-    weight = {value: max(mine[0]["pool_share"], *(one["share"] for one in mine)) for value, mine in by_value.items()}
-    kept = sorted(by_value, key=lambda value: -weight[value])[:SHOWN_VALUES]
-    rows: list[list[Any]] = []
-    for value, mine in by_value.items():
-        if value in kept:
-            shares = [*(one["share"] for one in mine), mine[0]["pool_share"]]
-            rows.append(["(none)" if value is None else value, *map(_percent, shares)])
-    rest = [mine for value, mine in by_value.items() if value not in kept]
-    if rest:
-        sums = [sum(one["share"] for one in part) for part in zip(*rest, strict=True)]
-        rows.append([f"{len(rest):,} more", *map(_percent, [*sums, sum(mine[0]["pool_share"] for mine in rest)])])
-    return ["", *heads, "pool"], rows
-
-
-def show_influences(opened: PolicyRun, found: pa.Table, console: Console) -> None:
-    """Blocks at each step looked at, and the inputs with the widest spread over these steps."""
-    lines = found.to_pylist()
-    steps = list(dict.fromkeys(line["step"] for line in lines))
-    of = {(line["step"], line["kind"], line["name"]): line for line in lines}
-    blocks = [line["name"] for line in lines if line["kind"] == "block" and line["step"] == steps[0]]
-    inputs = [line["name"] for line in lines if line["kind"] == "input" and line["step"] == steps[0]]
-    heads = ["", *(head for step in steps for head in (f"step {step}", "share"))]
-
-    def cells(kind: str, name: str) -> list[Any]:
-        mine = [of[step, kind, name] for step in steps]
-        return [cell for line in mine for cell in (_number(line["spread"]), _percent(line["share"]))]
-
-    rows = [["all scores", *cells("score", "score")], *([name, *cells("block", name)] for name in blocks)]
-    title = "What moves the scores of rows apart, by block: spread at a step, share"
-    if opened.draw:
-        times = math.exp(of[steps[-1], "score", "score"]["spread"] / opened.settings.temperature)
-        title += f" (one spread higher: drawn {times:.3g} times as often)"
-    console.table(title, heads, rows)
-    widest = sorted(inputs, key=lambda name: -float(np.mean([of[step, "input", name]["spread"] for step in steps])))
-    tops = [
-        [
-            name,
-            *cells("input", name),
-            "more" if np.mean([of[step, "input", name]["slope"] for step in steps]) > 0 else "less",
-        ]
-        for name in widest[:SHOWN_INPUTS]
-    ]
-    console.table("The inputs that do so most", [*heads, "wanted"], tops)
-
-
-def _span(line: dict[str, Any]) -> str:
-    first, last = line["first_step"], line["last_step"]
-    return f"{first}-{last}" if first < last else str(last)
-
-
-def _dot(value: float, low: float, high: float) -> str:
-    place = round((value - low) / (high - low) * (DOTS - 1)) if high > low else 0
-    return "." * place + "#" + "." * (DOTS - 1 - place)
-
-
-def _measure(name: str, value: float) -> str:
-    return f"{value:.3f}" if name in (LOGPROB_GIVEN, LOGPROB_ALONE) else f"{value:,.1f}"
+def _times(count: int, what: str, places: Sequence[int]) -> str:
+    shown = ", ".join(f"{place:,}" for place in places[:SHOWN_STEPS]) + (" ..." if len(places) > SHOWN_STEPS else "")
+    return f"{count:,} times: in {what} {shown}" if places else "never"
 
 
 def _number(value: float | None) -> str | None:
-    """Four decimals where numbers are small, so that a column can be compared."""
+    """Four decimals unless the number is tiny, so that a column can be compared."""
     return None if value is None else f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
 
 

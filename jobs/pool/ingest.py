@@ -29,16 +29,16 @@ from raysift.jobs.on_ray.ray_tasks import run_tasks
 from raysift.jobs.on_ray.raydata import start_ray
 from raysift.jobs.pool.ingest_tasks import (
     Counts,
-    Place,
+    Origin,
     find_twins,
     finish_shard,
     plan_and_recognise,
     read_part,
 )
 from raysift.pool.checks import FAILURES, IngestConfig
-from raysift.pool.chunks import Chunk, chunk_bytes_for
+from raysift.pool.chunks import chunk_bytes_for
 from raysift.pool.dedup import bucket_bounds
-from raysift.pool.files import BadFile, SourceFile, find_files
+from raysift.pool.files import BadFile, Chunk, SourceFile, changed_files, find_files
 from raysift.pool.formats import find_layout
 from raysift.settings.resources import Resources
 from raysift.storage import Location
@@ -83,16 +83,19 @@ class IngestReport:
 
 
 def ingest_pool(
-    sources: Sequence[str],
+    sources: Sequence[str] | Sequence[SourceFile],
     out: Location,
     config: IngestConfig | None = None,
     resources: Resources | None = None,
     *,
     progress: Progress | None = None,
 ) -> IngestReport:
-    """Read the files that `sources` stand for into `out`; Ray is joined, or started and left running."""
+    """Read files, or those that paths stand for, into `out`; Ray is joined, or started and left running.
+
+    A file that is no longer as it was when it was found ends the ingest: a fingerprint taken of it would be of other rows.
+    """
     config = config or IngestConfig()
-    files = find_files(sources)
+    files = [file for one in sources for file in ([one] if isinstance(one, SourceFile) else find_files([one]))]
     inputs = {
         "files": [f"{file.name} ({file.size} bytes)" for file in files],
         "modified": [file.modified_ns for file in files],
@@ -126,16 +129,16 @@ def ingest_dataset(
         SourceFile(block, f"dataset block {number}", "dataset", block.size(), 0)
         for number, block in enumerate(blocks.files(".parquet"))
     ]
-    report = _ingest(files, out, config, resources or Resources(), progress)
+    report = _ingest(files, out, config, resources or Resources(), progress, lasting=False)
     blocks.delete()
     return report
 
 
-def list_pool(sources: Sequence[str], config: IngestConfig) -> list[Location]:
+def list_pool(sources: Sequence[str], config: IngestConfig) -> list[SourceFile]:
     """The files that an ingest would read; a wrong path or format name is told before anything is read."""
     if config.format != "auto":
         find_layout(config.format)
-    return [file.location for file in find_files(sources)]
+    return find_files(sources)
 
 
 def read_report(out: Location) -> IngestReport:
@@ -154,7 +157,12 @@ class _Ingest:
 
 
 def _ingest(
-    files: list[SourceFile], out: Location, config: IngestConfig, resources: Resources, progress: Progress | None
+    files: list[SourceFile],
+    out: Location,
+    config: IngestConfig,
+    resources: Resources,
+    progress: Progress | None,
+    lasting: bool = True,
 ) -> IngestReport:
     clock = time.perf_counter()
     start_ray()
@@ -164,6 +172,12 @@ def _ingest(
     plan = _plan(files, config, resources)
 
     parts = _read_all(plan, config, resources, work, progress)
+    if lasting and (changed := changed_files(files)):
+        work.delete()
+        raise DataError(
+            f"ingest: the pool changed while it was read: {_listed(changed)}. Run the same command again once nothing "
+            "writes to it."
+        )
     _set_bad_files_aside(plan, parts, config)
     shards, places, trimmed, problems = _shards_of(plan, parts)
     names = [name for name, _ in shards]
@@ -312,9 +326,9 @@ def _set_bad_files_aside(plan: _Ingest, parts: list[Counts | None], config: Inge
 
 def _shards_of(
     plan: _Ingest, parts: list[Counts | None]
-) -> tuple[list[tuple[str, int]], list[Place], int, Counter[str]]:
+) -> tuple[list[tuple[str, int]], list[Origin], int, Counter[str]]:
     shards: list[tuple[str, int]] = []
-    places: list[Place] = []
+    places: list[Origin] = []
     base: Counter[str] = Counter()
     problems: Counter[str] = Counter()
     trimmed = 0
@@ -325,7 +339,7 @@ def _shards_of(
         unit = "line" if chunk.kind == "jsonl" else "record"
         for shard in part["shards"]:
             shards.append((shard[0], shard[1]))
-            places.append(Place(name, base[name], unit))
+            places.append(Origin(name, base[name], unit))
         base[name] += part["seen"]
         problems.update(part["reasons"])
         trimmed += part["trimmed"]

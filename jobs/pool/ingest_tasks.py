@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +23,9 @@ import pyarrow.parquet as pq
 from raysift.errors import RaysiftError
 from raysift.manifest import settle
 from raysift.pool.checks import IngestConfig
-from raysift.pool.chunks import Chunk, FilePlan, plan_file
+from raysift.pool.chunks import FilePlan, plan_file
 from raysift.pool.dedup import find_losers, read_parts, write_ids, write_parts
-from raysift.pool.files import SourceFile
+from raysift.pool.files import BadFile, Chunk, SourceFile, one_line
 from raysift.pool.formats import LAYOUTS, recognise
 from raysift.pool.json_text import original_text
 from raysift.pool.normalise import PLACED_ROWS, POSITION, Normalised, Normaliser
@@ -42,8 +42,8 @@ Counts = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a shard's rows come from: position p of the shard is record (or line) `base + p + 1` of the file."""
+class Origin:
+    """Where in a file a shard's rows stood: position p of the shard is record (or line) `base + p + 1` of the file."""
 
     file: str
     base: int
@@ -62,6 +62,8 @@ def plan_and_recognise(file: SourceFile, chunk_bytes: int, config: IngestConfig)
         return plan, recognise(plan.columns, config.format, config.columns, file.name).name
     except RaysiftError as error:
         return error
+    except Exception as error:
+        return _unexpected(file, error)
 
 
 def read_part(number: int, chunk: Chunk, layout: str, config: IngestConfig, work: Location) -> Counts | RaysiftError:
@@ -69,7 +71,6 @@ def read_part(number: int, chunk: Chunk, layout: str, config: IngestConfig, work
     done = work / f"part-{number:05d}.json"
     if (earlier := _counts_in(done, work)) is not None:
         return earlier
-    normalise = Normaliser(chunk.file, LAYOUTS[layout], config)
     shards = _Shards(number, work)
     reasons: Counter[str] = Counter()
     seen = trimmed = 0
@@ -78,19 +79,33 @@ def read_part(number: int, chunk: Chunk, layout: str, config: IngestConfig, work
             (work / f"problems-{number:05d}.arrow").open_output() as stream,
             pa.ipc.new_file(stream, PROBLEMS, options=_quick(work)) as problems,
         ):
-            for batch in read_chunk(chunk):
-                result = normalise(batch)
+            for used, result in _normalised(chunk, layout, config):
                 shards.add(result.rows)
                 if result.problems:
                     problems.write_table(_problem_table(result))
                     reasons.update(problem.reason for problem in result.problems)
-                trimmed += result.trimmed
-                seen = batch.seen
+                seen, trimmed = used, trimmed + result.trimmed
     except RaysiftError as error:
         return error
     counts: Counts = {"seen": seen, "reasons": dict(reasons), "trimmed": trimmed, "shards": shards.close()}
     names = [name for shard, _ in counts["shards"] for name in (f"rows-{shard}.arrow", f"ids-{shard}.bin")]
     return _note_counts(done, counts, work, [f"problems-{number:05d}.arrow", *names])
+
+
+def _normalised(chunk: Chunk, layout: str, config: IngestConfig) -> Iterator[tuple[int, Normalised]]:
+    """The chunk's batches as rows, with the positions used up so far. Whatever goes wrong here is the file's fault."""
+    normalise = Normaliser(chunk.file, LAYOUTS[layout], config)
+    try:
+        for batch in read_chunk(chunk):
+            yield batch.seen, normalise(batch)
+    except RaysiftError:
+        raise
+    except Exception as error:
+        raise _unexpected(chunk.file, error) from error
+
+
+def _unexpected(file: SourceFile, error: Exception) -> BadFile:
+    return BadFile(file.name, f"cannot be read: {type(error).__name__}: {one_line(error)}")
 
 
 def find_twins(number: int, bucket: tuple[int, int], shards: Sequence[str], work: Location) -> int:
@@ -101,7 +116,7 @@ def find_twins(number: int, bucket: tuple[int, int], shards: Sequence[str], work
 
 
 def finish_shard(
-    number: int, shards: Sequence[str], places: Sequence[Place], twins: Sequence[str], work: Location, out: Location
+    number: int, shards: Sequence[str], places: Sequence[Origin], twins: Sequence[str], work: Location, out: Location
 ) -> Counts:
     """Write the rows of a shard that stay, and what does not with its reason; gives the counts."""
     shard, place = shards[number], places[number]
@@ -267,7 +282,7 @@ def _problem_table(result: Normalised) -> pa.Table:
     )
 
 
-def _duplicate_table(rows: pa.Table, twins: np.ndarray[Any, Any], places: Sequence[Place]) -> pa.Table:
+def _duplicate_table(rows: pa.Table, twins: np.ndarray[Any, Any], places: Sequence[Origin]) -> pa.Table:
     raws = [row[RAW] if row[RAW] is not None else original_text(row) for row in rows.to_pylist()]
     said = [f"the same conversation as {places[shard].of(position)}" for shard, position in twins[:, 2:].tolist()]
     return pa.table(
@@ -283,7 +298,7 @@ def _duplicate_table(rows: pa.Table, twins: np.ndarray[Any, Any], places: Sequen
     )
 
 
-def _placed(rows: pa.Table, place: Place, schema: pa.Schema) -> pa.Table:
+def _placed(rows: pa.Table, place: Origin, schema: pa.Schema) -> pa.Table:
     """The rows with their place in the file, from 1, as the schema has them."""
     position = pa.array(rows[POSITION].to_numpy() + place.base + 1, pa.int64())
     columns = {name: rows[name] for name in rows.column_names}

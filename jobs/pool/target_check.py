@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.fingerprint import file_fingerprint
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
+from raysift.pool.files import SourceFile, fingerprint_files
 from raysift.pool.likeness import MOST_TEXTS, compare, remarks, sample_of, spread
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
@@ -29,7 +29,7 @@ _STEP_ROWS = 8_192
 def compare_with_pool(
     run: Run,
     rows: Manifest,
-    files: Sequence[Location],
+    files: Sequence[SourceFile],
     decides: Mapping[str, Any],
     read: Callable[[], Mapping[str, Sequence[str]]],
 ) -> Manifest:
@@ -48,7 +48,7 @@ def compare_with_pool(
         count = sum(map(len, targets.values()))
         return StageResult(counts={"rows_in": count, "kept": count}, values={LIKENESS: found}, rows=count)
 
-    inputs = {"rows": rows.fingerprint, "target": [[place.name, file_fingerprint(place)] for place in files]}
+    inputs = {"rows": rows.fingerprint, "target": fingerprint_files(files)}
     return run.stage(LIKENESS, dict(decides), inputs, body)
 
 

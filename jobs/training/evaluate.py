@@ -1,7 +1,5 @@
-"""Evaluation on Ray Data actors: `evaluate` for examples, `validation_loss` for conversations.
-
-`evaluate_here` and `validation_loss_here` do the same inside the calling process, without Ray: for a Ray task that
-holds a model already, and for tests. Both ways call the same actors and give the same answers.
+"""Evaluation of examples: `evaluate` on Ray Data actors, `evaluate_here` in the calling process, for example in a Ray task
+that already holds a model. Both call the same actors and give the same answers.
 """
 
 from __future__ import annotations
@@ -9,7 +7,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -21,8 +19,6 @@ from raysift.actors.language_model import resolve_model
 from raysift.actors.likelihood import AnswerLoss, Likelihood
 from raysift.actors.loaded import LoadedModel, load
 from raysift.actors.train_checkpoints import template_of
-from raysift.errors import StageError
-from raysift.evaluation.intervals import Interval, mean_interval, ratio_interval
 from raysift.evaluation.metrics import EvalConfig
 from raysift.evaluation.report import (
     CHOOSE,
@@ -35,17 +31,16 @@ from raysift.evaluation.report import (
     make_report,
     question_rows,
 )
-from raysift.records import ERROR, ID, Example
+from raysift.records import Example
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 
 if TYPE_CHECKING:
-    from raysift.actors.contract import Row
+    pass
 
 ACTORS: dict[str, type[RowActor]] = {GENERATE: Generator, CHOOSE: Likelihood, LOSS: AnswerLoss}
 ANSWERS_FILE = "answers.parquet"
 REPORT_FILE = "report.json"
-BLOCKS_PER_WORKER = 4
 
 
 def evaluate(
@@ -103,51 +98,6 @@ def evaluate_here(
     return make_report(chosen, found, config, time.perf_counter() - started)
 
 
-@dataclass(frozen=True)
-class LossReport:
-    """Mean losses in nats, by token (what training minimises) and by row (each conversation counts alike)."""
-
-    by_token: Interval
-    by_row: Interval
-    rows: int
-    tokens: int
-    truncated: int
-    failed: int
-    seconds: float = 0.0
-
-
-def validation_loss(
-    files: Sequence[Location],
-    model: str,
-    out: Location,
-    config: EvalConfig,
-    resources: Resources,
-    *,
-    adapter: str | Location | None = None,
-    trust_remote_code: bool = False,
-    progress: bool = False,
-) -> LossReport:
-    """Mean loss over the assistant's tokens in Parquet files of rows (`id`, `messages`), on a pool of actors."""
-    resolve_model(model)
-    started = time.perf_counter()
-    count = sum(_rows_of(file) for file in files)
-    arguments = _placed(_arguments(LOSS, config, model, adapter, trust_remote_code), resources)
-    answers = _on_ray(files, count, AnswerLoss, arguments, out, resources, progress)
-    if answers.num_rows != count:
-        raise StageError(
-            f"validation loss: {answers.num_rows} answers to {count} rows. Ids must be unique over all files; "
-            f"delete {out} and run it again."
-        )
-    return _loss_report(answers, config, time.perf_counter() - started)
-
-
-def validation_loss_here(rows: pa.Table, model: str | LoadedModel, config: EvalConfig) -> LossReport:
-    """The same for a table of rows in this process."""
-    started = time.perf_counter()
-    answers = AnswerLoss(**_arguments(LOSS, config, model))(rows)
-    return _loss_report(answers, config, time.perf_counter() - started)
-
-
 def _arguments(
     name: str,
     config: EvalConfig,
@@ -180,35 +130,8 @@ def _on_ray(
     resources: Resources,
     progress: bool,
 ) -> pa.Table:
-    """All answers of a pool of actors; test sets are small, so blocks are cut to give every worker some."""
-    from raysift.jobs.on_ray.raydata import map_rows, pool_size
+    """All answers of a pool of actors."""
+    from raysift.jobs.on_ray.raydata import map_rows, spread
 
-    share = -(-count // (BLOCKS_PER_WORKER * pool_size(resources)))
-    block_rows = min(resources.block_rows, max(resources.batch_rows, share))
-    cut = resources.model_copy(update={"block_rows": block_rows})
-    answers = map_rows(files, actor, arguments, out, cut, progress=progress)
+    answers = map_rows(files, actor, arguments, out, spread(resources, count), progress=progress)
     return pa.concat_tables([pq.read_table(file.path, filesystem=file.fs) for file in answers])
-
-
-def _rows_of(file: Location) -> int:
-    with file.open_input() as stream:
-        return int(pq.read_metadata(stream).num_rows)
-
-
-def _loss_report(answers: pa.Table, config: EvalConfig, seconds: float) -> LossReport:
-    rows: list[Row] = sorted(answers.to_pylist(), key=lambda row: row[ID])
-    sound = [row for row in rows if row[ERROR] is None]
-    if not sound:
-        reason = rows[0][ERROR] if rows else "there are none"
-        raise StageError(f"validation loss: none of {len(rows)} rows has a loss; the first says: {reason}.")
-    losses, tokens = [row["loss"] for row in sound], [row["n_label_tokens"] for row in sound]
-    totals = [loss * count for loss, count in zip(losses, tokens, strict=True)]
-    return LossReport(
-        by_token=ratio_interval(totals, tokens, config.confidence),
-        by_row=mean_interval(losses, config.confidence),
-        rows=len(sound),
-        tokens=sum(tokens),
-        truncated=sum(row["truncated"] for row in sound),
-        failed=len(rows) - len(sound),
-        seconds=seconds,
-    )

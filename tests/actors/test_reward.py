@@ -13,9 +13,9 @@ from raysift.errors import ModelError, StageError
 from raysift.nano.world import generate_pool, is_clean
 from raysift.pool.given_input import join_input
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
-from raysift.scoring.ranking import auc
 from raysift.scoring.settings import RewardSettings
 
+from ..benchmarks.ranking import auc  # noqa: TID252
 from ..tiny_classifiers import KINDS, pair_tokenizer, tiny_classifier, tiny_config  # noqa: TID252
 from ..tiny_models import byte_tokenizer, tiny_llama  # noqa: TID252
 

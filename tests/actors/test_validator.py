@@ -7,12 +7,11 @@ import pyarrow as pa
 import pytest
 
 from raysift.actors.effective_batches import EncodeRows, Place, split_trainable
+from raysift.actors.likelihood import AnswerLoss
 from raysift.actors.loaded import load
 from raysift.actors.step_trainer import StepTrainer
 from raysift.actors.validator import Validator
 from raysift.errors import DataError, StageError
-from raysift.evaluation.metrics import EvalConfig
-from raysift.jobs.training.evaluate import validation_loss_here
 from raysift.nano.world import WorldConfig, generate_pool
 from raysift.policy.performance import performance
 from raysift.settings.training import TrainConfig, recipe
@@ -56,6 +55,11 @@ def all_of(validator: Validator) -> range:
     return range(len(validator.batches))
 
 
+def nats_of(answers):
+    """Nats and tokens of each row."""
+    return {row["id"]: (row["loss"] * row["n_label_tokens"], row["n_label_tokens"]) for row in answers.to_pylist()}
+
+
 def test_performance_is_minus_the_loss_that_the_evaluation_measures(tmp_path):
     pool = list(generate_pool(40, 1, WorldConfig()))
     rows = pa.Table.from_pylist([{"id": n, "messages": row["messages"]} for n, row in enumerate(pool)])
@@ -65,13 +69,14 @@ def test_performance_is_minus_the_loss_that_the_evaluation_measures(tmp_path):
     losses = validator.losses_of(trainer.model, all_of(validator))
 
     trainer.save_epoch(open_location(tmp_path))
-    settings = EvalConfig(template=config.template, max_length=config.max_length)
     tuned = load("nano", tmp_path / "epoch-1" / "adapter", dtype="fp32", device="cpu", threads=1)
-    report = validation_loss_here(rows, tuned, settings)
-    assert len(losses) == report.rows == 40 and sum(tokens for _, tokens in losses.values()) == report.tokens
-    assert performance(losses) == pytest.approx(-report.by_token.mean, abs=1e-5)
-    before = validation_loss_here(rows, load("nano", dtype="fp32", device="cpu", threads=1), settings)
-    assert abs(report.by_token.mean - before.by_token.mean) > 1e-3, "the steps must show"
+    after, before = (
+        performance(nats_of(AnswerLoss(model, template=config.template, max_length=config.max_length)(rows)))
+        for model in (tuned, load("nano", dtype="fp32", device="cpu", threads=1))
+    )
+    assert len(losses) == 40
+    assert performance(losses) == pytest.approx(after, abs=1e-5)
+    assert abs(after - before) > 1e-3, "the steps must show"
 
 
 @pytest.mark.parametrize("changes", [{}, {"method": "full", "learning_rate": 1e-3}, {"dtype": "bf16"}])

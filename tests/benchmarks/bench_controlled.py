@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from ranking import auc, share_raised
 
 from raysift.actors.embedder import Embedder
 from raysift.actors.ifd import Ifd
@@ -32,7 +33,6 @@ from raysift.actors.loaded import load
 from raysift.actors.reward import Reward
 from raysift.pool.given_input import join_input
 from raysift.records import ID, MESSAGE, MESSAGES
-from raysift.scoring.ranking import auc, share_raised
 from raysift.scoring.settings import EmbeddingSettings, JudgeSettings
 
 Talk = list[dict[str, str]]

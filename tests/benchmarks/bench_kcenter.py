@@ -163,7 +163,10 @@ def large(args: argparse.Namespace) -> None:
     import torch  # noqa: F401
 
     from raysift.jobs.coverage.covering import cover
-    from raysift.scoring.embeddings import write_embeddings
+
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from tiny_embeddings import write_embeddings
+
     from raysift.storage import open_location
 
     with tempfile.TemporaryDirectory(dir=args.folder) as name:

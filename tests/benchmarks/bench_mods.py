@@ -25,6 +25,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from ranking import auc
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import raysift
@@ -40,7 +41,6 @@ from raysift.nano import nano_path
 from raysift.nano.skills import SKILLS
 from raysift.nano.world import WorldConfig, examples, generate_pool, is_clean, write_pool
 from raysift.records import ID, META
-from raysift.scoring.ranking import auc
 from raysift.settings.config import make_config
 from raysift.storage import open_location
 

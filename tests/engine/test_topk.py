@@ -22,23 +22,14 @@ def many_ties(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("k", [1, 7, 100, 499, 500, 900])
-@pytest.mark.parametrize("shards", [1, 2, 7])
-def test_any_chunking_and_merge_order_equals_one_full_sort(
-    k: int, shards: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("chunks", [1, 9, 63])
+def test_any_chunking_and_order_equals_one_full_sort(k: int, chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topk, "_MIN_BUFFER", 16)  # so that chunks are forgotten on the way, as in a large run
     ids, scores = many_ties(500, seed=k)
-    rng = np.random.default_rng(shards)
-    collectors = []
-    for shard in np.array_split(rng.permutation(500), shards):
-        collector = TopK(k)
-        for chunk in np.array_split(shard, 9):
-            collector.add(ids[chunk], scores[chunk])
-        collectors.append(collector)
-    order = rng.permutation(shards)
-    total = collectors[order[0]]
-    for i in order[1:]:
-        total.merge(collectors[i])
+    rng = np.random.default_rng(chunks)
+    total = TopK(k)
+    for chunk in np.array_split(rng.permutation(500), chunks):
+        total.add(ids[chunk], scores[chunk])
     found_ids, found_scores = total.result()
     assert (found_ids.tolist(), found_scores.tolist()) == full_sort(ids, scores, k)
     assert total.seen == 500
@@ -72,11 +63,6 @@ def test_minus_zero_ties_with_zero() -> None:
 def test_row_offered_twice_is_refused() -> None:
     with pytest.raises(DataError, match="more than once"):
         top_k([1, 1, 2], [0.5, 0.5, 0.1], 3)
-
-
-def test_collector_of_fewer_rows_cannot_be_merged() -> None:
-    with pytest.raises(ValueError, match="cannot merge"):
-        TopK(5).merge(TopK(4))
 
 
 @pytest.mark.parametrize(("ids", "scores"), [([1, 2], [0.1]), ([[1]], [[0.1]]), ([0.5], [0.1])])

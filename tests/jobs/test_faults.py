@@ -64,9 +64,9 @@ def command(tmp_path, run):
     ]
 
 
-def kill_when_it_starts(arguments, stage):
+def kill_when_it_starts(arguments, stage, environment):
     """Start the command, and SIGKILL its driver as soon as the stage has begun; True if it came to that."""
-    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True, env=environment)
     for line in process.stderr:
         event = json.loads(line) if line.startswith("{") else {}
         if event.get("stage") == stage and event.get("event") in ("started", "continued"):
@@ -79,14 +79,16 @@ def kill_when_it_starts(arguments, stage):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(900)
-def test_a_driver_killed_in_every_stage_ends_with_the_undisturbed_selection(pool, tmp_path):
+def test_a_driver_killed_in_every_stage_ends_with_the_undisturbed_selection(pool, tmp_path, joined):
     lines = [orjson.dumps(e) for e in examples(8, 0, ["last_letters"], "test")]
     (tmp_path / "test.jsonl").write_bytes(b"\n".join(lines))
-    subprocess.run(command(tmp_path, tmp_path / "calm"), check=True, capture_output=True, timeout=300)
+    once = {"capture_output": True, "text": True, "timeout": 300, "env": joined}
+    subprocess.run(command(tmp_path, tmp_path / "calm"), check=True, **once)
     for stage in STAGES:
-        assert kill_when_it_starts(command(tmp_path, tmp_path / "killed"), stage), stage
-    done = subprocess.run(command(tmp_path, tmp_path / "killed"), capture_output=True, text=True, timeout=300)
+        assert kill_when_it_starts(command(tmp_path, tmp_path / "killed"), stage, joined), stage
+    done = subprocess.run(command(tmp_path, tmp_path / "killed"), **once)
     assert done.returncode == 0, done.stderr
     calm, killed = (pq.read_table(tmp_path / name / "selection.parquet") for name in ("calm", "killed"))
     assert killed.equals(calm)

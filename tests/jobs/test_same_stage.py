@@ -305,6 +305,7 @@ def test_an_id_of_which_no_commit_is_known_is_refused_with_what_to_do(hub, tmp_p
     for name in ("somebody/other", "somebody/nano@v2"):
         with pytest.raises(ModelError, match=rf"which commit '{name}' is.*Check the name, download the model first"):
             find_model(Run(tmp_path / "a"), make_config({"model": name}))
+    Run(tmp_path / "a").claim()
     (tmp_path / "a/models.json").write_text("{")
     with pytest.raises(DataError, match=r"models\.json does not say which commits"):
         find_model(Run(tmp_path / "a"), make_config({"model": "somebody/nano"}))

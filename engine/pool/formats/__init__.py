@@ -12,7 +12,7 @@ from raysift.errors import ConfigError
 from raysift.pool.formats import alpaca, messages, preference, prompt_completion, self_instruct, sharegpt
 from raysift.pool.formats.layout import Layout
 
-__all__ = ["LAYOUTS", "Layout", "find_layout", "recognise"]
+__all__ = ["LAYOUTS", "Layout", "find_layout", "recognise", "separator_hint"]
 
 LAYOUTS: dict[str, Layout] = {
     module.LAYOUT.name: module.LAYOUT
@@ -34,6 +34,8 @@ def recognise(found: Iterable[str], format: str, columns: Mapping[str, str], fil
     for field, column in columns.items():
         if column not in names:
             raise ConfigError(f"ingest: {file} has no column '{column}', named for '{field}' (found: {shown}).")
+    if len(set(columns.values())) < len(columns):
+        raise ConfigError(f"ingest: 'ingest.columns' names one column for several fields: {dict(columns)}.")
     renamed = (names - set(columns.values())) | set(columns)
     if format != "auto":
         layout = find_layout(format)
@@ -41,7 +43,7 @@ def recognise(found: Iterable[str], format: str, columns: Mapping[str, str], fil
             wanted = " or ".join(" + ".join(sorted(need)) for need in layout.needs)
             raise ConfigError(
                 f"ingest: {file} does not look like '{format}', which needs {wanted} (found: {shown}). "
-                "Name its columns, for example columns.instruction=question."
+                f"Name its columns, for example ingest.columns.instruction=question.{separator_hint(names)}"
             )
         return layout
     for layout in LAYOUTS.values():
@@ -53,5 +55,15 @@ def recognise(found: Iterable[str], format: str, columns: Mapping[str, str], fil
     )
     raise ConfigError(
         f"ingest: {file} has columns of no known layout (found: {shown}). Known are {known}. "
-        "Name its columns, for example columns.instruction=question columns.output=answer."
+        "Name its columns, for example ingest.columns.instruction=question ingest.columns.output=answer."
+        f"{separator_hint(names)}"
+    )
+
+
+def separator_hint(found: Iterable[str]) -> str:
+    """What to say of columns whose one name looks like the names of several; empty for others."""
+    names = list(found)
+    sign = next((sign for sign in ";\t|," if len(names) == 1 and sign in names[0]), None)
+    return (
+        f" Is the separator {sign!r}? Columns are separated by ',' in .csv and by tabs in .tsv files." if sign else ""
     )

@@ -7,9 +7,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any
 
-import orjson
-
 from raysift.pool.formats.turns import Turns
+from raysift.pool.json_text import load
 from raysift.records import META
 
 Record = dict[str, Any]
@@ -57,8 +56,8 @@ def _object_of(value: Any) -> Record | None:
     """The object that a value is, or holds as JSON text; null is an empty one."""
     if isinstance(value, str):
         try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError:
+            value = load(value)
+        except ValueError:
             return None
         return value if isinstance(value, dict) else None
     return {} if value is None else value if isinstance(value, dict) else None

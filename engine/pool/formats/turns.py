@@ -10,9 +10,8 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-import orjson
-
 from raysift.pool.formats.problem import RecordProblem, kind_of
+from raysift.pool.json_text import dump, load
 
 Turn = tuple[str, str]  # role as it was spelt, content
 Turns = list[Turn]
@@ -24,8 +23,8 @@ def read_turns(value: Any, field: str) -> Turns:
     """A list of message objects, or its JSON text as a CSV cell holds it."""
     if isinstance(value, str):
         try:
-            value = orjson.loads(value)
-        except orjson.JSONDecodeError:
+            value = load(value)
+        except ValueError:
             raise RecordProblem("wrong_type", f"'{field}' is text that is not a JSON list of messages") from None
     if not isinstance(value, list):
         raise RecordProblem("wrong_type", f"'{field}' is {kind_of(value)}, expected a list of messages")
@@ -88,10 +87,10 @@ def _tool_calls(calls: Any, where: str) -> str:
         arguments = function.get("arguments", {})
         if isinstance(arguments, str):
             # Some models write arguments that are not JSON; the text itself is then what was said.
-            with suppress(orjson.JSONDecodeError):
-                arguments = orjson.loads(arguments)
+            with suppress(ValueError):
+                arguments = load(arguments)
         plain.append({"name": function.get("name"), "arguments": arguments})
-    return orjson.dumps(plain[0] if len(plain) == 1 else plain).decode("utf-8")
+    return dump(plain[0] if len(plain) == 1 else plain).decode("utf-8")
 
 
 def with_system(system: Any, turns: Turns) -> Turns:

@@ -6,7 +6,6 @@ import pytest
 from raysift.errors import DataError
 from raysift.fingerprint import file_fingerprint
 from raysift.policy.features import (
-    block_slices,
     difficulty_block,
     fit_features,
     input_names,
@@ -29,13 +28,10 @@ def measured(rows=400, width=16, seed=0):
 
 
 def test_there_are_39_inputs_in_the_order_of_the_paper():
-    names, blocks = input_names(32), block_slices(32)
+    names = input_names(32)
     assert len(names) == 39
-    assert list(blocks) == ["stage", "difficulty", "semantic", "availability"]
-    assert [len(names[part]) for part in blocks.values()] == [2, 4, 32, 1]
-    assert [name for part in blocks.values() for name in names[part]] == names
-    assert names[blocks["difficulty"]] == ["prompt_length", "answer_length", "logprob_given", "logprob_alone"]
-    assert names[blocks["semantic"]][-1] == "semantic_32"
+    assert names[2:6] == ["prompt_length", "answer_length", "logprob_given", "logprob_alone"]
+    assert names[6:38] == [f"semantic_{number}" for number in range(1, 33)]
 
 
 def test_log_probabilities_are_per_token_or_summed_and_lengths_are_logs():

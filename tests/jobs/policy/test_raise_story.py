@@ -1,0 +1,248 @@
+"""What is told of a RAISE run: tables from the logs, and one row's story; on a run laid out by hand."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from raysift.errors import ConfigError, DataError
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.explain import explain, explain_command
+from raysift.jobs.commands.show import show_run
+from raysift.jobs.policy import story
+from raysift.jobs.policy.story import learning_curve, picks_over_time, row_story
+from raysift.jobs.runs.run import Run, StageResult
+from raysift.methods.raise_policy import place_picks
+from raysift.policy.drawing import Draw
+from raysift.policy.learning import Learner
+from raysift.policy.picking import Picker
+from raysift.policy.pool import PolicyPool, write_pool
+from raysift.policy.saved import POLICY, ROUND, load_episodes, load_policy, round_name, save_round
+from raysift.policy.settings import LearningSettings, PolicySettings
+from raysift.policy.state import State, replay, stage_inputs
+from raysift.records import ROWS
+
+from ...tiny_policies import log_of, random_log, tiny_pool  # noqa: TID252
+
+COUNT, BATCH, STEPS, ROUNDS = 60, 6, 10, 3
+SETTINGS = PolicySettings(classes=2, temperature=0.7)
+SOURCES, SKILLS = ["[bold]a", "b"], ["add", "\x1b[31mred", None]
+LOST = 3
+"""The first rows of the pool have no features."""
+
+
+def write_table(folder, name, table):
+    pq.write_table(table, (folder / name).path)
+    return [name]
+
+
+def lay_out(path):
+    """A finished run as the stages leave it, but for the training: its performance is made up, its picks are real."""
+    run, whole = Run(str(path)), tiny_pool(COUNT, 2)
+    pool = PolicyPool(whole.ids[LOST:], whole.features[LOST:], whole.classes[LOST:])
+    learner = Learner(pool, SETTINGS, LearningSettings(rounds=ROUNDS), 0)
+    with torch.no_grad():
+        learner.actor.rest[-1].weight.mul_(10)
+    rng = np.random.default_rng(0)
+
+    def ingest(folder):
+        lines = [
+            {
+                "id": int(one),
+                "source": SOURCES[k % 2],
+                "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "secret words"}],
+                "meta": json.dumps({"skill": SKILLS[k % 3], "level": k}),
+                "raw": None,
+            }
+            for k, one in enumerate(whole.ids)
+        ]
+        order = rng.permutation(COUNT)
+        files = write_table(folder, "rows.parquet", pa.Table.from_pylist([lines[k] for k in order], schema=ROWS))
+        return StageResult(
+            {"rows": files, "rejected": []},
+            {"rows_in": COUNT, "kept": COUNT, "rejected": {}, "failed": 0, "bad_files": []},
+        )
+
+    def features(folder):
+        write_pool(folder / "features.parquet", pool)
+        return StageResult({"features": ["features.parquet"], "fitted": ["features.parquet"]})
+
+    def learn(folder):
+        for number in range(1, ROUNDS + 1):
+            made = [random_log(pool, STEPS, BATCH, seed=10 * number + k, among=25) for k in range(2)]
+            logs = [log_of(one.picks, one.performance.tolist(), number, k) for k, one in enumerate(made)]
+            account = {"round": number, "start": -2.0, "performance": -2.0 + number / 10, "report_start": None}
+            account |= {"report": None, "distinct_rows": 20.0, "picks": 60.0, "seconds": 1.0}
+            account["update"] = {
+                "actor_loss": 0.1,
+                "critic_loss": None,
+                "last_ratio": 1.1,
+                "clipped": 0.0,
+                "entropy": 0.9,
+            }
+            save_round(folder / "rounds" / round_name(number), learner, logs, account)
+        last = f"rounds/{round_name(ROUNDS)}"
+        return StageResult({"policy": [f"{last}/{POLICY}"], "rounds": [f"{last}/{ROUND}"]}, values={"rounds": ROUNDS})
+
+    picker, picks, performance = Picker(pool, SETTINGS, learner.actor), [], [-2.0]
+    counts = np.zeros(len(pool), np.int32)
+    for step in range(1, STEPS + 1):
+        state = State(stage_inputs(-2.0, performance[-1], step, STEPS), counts)
+        ids, _ = picker.batch(state, BATCH, step, Draw(0, "final training"))
+        picks, performance = [*picks, ids], [*performance, performance[-1] + 0.1]
+        counts[np.searchsorted(pool.ids, ids)] += 1
+
+    def final(folder):
+        files = write_table(folder, "log.parquet", log_of(picks, performance, 0).table)
+        return StageResult({"log": files}, values={"report_start": None, "report": None})
+
+    def order(folder):
+        table = place_picks(whole.ids, picks, pool.ids, whole.ids)
+        return StageResult({"scores": write_table(folder, "scores.parquet", table)})
+
+    run.stage("ingest", {}, {}, ingest)
+    run.stage("features", {}, {}, features)
+    run.stage("learn", {}, {}, learn)
+    decides = {"policy": SETTINGS, "steps": STEPS, "seed": 0, "train": {"batch_size": BATCH}}
+    run.stage("final", decides, {}, final)
+    run.stage("order", {}, {}, order)
+    with run.replayable({"method": "raise"}):
+        pass
+    return whole, pool, picks
+
+
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory):
+    path = tmp_path_factory.mktemp("raise") / "run"
+    return str(path), *lay_out(path)
+
+
+def test_picks_are_counted_by_source_class_and_a_column_in_every_stretch(laid_out):
+    folder, whole, pool, picks = laid_out
+    for count, spans in ((99, [(k, k) for k in range(1, STEPS + 1)]), (3, [(1, 3), (4, 7), (8, 10)])):
+        lines = picks_over_time(folder, "skill", count).to_pylist()
+        assert sorted({(line["first_step"], line["last_step"]) for line in lines}) == spans
+        for first, last in spans:
+            places = np.searchsorted(whole.ids, np.concatenate(picks[first - 1 : last]))
+            mine = [line for line in lines if line["first_step"] == first]
+            for column, values in (("source", SOURCES), ("skill", SKILLS), ("class", ["0", "1"])):
+                told = {line["value"]: line for line in mine if line["column"] == column}
+                assert set(told) == set(values)
+                assert sum(line["picks"] for line in told.values()) == len(places)
+                assert sum(line["share"] for line in told.values()) == pytest.approx(1)
+                assert sum(line["pool_share"] for line in told.values()) == pytest.approx(1)
+            assert next(line for line in mine if line["value"] == SOURCES[0])["picks"] == (places % 2 == 0).sum()
+            assert next(line for line in mine if line["value"] is None)["picks"] == (places % 3 == 2).sum()
+    assert next(line for line in lines if line["value"] == "0")["pool_share"] == pytest.approx(
+        (pool.classes == 0).mean()
+    )
+
+
+def test_rare_values_are_put_together_and_unknown_columns_named(laid_out, monkeypatch):
+    monkeypatch.setattr(story, "SHOWN_VALUES", 4)
+    shares = picks_over_time(laid_out[0], by="level", stretches=1)
+    told = shares.filter(pc.equal(shares["column"], "level")).to_pylist()
+    assert len(told) == 5
+    assert told[-1]["value"] == story.OTHERS
+    assert told[-1]["pool_share"] == pytest.approx(1 - 4 / (COUNT - LOST))
+    assert sum(line["share"] for line in told) == pytest.approx(1)
+    with pytest.raises(DataError, match="no row has 'colour' in its meta; there are: level, skill"):
+        picks_over_time(laid_out[0], by="colour")
+
+
+def test_a_policy_taken_from_another_run_is_found_there(laid_out, tmp_path):
+    shutil.copytree(laid_out[0], tmp_path / "applied")
+    shutil.rmtree(tmp_path / "applied" / "learn")
+    settings = {"method": "raise", "raise": {"policy_from": laid_out[0]}}
+    (tmp_path / "applied" / "run.yaml").write_text(json.dumps(settings))
+    assert len(learning_curve(str(tmp_path / "applied"))) == 0
+    row = int(laid_out[3][0][0])
+    here, there = (row_story(Run(folder), row) for folder in (laid_out[0], str(tmp_path / "applied")))
+    assert there == dataclasses.replace(here, rounds=[])
+
+
+def test_a_learning_curve_is_there_before_the_run_is_finished(laid_out, tmp_path, capsys):
+    curve = learning_curve(laid_out[0])
+    assert curve["round"].to_pylist() == [1, 2, 3]
+    assert curve["gain"].to_pylist() == pytest.approx([0.1, 0.2, 0.3])
+    assert {"report", "distinct_rows", "entropy", "ratio", "clipped"} <= set(curve.column_names)
+    run = Run(str(tmp_path / "half"))
+    with pytest.raises(RuntimeError, match="power"):
+        run.stage("learn", {}, {}, lambda folder: half(folder, laid_out))
+    assert learning_curve(str(tmp_path / "half")) == curve.slice(0, 2)
+    show_run(str(tmp_path / "half"), Console("plain"))
+    assert "Rounds (2, of 60 picks each)" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="has not finished the stage order"):
+        picks_over_time(str(tmp_path / "half"))
+
+
+def half(folder, laid_out):
+    """Two of the rounds, and then the power fails."""
+    done = Run(laid_out[0])
+    for number in (1, 2):
+        source, place = done.folder / "learn", folder / "rounds" / round_name(number)
+        place.make_folder()
+        for file in (source / finger(done) / "rounds" / round_name(number)).files():
+            (place / file.name).write(file.read_bytes())
+    raise RuntimeError("power")
+
+
+def finger(run):
+    return next(manifest.fingerprint for manifest in run.manifests() if manifest.stage == "learn")
+
+
+def test_a_rows_story_tells_when_it_was_picked_and_how_the_policy_ranks_it(laid_out):
+    folder, _, pool, picks = laid_out
+    run = Run(folder)
+    stories = {row: row_story(run, row) for row in pool.ids.tolist()}
+    for row, one in stories.items():
+        assert one.steps == [step for step, batch in enumerate(picks, 1) if row in batch]
+        logs = [load_episodes(place) for place in story.round_folders(run)]
+        assert one.rounds == [sum((batch == row).sum() for log in group for batch in log.picks) for group in logs]
+    by_rank = sorted(stories, key=lambda row: stories[row].rank)
+    assert by_rank == sorted(stories, key=lambda row: (-stories[row].score, row))
+    for number in (0, 1):
+        mine = [stories[row] for row in by_rank if stories[row].class_number == number]
+        assert [one.class_rank for one in mine] == list(range(1, mine[0].class_rows + 1))
+        weights = np.exp(np.array([one.score for one in mine]) / SETTINGS.temperature)
+        np.testing.assert_allclose([one.likelihood for one in mine], weights / weights.mean())
+
+
+def test_the_ranks_are_those_by_which_the_highest_scores_are_picked(laid_out):
+    folder, _, pool, picks = laid_out
+    *_, (state, _) = replay(log_of(picks, [-2.0 + 0.1 * step for step in range(STEPS + 1)], 0), pool)
+    policy = load_policy(story.round_folders(Run(folder))[-1] / POLICY)[0]
+    batch, scores = Picker(pool, SETTINGS, policy).batch(state, BATCH, STEPS, None)
+    stories = [row_story(Run(folder), row) for row in pool.ids.tolist()]
+    assert [one.score for one in stories] == scores.tolist()
+    best = [row for row, one in zip(pool.ids.tolist(), stories, strict=True) if one.class_rank <= BATCH // 2]
+    assert best == batch.tolist()
+
+
+def test_explain_and_show_print_escaped_data_and_no_text(laid_out, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    folder, whole, _, picks = laid_out
+    show_run(folder, Console("plain"), by="skill")
+    told = capsys.readouterr().out
+    assert "\x1b" not in told
+    assert "\\x1b[31mred" in told
+    assert "[bold]a" in told
+    assert "secret" not in told
+    for title in ("Rounds (3", "Final training: 10 steps of 6 rows", "Picks by skill in the final training"):
+        assert title in told
+    explain_command(folder, str(int(picks[0][0])), False, False, Console("plain"))
+    told = capsys.readouterr().out
+    assert "picked in the final training" in told
+    assert "times that of a uniform draw" in told
+    assert "secret" not in told
+    lost = explain(folder, int(whole.ids[0]), pairs=False)
+    assert lost.policy is None
+    assert lost.verdict.startswith("not selected: no features")
