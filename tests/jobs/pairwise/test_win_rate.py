@@ -143,7 +143,7 @@ def test_swapped_sides_give_the_mirrored_table_and_lost_answers_fail(against_tru
     before = {row["id"]: row["readings"] for row in rows_of(folder / "run")}
     for row in rows_of(tmp_path / "run"):
         for one, other in zip(row["readings"], before[row["id"]], strict=False):
-            assert (one["own"], one["against"]) == pytest.approx((other["against"], other["own"]), abs=1e-5)
+            assert (one["own"], one["against"]) == pytest.approx((other["against"], other["own"]), rel=1e-5)
 
 
 @pytest.mark.ray
