@@ -7,7 +7,8 @@ import inspect
 import textwrap
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -44,14 +45,25 @@ def describe(
 
 def allowed_by(annotation: Any) -> str:
     """What a field takes, in a few words: names of a choice, or the kind of value."""
-    choices = [value for option in (annotation, *get_args(annotation)) for value in _literals(option)]
+    options = [_bare(option) for option in (get_args(annotation) if _is_union(annotation) else [annotation])]
+    choices = [value for option in options for value in (get_args(option) if get_origin(option) is Literal else ())]
     if choices:
         return ", ".join(map(str, choices))
-    sections = [o for o in get_args(annotation) if isinstance(o, type) and issubclass(o, BaseModel)]
-    if sections:
+    if any(isinstance(option, type) and issubclass(option, BaseModel) for option in options):
         return "settings below it, or none"
-    named = [getattr(option, "__name__", str(option)) for option in (get_args(annotation) or [annotation])]
-    return " or ".join("none" if name == "NoneType" else name for name in named)
+    return " or ".join("none" if option is NoneType else _name(option) for option in options)
+
+
+def _is_union(annotation: Any) -> bool:
+    return get_origin(annotation) in (Union, UnionType)
+
+
+def _bare(annotation: Any) -> Any:
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
+def _name(option: Any) -> str:
+    return str(getattr(get_origin(option) or option, "__name__", option))
 
 
 @cache
@@ -74,10 +86,6 @@ def meanings_of(model: type[BaseModel]) -> dict[str, str]:
 
 def _is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
-
-
-def _literals(option: Any) -> tuple[Any, ...]:
-    return get_args(option) if get_origin(option) is Literal else ()
 
 
 def default_of(value: Any) -> str:

@@ -29,24 +29,16 @@ def test_only_these_names_mean_a_model_of_the_package():
 
 @there
 @pytest.mark.extra
-def test_it_is_converted_once_and_answers_in_words(tmp_path, monkeypatch):
+def test_processes_that_convert_it_at_once_leave_one_model_that_answers(tmp_path, monkeypatch):
     monkeypatch.setenv("RAYSIFT_CACHE", str(tmp_path))
-    first = resolve_model("smol")
-    monkeypatch.setattr(smol, "_convert", None)  # a second conversion would fail
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        first, second = pool.map(resolve_model, ["smol", "smol"])
+    assert first == second and [path.name for path in tmp_path.iterdir()] == [first.rsplit("/", 1)[1]]
+    monkeypatch.setattr(smol, "_convert", None)  # another conversion would fail
     assert resolve_model("smol") == first
-    assert [path.name for path in tmp_path.iterdir()] == [first.rsplit("/", 1)[1]]
 
     model, tokenizer = load_language_model("smol", dtype="fp32", device="cpu"), load_tokenizer("smol")
     asked = [{"role": "user", "content": "What is the capital of France?"}]
     prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     reply = model.generate(**prompt, max_new_tokens=12, do_sample=False)
     assert "Paris" in tokenizer.decode(reply[0])
-
-
-@there
-@pytest.mark.extra
-def test_processes_that_convert_at_once_leave_one_whole_model(tmp_path, monkeypatch):
-    monkeypatch.setenv("RAYSIFT_CACHE", str(tmp_path))
-    with multiprocessing.get_context("spawn").Pool(2) as pool:
-        found = pool.map(resolve_model, ["smol", "smol"])
-    assert found[0] == found[1] and [path.name for path in tmp_path.iterdir()] == [found[0].rsplit("/", 1)[1]]

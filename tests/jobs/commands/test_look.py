@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from raysift.errors import ConfigError
+from raysift.jobs.commands import cli
 from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.look import look, look_at_target, served_methods, starter_yaml
+from raysift.jobs.commands.options import spread_multiple
 from raysift.nano.world import examples, generate_pool, preference_pairs
 from raysift.pool.checks import IngestConfig
 from raysift.pool.files import find_files
@@ -89,3 +91,27 @@ def test_texts_of_rows_move_no_terminal(tmp_path, capsys):
     look(make_config({"method": "uniform", "pool": [write(tmp_path / "p.jsonl", [row])]}), None, Console("plain"))
     shown = capsys.readouterr().out
     assert "gone" in shown and "\x1b[2J" not in shown and "\u202e" not in shown
+
+
+def command(*arguments):
+    return cli.run_guarded(lambda: cli.app(args=spread_multiple(list(map(str, arguments)))))
+
+
+def test_the_command_line_looks_and_refuses(files, tmp_path, capsys):
+    assert command("look", "--pool", files["pool"], "--target", files["pairs"], "--log", "plain") == 0
+    shown = capsys.readouterr()
+    assert "these files serve: rose" in shown.err and "exact duplicates" in shown.out
+    assert command("look", "--pool", tmp_path / "nowhere.jsonl") == 3
+    assert command("look") == 2
+    assert "'pool' is missing" in capsys.readouterr().err
+
+
+def test_the_version_and_help_are_asked_for_as_everywhere(capsys):
+    import raysift
+
+    assert command("--version") == 0
+    assert capsys.readouterr().out.strip() == f"raysift {raysift.__version__}"
+    assert command("-h") == command("less", "-h") == 0
+    assert command("settings", "less", "less.matching") == 0
+    assert "less.matching=exact" in capsys.readouterr().out
+    assert command("settings", "lest") == 2

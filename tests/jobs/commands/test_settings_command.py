@@ -53,3 +53,5 @@ def test_one_setting_is_told_whole_and_an_unknown_one_with_its_neighbour(capsys)
 def test_choices_are_named():
     assert "exact, store" in {one.allowed for one in settings_of("less")}
     assert allowed_by(int | None) == "int or none"
+    assert allowed_by(list[str]) == "list"
+    assert {one.allowed for one in settings_of("less") if one.key == "pool"} == {"list"}
