@@ -17,7 +17,7 @@ from raysift.evaluation.examples import read_examples, sample_examples
 from raysift.jobs.api import Paths, open_new, own_session, paths_of
 from raysift.jobs.commands.console import Console
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
-from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer
+from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, answers_file
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run
@@ -65,6 +65,9 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
     """All stages of a comparison; what is not there (models, files, vLLM) is said before the first of them."""
     sources = _sources(config, settings)
     checks.check_run(run, config)
+    for source in sources.values():
+        if source.answers:
+            answers_file(source.answers)
     for source in sources.values():
         if not source.answers:
             checks.check_models(config.model_copy(update={"model": source.model, "adapter": source.adapter}))

@@ -120,7 +120,7 @@ def check_tests(config: CommonConfig) -> None:
     """Refuses test files that are missing or hold no examples."""
     for name in config.test:
         try:
-            read_examples(name, split=config.evaluate.split)
+            read_examples(name, split=config.evaluate.split, scored=True)
         except DataError as error:
             raise DataError(f"test: {str(error).removeprefix('examples: ')}") from None
 

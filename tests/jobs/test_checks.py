@@ -64,8 +64,8 @@ def refused(values):
         ({"pool": ["nowhere.jsonl"]}, DataError, "'nowhere.jsonl' does not exist"),
         ({"pool": []}, ConfigError, "'pool' is missing"),
         ({"ingest": {"format": "alpacca"}}, ConfigError, "alpacca"),
-        ({"train_on_selection": True, "test": ["no.jsonl"]}, DataError, "test: there is no '.*no.jsonl'"),
-        ({"train_on_selection": True, "test": ["pairs.jsonl"]}, DataError, "test: .*line 1: field 'id' is missing"),
+        ({"train_on_selection": True, "test": ["no.jsonl"]}, DataError, "test: 'no.jsonl' does not exist"),
+        ({"train_on_selection": True, "test": ["pairs.jsonl"]}, DataError, "test: .*line 1: field 'metric' is missing"),
         ({"train_on_selection": True, "model": "./nowhere"}, ModelError, "model: there is no folder './nowhere'"),
         ({"train_on_selection": True, "adapter": "nowhere"}, ModelError, "adapter: 'nowhere' holds no adapter_config"),
     ],
@@ -77,8 +77,9 @@ def test_every_method_looks_at_its_files_first(world, method, changes, kind, mes
 
 
 @pytest.mark.parametrize("method", ["less", "rose", "raise"])
-@pytest.mark.parametrize("target", [[], ["nowhere.jsonl"], ["pool.jsonl"]])
+@pytest.mark.parametrize("target", [[], ["nowhere.jsonl"], ["another kind"]])
 def test_targets_are_looked_at_first(world, method, target):
+    target = [{"rose": "pool.jsonl"}.get(method, "pairs.jsonl") if name == "another kind" else name for name in target]
     assert isinstance(refused(settings_of(method, target=target)), ConfigError | DataError)
 
 
@@ -168,11 +169,11 @@ def command(*arguments):
         (["uniform", "--pool", "pool.jsonl", "--run", "/"], 2, "'/' is no run folder"),
         (["uniform", "--pool", "pool.jsonl", "--config", "."], 2, "config: '.' cannot be read"),
         (["uniform", "--pool", "pool.jsonl", "trian.epochs=3"], 3, "If a setting is meant: it is 'train'"),
-        (["finetune", "--pool", "pool.jsonl", "--test", "nofile.jsonl"], 3, "test: there is no"),
-        (["evaluate", "--test", "pairs.jsonl"], 3, "field 'id' is missing"),
+        (["finetune", "--pool", "pool.jsonl", "--test", "nofile.jsonl"], 3, "test: 'nofile.jsonl' does not exist"),
+        (["evaluate", "--test", "pairs.jsonl"], 3, "field 'metric' is missing"),
         (["ingest", "nowhere.jsonl"], 3, "'nowhere.jsonl' does not exist"),
         (["search", "--pool", "nowhere.jsonl"], 3, "'nowhere.jsonl' does not exist"),
-        (["search", "--pool", "pool.jsonl", "--target", "nowhere.jsonl"], 3, "there is no"),
+        (["search", "--pool", "pool.jsonl", "--target", "nowhere.jsonl"], 3, "'nowhere.jsonl' does not exist"),
         (["win-rate", "--test", "examples.jsonl", "--against-model", "./none"], 6, "there is no folder './none'"),
         (["submit", "--submission-id", "a b/../c", "--", "uniform"], 2, "expected letters, digits"),
     ],

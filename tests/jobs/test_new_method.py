@@ -72,11 +72,12 @@ USE = """
 import json, sys
 import raysift
 from raysift.jobs.api import own_session
+from raysift.jobs.commands.console import Console
 
 pool, run, other = sys.argv[1:]
 with own_session():
     chars = raysift.shortest(pool, run=run, budget="5", shortest={"preset": "reversed"}).table()
-    ids = raysift.lambda_(pool, run=other, budget="5", reuse=[run]).table()
+    ids = raysift.lambda_(pool, run=other, budget="5", reuse=[run], console=Console("plain")).table()
 known = {"shortest", "lambda_"} <= set(raysift.__all__)
 print(json.dumps({"chars": chars["score"].to_pylist(), "ids": ids["id"].to_pylist(), "known": known}))
 """

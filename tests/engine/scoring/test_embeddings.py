@@ -12,8 +12,8 @@ from raysift.scoring import embeddings
 from raysift.scoring.embeddings import deal, find_vectors, read_embeddings, survey
 from raysift.storage import open_location
 
-from .. import tiny_embeddings  # noqa: TID252
-from ..tiny_embeddings import write_embeddings  # noqa: TID252
+from ... import tiny_embeddings  # noqa: TID252
+from ...tiny_embeddings import write_embeddings  # noqa: TID252
 
 
 @pytest.fixture

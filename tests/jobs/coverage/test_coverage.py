@@ -19,11 +19,11 @@ from raysift.jobs.coverage import shards as ray_shards
 from raysift.jobs.coverage.covering import cover
 from raysift.kcenter.picking import k_center
 from raysift.kcenter.settings import CoverageSettings
-from raysift.scoring import embeddings
 from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
-from ..tiny_embeddings import write_embeddings  # noqa: TID252
+from ... import tiny_embeddings  # noqa: TID252
+from ...tiny_embeddings import write_embeddings  # noqa: TID252
 
 ROWS, DIMENSION, K = 3000, 12, 300
 HALF = {"cpus_per_worker": 0.5}
@@ -51,7 +51,7 @@ def write_files(folder: Path) -> list[Any]:
 
 @pytest.fixture
 def files(tmp_path, monkeypatch):
-    monkeypatch.setattr(embeddings, "_ROW_GROUP_BYTES", 4 * DIMENSION * 150)
+    monkeypatch.setattr(tiny_embeddings, "_ROW_GROUP_BYTES", 4 * DIMENSION * 150)
     return write_files(tmp_path)
 
 

@@ -21,11 +21,11 @@ from raysift.policy.features import difficulty_block, fit_features, load_fitted,
 from raysift.policy.pool import read_pool
 from raysift.policy.settings import FeatureSettings
 from raysift.records import ERROR, ID
-from raysift.scoring import embeddings
 from raysift.scoring.columns import DIFFICULTY_SCHEMA
 from raysift.settings.config import CommonConfig
 
-from ..tiny_embeddings import write_embeddings  # noqa: TID252
+from ... import tiny_embeddings  # noqa: TID252
+from ...tiny_embeddings import write_embeddings  # noqa: TID252
 
 SETTINGS = FeatureSettings(semantic_dimensions=6, fit_rows=100)
 ROWS, WIDTH, CLASSES = 300, 10, 3
@@ -134,7 +134,7 @@ def test_rows_are_accounted_for_and_the_manifest_tells_the_fit(plain):
 
 @pytest.mark.parametrize("parts", [1, 2, 7])
 def test_other_files_in_another_order_give_the_same_bytes(plain, tmp_path, monkeypatch, parts):
-    monkeypatch.setattr(embeddings, "_ROW_GROUP_BYTES", 4 * WIDTH * 40)
+    monkeypatch.setattr(tiny_embeddings, "_ROW_GROUP_BYTES", 4 * WIDTH * 40)
     made = measured_run(tmp_path, np.random.default_rng(parts).permutation(ROWS), parts)
     manifest = features(made[0], CommonConfig(), SETTINGS, CLASSES, *made[1:])
     for kind in ("features", "fitted"):
