@@ -144,14 +144,16 @@ def test_a_file_that_a_loss_of_power_has_cut_off_is_written_again(tmp_path, smal
     whole, report = _run(tmp_path, sources, "whole")
     real = ingest_module.run_tasks
 
-    def stops_before_the_last(work, tasks, *arguments):
-        for done, answer in enumerate(real(work, tasks, *arguments), 1):
-            yield answer
-            if work.__name__ == "finish_shard" and done == len(tasks) - 1:
-                raise KeyboardInterrupt
+    def stops(work, tasks, *arguments):
+        """Before the first shard is finished, or after the last: tasks that run side by side end in any order."""
+        last = work.__name__ == "finish_shard"
+        if not last or lost == "parquet":
+            yield from real(work, tasks, *arguments)
+        if last:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ingest_module, "run_tasks", stops_before_the_last)
+        patch.setattr(ingest_module, "run_tasks", stops)
         with pytest.raises(KeyboardInterrupt):
             _run(tmp_path, sources, "cut")
     work = tmp_path / "cut/work"
