@@ -166,7 +166,7 @@ def choose(
     inputs = {"scores": scores.fingerprint} | (
         {"lengths": tokens.fingerprint} if budget.counts_tokens and tokens else {}
     )
-    manifest = run.stage("choose", settings, inputs, body, version=2)  # 2 never takes more rows than the budget has
+    manifest = run.stage("choose", settings, inputs, body, version=2)  # since 2 RAISE keeps to the budget
     publish_selection(run, manifest)
     return manifest
 

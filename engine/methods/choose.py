@@ -37,13 +37,13 @@ def choose_top(chunks: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tu
     return ids, scores
 
 
-def choose_in_order(chunks: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
-    """Ids and scores of the first rows in the order that a recipe has made; a row without a place is not chosen."""
+def choose_in_order(chunks: Iterable[pa.Table], most: int | None = None) -> tuple[Ids, Scores]:
+    """Ids and scores of the rows in the order that a recipe has made, `most` of them; a row without a place is not chosen."""
     placed = [chunk.filter(chunk[ORDER].is_valid()).select([ID, SCORE, ORDER]) for chunk in chunks]
     table = pa.concat_tables(placed).sort_by(ORDER) if placed else None
     if table is None or len(table) == 0:
         raise DataError("choose: nothing was selected: no row has a place in the order.")
-    first = table.slice(0, budget.rows_of(pool_rows))
+    first = table.slice(0, most)
     return first[ID].to_numpy(), first[SCORE].to_numpy()
 
 

@@ -45,7 +45,7 @@ class Coverage(Selector):
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
         """The centres in their order."""
-        return choose_in_order(scores, budget, pool_rows)
+        return choose_in_order(scores)
 
 
 def place_centers(ids: Ids, centers: pa.Table, no_vector: Ids) -> pa.Table:

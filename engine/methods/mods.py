@@ -136,8 +136,8 @@ class Mods(Selector):
     config: ModsConfig
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
-        """Seeds, then augmented rows: the recipe has kept to the budget already."""
-        return choose_in_order(scores, budget, pool_rows)
+        """Seeds, then augmented rows. The recipe keeps to the budget; without a second k-center it takes all needed rows and says so."""
+        return choose_in_order(scores)
 
 
 def seed_count(config: ModsConfig, total: int) -> int:

@@ -82,7 +82,7 @@ class Raise(Selector):
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
         """By first step, up to the budget."""
-        return choose_in_order(scores, budget, pool_rows)
+        return choose_in_order(scores, budget.rows_of(pool_rows))
 
 
 def departures(config: RaiseConfig) -> dict[str, Any]:
