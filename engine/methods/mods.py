@@ -136,7 +136,7 @@ class Mods(Selector):
     config: ModsConfig
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
-        """Seeds, then augmented rows. The recipe keeps to the budget; without a second k-center it takes all needed rows and says so."""
+        """Seeds, then augmented rows; the recipe keeps to the budget, or says that it does not (`second_coverage` off)."""
         return choose_in_order(scores)
 
 
