@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tiny_embeddings  # by this name in a driver of its own, too
+from tiny_embeddings import write_embeddings
 
 from raysift.errors import DataError, StageError
 from raysift.jobs.coverage import covering
@@ -21,9 +23,6 @@ from raysift.kcenter.picking import k_center
 from raysift.kcenter.settings import CoverageSettings
 from raysift.settings.resources import Resources
 from raysift.storage import open_location
-
-from ... import tiny_embeddings  # noqa: TID252
-from ...tiny_embeddings import write_embeddings  # noqa: TID252
 
 ROWS, DIMENSION, K = 3000, 12, 300
 HALF = {"cpus_per_worker": 0.5}
@@ -267,7 +266,7 @@ def test_shards_that_die_again_and_again_end_the_run_with_the_reason(ray_local, 
 
 DRIVER = """
 import os, signal, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], os.path.dirname(os.path.dirname(sys.argv[1]))]
 import test_coverage as t
 t.covering.CHECKPOINT_S = 0
 from raysift.kcenter import picking as kcenter
