@@ -40,7 +40,7 @@ class Adapter:
 
 
 def find_adapter(model: nn.Module, adapter: str | None = None) -> Adapter:
-    """The LoRA adapter of this name, or the only one; raises a ModelError that explains why gradients would be wrong."""
+    """The LoRA adapter of this name, or the only one; raises ModelError with the reason if gradients would be wrong."""
     factors = [(name, match) for name, _ in model.named_parameters() if (match := _FACTOR.match(name))]
     names = sorted({match["adapter"] for _, match in factors})
     if adapter is None and len(names) == 1:

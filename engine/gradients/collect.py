@@ -67,7 +67,7 @@ class RowVectors:
 
 
 class RowGradients:
-    """Computes row vectors for one model and adapter; `direction` and `sink` belong to a checkpoint, so can be replaced.
+    """Computes row vectors for one model and adapter; `direction` and `sink` can be set per checkpoint.
 
     `token_budget` bounds rows x longest row of a batch. A batch that does not fit in memory is halved, and so is the
     budget. The model is put in eval mode: dropout would make a row's gradient random.
