@@ -1,4 +1,4 @@
-"""The direction in which Adam would move the adapter if its next step saw one row alone.
+"""The direction in which Adam would move the adapter if its next step used a single row.
 
 With a row's gradient g and the checkpoint's moments m, v after t steps, m' = b1 m + (1 - b1) g, v' = b2 v + (1 - b2)
 g^2:
@@ -37,7 +37,7 @@ class FlatMoments:
 
 
 class AdamDirection:
-    """Applies the direction in place, tensor by tensor; what does not depend on the row is computed once."""
+    """Applies the direction in place, tensor by tensor; terms that do not depend on the row are computed once."""
 
     def __init__(self, settings: AdamSettings, moments: FlatMoments) -> None:
         b1, b2 = settings.beta1, settings.beta2
@@ -50,7 +50,7 @@ class AdamDirection:
         self._denominator = [v * (b2 / self._bias2) + floor for v in moments.second]
 
     def apply(self, index: int, gradients: Tensor) -> None:
-        """Overwrites the (rows, size) gradients of tensor `index` by their Adam directions."""
+        """Overwrites the (rows, size) gradients of tensor `index` with their Adam directions."""
         numerator, denominator = (
             self._on(self._numerator, index, gradients),
             self._on(self._denominator, index, gradients),
@@ -64,14 +64,14 @@ class AdamDirection:
 
     @staticmethod
     def _on(parts: list[Tensor], index: int, like: Tensor) -> Tensor:
-        """Moves a tensor once to where the gradients are and keeps it there."""
+        """Moves a tensor to the gradients' device and dtype once, and keeps it there."""
         if parts[index].device != like.device or parts[index].dtype != like.dtype:
             parts[index] = parts[index].to(device=like.device, dtype=like.dtype)
         return parts[index]
 
 
 def make_direction(settings: AdamSettings, moments: FlatMoments | None) -> AdamDirection | None:
-    """The direction asked for; None for the plain gradient. Refuses Adam without moments instead of falling back."""
+    """The direction these settings ask for; None for the plain gradient. Refuses Adam without moments; no fallback."""
     if settings.form == "none":
         return None
     if moments is None:
@@ -84,7 +84,7 @@ def make_direction(settings: AdamSettings, moments: FlatMoments | None) -> AdamD
 
 
 def canonical_name(parameter: str) -> str:
-    """A parameter's name without wrapper prefixes and without the adapter's own name, as PEFT's files have it."""
+    """A parameter's name without wrapper prefixes and without the adapter's own name, as in PEFT's files."""
     for prefix in ("module.", "_orig_mod."):
         parameter = parameter.removeprefix(prefix)
     parameter = parameter.replace("_fsdp_wrapped_module.", "").replace("_checkpoint_wrapped_module.", "")
@@ -94,15 +94,15 @@ def canonical_name(parameter: str) -> str:
 def named_moments(
     first: Mapping[str, Tensor], second: Mapping[str, Tensor], step: int, layout: ParameterLayout
 ) -> FlatMoments:
-    """Orders moments saved by parameter name as the layout has them, and checks names, shapes and values."""
+    """Puts moments saved by parameter name into the layout's order and checks names, shapes and values."""
     return FlatMoments(_ordered(first, layout, "first"), _ordered(second, layout, "second"), step)
 
 
 def optimizer_moments(state: Mapping[str, Any], layout: ParameterLayout) -> tuple[FlatMoments, str]:
-    """Moments out of a torch optimizer's state dict, keyed by name (FSDP) or number; also says in words which it was.
+    """Moments out of a torch optimizer's state dict, keyed by name (FSDP) or number; also returns which, in words.
 
-    Numbers follow the order in which the trainable parameters were registered, which is the layout's; shapes are
-    checked, but two tensors of one shape cannot be told apart, so names are preferred wherever there is a choice.
+    Numbers follow the registration order of the trainable parameters, which is the layout's order. Shapes are checked,
+    but tensors of the same shape are indistinguishable, so prefer names wherever there is a choice.
     """
     entries: Mapping[Any, Any] = state.get("state", state)
     if not entries:

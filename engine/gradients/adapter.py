@@ -1,8 +1,8 @@
-"""Finds the LoRA linear layers of a model by name, gives them their order, and refuses what the hooks cannot see.
+"""Finds the LoRA linear layers of a model by name, orders them, and refuses adapters that the hooks cannot capture.
 
 PEFT names the two factors `*.lora_A.<adapter>` and `*.lora_B.<adapter>`; both are plain linear layers, so the base may
 be anything (fused projections, Conv1D, 4-bit): only the factors' inputs and output gradients matter. The scaling alpha
-/ r (or alpha / sqrt(r)) stands after them and is part of the output gradient.
+/ r (or alpha / sqrt(r)) comes after them and is part of the output gradient.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from raysift.gradients.adam import canonical_name
 from raysift.store.projection import ParameterLayout
 
 _FACTOR = re.compile(r"^(?P<layer>.+)\.lora_(?P<which>[AB])\.(?P<adapter>[^.]+)\.weight$")
-# What PEFT keeps beside the two factors where the layer computes something else than scaling * B A x.
+# Attributes PEFT adds beside the two factors when a layer computes something other than scaling * B A x.
 _REFUSED = {
     "lora_magnitude_vector": "DoRA: the norm of the merged weight depends on A and B, so a row's "
     "gradient is not a product",
@@ -31,7 +31,7 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class Adapter:
-    """The factors of one adapter: `modules[i]` are all layers that use the tensor `layout.names[i]`."""
+    """The factors of one adapter: `modules[i]` holds all layers that use the tensor `layout.names[i]`."""
 
     name: str
     layout: ParameterLayout
@@ -40,8 +40,7 @@ class Adapter:
 
 
 def find_adapter(model: nn.Module, adapter: str | None = None) -> Adapter:
-    """The LoRA adapter of this name, or the only one; raises ModelError, with the reason, where gradients would be
-    wrong."""
+    """The LoRA adapter of this name, or the only one; raises ModelError with the reason if gradients would be wrong."""
     factors = [(name, match) for name, _ in model.named_parameters() if (match := _FACTOR.match(name))]
     names = sorted({match["adapter"] for _, match in factors})
     if adapter is None and len(names) == 1:
@@ -67,7 +66,7 @@ def find_adapter(model: nn.Module, adapter: str | None = None) -> Adapter:
 
 @contextmanager
 def adapter_off(adapter: Adapter) -> Iterator[None]:
-    """Inside, the model is its base: every second factor gives zeros."""
+    """Inside the block the model acts as its base: every B factor returns zeros."""
 
     def zeros(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         return output.new_zeros(output.shape)

@@ -1,9 +1,9 @@
 """Every row's own gradient of every LoRA factor, from one backward pass of the whole batch.
 
 For a linear layer y = W x, the gradient of row b's loss is the sum over its tokens t of outer(delta[b, t], x[b, t]),
-delta being the gradient at y: one batched matrix product. Rows do not see each other, so the sum of their losses gives
-each row's delta. Weight gradients are never taped: parameters are frozen, and the tape starts at the first A factor. A
-gradient is handed on as soon as it is complete, so no more than one tensor per row is alive.
+where delta is the gradient at y: one batched matrix product. Rows do not see each other, so one backward pass from the
+sum of their losses gives each row's delta. Autograd never records weight gradients: parameters are frozen, and the tape
+starts at the first A factor. A gradient is passed on as soon as it is complete, so at most one tensor per row is alive.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ Receiver = Callable[[int, Tensor], None]
 
 
 class RowsMixed(Exception):
-    """A layer saw tokens that are no longer ordered by row (routed, flattened); one row at a time, it cannot matter."""
+    """A layer saw tokens that are no longer ordered by row (routed, flattened). Harmless with one row per batch."""
 
 
 class Capture:
-    """Collects during one forward and one backward; `receive(index, gradients)` gets (rows, size), to keep or
-    overwrite."""
+    """Collects row gradients during one forward and one backward pass.
+
+    `receive(index, gradients)` gets a tensor (rows, size), which it may keep or overwrite.
+    """
 
     def __init__(self, adapter: Adapter, shape: tuple[int, int], receive: Receiver) -> None:
         self._adapter = adapter
@@ -40,7 +42,7 @@ class Capture:
 
     @contextmanager
     def hooked(self, model: nn.Module) -> Iterator[None]:
-        """Within, the model's forward is watched and its parameters are frozen."""
+        """Inside the block, hooks watch the model's forward pass and its parameters are frozen."""
         trained = [p for p in model.parameters() if p.requires_grad]
         handles = [
             module.register_forward_hook(partial(self._called, index))
@@ -58,7 +60,7 @@ class Capture:
                 handle.remove()
 
     def check_called(self) -> None:
-        """To be asked between forward and backward: an adapter that is switched off leaves no trace."""
+        """Call between forward and backward: raises ModelError if no layer of the adapter ran, e.g. when it is off."""
         if not any(self._calls):
             raise ModelError(
                 f"gradients: no layer of adapter '{self._adapter.name}' was called. Activate it (set_adapter) and "
@@ -66,8 +68,8 @@ class Capture:
             )
 
     def flush(self) -> None:
-        """After backward: hands on what waited for calls without influence on the loss, and zeros for layers never
-        used."""
+        """Call after backward: passes on sums still waiting for calls that do not affect the loss, and zeros for unused
+        layers."""
         for index, size in enumerate(self._adapter.layout.sizes):
             if index not in self._emitted:
                 weight = self._adapter.modules[index][0].weight

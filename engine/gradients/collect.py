@@ -1,8 +1,7 @@
-"""From tokenised rows to one vector each: batches by token budget, direction, projection or match, and an account of
-all rows.
+"""Turns tokenised rows into one vector each: batching, direction, projection or match; lists rows without a vector.
 
 A row's vector does not depend on its batch mates, the batch size, the padding or the order, beyond the rounding of
-matrix products: the tests hold it to 1e-5 of its length in float32.
+matrix products: the tests allow 1e-5 of its length in float32.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ Reduction = Literal["mean", "sum"]
 
 
 class Sink(Protocol):
-    """Where gradients go, tensor by tensor: a Projection or an ExactMatch."""
+    """Receives gradients tensor by tensor: a Projection or an ExactMatch."""
 
     width: int
 
     def add(self, accumulator: Tensor, index: int, gradients: Tensor) -> None:
-        """Adds one tensor's gradients, (rows, size), which it may overwrite, to the (rows, width) accumulator."""
+        """Adds one tensor's gradients, (rows, size), to the (rows, width) accumulator; may overwrite the gradients."""
 
     def finish(self, accumulator: Tensor) -> Tensor:
         """Turns the sum over all tensors into the rows' results."""
@@ -57,7 +56,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class RowVectors:
-    """Results of the rows that have one, in the order they were given, and the others with their reasons."""
+    """Results in the order of the given rows; rows without a result are in `set_aside`, each with its reason."""
 
     ids: NDArray[np.int64]
     vectors: NDArray[np.floating]
@@ -68,11 +67,10 @@ class RowVectors:
 
 
 class RowGradients:
-    """Computes row vectors with one model and adapter; `direction` and `sink` belong to a checkpoint and may be
-    exchanged.
+    """Computes row vectors for one model and adapter; `direction` and `sink` can be set per checkpoint.
 
-    `token_budget` bounds rows x longest row of a batch. A batch that does not fit in memory is halved, and the budget
-    with it. The model is put in eval mode: dropout would make a row's gradient random.
+    `token_budget` bounds rows x longest row of a batch. A batch that does not fit in memory is halved, and so is the
+    budget. The model is put in eval mode: dropout would make a row's gradient random.
     """
 
     def __init__(
@@ -124,7 +122,7 @@ class RowGradients:
         )
 
     def losses(self, rows: Sequence[TokenRow], reduction: Reduction = "mean") -> NDArray[np.float64]:
-        """Each row's loss without any gradient; raises DataError where a row has no label tokens."""
+        """Each row's loss without any gradient; raises DataError if a row has no label tokens."""
         refused = [why for row in rows if (why := check_row(row, self.max_tokens))]
         if refused:
             raise DataError(f"gradients: row {refused[0].id} has no loss: {refused[0].message}")
@@ -139,10 +137,10 @@ class RowGradients:
         return out
 
     def deviations(self, rows: Sequence[TokenRow]) -> dict[int, float]:
-        """How far each row's plain gradient, computed with the others', is from autograd's of the row alone, relative to that.
+        """Relative distance of each row's plain gradient, computed in a batch, from autograd's for the row alone.
 
-        For a few short rows before a long run: it finds models whose layers the hooks misread, and those that look at batch
-        mates or padding. Rows without a gradient are left out, and all where autograd's do not fit in memory.
+        A check with a few short rows before a long run: it finds models whose layers the hooks misread, or that look at
+        batch mates or padding. Rows without a gradient are left out. Out of memory: the result is empty.
         """
         whole = Projection(ProjectionSettings(kind="none"), self.adapter.layout)
         kept = self.sink, self.direction, self.token_budget
@@ -187,7 +185,7 @@ class RowGradients:
     def _results(
         self, part: list[TokenRow], reduction: Reduction
     ) -> list[SetAside | tuple[NDArray[np.floating], float, float]]:
-        """Results of one planned batch, in pieces where it does not fit in memory or mixes its rows."""
+        """Results of one planned batch, split into pieces if it does not fit in memory or the model mixes its rows."""
         pieces = [part]
         results: list[SetAside | tuple[NDArray[np.floating], float, float]] = []
         while pieces:
@@ -215,7 +213,7 @@ class RowGradients:
                     pieces[:0] = _halves(piece)
             else:
                 continue
-            # Outside the except block, where the traceback no longer holds the failed batch's tensors.
+            # Outside the except block, because there the traceback still holds the failed batch's tensors.
             _release_memory()
         return results
 
@@ -238,8 +236,7 @@ class RowGradients:
         return _sorted_out(part, vectors, norms, losses.detach().cpu().numpy())
 
     def _device(self) -> torch.device:
-        """Where the token ids have to be: with the input embedding, also where a model is spread over several
-        devices."""
+        """The device for token ids: that of the input embedding, even if the model is spread over several devices."""
         get = getattr(self.model, "get_input_embeddings", None)
         embedding = get() if callable(get) else None
         weight = getattr(embedding, "weight", None)
@@ -251,7 +248,7 @@ class RowGradients:
 
 
 class _Sums:
-    """The sink's accumulator and the squared norms of the plain gradients, one pair for each device of the model."""
+    """The sink's accumulator and the squared norms of the plain gradients, one pair per device of the model."""
 
     def __init__(self, sink: Sink, direction: AdamDirection | None, rows: int) -> None:
         self._sink = sink

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 WORTH_IT = 192
-"""Hidden numbers of a model from which oneDNN pays: each shape is compiled first, for which small products are too quick."""
+"""Smallest hidden size at which oneDNN pays: it compiles each shape first, which costs more than small products do."""
 
 
 @contextlib.contextmanager
 def quick_products(model: Any) -> Iterator[None]:
-    """Multiplies by oneDNN in this block where that is exact and pays for this model, and as usual elsewhere.
+    """Multiplies with oneDNN inside the block if that is exact and pays for this model, otherwise as usual.
 
-    Torch takes MKL, which on AMD leaves AVX-512 unused: 100 against 210 Gflop/s on one core. Its one switch to oneDNN
-    permits bfloat16 as well, which processors with matrix units then use; so the switch is tried on a product first.
+    Torch uses MKL, which leaves AVX-512 unused on AMD: 100 Gflop/s on one core against oneDNN's 210. Its only switch to
+    oneDNN also permits bfloat16, which processors with matrix units then use; so a trial product checks it first.
     """
     with _bfloat16_permitted() if _is_wide(model) and _permission_changes_nothing() else contextlib.nullcontext():
         yield
@@ -48,15 +48,15 @@ def _bfloat16_permitted() -> Iterator[None]:
 
 @lru_cache(maxsize=1)
 def _permission_changes_nothing() -> bool:
-    """Whether products stay at float32's precision on this processor where bfloat16's is permitted."""
+    """Whether products on this processor keep float32 precision even when bfloat16 is permitted."""
     if not hasattr(getattr(torch.backends.mkldnn, "matmul", None), "fp32_precision"):
         return False  # torch before 2.9
-    # Kernels are kept by shape, and every batch brings new ones: the usual 1024 took 700 MB, 64 are as fast with 300.
+    # oneDNN caches kernels by shape, and every batch has new ones: the default 1024 took 700 MB; 64 take 300, as fast.
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     draw = torch.Generator().manual_seed(0)
     left, right = (torch.randn(2, 64, 512, generator=draw) for _ in range(2))
     exact = left.double() @ right.double().mT
     with _bfloat16_permitted():
         found = left @ right.mT, torch.nn.functional.linear(left[0], right[0]).unsqueeze(0)
-    # Sums of 512 products are about 23; float32 is off by some 1e-5, bfloat16 by some 1e-1.
+    # Sums of 512 products are about 23; the error is about 1e-5 in float32 and 1e-1 in bfloat16.
     return all(bool((product - exact[: len(product)]).abs().max() < 1e-3) for product in found)

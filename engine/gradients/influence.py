@@ -1,10 +1,10 @@
-"""From stored row vectors and target vectors to one score per row and the best rows.
+"""Scores each row from stored row vectors and target vectors, and finds the best rows.
 
     score(z) = max over subtasks j of sum over checkpoints i of w_i <t_i(z), v_ij>
 
 t_i(z): the row's unit vector at checkpoint i; v_ij: the target of subtask j there, a mean of unit vectors (so the
-product is the mean of cosines over shots); w_i: the mean learning rate while checkpoint i came about, divided by their
-sum. Each row is scored by itself, so shards may be scored anywhere and in any order.
+product is the mean of cosines over shots); w_i: the mean learning rate of the training between checkpoints i - 1 and i,
+divided by the sum of these rates. Each row is scored by itself, so shards may be scored anywhere, in any order.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHUNK_ROWS = 1024
 
 @dataclass(frozen=True)
 class TargetColumns:
-    """Which target each subtask column belongs to, and what the targets weigh; one target of weight 1 unless said."""
+    """Which target each subtask column belongs to, and the weight of each target. Default: one target of weight 1."""
 
     subtasks: tuple[str, ...]
     target_of: tuple[int, ...]
@@ -47,7 +47,7 @@ class TargetColumns:
 
 
 def checkpoint_weights(rates: Sequence[float]) -> NDArray[np.float64]:
-    """Weights of the checkpoints from the learning rates that were recorded while they were trained."""
+    """Checkpoint weights: the learning rates recorded during their training, divided by their sum."""
     weights = np.asarray(rates, dtype=np.float64)
     if weights.ndim != 1 or not len(weights) or not np.isfinite(weights).all() or (weights < 0).any():
         raise DataError(f"match: learning rates {weights.tolist()}, expected one number from 0 up per checkpoint")
@@ -58,19 +58,19 @@ def checkpoint_weights(rates: Sequence[float]) -> NDArray[np.float64]:
 
 
 def match_rows(rows: Array | Stored, targets: Array) -> NDArray[np.float32]:
-    """Products of rows as stored with target vectors (subtasks, d); the same bits for a row in any shard."""
+    """Products of stored rows with target vectors (subtasks, d); a row's result is bit-identical in any shard."""
     if rows.ndim != 2 or targets.ndim != 2 or dimension_of(rows) != targets.shape[1]:
         raise DataError(
             f"match: rows of shape {rows.shape} against targets of shape {targets.shape}. Rebuild one of them."
         )
     if rows.dtype == np.uint8:
-        from raysift.store.sign_products import match_signs  # needs torch, which numbers do without
+        from raysift.store.sign_products import match_signs  # imports torch, which other dtypes do not need
 
         return match_signs(rows, targets)
     wide = np.ascontiguousarray(targets.T, dtype=np.float32)
     scores = np.empty((len(rows), len(targets)), np.float32)
-    # One shape for all products, the last chunk filled up with zeros: a product's rounding may depend on its shape, and
-    # a row's score must not depend on the shard that it came in.
+    # All products have one shape, with the last chunk padded with zeros: rounding may depend on a product's shape, and
+    # a row's score must not depend on its shard.
     size = max(1, min(_CHUNK_ROWS, _CHUNK_NUMBERS // targets.shape[1]))
     chunk = np.zeros((size, targets.shape[1]), np.float32)
     for start in range(0, len(rows), size):
@@ -82,7 +82,7 @@ def match_rows(rows: Array | Stored, targets: Array) -> NDArray[np.float32]:
 
 
 def weigh_checkpoints(matches: Array, weights: ArrayLike) -> NDArray[np.float64]:
-    """The inner sum of the formula above, (rows, subtasks), from products (rows, checkpoints, subtasks)."""
+    """The module formula's sum over checkpoints: (rows, subtasks) from products (rows, checkpoints, subtasks)."""
     total: NDArray[np.float64] = np.einsum("c,ncs->ns", np.asarray(weights, np.float64), matches.astype(np.float64))
     return total
 
@@ -101,10 +101,10 @@ def aggregate_subtasks(scores: Array, columns: TargetColumns, rule: str = "max")
 
 
 class InfluenceReduce:
-    """Finds the k best rows of any number of scored shards, in any order.
+    """Finds the k best rows of any number of scored shards, added in any order.
 
-    Under `round_robin` the subtasks pick in turn, each its best row that none has picked. k per subtask are kept,
-    which is enough: before a subtask's last turn, fewer than k rows are gone.
+    Under `round_robin` the subtasks take turns; each picks its best row not yet picked. Keeping k rows per subtask is
+    enough: before a subtask's last turn, fewer than k rows have been picked.
     """
 
     def __init__(self, k: int, columns: TargetColumns, settings: MatchSettings | None = None) -> None:
@@ -114,7 +114,7 @@ class InfluenceReduce:
         self.k = k
 
     def add(self, ids: ArrayLike, scores: Array) -> NDArray[np.float64]:
-        """Takes (rows, subtasks) scores of one shard and returns one score per row, to be stored for every row."""
+        """Takes (rows, subtasks) scores of one shard and returns one score for every row, to be stored."""
         rule = "max" if self.rule == "round_robin" else self.rule
         single = aggregate_subtasks(scores, self.columns, rule)
         offered = scores.T if self.rule == "round_robin" else single[None, :]
@@ -134,7 +134,7 @@ class InfluenceReduce:
 def round_robin(
     rankings: Sequence[tuple[NDArray[np.int64], NDArray[np.float64]]], k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Ids in order of picking, which ranking picked each, and its score there."""
+    """Ids in picking order, the number of the ranking that picked each, and its score in that ranking."""
     taken: dict[int, tuple[int, float]] = {}
     places = [0] * len(rankings)
     left = list(range(len(rankings)))

@@ -1,7 +1,8 @@
-"""Token losses of a batch and their gradient at the logits, for the predicted positions alone.
+"""Token losses of a batch and their gradient at the logits, for the predicted positions only.
 
-The language-model head is by far the widest layer, so it is applied only where a label is: the hidden states are
-thinned out on their way into it. What models do after the head (scaling, soft capping) is elementwise and unaffected.
+The language-model head is by far the widest layer, so it is applied only at positions with a label: a hook
+drops the other hidden states before the head. Steps after the head (scaling, soft capping) are elementwise and
+unaffected.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def label_logits(model: nn.Module, batch: Batch, head: nn.Module | None) -> Tens
 
 
 def find_head(model: nn.Module) -> nn.Module | None:
-    """The layer that makes logits, where the model names one and no adapter sits in it."""
+    """The layer that computes the logits, if the model names one and it contains no adapter."""
     get = getattr(model, "get_output_embeddings", None)
     head: nn.Module | None = get() if callable(get) else None
     if head is None or any("lora_" in name for name, _ in head.named_modules()):
@@ -52,7 +53,7 @@ def find_head(model: nn.Module) -> nn.Module | None:
 def row_losses(logits: Tensor, batch: Batch, weights: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """Each row's sum of `weights` (one per position) x cross-entropy, and the gradient of their total at the logits.
 
-    The gradient is written down, weights x (softmax - onehot), instead of being taped: one pass over the logits less.
+    The gradient is computed by formula, weights x (softmax - onehot), not by autograd: one pass fewer over the logits.
     """
     wide = logits.detach()
     wide = wide if wide.dtype == torch.float64 else wide.float()

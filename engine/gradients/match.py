@@ -1,4 +1,4 @@
-"""Exact cosines without a store: targets known beforehand, dot products and norms gathered layer by layer."""
+"""Exact cosines without a store: with targets known beforehand, dot products and norms add up layer by layer."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from raysift.store.projection import ParameterLayout
 
 
 class ExactMatch:
-    """Takes the place of a projection: a row's result is its cosine-like score against each target, not a vector.
+    """Replaces a projection: a row's result is its cosine-like score against each target, not a vector.
 
-    `targets` is (subtasks, layout.total) as `preference` gives it without projection. A mean of unit rows
-    keeps its length on purpose: coherent subtasks give larger scores. Memory: one full gradient per target, on each
-    device used.
+    `targets` is (subtasks, layout.total), as `preference` computes it without projection. A mean of unit rows keeps its
+    length on purpose: coherent subtasks give larger scores. Memory: one full gradient per target on each device used.
     """
 
     def __init__(self, targets: Tensor, layout: ParameterLayout) -> None:

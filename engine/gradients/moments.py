@@ -1,8 +1,8 @@
 """Adam's moments by parameter name, in safetensors: `exp_avg.NAME`, `exp_avg_sq.NAME`, the rest in the metadata.
 
-LESS and ROSE precondition a row's gradient with them, and a training resumes from them. Optimizers keep moments by
-number; a number means nothing once a layer is added or frozen, so ours are stored by name. The order of the names is
-the order in which the model registers its trainable parameters, in which gradients are laid out in one vector.
+LESS and ROSE precondition a row's gradient with them, and a training resumes from them. Optimizers key moments by
+number, which means nothing once a layer is added or frozen, so these files use names. The names are in the model's
+registration order of its trainable parameters, the same order in which gradients are laid out in one vector.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Moments:
 
 
 def save_moments(place: Location, moments: Moments) -> None:
-    """Write the file whole or not at all."""
+    """Write the file atomically: complete or not at all."""
     if list(moments.exp_avg) != list(moments.exp_avg_sq):
         raise DataError(f"moments: {place}: the two moments are not of the same parameters in the same order.")
     tensors = {f"{FIRST}{name}": np.asarray(value, np.float32) for name, value in moments.exp_avg.items()}
@@ -57,7 +57,7 @@ def save_moments(place: Location, moments: Moments) -> None:
 
 
 def load_moments(place: Location) -> Moments:
-    """Read what `save_moments` wrote."""
+    """Read a file written by `save_moments`."""
     if not place.exists():
         raise DataError(
             f"moments: there is no {place}. A fine-tune writes one a epoch, as epoch-N/moments.safetensors."

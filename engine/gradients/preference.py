@@ -1,15 +1,15 @@
-"""Target gradients: what the selected rows should lower, as one vector per subtask.
+"""Target gradients: the gradient of the loss that the selected rows should lower, one vector per subtask.
 
 ROSE takes the pairwise preference loss (DPO) of the policy (base + adapter) against the reference (adapter off):
 
     margin = [log p(chosen) - log p_ref(chosen)] - [log p(rejected) - log p_ref(rejected)]
-    loss = -log sigmoid(beta margin),   gradient = beta sigmoid(-beta margin) (grad log p(rejected) - grad log
-    p(chosen))
+    loss = -log sigmoid(beta margin)
+    gradient = beta sigmoid(-beta margin) (grad log p(rejected) - grad log p(chosen))
 
 LESS takes the mean token cross-entropy of examples. Gradients are plain, never Adam's, so scaling an example changes
-nothing. Normalised pair by pair (*mean_of_units*, the official code), the factor in front cancels: then neither beta
-nor the reference has any effect. In *unit_of_mean*, the papers' expectation, pairs that the model gets wrong weigh
-more. Departure: a prompt's end-of-sequence token (official ROSE) is a matter of the template, not of this file.
+nothing. With *mean_of_units* (the official code) each pair is normalised and the factor in front cancels: neither beta
+nor the reference has any effect. With *unit_of_mean*, the papers' expectation, pairs that the model gets wrong weigh
+more. Departure from official ROSE: the template, not this file, decides on an end-of-sequence token after the prompt.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ T = TypeVar("T")
 SAME_ANSWERS = "chosen_equals_rejected"
 SAME_UNTIL_CUT = "equal_up_to_the_cut"
 
-_HELD_NUMBERS = 2**27  # of unaggregated gradients at once: 512 MiB in float32
+_HELD_NUMBERS = 2**27  # numbers of unaggregated gradients in memory at once: 512 MiB in float32
 
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A preference as the model sees it: both rows hold the prompt, and labels on the answer alone. Their ids are not
-    used."""
+    """A preference as the model sees it: both rows hold the prompt and have labels on the answer only; their ids are
+    unused."""
 
     id: int
     chosen: TokenRow
     rejected: TokenRow
     subtask: str = "all"
     truncated: bool = False
-    """Tokens of an answer were cut off."""
+    """Whether tokens of an answer were cut off."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ class TokenExample:
 
 @dataclass(frozen=True)
 class Member:
-    """What one pair or example brought: its loss, its margin (pairs only) and the length of its gradient; whether tokens
-    of an answer were cut off."""
+    """One pair's or example's contribution: loss, margin (pairs only), gradient length, whether an answer was cut."""
 
     id: int
     subtask: str
@@ -73,10 +72,10 @@ class Member:
 
 @dataclass(frozen=True)
 class Targets:
-    """One vector per subtask, (subtasks, width), in sorted order of their names, and who contributed.
+    """One vector per subtask, (subtasks, width), sorted by subtask name, and the pairs or examples that contributed.
 
-    `set_aside` lists pairs and examples without a gradient. Those of equal answers count as zero in a mean, as in the
-    official code; others are left out of it. `units` holds each member's normalised gradient where it was asked for.
+    `set_aside` lists pairs and examples without a gradient. Pairs with equal answers count as zero in a mean, as in the
+    official code; the others are left out of it. `units` holds each member's normalised gradient, if requested.
     """
 
     subtasks: tuple[str, ...]
@@ -92,8 +91,7 @@ def preference_loss(margin: NDArray[np.float64], beta: float) -> NDArray[np.floa
 
 
 def preference_pull(margin: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
-    """beta sigmoid(-beta margin): how strongly a pair still pulls; near zero where the model already prefers
-    `chosen`."""
+    """beta sigmoid(-beta margin): how strongly a pair still pulls; near zero if the model already prefers `chosen`."""
     return beta * np.exp(-np.logaddexp(0.0, beta * margin))
 
 
@@ -104,7 +102,7 @@ def preference_targets(
     targets: TargetSettings,
     keep_units: bool = False,
 ) -> Targets:
-    """Targets of ROSE, through the sink that `gradients` carries (a projection; of kind none for exact matching)."""
+    """Targets of ROSE, computed with the sink of `gradients`: a projection, of kind none for exact matching."""
     kept, set_aside = _checked_pairs(gradients, pairs)
     means = _SubtaskMeans(targets, [pair.subtask for pair in pairs], keep_units)
     for why in set_aside:
@@ -151,7 +149,7 @@ def _add_pairs(
             set_aside.append(SetAside(pair.id, reasons[i].reason, reasons[i].message))
             continue
         chosen, rejected = where[2 * i], where[2 * i + 1]
-        # Losses are -log p, so the signs of the module's formulas turn.
+        # Losses are -log p, so the signs are the opposite of those in the module's formulas.
         gain = (result.losses[rejected] - reference[2 * i + 1]) - (result.losses[chosen] - reference[2 * i])
         vector, member = _pair_gradient(pair, result, chosen, rejected, float(gain), settings.beta)
         if not (np.isfinite(member.norm) and np.isfinite(member.loss)):
@@ -173,12 +171,12 @@ def _pair_gradient(
         return difference * pull.astype(difference.dtype), Member(
             pair.id, pair.subtask, float(loss), norm * float(pull), margin, pair.truncated
         )
-    # The pull of a pair that is already right by far underflows; its direction is still that of the difference.
+    # The pull underflows if the model clearly prefers `chosen`; the direction is still that of the difference.
     return difference, Member(pair.id, pair.subtask, float(loss), norm, margin, pair.truncated)
 
 
 class _SubtaskMeans:
-    """Running sums per subtask, in double precision so that the order of the members does not show."""
+    """Running sums per subtask, in double precision so that the order of members does not matter."""
 
     def __init__(self, settings: TargetSettings, subtasks: Sequence[str], keep_units: bool) -> None:
         if not subtasks:
@@ -260,7 +258,7 @@ def _chunks(items: list[T], gradients: RowGradients, per_item: int) -> Iterator[
 
 @contextmanager
 def _plain(gradients: RowGradients) -> Iterator[None]:
-    """Targets are plain gradients, whatever direction the rows get."""
+    """Turns the Adam direction off inside the block: targets are plain gradients, whatever direction the rows get."""
     direction, gradients.direction = gradients.direction, None
     try:
         yield

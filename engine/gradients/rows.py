@@ -1,4 +1,4 @@
-"""Tokenised rows, the batches they are put in, and why a row is set aside."""
+"""Tokenised rows, their batches, and the reasons for setting a row aside."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class TokenRow:
 
     @property
     def n_labels(self) -> int:
-        """Tokens that are predicted; the first token never is."""
+        """Number of predicted tokens; the first token is never predicted."""
         return int(np.count_nonzero(np.asarray(self.labels)[1:] != IGNORED))
 
 
 @dataclass(frozen=True)
 class SetAside:
-    """A row that has no gradient, one of REASONS, and a message without any of its text."""
+    """A row without a gradient: `reason` is one of REASONS, and `message` contains none of the row's text."""
 
     id: int
     reason: str
@@ -76,9 +76,9 @@ def pad_rows(rows: Sequence[TokenRow], device: torch.device) -> Batch:
 
 
 def plan_batches(lengths: Sequence[int], token_budget: int, max_rows: int = 256) -> list[list[int]]:
-    """Puts rows of like length together: indices into `lengths`, longest first, with rows x longest within the budget.
+    """Batches rows of similar length: indices into `lengths`, longest first, with rows x longest within the budget.
 
-    A row longer than the budget gets a batch of its own. The plan depends on nothing but the lengths and their order.
+    A row longer than the budget gets a batch of its own. The plan depends only on the lengths and their order.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     batches: list[list[int]] = []
@@ -92,7 +92,7 @@ def plan_batches(lengths: Sequence[int], token_budget: int, max_rows: int = 256)
 
 
 def check_row(row: TokenRow, max_tokens: int | None) -> SetAside | None:
-    """Why this row cannot have a gradient, as far as can be told without the model."""
+    """Why this row cannot have a gradient, as far as it shows without the model; None if it can."""
     if len(row.input_ids) != len(row.labels):
         raise ValueError(f"gradients: row {row.id} has {len(row.input_ids)} tokens and {len(row.labels)} labels")
     if max_tokens is not None and len(row) > max_tokens:

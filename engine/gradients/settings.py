@@ -1,4 +1,4 @@
-"""Settings of gradient selection that decide the result. Light: reading them imports neither torch nor ray."""
+"""Settings of gradient selection that affect the result; importing them loads neither torch nor ray."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from raysift.settings.base import Seed, Settings
 
 
 def _usual_dimension(known: dict[str, Any]) -> int:
-    """16 KiB a row and checkpoint, whatever the kind."""
+    """Dimension that takes 16 KiB per row and checkpoint, for either kind."""
     return 131072 if known.get("kind") == "signs" else 8192
 
 
@@ -18,18 +18,18 @@ class ProjectionSettings(Settings):
     """How a gradient of millions of numbers becomes a vector that can be stored."""
 
     kind: Literal["sketch", "signs", "none"] = "signs"
-    """`sketch`: random signs, one rotation per block, sum of blocks; as accurate as the dense matrix of signs in LESS, at a
-    hundredth of the arithmetic. `signs`: the same, but only the signs of its numbers are kept, one bit each: in the same bytes
-    a third of the error, at 1.5 times the matching time. `none`: the gradient itself, for small adapters. Where only a
-    dimension is given, a sketch of that many numbers."""
+    """`sketch`: random signs, one rotation per block, sum of blocks; as accurate as the dense matrix of signs in LESS,
+    at a hundredth of the arithmetic. `signs`: a sketch of which only the signs are kept, one bit per number: a third of
+    the error in the same bytes, at 1.5 times the matching time. `none`: the gradient itself, for small adapters. If
+    only `dimension` is given: `sketch`."""
     dimension: int = Field(default_factory=_usual_dimension, ge=1)
-    """Numbers per row: 131072 signs, or 8192 in half precision, which take the same bytes. A cosine is off by about
-    1 / sqrt(dimension), with signs by a quarter more; bytes grow in proportion. Without effect for `none`."""
+    """Numbers per row: 131072 signs, or 8192 in half precision, which take the same bytes. A cosine's error is
+    about 1 / sqrt(dimension), a quarter more with signs; bytes grow in proportion. No effect with `none`."""
     seed: Seed = 0
-    """Draws another random map of the same kind; vectors of different seeds must not be compared."""
+    """Seed of the random map; vectors of different seeds must not be compared."""
     own_map: bool = True
-    """Each checkpoint draws a map of its own, from the seed and its weights, so that errors average out over checkpoints; off,
-    all share one, as in LESS, and the errors of checkpoints that are alike add up."""
+    """Draw a separate map for each checkpoint, from the seed and its weights, so that errors average out over
+    checkpoints. Off: all share one map, as in LESS, and the errors of similar checkpoints add up."""
 
     @model_validator(mode="before")
     @classmethod
@@ -44,14 +44,13 @@ class ProjectionSettings(Settings):
 
 
 class AdamSettings(Settings):
-    """What a training step on one row would be, given the moments of a checkpoint."""
+    """The form of the Adam step on a single row, given the moments of a checkpoint."""
 
     form: Literal["official", "textbook", "none"] = "official"
-    """`official`: epsilon inside the root, no bias correction, as the code of LESS and ROSE has it. `textbook`:
-    epsilon outside, moments corrected for bias, as the papers write it. `none`: the plain gradient, no moments
-    needed."""
+    """`official`: epsilon inside the root, no bias correction, as in the code of LESS and ROSE. `textbook`: epsilon
+    outside, moments corrected for bias, as in the papers. `none`: the plain gradient, no moments needed."""
     beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Share of the old first moment; at 0 the direction is the row's alone."""
+    """Share of the old first moment; at 0 the direction depends on the row alone."""
     beta2: float = Field(default=0.999, ge=0, lt=1)
     """Share of the old second moment."""
     epsilon: float = Field(default=1e-8, gt=0)
@@ -62,38 +61,37 @@ class PreferenceSettings(Settings):
     """The pairwise preference loss (DPO) whose gradient is the target of ROSE."""
 
     beta: float = Field(default=0.1, gt=0)
-    """Sharpness of the preference. Without effect on `mean_of_units`, where each pair's gradient is normalised."""
+    """Sharpness of the preference. No effect with `mean_of_units`, where each pair's gradient is normalised."""
     log_probability: Literal["sum", "mean"] = "sum"
-    """`sum` over the answer's tokens as in the official code: the longer answer weighs more. `mean`: per token, an
-    extra of ours."""
+    """`sum` over the answer's tokens as in the official code: the longer answer weighs more. `mean`: per token, not in
+    the official code."""
     reference: Literal["base", "none"] = "base"
-    """`base`: the same model with the adapter off. `none`: skip it; margins and losses are then those of the policy
-    alone."""
+    """`base`: the same model with the adapter off. `none`: skip it; margins and losses are then the policy's alone."""
 
 
 class TargetSettings(Settings):
     """How the gradients of a subtask's pairs or examples become one target vector."""
 
     aggregation: Literal["mean_of_units", "unit_of_mean"] = "mean_of_units"
-    """`mean_of_units`: mean of the normalised gradients, as the official code has it. `unit_of_mean`: the normalised
-    mean of raw gradients, as the papers' formulas have it; pairs that the model gets wrong then weigh more."""
+    """`mean_of_units`: mean of the normalised gradients, as in the official code. `unit_of_mean`: the normalised mean
+    of raw gradients, as in the papers' formulas; pairs that the model gets wrong then weigh more."""
     columns: dict[str, str] | None = None
-    """Columns of preference files that are called otherwise, by field: `columns.chosen=better`. ROSE only."""
+    """Names of preference-file columns that differ from the field names: `columns.chosen=better`. ROSE only."""
     subtask: str | None = None
-    """Column of preference files that tells subtasks apart; none: `subtask`, where there is one. ROSE only."""
+    """Column of preference files that names the subtask. Default: `subtask`, if there is one. ROSE only."""
     split: str | None = None
-    """Only examples of this split are the target; none: all. LESS only."""
+    """Use only examples of this split as the target. Default: all. LESS only."""
 
 
 class MatchSettings(Settings):
     """How cosines per checkpoint and subtask become one score per row."""
 
     subtasks: Literal["max", "mean", "round_robin"] = "max"
-    """`max`: a row is as good as its best subtask. `mean`: good on all. `round_robin`: each subtask picks its best in
-    turn."""
+    """`max`: a row is as good as its best subtask. `mean`: the mean over subtasks. `round_robin`: subtasks take turns,
+    each picking its best row."""
     target_weights: tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...] | None = Field(None, min_length=1)
-    """One number per target file: each is then a target of its own, and a row's score the weighted sum of what `subtasks`
-    gives for each of them. None: all files together are one target."""
+    """One number per target file: each file is then a separate target, and a row's score is the weighted sum of its
+    scores by `subtasks` for each target. Default: all files together are one target."""
 
     @model_validator(mode="after")
     def _weighs_scores(self) -> MatchSettings:

@@ -1,4 +1,4 @@
-"""How far cosines of projected vectors stray from the true ones, by theory, so that a run can say so before it begins."""
+"""How far cosines of projected vectors stray from the true ones, by theory, for a report before the run."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from raysift.gradients.settings import ProjectionSettings
 
 @dataclass(frozen=True)
 class Distortion:
-    """Of `parameters` numbers that become `dimension` numbers, or as many signs."""
+    """The error of cosines when `parameters` numbers become `dimension` numbers or signs."""
 
     dimension: int
     parameters: int
     signs: bool = False
 
     def cosine_sd(self, cosine: float = 0.0) -> float:
-        """Standard deviation of the projected cosine around the true one; largest where the vectors are at right
-        angles."""
+        """Standard deviation of the projected cosine around the true one; largest for vectors at right angles."""
         square = cosine**2
-        # Of sqrt(pi / 2) mean(sign(x) v) / rms(v), to first order in 1 / d, for normal x and v of this correlation.
+        # Signs: of sqrt(pi / 2) mean(sign(x) v) / rms(v), to first order in 1 / d, for normal x, v so correlated.
         variance = math.pi / 2 - 2.5 * square + square**2 if self.signs else (1 - square) ** 2
         return math.sqrt(variance / self.dimension)
 
@@ -33,7 +32,7 @@ class Distortion:
 
 
 def estimate_distortion(settings: ProjectionSettings, parameters: int) -> Distortion | None:
-    """The expected error of the chosen kind and dimension; None where nothing is projected."""
+    """The expected error of the chosen kind and dimension; None if nothing is projected."""
     if settings.kind == "none":
         return None
     return Distortion(settings.dimension, parameters, settings.kind == "signs")

@@ -1,16 +1,16 @@
-"""The gradient store on disk: what identifies it, which rows it holds at which checkpoints, and its shards.
+"""The gradient store on disk: its identity, the rows it holds at each checkpoint, and its shards.
 
-    store.json                  the identity: two sets of vectors may be compared only where it is the same
-    segments/HASH/index.parquet id of every row of one pass, whether it was cut, its input's length, and why it failed
+    store.json                  the identity: vectors may be compared only within one identity
+    segments/HASH/index.parquet per row of one pass: id, whether it was cut, length of its input, why it failed
     segments/HASH/shards/       id and, per checkpoint, the row's unit vector (`vectors`), loss and gradient norm
     segments/HASH/segment.json  written last: without it the segment does not count
 
-HASH is that of the store's identity, the pass's row ids and its checkpoints, so a killed pass finds its own folder again.
-A row's id does not tell whether a template showed its input apart (raysift.pool.given_input), and its vector differs by that: the
-index says it, a vector is held only for rows that are shown in the same way, and HASH knows of inputs where there are any.
+HASH covers the store's identity, the pass's row ids and its checkpoints, so a killed pass finds its own folder again.
+A row's vector depends on whether the template shows its input separately (raysift.pool.given_input); its id does not.
+So the index records it, a stored vector counts only for rows shown in the same way, and HASH includes inputs, if any.
 Vectors lie in columns of fixed width, uncompressed and without dictionary: random numbers do not compress, and a
-memory-mapped file is scored at nearly the speed of an array. Rows cost checkpoints x dimension x 2 bytes each, or a
-sixteenth of that where signs are stored.
+memory-mapped file is scored at nearly the speed of an array. A row takes checkpoints x dimension x 2 bytes, or a
+sixteenth of that as signs.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from raysift.store.vectors import Stored, VectorForm
 from raysift.topk import Ids
 
 CODE_VERSION = 1
-"""Raised when the code changes what a vector holds."""
+"""Increased when a code change alters the content of vectors."""
 STORE, SEGMENT, INDEX = "store.json", "segment.json", "index.parquet"
 CUT = "cut"
 INPUT_CHARS = "input_chars"
 INDEX_COLUMNS = pa.schema([(ID, pa.int64()), (CUT, pa.bool_()), (ERROR, pa.string()), (INPUT_CHARS, pa.int32())])
 
-_NUMBERS = b"numbers"  # numpy's name of what a cell of a shard holds; half precision where nothing is said
-_PRODUCT_ROWS = 1024  # `influence.match_rows` multiplies so many at once; a row group is a multiple of them
+_NUMBERS = b"numbers"  # metadata key: numpy's name of the number type in a shard's cells; default half precision
+_PRODUCT_ROWS = 1024  # rows that `influence.match_rows` multiplies at once; a row group is a multiple of this
 _ROW_GROUP_BYTES = 32 * 2**20
 
 
 class StoreIdentity(BaseModel):
-    """All that decides a row's vector at a given checkpoint."""
+    """Everything that determines a row's vector at a given checkpoint."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -58,7 +58,7 @@ class StoreIdentity(BaseModel):
     layout: str
     """Hash of names, shapes and order of the adapter's tensors."""
     projection: str
-    """Hash of the projection; it follows from `projection_settings` and `layout`."""
+    """Hash of the projection, which `projection_settings` and `layout` determine."""
     projection_settings: ProjectionSettings
     adam: AdamSettings
     template: str
@@ -72,7 +72,7 @@ class StoreIdentity(BaseModel):
 
 
 class Segment(BaseModel):
-    """The account of one finished pass: some rows at some checkpoints."""
+    """The record of one finished pass: some rows at some checkpoints."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -88,20 +88,20 @@ class Segment(BaseModel):
 
 @dataclass(frozen=True)
 class Share:
-    """Rows (sorted ids) to be computed, or read, at these checkpoints together."""
+    """Rows (sorted ids) to compute or read together at these checkpoints."""
 
     checkpoints: tuple[str, ...]
     ids: Ids
 
 
 class Inputs(NamedTuple):
-    """Rows that are shown with their input apart, by rising id, and the characters of each input."""
+    """Rows whose input is shown separately, sorted by id, and the number of characters of each input."""
 
     ids: Ids
     chars: NDArray[np.int32]
 
     def of(self, ids: Ids) -> NDArray[np.int32]:
-        """The characters of each row's input; 0 for rows without one."""
+        """Number of characters of each row's input; 0 for rows without one."""
         chars = look_up(ids, self.ids, pa.array(self.chars, pa.int32()))
         return np.asarray(chars.fill_null(0).to_numpy())
 
@@ -110,7 +110,7 @@ NO_INPUTS = Inputs(np.empty(0, np.int64), np.empty(0, np.int32))
 
 
 def open_store(place: Location, identity: StoreIdentity) -> None:
-    """Create the store, or check that the one there holds vectors of this identity."""
+    """Create the store, or check that the existing one holds vectors of this identity."""
     file = place / STORE
     if not file.exists():
         file.write(identity.model_dump_json(indent=2) + "\n")
@@ -127,20 +127,20 @@ def open_store(place: Location, identity: StoreIdentity) -> None:
 
 
 def holds_store(place: Location, identity: str) -> bool:
-    """Whether a store of this identity (its hash) is there."""
+    """Whether a store with this identity (its hash) exists there."""
     file = place / STORE
     return file.exists() and fingerprint(json.loads(file.read_text())) == identity
 
 
 def segments_of(place: Location, identity: StoreIdentity) -> list[Segment]:
-    """The finished segments, in the order of their names; parts of another identity are no part of the store."""
+    """The finished segments, sorted by name; segments of another identity are ignored."""
     files = (place / "segments").files(f"/{SEGMENT}", recursive=True)
     found = [Segment.model_validate_json(file.read_bytes()) for file in files]
     return sorted((s for s in found if s.store == identity.hash), key=lambda segment: segment.name)
 
 
 def segment_name(identity: StoreIdentity, share: Share, inputs: Inputs = NO_INPUTS) -> str:
-    """Where the vectors of these rows at these checkpoints belong."""
+    """Name of the segment for the vectors of these rows at these checkpoints."""
     wanted: dict[str, Any] = {
         "store": identity.hash,
         "ids": _digest(share.ids.astype("<i8")),
@@ -156,7 +156,7 @@ def _digest(numbers: NDArray[np.signedinteger]) -> str:
 
 
 def checkpoint_hash(adapter: Location, moments: Location | None) -> str:
-    """Identity of a checkpoint: adapter and moments, by the hashes that its training left, where it left any."""
+    """Identity of a checkpoint: adapter and moments, by the hashes that its training recorded, if any."""
     record = Location(adapter.fs, adapter.path.removesuffix("/adapter")) / "epoch.json"
     known = json.loads(record.read_bytes()).get("hashes", {}) if record.exists() else {}
     weights = {name.removeprefix("adapter/"): content for name, content in known.items()}
@@ -165,7 +165,7 @@ def checkpoint_hash(adapter: Location, moments: Location | None) -> str:
 
 
 def share_missing(wanted: Ids, checkpoints: Sequence[str], held: Iterable[tuple[Segment, Ids]]) -> list[Share]:
-    """What is still to be computed: the rows that no segment holds, checkpoints that lack the same rows together."""
+    """What remains to be computed: rows that no segment holds. Checkpoints that lack the same rows share a pass."""
     left = dict.fromkeys(checkpoints, np.sort(wanted))
     for segment, ids in held:
         for name in set(segment.checkpoints) & left.keys():
@@ -176,7 +176,7 @@ def share_missing(wanted: Ids, checkpoints: Sequence[str], held: Iterable[tuple[
 def share_reading(
     wanted: Ids, checkpoints: Sequence[str], held: Iterable[tuple[Segment, Ids]]
 ) -> list[tuple[Segment, Share]]:
-    """Which segment gives which rows at which checkpoints, each of them once, the first segment that has it."""
+    """Which rows and checkpoints to read from which segment; each is read once, from the first segment that has it."""
     left = dict.fromkeys(checkpoints, np.sort(wanted))
     plan: list[tuple[Segment, Share]] = []
     for segment, ids in held:
@@ -192,7 +192,7 @@ def share_reading(
 
 
 def _grouped(ids_of: Mapping[str, Ids]) -> list[Share]:
-    """Checkpoints with equal rows in one share; shares without rows are dropped."""
+    """Puts checkpoints with equal rows into one share and drops shares without rows."""
     groups: dict[bytes, list[str]] = {}
     for name, ids in ids_of.items():
         groups.setdefault(ids.tobytes(), []).append(name)
@@ -201,7 +201,7 @@ def _grouped(ids_of: Mapping[str, Ids]) -> list[Share]:
 
 
 def read_index(place: Location, segment: Segment) -> pa.Table:
-    """INDEX_COLUMNS of every row of the segment; one that was written before inputs were told apart has none."""
+    """INDEX_COLUMNS of every row of the segment; an index from before inputs were recorded gives input length 0."""
     file = place / "segments" / segment.name / INDEX
     found = pq.read_table(file.path, filesystem=file.fs)
     if INPUT_CHARS not in found.column_names:
@@ -210,7 +210,7 @@ def read_index(place: Location, segment: Segment) -> pa.Table:
 
 
 def group_rows(checkpoints: int, form: VectorForm) -> int:
-    """Rows of one row group: some 32 MiB, in whole products."""
+    """Rows per row group: about 32 MiB, a multiple of the rows of one product."""
     return _PRODUCT_ROWS * max(1, _ROW_GROUP_BYTES // (_PRODUCT_ROWS * checkpoints * form.bytes))
 
 
@@ -241,7 +241,7 @@ def shard_table(
 
 
 def write_shard(place: Location, checkpoints: Sequence[str], form: VectorForm, tables: Iterable[pa.Table]) -> int:
-    """One shard of any number of pieces, in row groups of equal size; gives the number of rows."""
+    """Write one shard from any number of pieces, in row groups of equal size; returns the number of rows."""
     size, rows = group_rows(len(checkpoints), form), 0
     schema = shard_schema(checkpoints, form)
     plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
@@ -253,7 +253,7 @@ def write_shard(place: Location, checkpoints: Sequence[str], form: VectorForm, t
 
 
 def _in_groups(tables: Iterable[pa.Table], size: int) -> Iterator[pa.Table]:
-    """The same rows in tables of `size`, the last one shorter."""
+    """Regroups the rows into tables of `size` rows; the last one may be shorter."""
     held: list[pa.Table] = []
     for table in tables:
         held.append(table)
@@ -278,7 +278,7 @@ def read_shard(place: Location, checkpoints: Sequence[str]) -> Iterator[tuple[Id
 
 
 def _cells(column: pa.ChunkedArray, dtype: np.dtype) -> Stored:
-    """A column of fixed width, as a view of Arrow's own memory."""
+    """A column of fixed width as a view of Arrow's memory, without a copy."""
     cells = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
     view = np.frombuffer(cells.buffers()[1], dtype=dtype).reshape(-1, cells.type.byte_width // dtype.itemsize)
     return view[cells.offset : cells.offset + len(cells)]

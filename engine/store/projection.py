@@ -1,16 +1,18 @@
-"""Random projections that keep inner products, defined by kind, dimension, seed and the named parameter order alone.
+"""Random projections that keep inner products, defined only by kind, dimension, seed and the named parameter order.
 
 Let g be a row's gradient as one vector, parameters in the order of `ParameterLayout`, and i an index into it.
 
 - *sketch*: block k = i // d, place j = i % d; out[(j + shift_k) mod d] += sign_i g_i. One pass over g, no
   matrix. E<Sx, Sy> = <x, y>, and Var <Sx, Sy> = 1/d sum over blocks k != l of (|x_k|^2 |y_l|^2 + <x_k, y_k> <x_l,
-  y_l>), which is never more than that of LESS's dense matrix of signs, R g / sqrt(d), but for the coordinates that the
+  y_l>), never more than that of LESS's dense matrix of signs, R g / sqrt(d), apart from the coordinates that the
   latter's diagonal spares.
-- *signs* (default): the sketch, rotated so that its numbers are alike (`rotation`); the store keeps their signs (`vectors`).
+- *signs* (default): the sketch, rotated so that its numbers have a similar spread (`rotation`); the store keeps their
+  signs (`vectors`).
 - *none*: the gradient itself.
 
-Signs and shifts are bits of splitmix64 at a counter, drawn on the host: the same on every device, in any process, for
-any subset of the parameters. The dense matrix is not offered: LESS draws it through TRAK, whose bits depend on the device.
+Signs and shifts are bits of splitmix64 at a counter, drawn on the host: identical on every device, in any process and
+for any subset of the parameters. The dense matrix is not offered: LESS draws it with TRAK, whose bits depend on the
+device.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ _GATHER_FROM = 64  # a tensor that spans more blocks than this is folded by one 
 
 @dataclass(frozen=True)
 class ParameterLayout:
-    """The order in which the tensors of an adapter make up one long vector."""
+    """The order in which an adapter's tensors form one long vector."""
 
     names: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
@@ -61,7 +63,7 @@ class ParameterLayout:
 
     @cached_property
     def hash(self) -> str:
-        """Sixteen hex digits that change with any name, shape or place."""
+        """Sixteen hex digits that change with any name, shape or position."""
         return _digest([[name, list(shape)] for name, shape in zip(self.names, self.shapes, strict=True)])
 
 
@@ -78,15 +80,15 @@ class Projection:
 
     @cached_property
     def hash(self) -> str:
-        """Sixteen hex digits; vectors may be compared only where these are equal."""
+        """Sixteen hex digits; vectors may be compared only if these are equal."""
         drawn = {"version": 1, "dimension": self.settings.dimension, "seed": self.settings.seed}
         return _digest(
             {"kind": self.settings.kind, "layout": self.layout.hash, **({} if self.settings.kind == "none" else drawn)}
         )
 
     def add(self, accumulator: Tensor, index: int, gradients: Tensor) -> None:
-        """Adds the projection of tensor `index`, (rows, size) and possibly overwritten, to the (rows, width)
-        accumulator."""
+        """Adds the projection of tensor `index`, (rows, size), to the (rows, width) accumulator; may overwrite the
+        gradients."""
         if self.settings.kind == "none":
             offset = self.layout.offsets[index]
             accumulator[:, offset : offset + gradients.shape[1]].add_(gradients)
@@ -94,7 +96,7 @@ class Projection:
             self._add_sketch(accumulator, index, gradients)
 
     def finish(self, accumulator: Tensor) -> Tensor:
-        """The projected rows, once every tensor was added."""
+        """The projected rows, after every tensor has been added."""
         return rotate(accumulator) if self.settings.kind == "signs" else accumulator
 
     def project(self, vectors: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ class Projection:
         return blocks.gather(2, source.expand(rows, -1, -1)).sum(1)
 
     def _signs_of(self, index: int, device: torch.device) -> Tensor:
-        """One byte per parameter, kept: drawing them again for each batch would cost more than using them."""
+        """Signs as one byte per parameter, cached: drawing them for each batch would cost more than using them."""
         key = (index, device)
         if key not in self._signs:
             start = self.layout.offsets[index]

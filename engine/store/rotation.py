@@ -1,8 +1,8 @@
-"""Hadamard's rotation: every number of the result is a sum of all numbers of the vector, with signs.
+"""The Hadamard rotation: every number of the result is a signed sum of all numbers of the vector.
 
-A sketch of few blocks leaves a vector's large numbers large, and signs alone would tell them from small ones no more. The
-sketch's random signs and this rotation spread them evenly; lengths and products stay what they are. The matrix of size 2^k
-is a Kronecker product of smaller ones and is never built: one factor at a time costs d x 64 instead of d x d.
+A sketch of few blocks leaves a vector's large numbers large, and signs alone would not distinguish them from small
+ones. The sketch's random signs and this rotation spread them evenly; lengths and products do not change. The matrix of
+size 2^k is a Kronecker product of smaller ones and is never built: one factor at a time costs d x 64 instead of d x d.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LARGEST_FACTOR = 64
 
 
 def rotate(vectors: Tensor) -> Tensor:
-    """Each row, a power of two long, times the orthogonal Hadamard matrix."""
+    """Multiplies each row, whose length is a power of two, by the orthogonal Hadamard matrix."""
     rows, left = vectors.shape
     out = vectors
     while left > 1:

@@ -1,10 +1,10 @@
-"""Products of packed signs with target vectors, in whole numbers: a third of the time of widening them to floats.
+"""Products of packed signs with target vectors in integer arithmetic, in a third of the time that floats would take.
 
     <sign(x), t> = 2 <b, t> - sum t        b: the bits, 1 where x > 0
-    t ~ step (128 high + low)              two bytes a number, off by at most half of max |t| / 16256
+    t ~ step (128 high + low)              two bytes per number, off by at most half of max |t| / 16256
 
-What that rounding moves a score by is some 1e-4 of the error that signs have anyway. Sums of whole numbers are exact, so a
-row's score does not depend on the rows beside it, nor on threads.
+This rounding changes a score by about 1e-4 of the error that signs have anyway. Sums of integers are exact, so a row's
+score depends neither on the rows beside it nor on threads.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from raysift.store.vectors import Array, Stored
 
 _LOW = 128
 _LARGEST = 127 * _LOW
-_CHUNK_BYTES = 1 << 24  # unpacked bits at a time: each product packs the targets anew, and memory is to be bounded
+_CHUNK_BYTES = 1 << 24  # unpacked bits at a time: bounds memory; each product packs the targets again
 
 
 def match_signs(packed: Stored, targets: Array) -> NDArray[np.float32]:
-    """Estimated cosines times the targets' lengths, (rows, subtasks); eight signs a byte, the first in the highest bit."""
+    """Estimated cosines times target lengths, (rows, subtasks); eight signs per byte, the first in the highest bit."""
     dimension = targets.shape[1]
     planes, sums, steps = _whole_numbers(targets)
     scores = np.empty((len(packed), len(targets)), np.float32)
@@ -32,7 +32,7 @@ def match_signs(packed: Stored, targets: Array) -> NDArray[np.float32]:
     size = max(1, _CHUNK_BYTES // dimension)
     for start in range(0, len(packed), size):
         bits = torch.from_numpy(np.unpackbits(packed[start : start + size], axis=1).view(np.int8))
-        # Bytes times bytes into 32-bit sums, which torch offers under no public name.
+        # Products of bytes with 32-bit sums; torch has no public function for this.
         high, low = torch._int_mm(bits, planes).numpy().astype(np.int64).reshape(len(bits), 2, -1).swapaxes(0, 1)
         scores[start : start + size] = (2 * (_LOW * high + low) - sums) * scale
     return scores

@@ -1,12 +1,12 @@
-"""A row's direction as the store keeps it: the unit vector in half precision, or no more than the signs of its numbers.
+"""A row's direction as the store keeps it: the unit vector in half precision, or only the signs of its numbers.
 
-    unit vector      t = x / |x|                 16 bits a number, <t, v> off by about 1.00 / sqrt(d)
-    signs            t = sqrt(pi / 2d) sign(x)    1 bit  a number, <t, v> off by about 1.25 / sqrt(d)
+    unit vector      t = x / |x|                 16 bits per number, <t, v> off by about 1.00 / sqrt(d)
+    signs            t = sqrt(pi / 2d) sign(x)    1 bit   per number, <t, v> off by about 1.25 / sqrt(d)
 
-Signs need numbers of like spread, as a rotated sketch has them (`rotation`): then E <t, v> is the cosine of x and v times
-|v|, as it is for the unit vector. In the same bytes they hold sixteen times the numbers, so the error is 3.2 times smaller.
-With another batch size a number that is zero but for rounding may change its sign (on nano rows one row in a hundred had one
-such number), which moves the row's score by some 1e-5.
+Signs need numbers of similar spread, as in a rotated sketch (`rotation`): then E <t, v> is the cosine of x and v times
+|v|, as for the unit vector. The same bytes hold sixteen times the numbers, so the error is 3.2 times smaller. With
+another batch size, a number that is zero up to rounding may change its sign (among nano rows, one in a hundred had one
+such number), which changes the row's score by about 1e-5.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from raysift.gradients.settings import ProjectionSettings
 
 Array = NDArray[np.floating]
 Stored = NDArray[Any]
-"""Rows as they lie in a shard; bytes are signs, eight numbers each, the first one in the highest bit."""
+"""Rows as stored in a shard; uint8 means signs, eight numbers per byte, the first in the highest bit."""
 
 _SMALLEST_NORM = 1e-30
 
 
 @dataclass(frozen=True)
 class VectorForm:
-    """What a projection's vectors look like on disk."""
+    """The format of a projection's vectors on disk."""
 
     dimension: int
     signs: bool = False
@@ -45,22 +45,22 @@ class VectorForm:
 
     @property
     def items(self) -> int:
-        """Elements of `dtype` that a row takes."""
+        """Elements of `dtype` per row."""
         return self.dimension // 8 if self.signs else self.dimension
 
     @property
     def bytes(self) -> int:
-        """What a row takes at one checkpoint."""
+        """Bytes per row and checkpoint."""
         return self.items * self.dtype.itemsize
 
     def pack(self, vectors: Array) -> Stored:
-        """Rows of any length as they are stored; rows without a direction are refused."""
+        """Converts row vectors of any norm to the stored form; refuses rows without a direction."""
         units, _ = unit_rows(vectors)
         return np.packbits(vectors > 0, axis=1) if self.signs else units.astype(self.dtype)
 
 
 def unit_rows(vectors: Array, dtype: type[np.floating] = np.float16) -> tuple[Array, NDArray[np.float32]]:
-    """Rows at length 1, and their lengths. Scaled before the cast: small gradients survive half precision."""
+    """Rows at length 1, and their lengths. Scales before the cast, so small gradients survive half precision."""
     norms = np.linalg.norm(vectors.astype(np.float64, copy=False), axis=1)
     bad = ~np.isfinite(norms) | (norms < _SMALLEST_NORM)
     if bad.any():
@@ -73,5 +73,5 @@ def unit_rows(vectors: Array, dtype: type[np.floating] = np.float16) -> tuple[Ar
 
 
 def dimension_of(stored: Stored) -> int:
-    """Numbers that each row stands for."""
+    """How many numbers each row represents."""
     return int(stored.shape[1]) * (8 if stored.dtype == np.uint8 else 1)
