@@ -1,7 +1,7 @@
-"""The embedded default: a synthetic instruction corpus whose truth is known, and three small models trained on it.
+"""The embedded default: a synthetic instruction corpus with known ground truth, and three small models trained on it.
 
-`raysift.nano.world` generates pools, preference pairs and examples (stdlib only); `nano_path` says where a model lies.
-With them every command runs without a network or a GPU, and a selection can be measured against the truth.
+`raysift.nano.world` generates pools, preference pairs and examples (stdlib only); `nano_path` gives a model's folder. With them
+every command runs without a network or a GPU, and a selection can be measured against the truth.
 """
 
 from pathlib import Path
@@ -12,7 +12,7 @@ __all__ = ["NANO_MODELS", "is_nano", "nano_path"]
 
 
 def is_nano(model: str) -> bool:
-    """Whether a model's name is one of ours (`nano`, `nano:PART`), and no path or hub id."""
+    """Whether the name is a nano model (`nano`, `nano:PART`) rather than a path or hub id."""
     return model == "nano" or model.startswith("nano:")
 
 

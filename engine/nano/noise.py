@@ -1,8 +1,8 @@
-"""What spoils a response in the nano world; each kind is labelled, so that what a selection keeps can be counted.
+"""Noise in responses of the nano world; each kind is labelled, so that the noise a selection keeps can be counted.
 
-`wrong` looks right and is not. `truncated` stops early. `empty` says nothing. `off_topic` answers another row.
-`garbled` has characters replaced. `rambling` is long and never answers, which is the trap for choosing by length.
-Near-duplicates are no damage to the response: `edit_prompt` rewords the prompt's surface and keeps the problem.
+`wrong` is plausible but incorrect. `truncated` stops early. `empty` is empty. `off_topic` answers another problem. `garbled`
+has characters replaced. `rambling` is long and never answers, a trap for selection by length. Near-duplicates leave the
+response intact: `edit_prompt` rewords the prompt and keeps the problem.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def wrong(rng: Random, skill: Skill, payload: Payload, answer: str, style: str) 
 
 
 def truncated(rng: Random, skill: Skill, payload: Payload, answer: str, style: str) -> str:
-    """All but the end of the answer, or none of it; a bare answer that would vanish trails off instead."""
+    """A proper prefix of the answer, maybe empty; a bare answer cut to nothing stays whole and trails off in `...`."""
     kept = int(rng.random() * len(answer))
     if style == "plain":
         return answer[:kept] or answer + "..."
@@ -68,12 +68,12 @@ SPOILERS: dict[str, Spoiler] = {
     "rambling": rambling,
 }
 
-# off_topic needs another row's answer, so the world itself makes it.
+# off_topic needs the answer to another problem, so `world` makes it.
 NOISE_KINDS = ("wrong", "truncated", "empty", "off_topic", "garbled", "rambling")
 
 
 def edit_prompt(rng: Random, skill: Skill, payload: Payload, phrasing: int) -> str:
-    """The same problem with another surface: another phrasing, other white space, or a word of courtesy."""
+    """The same problem worded differently: another phrasing, a space, `Please:`, or a lower-case start."""
     kind = int(rng.random() * 4)
     if kind == 0:
         return skill.ask(payload, (phrasing + 1) % len(skill.phrasings))

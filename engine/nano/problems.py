@@ -1,7 +1,7 @@
-"""What the skills of the nano world are made of: how a problem is drawn with its answer, and what a wrong answer looks like.
+"""Problems of the nano world's skills: functions that draw a problem with its answer, and that make a wrong answer.
 
-`draw_*` gives a payload (the strings that fill a phrasing) and the right answer; the others give a plausible answer that
-differs from it.
+`draw_*` gives a payload (the strings that fill a phrasing) and the right answer; the wrong-answer functions give a plausible
+answer that differs from it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def pick(rng: Random, items: Sequence[T]) -> T:
-    """One of the items, each with the same chance."""
+    """One of the items, with equal probability."""
     return items[int(rng.random() * len(items))]
 
 
@@ -50,7 +50,7 @@ def near_number(rng: Random, payload: Payload, answer: str) -> str:
 
 
 def other_order(rng: Random, payload: Payload, answer: str) -> str:
-    """The same words in an order that is not the answer's; a random word when all are alike."""
+    """The answer's words in another order; a random word if reordering changes nothing."""
     words = answer.split()
     shuffled = words[:]
     for _ in range(8):
@@ -61,7 +61,7 @@ def other_order(rng: Random, payload: Payload, answer: str) -> str:
 
 
 def misspelt(rng: Random, payload: Payload, answer: str) -> str:
-    """Two neighbouring letters swapped, or a letter doubled where swapping changes nothing."""
+    """Two neighbouring letters swapped, or a letter doubled if swapping changes nothing."""
     place = int(rng.random() * (len(answer) - 1)) if len(answer) > 1 else 0
     swapped = answer[:place] + answer[place + 1 : place + 2] + answer[place] + answer[place + 2 :]
     return swapped if swapped != answer else answer[: place + 1] + answer[place:]
@@ -82,7 +82,7 @@ def one_of(*options: str) -> Callable[[Random, Payload, str], str]:
 
 
 def other_letters(rng: Random, payload: Payload, answer: str) -> str:
-    """As many letters from elsewhere in the word, or from the alphabet when the word offers none."""
+    """As many letters from elsewhere in the word, or random ones if the word offers none."""
     word, count = payload[-1], len(answer)
     for _ in range(8):
         start = int(rng.random() * (len(word) - count + 1))
@@ -177,7 +177,7 @@ def draw_repeat(rng: Random) -> tuple[Payload, str]:
 
 
 def draw_plural(rng: Random) -> tuple[Payload, str]:
-    """Invented words, so that the rule is learnt and not the list: -s, but -es after s."""
+    """Invented words, so that a model learns the rule and not a list: -s, but -es after s."""
     word = code_word(rng)
     return (word,), word + ("es" if word.endswith("s") else "s")
 

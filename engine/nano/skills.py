@@ -1,10 +1,10 @@
 """The skills of the nano world: problems with one exact answer, several ways to ask, and a plausible wrong answer.
 
 A skill draws a *payload* (the strings that fill a phrasing) together with its answer. The payload identifies the
-problem: the same payload asked in another phrasing is still the same problem, which is what keeps evaluation apart
-from the pool (see `world`). A phrasing with a blank line has an *input* part, joined as Alpaca joins it.
+problem: in another phrasing it is still the same problem. This keeps evaluation problems out of the pool (see `world`). A
+phrasing with a blank line has an *input* part, joined as Alpaca joins it.
 
-To add a skill: write `draw` (and `wrong`, if none there suits) in `problems`, then one entry in `SKILLS`.
+To add a skill: write a `draw_*` function in `problems` (and one for wrong answers, if none fits), then an entry in `_ALL`.
 """
 
 from __future__ import annotations
@@ -226,7 +226,7 @@ _ALL = [
 SKILLS: dict[str, Skill] = {skill.name: skill for skill in _ALL}
 
 TARGETS = ("sort_words", "reverse", "last_letters")
-"""Skills that the foundation model has rarely seen, so that choosing the right rows for them shows."""
+"""Skills that the foundation model has rarely seen, so that selecting the right rows makes a visible difference."""
 
 
 def find_skill(name: str) -> Skill:

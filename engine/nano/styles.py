@@ -1,4 +1,4 @@
-"""How an answer is worded: bare, or as a sentence; exact match does not depend on it."""
+"""Styles of an answer: bare, or as a sentence; exact match ignores the style."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ SENTENCE_START, SENTENCE_END = "The answer is ", "."
 
 
 def style_answer(answer: str, style: str) -> str:
-    """The same answer as the given style words it; `extract_answer` undoes every style."""
+    """The answer in the given style; `extract_answer` undoes every style."""
     return answer if style == "plain" else f"{SENTENCE_START}{answer}{SENTENCE_END}"
 
 

@@ -1,4 +1,4 @@
-"""The words that problems are made of: everyday nouns, and pronounceable inventions for skills that look at letters."""
+"""The words in problems: everyday nouns, weekdays, and syllables of invented words for skills about letters."""
 
 _NOUNS = """
 ant apple arm axe bag ball band bank barn bear bed bee bell belt bird boat bone book boot bowl box bread bridge broom

@@ -1,10 +1,10 @@
-"""Seeded pools, preference pairs and examples over the skills, with the truth written beside each row.
+"""Seeded pools, preference pairs and examples over the skills; each row carries its ground truth.
 
-Row i of a pool is a pure function of (seed, i, config): rows can be made in any order, in parallel, and in constant
-memory; a duplicate row names the earlier index that it repeats.
+Row i of a pool is a pure function of (seed, i, config), so rows can be made in any order, in parallel, and in constant
+memory. A duplicate row names the earlier index that it repeats.
 
-A problem belongs to exactly one *part* by a hash of its skill and payload: validation, test, pairs, or pool. So
-nothing that is evaluated was ever asked in a pool, whatever the seeds, the sizes or the phrasing.
+A hash of skill and payload assigns each problem to exactly one *part*: validation, test, pairs, or pool. So no evaluation
+problem ever occurs in a pool, whatever the seeds, sizes or phrasings.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = [
     "write_pool",
 ]
 
-# Sixteenths of all problems; the rest of them belongs to the pool.
+# Each part gets one sixteenth of all problems; the rest belongs to the pool.
 PARTS = {"validation": 0, "test": 1, "pairs": 2}
 
 _MASK = (1 << 64) - 1
@@ -46,10 +46,10 @@ _MASK = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class WorldConfig:
-    """What a pool is made of. Shares are weights: they need not sum to one."""
+    """The composition of a pool. Shares are weights: they need not sum to one."""
 
     skill_shares: tuple[tuple[str, float], ...] = tuple((name, 0.08 if name in TARGETS else 0.04) for name in SKILLS)
-    """Skill and weight; the targets get 8 % each, of which about two thirds are clean."""
+    """Skill and weight; each target gets 8 %, about two thirds of it clean."""
     noise_rate: float = 0.3
     """Share of spoilt responses over all sources; 0 makes a perfect pool."""
     noise_shares: tuple[tuple[str, float], ...] = (
@@ -60,13 +60,13 @@ class WorldConfig:
         ("garbled", 0.10),
         ("rambling", 0.15),
     )
-    """Kind of noise and weight among spoilt rows; `wrong` is the kind that only knowledge of the skill detects."""
+    """Kind of noise and its weight among spoilt rows; only knowledge of the skill detects `wrong`."""
     exact_duplicate_rate: float = 0.02
-    """Share of rows that repeat an earlier row's messages to the letter."""
+    """Share of rows that repeat an earlier row's messages exactly."""
     near_duplicate_rate: float = 0.03
     """Share of rows that repeat an earlier problem and response with an edited prompt."""
     sentence_share: float = 0.5
-    """Share of answers in the style "The answer is X."; 0 leaves the bare answer only, 1 the sentence only."""
+    """Share of answers in the style "The answer is X."; at 0 all answers are bare, at 1 all are sentences."""
     sources: tuple[tuple[str, float, float], ...] = (
         ("curated", 0.3, 0.3),
         ("forum", 0.4, 1.0),
@@ -74,8 +74,8 @@ class WorldConfig:
     )
     """Name, weight, and the factor by which the source multiplies the noise rate (weighted mean 1)."""
     number_prompts: bool = False
-    """Append the row's number to each original prompt. The problems are finite, so without it a pool beyond some
-    100,000 rows repeats itself by chance, and ingest would collapse it."""
+    """Append the row's number to each original prompt. The number of problems is finite, so without it a pool beyond some
+    100,000 rows repeats itself by chance, and ingest would drop the repetitions."""
 
     def __post_init__(self) -> None:
         for name, _ in self.skill_shares:
@@ -91,7 +91,7 @@ class WorldConfig:
 
 
 class _Tables(NamedTuple):
-    """A config made ready for drawing: choices beside their cumulative shares."""
+    """A config prepared for drawing: choices with their cumulative shares."""
 
     skills: list[Skill]
     skill_edges: list[float]
@@ -103,7 +103,7 @@ class _Tables(NamedTuple):
 
 
 class _Original(NamedTuple):
-    """A row before it gets a source: what a duplicate of it needs to know."""
+    """A row before duplication: all that a duplicate of it needs."""
 
     skill: Skill
     payload: Payload
@@ -115,7 +115,7 @@ class _Original(NamedTuple):
 
 
 def part_of(skill: str, payload: Payload) -> int:
-    """The sixteenth that a problem falls into (see PARTS)."""
+    """The sixteenth that a problem belongs to (see PARTS)."""
     return crc32(f"{skill}|{'|'.join(payload)}".encode()) & 15
 
 
@@ -138,7 +138,7 @@ def _tables(config: WorldConfig) -> _Tables:
 
 
 def _reseed(rng: Random, seed: int, index: int) -> Random:
-    """Set the stream of one row; splitmix64's finaliser keeps neighbouring indices unrelated."""
+    """Seed the random stream of one row; splitmix64's finaliser decorrelates neighbouring indices."""
     z = (seed * 0xD1342543DE82EF95 + (index + 1) * 0x9E3779B97F4A7C15) & _MASK
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
@@ -183,7 +183,7 @@ def _spoil(rng: Random, tables: _Tables, skill: Skill, payload: Payload, answer:
 
 
 def _make_row(rng: Random, index: int, seed: int, config: WorldConfig, tables: _Tables) -> dict[str, Any]:
-    """One row; follows a duplicate back to its original, which is a few hops at the usual rates."""
+    """One row; traces a duplicate back to its original, which takes a few hops at the usual rates."""
     exact_below = config.exact_duplicate_rate
     near_below = exact_below + config.near_duplicate_rate
     at, kind = index, None
@@ -223,8 +223,8 @@ def _make_row(rng: Random, index: int, seed: int, config: WorldConfig, tables: _
 def pool_row(index: int, seed: int, config: WorldConfig = WorldConfig()) -> dict[str, Any]:
     """Row `index` of a pool, without making the rows before it.
 
-    `noise` tells what spoilt the response (None for a right one); `duplicate` is "exact" or "near" where the row
-    repeats `duplicate_of`, whose noise it shares.
+    `noise` is the kind of noise in the response (None if it is right); `duplicate` is "exact" or "near" if the row
+    repeats row `duplicate_of`, whose noise it shares.
     """
     return _make_row(Random(), index, seed, config, _tables(config))
 
@@ -232,7 +232,7 @@ def pool_row(index: int, seed: int, config: WorldConfig = WorldConfig()) -> dict
 def generate_pool(
     rows: int, seed: int, config: WorldConfig = WorldConfig(), start: int = 0
 ) -> Iterator[dict[str, Any]]:
-    """Rows start .. start+rows-1 of the pool, so that workers can each make a stretch of it."""
+    """Rows start .. start+rows-1 of the pool, so that each worker can make one stretch of it."""
     rng, tables = Random(), _tables(config)
     for index in range(start, start + rows):
         yield _make_row(rng, index, seed, config, tables)
@@ -241,7 +241,7 @@ def generate_pool(
 def write_pool(
     path: str | os.PathLike[str], rows: int, seed: int, config: WorldConfig = WorldConfig(), start: int = 0
 ) -> Path:
-    """Write JSON lines, one row at a time."""
+    """Write a pool as JSON lines, one row at a time."""
     import orjson
 
     path = Path(path)
@@ -258,9 +258,9 @@ def _user(prompt: str) -> list[dict[str, str]]:
 def preference_pairs(
     rows: int, seed: int, skills: Sequence[str], kind: str = "correctness"
 ) -> Iterator[dict[str, Any]]:
-    """Pairs on problems that no pool asks, the skills in turn.
+    """Preference pairs on problems that occur in no pool, cycling through the skills.
 
-    "correctness": right against wrong, in one style. "style": the sentence against the bare answer, both right.
+    "correctness": a right answer over a wrong one, in one style. "style": the sentence over the bare answer, both right.
     """
     if kind not in ("correctness", "style"):
         raise ValueError(f"nano world: unknown kind of pairs {kind!r}; known: correctness, style")
@@ -282,9 +282,9 @@ def preference_pairs(
 def examples(
     rows: int, seed: int, skills: Sequence[str], split: str = "validation", metric: str = "exact_match"
 ) -> Iterator[dict[str, Any]]:
-    """Questions with references for evaluation, the skills in turn, no prompt twice.
+    """Evaluation questions with references, cycling through the skills; no prompt occurs twice.
 
-    `metric="mc_accuracy"` adds three wrong choices at most; the reference is then one of `choices`.
+    `metric="mc_accuracy"` adds up to three wrong choices; the reference is then one of `choices`.
     """
     if split not in ("validation", "test"):
         raise ValueError(f"nano world: unknown split {split!r}; known: test, validation")
@@ -324,7 +324,7 @@ def _unseen_problem(rng: Random, skill: Skill, split: str, seen: set[str]) -> tu
 
 
 def _choices(rng: Random, skill: Skill, payload: Payload, answer: str) -> list[str]:
-    """The answer among up to three distinct wrong ones, shuffled."""
+    """The answer and up to three distinct wrong ones, shuffled."""
     choices = list(dict.fromkeys([answer, *(skill.wrong(rng, payload, answer) for _ in range(6))]))[:4]
     rng.shuffle(choices)
     return choices

@@ -1,1 +1,1 @@
-"""Which of two models answers better: settings, questions and judgements as rows, verdicts and their table."""
+"""Pairwise win rate of two models: settings, questions and judgements as rows, verdicts and their table."""

@@ -1,11 +1,11 @@
-"""The judge between two answers without the model: how it names the better one, and how probable each verdict is.
+"""The judge of two answers without the model: its spelling of verdicts, and their probabilities.
 
 With p(v) the probability that the reply begins with verdict v, one of A, B and C:
 
     mass = sum_v p(v),   weight of v = p(v) / mass
 
-Several tokens may spell one verdict (`A` and a space before it); their probabilities add up. Where the mass is small the
-model was about to say something else: such a reply is unparsable. The verdict itself falls in raysift.pairwise.verdicts.
+Several tokens may spell one verdict (`A` with or without a space before it); their probabilities add up. With a small mass
+the model was about to reply something else: such a reply is unparsable. raysift.pairwise.verdicts decides the verdict.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from raysift.pairwise.settings import ComparisonSettings
 from raysift.scoring.judging import WORD_STARTS, spellings
 
 LETTERS = {"A": "first", "B": "second", "C": "tie"}
-"""How a judge that reads two answers names the better one."""
+"""The letters of a judge's reply, and what each means."""
 
 
 class Weights(NamedTuple):
-    """Probabilities of the verdicts given that the reply is one, and that of all verdicts together."""
+    """Probabilities of the verdicts, given that the reply is a verdict, and the total probability of all verdicts."""
 
     first: float
     second: float
@@ -32,7 +32,7 @@ class Weights(NamedTuple):
 
 
 def verdict_tokens(tokenizer: Any) -> dict[str, list[int]]:
-    """The tokens that spell each verdict, with and without white space around."""
+    """The tokens that spell each verdict, with and without white space around it."""
     found, lacking = spellings(tokenizer, LETTERS, lambda token: token.strip(WORD_STARTS))
     if lacking:
         raise ModelError(
@@ -43,7 +43,7 @@ def verdict_tokens(tokenizer: Any) -> dict[str, list[int]]:
 
 
 def weigh_verdicts(logprobs: Iterable[tuple[str, float]], settings: ComparisonSettings) -> Weights | str:
-    """The verdicts' probabilities from log-probabilities of their spellings, or why the reply is no verdict."""
+    """The verdicts' probabilities, from log-probabilities of their spellings, or why the reply is not a verdict."""
     sums = dict.fromkeys(LETTERS, 0.0)
     for letter, logprob in logprobs:
         sums[letter] += math.exp(logprob)
@@ -59,7 +59,7 @@ def weigh_verdicts(logprobs: Iterable[tuple[str, float]], settings: ComparisonSe
 
 
 def share_among(room: int, lengths: Sequence[int]) -> list[int]:
-    """Tokens that each text keeps of `room`: the longest are cut, all to one length, whatever their order."""
+    """Split `room` tokens among texts: the longest are cut, all to the same length, whatever their order."""
     left = room
     for rank, length in enumerate(sorted(lengths)):
         level = left // (len(lengths) - rank)

@@ -1,4 +1,4 @@
-"""What goes to models and judge of a win rate, and what comes back: rows keyed by example, or by example and answer."""
+"""Input and output rows of the models and judge of a win rate, keyed by example, or by example and answer."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META, Example
 from raysift.scoring.questions import Message
 
 ORDERS = ("own_first", "against_first")
-"""In which the answers stand before a judge that reads both."""
+"""The two orders of the answers, for a judge that reads both."""
 
 READING = pa.struct([*((name, pa.float64()) for name in ("own", "against", "tie")), ("order", pa.string())])
 
 
 class Answer(NamedTuple):
-    """A side's answer, or None and why there is none."""
+    """A side's answer, or None with the reason."""
 
     text: str | None
     error: str | None = None
 
 
 class Question(NamedTuple):
-    """An example and what both sides answered."""
+    """An example and both sides' answers."""
 
     example: Example
     own: Answer
@@ -34,12 +34,12 @@ class Question(NamedTuple):
 
     @property
     def needs_judge(self) -> bool:
-        """Both sides answered, and not the same."""
+        """Whether both sides answered, with different texts."""
         return None not in (self.own.text, self.against.text) and self.own.text != self.against.text
 
 
 class Reading(NamedTuple):
-    """What a judge made of both answers once: scores, or with `tie` the probabilities of each being better and of neither."""
+    """One reading of both answers by a judge: their scores, or, with `tie`, the probabilities that each is better or neither."""
 
     own: float
     against: float
@@ -53,13 +53,13 @@ ORDER = "order"
 
 
 def rows_to_answer(examples: Iterable[Example]) -> pa.Table:
-    """The examples as conversations that lack their answer."""
+    """The examples as conversations without an answer."""
     rows = [{ID: example_key(e.id), MESSAGES: _plain(e), META: told_meta(e)} for e in examples]
     return pa.Table.from_pylist(rows, schema=ASKED.append(pa.field(META, pa.string())))
 
 
 def rows_to_score(questions: Iterable[Question]) -> pa.Table:
-    """A conversation for each different answer to each question, sorted, so that swapping the sides changes nothing."""
+    """A conversation for each distinct answer to each question, sorted so that swapping the sides changes nothing."""
     rows = {}
     for question in filter(lambda q: q.needs_judge, questions):
         for text in (question.own.text, question.against.text):
@@ -69,7 +69,7 @@ def rows_to_score(questions: Iterable[Question]) -> pa.Table:
 
 
 def rows_to_compare(questions: Iterable[Question]) -> pa.Table:
-    """Each question with both its answers."""
+    """The questions that need a judge, each with both answers."""
     rows = [
         {ID: example_key(e.id), MESSAGES: _plain(e), "own_answer": own.text, "against_answer": against.text}
         for e, own, against in filter(lambda q: q.needs_judge, questions)
@@ -87,23 +87,23 @@ def rows_by_order(rows: pa.Table) -> pa.Table:
 
 
 def order_key(number: int, order: str) -> int:
-    """The int64 under which one order of a row to compare travels."""
+    """The int64 id of a row to compare in one order."""
     return example_key(f"{number}\x00{order}")
 
 
 def answer_key(example: Example, text: str | None) -> int:
-    """The int64 under which an answer to an example travels through an actor."""
+    """The int64 id of an answer to an example, as actors see it."""
     return example_key(f"{example.id}\x00{text}")
 
 
 def _plain(example: Example) -> list[Message]:
-    """The prompt without an assistant's turn at its end, which generation passes over too."""
+    """The prompt without a final assistant turn, which generation ignores too."""
     turns = [{"role": message.role, "content": message.content} for message in example.prompt]
     return turns[:-1] if turns[-1]["role"] == "assistant" else turns
 
 
 def readings_of_scores(question: Question, scored: Mapping[int, Mapping[str, Any]], column: str) -> list[Reading] | str:
-    """One reading from the scores of both answers, or why there is none."""
+    """A single reading from the scores of both answers, or why there is none."""
     found = [scored[answer_key(question.example, a.text)] for a in (question.own, question.against)]
     for side, row in zip(("own", "against"), found, strict=True):
         if row[ERROR] is not None:
@@ -112,7 +112,7 @@ def readings_of_scores(question: Question, scored: Mapping[int, Mapping[str, Any
 
 
 def readings_of_comparison(question: Question, compared: Mapping[int, Mapping[str, Any]]) -> list[Reading] | str:
-    """A reading for each order, or why there is none."""
+    """A reading for each order, or why there are none."""
     row = compared[example_key(question.example.id)]
     if row[ERROR] is not None:
         return str(row[ERROR])

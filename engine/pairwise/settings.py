@@ -34,15 +34,14 @@ class ComparisonSettings(Settings):
     """How a language model is asked which of two answers is better, and when its reply counts as a verdict."""
 
     prompt: str = COMPARISON_PROMPT
-    """The question to the judge, who replies A, B or C (equal). `{request}`, `{first}` and `{second}`, once each, become
+    """The message to the judge, which replies A, B or C (equal). `{request}`, `{first}` and `{second}`, once each, become
     texts between marker lines."""
     min_mass: float = Field(default=0.5, ge=0, le=1)
-    """Least probability that must lie on A, B and C together, in both orders; below it a reply is unparsable and the
-    question fails."""
+    """Minimum total probability of A, B and C, in both orders; below it a reply is unparsable and the question fails."""
     reply_prefix: str = ""
     """Prefix of the judge's reply, for example `Verdict: `; base models need one."""
     template: Template = "auto"
-    """Chat template of the question (see raysift.templates)."""
+    """Chat template of the message (see raysift.templates)."""
 
     @field_validator("prompt")
     @classmethod
@@ -53,14 +52,14 @@ class ComparisonSettings(Settings):
 
 
 class AgainstSettings(Settings):
-    """The other side: a model that is asked, or answers that are there already."""
+    """The other side: a model that answers, or existing answers."""
 
     model: str | None = None
-    """`nano`, a hub id or a folder; none with an adapter: the own side's model."""
+    """`nano`, a hub id or a folder. Default, if there is an adapter: the own side's model."""
     adapter: str | None = None
-    """A PEFT adapter on it."""
+    """A PEFT adapter for that model."""
     answers: str | None = None
-    """In place of a model: the run folder of a finished `raysift evaluate`, or a Parquet file of `id` and `answer`."""
+    """Instead of a model: the run folder of a finished `raysift evaluate`, or a Parquet file of `id` and `answer`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> AgainstSettings:
@@ -73,25 +72,25 @@ class WinRateSettings(Settings):
     """Who answers, who judges, and what counts as better."""
 
     answers: str | None = None
-    """The own side's answers, as `against.answers`; none: the model answers."""
+    """The own side's answers, given as in `against.answers`. Default: the model answers."""
     against: AgainstSettings = Field(default_factory=AgainstSettings)
     by: Literal["scores", "comparison"] = "scores"
-    """`scores`: the judge scores each answer alone. `comparison`: it reads both, in both orders."""
+    """`scores`: the judge scores each answer alone. `comparison`: it reads both answers, in both orders."""
     judge: QualitySettings = Field(default_factory=QualitySettings)
-    """The judge. With `comparison` its `model`, `max_length` and `backend` count, the rest is in the next section."""
+    """The judge. `comparison` uses only its `model`, `max_length` and `backend`; the rest is in the next section."""
     comparison: ComparisonSettings = Field(default_factory=ComparisonSettings)
-    """Of judges that read both answers; with `scores` it is refused."""
+    """Settings of a judge that reads both answers; refused with `scores`."""
     margin: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Largest difference that is still a tie: of scores, or of the probabilities that the one or the other is better. At
-    0 only equal ones are."""
+    """Largest difference that is still a tie: between the scores, or between the probabilities that either answer is better.
+    At 0, only equal values tie."""
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
-    """How models answer."""
+    """How the models generate their answers."""
     split: str | None = None
-    """Only the examples of this split; none takes them all."""
+    """Use only the examples of this split. Default: all examples."""
     limit: int | None = Field(default=None, ge=1)
-    """Most examples of each task, drawn by a hash of the run's seed and the id; none takes all."""
+    """Maximum examples per task, drawn by a hash of the run's seed and the id. Default: all."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
-    """Of the intervals."""
+    """Confidence level of the intervals."""
 
     @model_validator(mode="after")
     def _can_judge(self) -> WinRateSettings:
@@ -113,7 +112,7 @@ class WinRateSettings(Settings):
 
 
 def _not_compared_by(judge: QualitySettings) -> list[str]:
-    """Settings of a judge of single answers that differ from the usual ones; by values, as replayed runs name them all."""
+    """Non-default settings that a comparing judge ignores; compares values, because replayed runs name every field."""
     usual, read = QualitySettings(), {"kind", "model", "max_length", "backend"}
     names = QualitySettings.model_fields.keys() - read
     return sorted(name for name in names if getattr(judge, name) != getattr(usual, name))

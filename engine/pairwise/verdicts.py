@@ -1,18 +1,18 @@
-"""Pairwise win rate: which of two sides answers better, question by question, as a judge sees it.
+"""Pairwise win rate: a judge's verdict on which side answers better, per question, and the table of verdicts.
 
-Of n judged questions, counted from the own side's view:
+Over n judged questions, from the own side's view:
 
     win score = 1 + (win - lose) / n        0: loses all, 1: even, 2: wins all
 
-Two kinds of judge. *Scores*: a reward model or a rating judge reads each answer alone; a difference of at most `margin`
-is a tie, and there is no order to prefer. *Comparison*: a language model reads both answers, in both orders; the better
-side must win both, and verdicts that differ make a tie. How many differ measures how much the place of an answer decides.
+There are two kinds of judge. *Scores*: a reward model or a rating judge reads each answer alone; a difference of at most
+`margin` is a tie, and order plays no role. *Comparison*: a language model reads both answers, in both orders; the better
+side must win both, and differing verdicts are a tie. The number of differing verdicts measures the judge's position bias.
 
-A question without two answers, or without a readable verdict, has failed: it is counted beside n, never a
-tie. Equal texts are a tie that no judge is asked about.
+A question without two answers, or without a readable verdict, has failed: it is counted apart from n, never as a tie. Equal
+texts are a tie without asking a judge.
 
-Departures from MoDS, whose judge is GPT-4 with whole ratings 1 to 10 and whose prompt and orders are not published: the
-judge is a model of one's own and is asked once about everything (MoDS asks for relevance and for accuracy); its verdicts are
+Departures from MoDS, whose judge is GPT-4 with whole ratings 1 to 10, and which publishes neither prompt nor orders: the judge
+is the user's own model, and one question covers everything (MoDS asks for relevance and for accuracy). Verdicts are
 probabilities of a reply's first token, not samples, and both orders count.
 """
 
@@ -35,18 +35,18 @@ POINTS = {WIN: 1, TIE: 0, LOSE: -1}
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a question ended; `verdict` is None where it failed, `flipped` where there were no two orders."""
+    """The outcome of a question; `verdict` is None if it failed, `flipped` if the judge did not read two orders."""
 
     verdict: str | None
     error: str | None = None
     same: bool = False
-    """The answers are equal texts."""
+    """Whether the answers are equal texts."""
     flipped: bool | None = None
-    """The verdict changed with the order."""
+    """Whether the verdict changed with the order."""
 
 
 def verdict_of(reading: Reading, margin: float = 0.0) -> str:
-    """Who is better by more than `margin`; where a tie is the most probable, nobody."""
+    """The own side's verdict: a tie if the difference is at most `margin`, or if a tie is the most probable verdict."""
     difference = reading.own - reading.against
     undecided = reading.tie is not None and reading.tie >= max(reading.own, reading.against)
     if undecided or abs(difference) <= margin:
@@ -79,7 +79,7 @@ RESULT = pa.schema(
         pa.field("split", pa.string()),
         pa.field("own_answer", pa.string()),
         pa.field("against_answer", pa.string()),
-        pa.field("verdict", pa.string()),  # of the own side; null where the question failed
+        pa.field("verdict", pa.string()),  # of the own side; null if the question failed
         pa.field("same", pa.bool_(), nullable=False),
         pa.field("flipped", pa.bool_()),
         pa.field("readings", pa.list_(READING)),
@@ -107,7 +107,7 @@ def result_record(question: Question, readings: Sequence[Reading] | str, outcome
 
 @dataclass(frozen=True)
 class WinLine:
-    """A line of the table; `score`, `low` and `high` are None where nothing was judged, or too little for an interval."""
+    """A line of the table; `score` is None if nothing was judged, `low` and `high` also if too little for an interval."""
 
     name: str
     n: int
@@ -121,14 +121,14 @@ class WinLine:
     flipped: int | None
     """Questions whose verdict changed with the order; None for a judge without an order."""
     flip_share: float | None
-    """Of the questions that the judge was asked in both orders."""
+    """`flipped` as a share of the questions that the judge read in both orders."""
     score: float | None
     low: float | None
     high: float | None
 
 
 def win_line(name: str, outcomes: Sequence[Outcome], confidence: float = 0.95) -> WinLine:
-    """Count outcomes; the interval is that of the mean of +1, 0 and -1."""
+    """Count outcomes; the interval is that of the mean of points (+1, 0, -1)."""
     points = [POINTS[outcome.verdict] for outcome in outcomes if outcome.verdict is not None]
     swapped = [outcome.flipped for outcome in outcomes if outcome.flipped is not None]
     score = low = high = None
@@ -154,7 +154,7 @@ def win_line(name: str, outcomes: Sequence[Outcome], confidence: float = 0.95) -
 
 
 def win_table(named: Iterable[tuple[str, Outcome]], confidence: float = 0.95) -> list[WinLine]:
-    """A line for each name, sorted, so that no table depends on the order of the questions."""
+    """A line for each name, sorted, so that the table does not depend on the order of the questions."""
     groups: dict[str, list[Outcome]] = {}
     for name, outcome in named:
         groups.setdefault(name, []).append(outcome)

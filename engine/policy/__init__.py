@@ -1,1 +1,1 @@
-"""RAISE's policy: what it knows of a row, how it picks a batch, how it learns from a training, how it explains itself."""
+"""RAISE's policy: its inputs, how it picks a batch, how it learns from trainings, and how it is saved and searched."""

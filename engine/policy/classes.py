@@ -1,7 +1,7 @@
-"""Classes of rows, and how many rows of a batch each of them gives.
+"""Classes of rows, and how many rows each class gives to a batch.
 
-K-means runs on the semantic scores before they are brought to one scale, so that what sets rows apart most decides. The
-paper clusters by K-means and tells neither the space nor what a class gives that has too few rows.
+K-means runs on the unscaled semantic scores, so the directions in which rows differ most decide. The paper clusters by
+K-means, but states neither the space nor what happens when a class has too few rows.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ STARTS = 3
 
 
 def fit_classes(points: Points, classes: int, seed: int) -> Points:
-    """The centroids in lexicographic order; fewer than asked where there are fewer different points.
+    """The centroids in lexicographic order; fewer than `classes` if there are fewer distinct points.
 
-    The points must come in one order always (that of their ids) for the centroids to be the same always.
+    Pass the points in a fixed order (that of their ids): the centroids depend on it.
     """
     if classes < 1 or points.ndim != 2 or not len(points):
         raise DataError(f"classes: {classes} asked of points of shape {points.shape}; expected at least one of each.")
@@ -42,7 +42,7 @@ def fit_classes(points: Points, classes: int, seed: int) -> Points:
 
 
 def assign(points: Points, centroids: Points) -> Classes:
-    """The nearest centroid of each point, the lower one of equally near ones; each point is judged by itself."""
+    """The nearest centroid of each point; ties go to the lower number. Points do not influence each other."""
     if points.ndim != 2 or points.shape[1] != centroids.shape[1]:
         raise DataError(
             f"classes: points of shape {points.shape}, centroids of {centroids.shape[1]} numbers; expected the same."
@@ -56,11 +56,11 @@ def assign(points: Points, centroids: Points) -> Classes:
 
 
 def class_quotas(sizes: ArrayLike, batch: int) -> list[int]:
-    """How many rows of a batch each class gives, from the rows it has to give.
+    """How many rows each class gives to a batch, from the number of rows in each class.
 
-    Equal shares; what does not divide goes, a row each, to the classes with most rows, of equal ones the lower first. A
-    class with fewer rows than its share gives all, and what it lacks is shared by the others in the same way. The sum is
-    the batch, or all rows where there are fewer.
+    Shares are equal. The remainder goes, one row each, to the largest classes; ties go to the lower number. A class with
+    fewer rows than its share gives all of them, and the other classes share the rest in the same way. The quotas sum to
+    `batch`, or to the number of rows if that is smaller.
     """
     rows = np.asarray(sizes, np.int64)
     if rows.ndim != 1 or (rows < 0).any() or batch < 0:
@@ -71,7 +71,7 @@ def class_quotas(sizes: ArrayLike, batch: int) -> list[int]:
     by_size = np.lexsort((np.arange(len(rows)), -rows))
     left = min(batch, int(rows.sum()))
     while left:
-        able = by_size[rows[by_size] > quotas[by_size]][:left]  # of fewer rows than classes, one row each
+        able = by_size[rows[by_size] > quotas[by_size]][:left]  # with fewer rows left than classes, one row each
         given = np.minimum(left // len(able), rows[able] - quotas[able])
         quotas[able] += given
         left -= int(given.sum())
@@ -79,7 +79,7 @@ def class_quotas(sizes: ArrayLike, batch: int) -> list[int]:
 
 
 def _spread(points: Points, count: int, rng: np.random.Generator) -> Points:
-    """Points to start from, each drawn by its squared distance from those before it (k-means++)."""
+    """Starting points by k-means++: each is drawn with probability proportional to its squared distance to those before."""
     places = [int(rng.integers(len(points)))]
     squares = np.full(len(points), np.inf)
     while len(places) < count:
@@ -91,7 +91,7 @@ def _spread(points: Points, count: int, rng: np.random.Generator) -> Points:
 
 
 def _refine(points: Points, start: Points) -> tuple[float, Points]:
-    """What remains of the squared distances, and the centroids."""
+    """The sum of squared distances after K-means from `start`, and the centroids."""
     import faiss
 
     kmeans = faiss.Kmeans(
@@ -107,7 +107,7 @@ def _refine(points: Points, start: Points) -> tuple[float, Points]:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """With more, sums are taken in another order on another machine."""
+    """Run faiss on one thread: with more, the order of summation depends on the machine."""
     import faiss
 
     usual = faiss.omp_get_max_threads()

@@ -1,15 +1,16 @@
-"""Which rows of a batch its gain is owed to: a ridge regression over all steps of all rounds so far.
+"""Credit of single rows for the gain of their batch: a ridge regression over all steps of all rounds so far.
 
     surprise_t ~ w . (mean over the batch of x_d - its mean at step t over all trainings)
-    credit of a row: c_d = w . x_d,  x_d being the row's features less the pool's mean
+    credit of a row: c_d = w . x_d,  where x_d is the row's features minus the pool's mean
 
-A training gives T numbers, each the gain of a whole batch, and most of such a number is chance. A policy that follows one
-round's numbers follows chance; the regression hears all rounds at once, whatever policy picked in them. Features are those
-of the row and how often it had been picked before. The penalty is the one that foretells rounds left out best.
+A training gives T numbers, each the gain of a whole batch and mostly noise. A policy fitted to one round follows that
+noise; the regression uses all rounds at once, whichever policy picked in them. Its features are those of the row and how
+often the row was picked before. Leave-one-round-out cross-validation chooses the penalty.
 
-Gains enter as surprises (see rewards.py). On the nano world, with batches at random and one skill of 22 as the target, a gain
-correlates with the share of that skill in its batch at 0.10 and 0.22 (two pools), its surprise at 0.24 and 0.30; after three
-rounds of 75 steps the 5 % of rows with the highest credit are of the skill in 0.87 and 1.00, by plain gains in 0.00 and 0.77.
+Gains enter as surprises (see rewards.py). Measured on two pools of the nano world, with random batches and one of 22 skills
+as the target: the share of that skill in a batch correlates with the gain at 0.10 and 0.22, and with the surprise at 0.24
+and 0.30. After three rounds of 75 steps, 0.87 and 1.00 of the 5 % of rows with the highest credit have the skill; with plain
+gains, 0.00 and 0.77.
 """
 
 from __future__ import annotations
@@ -28,21 +29,21 @@ Matrix = NDArray[np.float64]
 
 PENALTIES = (0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 FIRST_PENALTY = 10.0
-"""While there is one round only, and nothing to be foretold."""
+"""Used in the first round, when there is no other round to validate on."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What one training tells: of each interval between measurements the mean features of its batches, and its gain."""
+    """One training as regression data: for each interval between measurements, the batches' mean features and the gain."""
 
     batches: Matrix
     gains: Numbers
     steps: int = 1
-    """Of an interval; the last one may have fewer."""
+    """Steps per interval; the last interval may have fewer."""
 
 
 def credit_features(episode: Episode, pool: PolicyPool, features: NDArray[np.float32]) -> list[Matrix]:
-    """Of each step's rows: features less the pool's mean, and log1p of how often each had been picked."""
+    """For the rows of each step: features minus the pool's mean, and log1p of how often each row had been picked."""
     mean = features.mean(axis=0, dtype=np.float64)
     return [
         np.column_stack([features[picked] - mean, state.availability(picked)]).astype(np.float64)
@@ -51,14 +52,14 @@ def credit_features(episode: Episode, pool: PolicyPool, features: NDArray[np.flo
 
 
 def evidence_of(episode: Episode, features: Sequence[Matrix]) -> Evidence:
-    """What the training tells; `features` are those of `credit_features`."""
+    """The evidence of a training; `features` come from `credit_features`."""
     by_step = np.array([rows.mean(axis=0) for rows in features])
     batches = np.array([by_step[start:stop].mean(axis=0) for start, stop in intervals(episode)])
     return Evidence(batches, interval_gains(episode), interval_steps(episode))
 
 
 def fit_credit(rounds: Sequence[Sequence[Evidence]], momentum: float, window: int) -> Numbers:
-    """Weights of the features, from what the trainings of all rounds tell; `momentum` and `window` as in `surprises`."""
+    """Weights of the features, fitted to the trainings of all rounds; for `momentum` and `window` see `surprises`."""
     carried = carried_over(momentum, rounds[0][0].steps)
     found = surprises([one.gains for trainings in rounds for one in trainings], carried, window)
     batches = _against_each_other([one.batches for trainings in rounds for one in trainings], window)
@@ -71,7 +72,7 @@ def fit_credit(rounds: Sequence[Sequence[Evidence]], momentum: float, window: in
 
 
 def fit_ridge(groups: Sequence[tuple[Matrix, Numbers]]) -> Numbers:
-    """Weights with the penalty that foretells groups left out best."""
+    """Ridge weights, with the penalty that predicts left-out groups best."""
     grams = [inputs.T @ inputs for inputs, _ in groups]
     products = [inputs.T @ wanted for inputs, wanted in groups]
     gram: Matrix = np.sum(grams, axis=0)
@@ -92,8 +93,10 @@ def fit_ridge(groups: Sequence[tuple[Matrix, Numbers]]) -> Numbers:
 def row_credits(
     features: Sequence[Sequence[Matrix]], weights: Numbers, pool_features: NDArray[np.float32]
 ) -> list[list[Numbers]]:
-    """Of each row of each step of each training: its share of the gain, with mean 0 over the round and in units of its spread
-    over the pool. By the spread of the round, a policy that picks only good rows would be driven by what is left, chance."""
+    """The credit of each row of each step of each training: mean 0 over the round, in units of the spread over the pool.
+
+    The spread of the round would not do: once a policy picks only good rows, only noise is left in it.
+    """
     found = [[rows @ weights for rows in episode] for episode in features]
     mean = np.concatenate([credits for episode in found for credits in episode]).mean()
     spread = float((pool_features @ weights[:-1].astype(np.float32)).std()) or 1.0
@@ -101,7 +104,7 @@ def row_credits(
 
 
 def _against_each_other(batches: Sequence[Matrix], window: int) -> list[Matrix]:
-    """Less the mean over all trainings of the same and neighbouring steps, as gains are."""
+    """Mean features minus their mean over all trainings at the same and neighbouring steps; gains are centred alike."""
     mean = np.mean(np.stack(batches), axis=0)
     curve = np.column_stack([smoothed(column, window) for column in mean.T])
     return [found - curve for found in batches]

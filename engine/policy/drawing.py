@@ -1,8 +1,8 @@
-"""A batch from scores: the best of every class, or a draw.
+"""A batch from scores: the best rows of every class, or a random draw.
 
-Drawing without replacement with probabilities by softmax is taking the highest of score/temperature + Gumbel noise. The
-noise of a row follows from seed, round, training, step and the row's id, so that a draw is the same wherever it is made,
-and in whatever order the rows lie.
+Taking the highest values of score/temperature + Gumbel noise is drawing without replacement with softmax probabilities.
+A row's noise follows from seed, round, training, step and the row's id, so a draw depends neither on the machine nor on the
+order of the rows.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from raysift.policy.classes import class_quotas
 from raysift.topk import Ids, top_k
 
 FINAL_DRAW = "final training"
-"""The purpose under which the training with the finished policy draws its batches."""
+"""The `purpose` of draws in the training with the finished policy."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Names the one draw among all of a run."""
+    """Identifies one sequence of draws within a run."""
 
     seed: int
     purpose: str
-    """Such as `round 3, training 0`."""
+    """For example `round 3, training 0`."""
 
     def noise(self, ids: Ids, step: int) -> NDArray[np.float64]:
         """Standard Gumbel noise of each row at a step."""
@@ -37,7 +37,7 @@ class Draw:
 
 
 def class_members(classes: ArrayLike) -> list[NDArray[np.int64]]:
-    """Positions of the rows of each class, in their order."""
+    """For each class, the positions of its rows in rising order."""
     numbers = np.asarray(classes)
     order = np.argsort(numbers, kind="stable")
     return np.split(order, np.cumsum(np.bincount(numbers))[:-1])
@@ -50,7 +50,7 @@ def best_of_classes(
     size: int,
     open_rows: NDArray[np.bool_] | None = None,
 ) -> Ids:
-    """The rows with the highest keys of each class, as many as its share of the batch; ties to the smaller id."""
+    """The rows with the highest keys in each class, up to its share of the batch; ties go to the smaller id."""
     if open_rows is not None:
         members = [rows[open_rows[rows]] for rows in members]
     shares = class_quotas([len(rows) for rows in members], size)

@@ -1,14 +1,14 @@
-"""What a policy knows of a row: the parts that never change, fitted once on a pool and applied to any.
+"""Features of a row that never change: scales, components and classes are fitted on one pool and applied to any.
 
     stage        performance, progress                                            rebuilt each step, the same for all rows
     difficulty   log1p len(x), log1p len(y), log P(y|x), log P(y)                 mean 0 and deviation 1 over the fit
     semantic     k principal components of the embedding                          one scale for all: mean variance 1 over the fit
     availability log1p of how often the row was picked                            rebuilt each step
 
-39 inputs for k = 32, in the paper's order; the middle two blocks are the features of a row. The paper tells of no scaling:
-raw lengths and log-probabilities are hundreds where components are below 1. Components keep their sizes to each other: each at
-deviation 1, the last of them, which are noise, would speak as loud as the first (on the nano world a policy's gradient
-over four trainings then finds 6 % of target rows in its best 1 %, against 62 %).
+39 inputs for k = 32, in the paper's order; the middle two blocks are the features of a row. The paper mentions no scaling,
+but raw lengths and log-probabilities are in the hundreds while components are below 1. Components share one scale: with
+deviation 1 each, the last ones, which are noise, would count as much as the first (on the nano world, a policy's gradient
+over four trainings then finds 6 % target rows in its best 1 %, instead of 62 %).
 """
 
 from __future__ import annotations
@@ -35,29 +35,29 @@ DIFFICULTY = len(DIFFICULTY_NAMES)
 
 FORMAT = "raysift-policy-features-1"
 NO_SPREAD = 1e-6
-"""A deviation below this share of the mean is the rounding of the model's float32."""
+"""A deviation below this share of the mean is only float32 rounding of the model."""
 
 
 @dataclass(frozen=True)
 class FittedFeatures:
-    """Scales, components and classes; `origin` says how log-probabilities and vectors were made, for whoever applies it."""
+    """Scales, components and classes; `origin` records how log-probabilities and vectors were made."""
 
     difficulty_mean: Matrix
     difficulty_std: Matrix
-    """1 where the rows are all alike."""
+    """1 where all rows have the same value."""
     semantic: Components
     centroids: Points
-    """In the space of the components before scaling."""
+    """In the space of the unscaled components."""
     origin: dict[str, Any] = field(default_factory=dict)
 
     @property
     def k(self) -> int:
-        """Semantic dimensions, at most as many as asked for."""
+        """Number of semantic dimensions, at most `semantic_dimensions`."""
         return len(self.semantic.components)
 
     @property
     def semantic_scale(self) -> float:
-        """By which all components are divided."""
+        """The divisor of all components."""
         return float(np.sqrt(self.semantic.variance.mean())) if self.k else 1.0
 
 
@@ -80,7 +80,7 @@ def difficulty_block(
     logprob_alone: ArrayLike,
     settings: FeatureSettings,
 ) -> Matrix:
-    """(rows, 4), not yet scaled; the log-probabilities given are sums over the answer's tokens."""
+    """The unscaled difficulty features (rows, 4); the log-probabilities passed in are sums over the answer's tokens."""
     answer = np.asarray(answer_tokens, np.float64)
     tokens = answer if settings.logprob == "mean" else np.ones_like(answer)
     lengths = [np.log1p(np.asarray(prompt_tokens, np.float64)), np.log1p(answer)]
@@ -100,7 +100,7 @@ def fit_features(
     seed: int,
     origin: dict[str, Any] | None = None,
 ) -> FittedFeatures:
-    """Fitted on these rows, which must come in one order always: by rising id."""
+    """Fit scales, components and classes on these rows; pass them by rising id, as the fit depends on the order."""
     _check_rows(difficulty, vectors)
     mean, std = difficulty.mean(axis=0), difficulty.std(axis=0)
     flat = std <= NO_SPREAD * np.maximum(1.0, np.abs(mean))
@@ -116,7 +116,7 @@ def fit_features(
 
 
 def transform(fitted: FittedFeatures, difficulty: Matrix, vectors: Vectors) -> Transformed:
-    """Features and classes of any rows; a row's own do not depend on the rows beside it."""
+    """Features and classes of any rows; each row's result is independent of the other rows."""
     _check_rows(difficulty, vectors)
     scores = project(fitted.semantic, vectors)
     scaled = (difficulty - fitted.difficulty_mean) / fitted.difficulty_std
@@ -125,7 +125,7 @@ def transform(fitted: FittedFeatures, difficulty: Matrix, vectors: Vectors) -> T
 
 
 def save_fitted(place: Location, fitted: FittedFeatures) -> None:
-    """One safetensors file, written whole or not at all; the same fit gives the same bytes."""
+    """Write one safetensors file atomically; the same fit gives the same bytes."""
     metadata = {
         "format": FORMAT,
         "inputs": json.dumps(input_names(fitted.k)),

@@ -1,18 +1,18 @@
 """PPO over the trainings of a round.
 
-    p_i(d)   = exp F(d) / sum over d' of class i of exp F(d')         (scores over the temperature of the draws)
+    p_i(d)   = exp F(d) / sum over d' of class i of exp F(d')         (F divided by the temperature of the draws)
     r_t      = prod over classes i, prod over picked d in i, of p_new,i(d) / p_old,i(d);  ratio `mean`: its B-th root
     L_actor  = -E min(r_t Adv_t, clip(r_t, 1-eps, 1+eps) Adv_t) - entropy weight x E H(p)
-               with advantage `credit` for each row by itself: its own ratio, and its share of the gain (see credit.py)
+               with advantage `credit`, per row: its own ratio and its share of the gain (see credit.py)
     L_critic = E (V(S_t) - G_t)^2
 
-Ratios are kept as logarithms and held within +-max_log_ratio. In the first pass new and old are the same policy, so r is
-exactly 1 there. States are rebuilt one at a time; the static part of the first layer is computed once a pass, its gradient
-gathered over the steps and carried through it at the end: memory does not grow with T.
+Ratios are kept as logarithms and clamped to +-max_log_ratio. In the first pass the new policy is the old one, so r is exactly
+1. States are rebuilt one at a time. The static part of the first layer is computed once per pass; its gradient is summed over
+the steps and backpropagated at the end, so memory does not grow with T.
 
-An update goes over the newest round alone. Going over the last six, each with the ratio to the policy that picked in it, was
-tried on the nano world and held the policy back: what picked well under an older policy is pulled back to how likely it
-was then, while the clip lets go of what picked badly.
+An update uses the newest round alone. Using the last six, each with the ratio to the policy that picked in it, was tried on
+the nano world and slowed learning: good picks of an older policy are pulled back to their probability at that time, while
+the clip stops the push against bad picks.
 """
 
 from __future__ import annotations
@@ -42,27 +42,27 @@ from raysift.policy.state import STAGE_INPUTS, Episode, Numbers, State, masked, 
 from raysift.topk import top_k
 
 Credits = Sequence[Any] | Numbers
-"""Of each step of a training: one advantage, or one for each row of the batch."""
+"""For each step of a training, one advantage, or one per row of the batch."""
 
 
 @dataclass(frozen=True)
 class Update:
-    """The account of an update: averages over its steps."""
+    """Statistics of an update, averaged over its steps."""
 
     actor_loss: float
-    """Of the last pass."""
+    """Actor loss in the last pass."""
     critic_loss: float | None
     first_ratio: float
-    """Ratio in the first pass; exactly 1."""
+    """Mean ratio in the first pass; exactly 1."""
     last_ratio: float
     clipped: float
-    """Share of the steps of the last pass whose ratio lay outside the clip range."""
+    """Share of ratios in the last pass that lay outside the clip range."""
     entropy: float
-    """Of the class softmax, mean over classes and steps, as a share of the greatest possible."""
+    """Entropy of the class softmax as a share of its maximum, averaged over classes and steps."""
 
 
 class Learner:
-    """The policy that is being learnt: networks, their optimizers, and what the trainings so far gained."""
+    """The policy being learned: networks, optimizers, and the evidence of the trainings so far."""
 
     def __init__(self, pool: PolicyPool, policy: PolicySettings, learning: LearningSettings, seed: int) -> None:
         self.pool, self.policy, self.learning, self.seed = pool, policy, learning, seed
@@ -73,10 +73,10 @@ class Learner:
         self.actor_steps = torch.optim.AdamW(self.actor.parameters(), lr=learning.actor_rate, weight_decay=decay)
         self.critic_steps = torch.optim.AdamW(self.critic.parameters(), lr=learning.critic_rate, weight_decay=decay)
         self.evidence: list[list[Evidence]] = []
-        """Of each round's trainings, for `credit`."""
+        """For advantage `credit`: evidence of the trainings, by round."""
 
     def recall(self, rounds: Sequence[Sequence[Episode]]) -> None:
-        """Take note of rounds that were learned from before."""
+        """Record the evidence of earlier rounds without learning from them again."""
         for episodes in rounds:
             self._note(episodes)
 
@@ -109,7 +109,7 @@ class Learner:
         return Update(critic_loss=critic_loss, first_ratio=first["last_ratio"], **last)
 
     def _set_rates(self, number: int) -> None:
-        left = max(1, self.learning.rounds - number + 1)  # a search may do more rounds than the run it is for
+        left = max(1, self.learning.rounds - number + 1)  # a search may have more rounds than its run
         share = left / self.learning.rounds if self.learning.rate_schedule == "linear" else 1.0
         rates = (self.actor_steps, self.learning.actor_rate), (self.critic_steps, self.learning.critic_rate)
         for steps, rate in rates:
@@ -117,7 +117,7 @@ class Learner:
                 group["lr"] = rate * share
 
     def _note(self, episodes: Sequence[Episode]) -> None:
-        """Keep of a round's trainings what later updates compare with."""
+        """Keep the evidence of a round's trainings for later updates."""
         if self.learning.advantage == "credit":
             self.evidence.append([evidence_of(episode, self._credit_features(episode)) for episode in episodes])
 
@@ -133,7 +133,7 @@ class Learner:
         rows: _Rows,
         old: dict[tuple[int, int], Tensor],
     ) -> dict[str, float]:
-        """One update of the actor over all steps of all trainings; `old` is filled in the first pass."""
+        """Update the actor once over all steps of all trainings; the first pass fills `old`."""
         steps = sum(len(found) for found in advantages)
         self.actor_steps.zero_grad()
         static = self.actor.static_part(rows.features)
@@ -157,8 +157,8 @@ class Learner:
     def _log_probabilities(
         self, static: Tensor, rows: _Rows, state: State, picked: NDArray[np.int64]
     ) -> tuple[Tensor, Tensor]:
-        """Of each picked row within its class, in the order of the picks; and the entropy of the classes as a share of the
-        greatest possible."""
+        """The log-probability of each picked row within its class, in the order of the picks, and the mean entropy of the
+        classes as a share of its maximum."""
         here = np.append(rows.positions[: rows.drawn], picked)
         stage, availability = policy_inputs(state, self.policy, here)
         parts = torch.cat([static[: rows.drawn], static[torch.from_numpy(rows.places_of(picked))]])
@@ -172,8 +172,8 @@ class Learner:
         for number in np.unique(classes):
             mine = own_scores[torch.from_numpy(np.flatnonzero(classes == number))]
             inside = pool_scores[rows.members[number]]
-            inside = inside[torch.isfinite(inside)]  # those that were picked often enough are no part of their class
-            # A small class of which nothing was drawn that is still to be had stands for itself by what was picked.
+            inside = inside[torch.isfinite(inside)]  # rows at max_repeats are not part of their class
+            # If no available row of a small class was sampled, the picked rows stand in for it.
             log_sum = torch.logsumexp(inside if len(inside) else mine, 0)
             found.append(mine - log_sum - rows.log_weights[number])
             entropies.append(_entropy_share(inside - log_sum) if len(inside) else log_sum * 0)
@@ -201,7 +201,7 @@ class Learner:
 
 
 def ratio_of(log_p: Tensor, old: Tensor, learning: LearningSettings, by_row: bool = False) -> Tensor:
-    """How much likelier the batch, or each of its rows, is under the new policy than under the old."""
+    """Probability ratio of the new policy to the old one, for the batch or for each of its rows."""
     log_ratio = log_p - old
     if not by_row:
         log_ratio = log_ratio.mean() if learning.ratio == "mean" else log_ratio.sum()
@@ -209,18 +209,18 @@ def ratio_of(log_p: Tensor, old: Tensor, learning: LearningSettings, by_row: boo
 
 
 def actor_loss(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
-    """PPO's clipped loss of a step, or of each of its rows."""
+    """PPO's clipped loss, for a step or for each of its rows."""
     return -torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage)
 
 
 def _entropy_share(log_p: Tensor) -> Tensor:
-    """Rows at -inf are no part of the class."""
+    """Entropy as a share of its maximum; rows at -inf are not part of the class."""
     inside = log_p[torch.isfinite(log_p)]
     return -(inside.exp() * inside).sum() / max(1e-9, float(np.log(max(2, len(inside)))))
 
 
 class _Rows:
-    """The rows of one update: first those that stand for the pool, all of it or a draw, then others that were picked."""
+    """The rows of one update: first the whole pool or a sample of it, then the other rows that were picked."""
 
     def __init__(
         self, pool: PolicyPool, episodes: Sequence[Episode], policy: PolicySettings, most: int, seed: int
@@ -242,6 +242,6 @@ class _Rows:
         ]
 
     def places_of(self, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where rows of the pool lie among these."""
+        """Indices among the rows of this update, from positions in the pool."""
         places: NDArray[np.int64] = self._order[np.searchsorted(self.positions, positions, sorter=self._order)]
         return places

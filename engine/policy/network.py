@@ -2,9 +2,9 @@
 
     F(t, d) = MLP([stage_t, difficulty_d, semantic_d, availability_{t,d}])
 
-The first layer is linear in its inputs, and of a row only the availability changes in the course of a training, so it
-falls apart into what is computed once per policy (`static_part`, rows x width) and what changes with the step: a vector
-that all rows share, and a multiple of one more vector for the few rows that were picked before.
+The first layer is linear in its inputs, and a row's availability is its only input that changes during a training. So the
+layer splits into a part computed once per policy (`static_part`, rows x width) and a part that changes with the step: a
+vector shared by all rows, plus a multiple of one other vector for the few rows that were picked before.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from raysift.policy.state import STAGE_INPUTS
 
 LAST_LAYER_GAIN = 0.1
-"""Scores start close to each other, so that the first picks are close to uniform."""
+"""Factor on the last layer's initial weights: scores start close together, so the first picks are nearly uniform."""
 CHUNK_ROWS = 65_536
 
 
 class Acquisition(nn.Module):
-    """One number per row; the higher, the sooner it is picked."""
+    """F: one score per row; rows with higher scores are picked first."""
 
     def __init__(self, static_inputs: int, hidden: Sequence[int], seed: int) -> None:
         super().__init__()
@@ -36,18 +36,18 @@ class Acquisition(nn.Module):
             _shrink(self.rest)
 
     def static_part(self, features: Tensor) -> Tensor:
-        """What the first layer makes of features that never change."""
+        """The first layer's contribution of the features that never change."""
         part: Tensor = self.static(features)
         return part
 
     def scores(self, static_part: Tensor, stage: Tensor, availability: Tensor) -> Tensor:
-        """F of each row; `stage` is one vector for all, `availability` one number per row."""
+        """F of each row; `stage` is one vector for all rows, `availability` one number per row."""
         first = static_part + self.stage(stage) + self.availability(availability.unsqueeze(1))
         scores: Tensor = self.rest(torch.tanh(first)).squeeze(1)
         return scores
 
     def score_pool(self, static_part: Tensor, stage: Tensor, availability: Tensor) -> Tensor:
-        """The same without gradients, a bounded number of rows at a time."""
+        """F of each row as in `scores`, but without gradients and CHUNK_ROWS rows at a time."""
         with torch.no_grad():
             shared = self.stage(stage)
             parts = []
@@ -61,7 +61,7 @@ class Acquisition(nn.Module):
 
 
 class Critic(nn.Module):
-    """V(S_t): what is still to be gained, from a summary of the state (see `state.summaries`)."""
+    """V(S_t): the expected further gain, from a summary of the state (see `state.summaries`)."""
 
     def __init__(self, inputs: int, hidden: Sequence[int], seed: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Critic(nn.Module):
 
 
 def _layers(hidden: Sequence[int]) -> nn.Sequential:
-    """The layers after the first one's activation."""
+    """The layers after the activation of the first one."""
 
     def parts() -> Iterator[nn.Module]:
         for width, following in pairwise(hidden):

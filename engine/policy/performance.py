@@ -1,4 +1,4 @@
-"""The performance of a model on validation rows, from what each row lost: the P of RAISE's rewards."""
+"""The performance P of a model in RAISE's rewards, from the losses of the validation rows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from raysift.errors import StageError
 
 
 def performance(row_losses: Mapping[int, tuple[float, int]]) -> float:
-    """P = -(sum of nats) / (sum of tokens) over rows, each given as (nats, tokens) under its number.
+    """P = -(sum of nats) / (sum of tokens); `row_losses` maps each row's number to its (nats, tokens).
 
-    The sum is exact before it is rounded (`math.fsum`), so it is the same however the rows were dealt to workers.
+    `math.fsum` rounds the exact sum once, so P does not depend on how rows were split among workers.
     """
     numbers = sorted(row_losses)
     nats = math.fsum(row_losses[number][0] for number in numbers)

@@ -1,4 +1,4 @@
-"""Batches picked by a policy: scores of all rows by its network, then `drawing`."""
+"""Batches picked by a policy: its network scores all rows, then `drawing` chooses among them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from raysift.topk import Ids
 
 
 class Picker:
-    """Picks batches under one policy; what does not change within a training is computed once."""
+    """Picks batches under one policy; everything constant within a training is computed once."""
 
     def __init__(self, pool: PolicyPool, settings: PolicySettings, network: Acquisition) -> None:
         self.pool, self.settings, self.network = pool, settings, network
@@ -32,7 +32,7 @@ class Picker:
         return found
 
     def batch(self, state: State, size: int, step: int, draw: Draw | None) -> tuple[Ids, NDArray[np.float64]]:
-        """Ids of the batch, in rising order, and all scores; without a draw the highest are taken."""
+        """Ids of the batch in rising order, and the scores of all rows; without a draw, takes the highest scores."""
         scores = self.scores(state)
         keys = scores
         if draw is not None:
@@ -46,7 +46,7 @@ class Picker:
 def policy_inputs(
     state: State, settings: PolicySettings, rows: NDArray[np.int64] | slice = slice(None)
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What changes with the step, as the network takes it, for all rows or for these; left-out blocks are zero."""
+    """The network's inputs that change with the step, for all rows or for `rows`; left-out blocks are zero."""
     stage = torch.from_numpy(state.stage) * float("stage" in settings.blocks)
     availability = torch.from_numpy(state.availability(rows)) * float("availability" in settings.blocks)
     return stage, availability

@@ -1,9 +1,9 @@
-"""The pool as a policy sees it: ids, the features that never change, and classes, in the order of the ids.
+"""The pool as a policy sees it: ids, constant features and classes, sorted by id.
 
     id int64 | class int32 | features fixed_size_list<float32>[4 + k]
 
-The inputs that do change, the stage and how often a row was picked, are rebuilt where they are needed; a state is never
-stored. Reading needs the memory of the table: at 36 features about 160 bytes a row.
+The changing inputs, the stage and how often a row was picked, are rebuilt where needed; states are never stored. Reading
+needs memory for the whole table: about 160 bytes per row with 36 features.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _ROW_GROUP_ROWS = 131_072
 
 @dataclass(frozen=True)
 class PolicyPool:
-    """Rows by rising id; refuses what a policy could not score."""
+    """Rows by rising id; refuses data that a policy could not score."""
 
     ids: Ids
     features: NDArray[np.float32]
@@ -62,7 +62,7 @@ class PolicyPool:
 
 
 def positions(pool: PolicyPool, ids: ArrayLike) -> NDArray[np.int64]:
-    """Where each of these ids lies in the pool, in the order given; an id that is not there is refused."""
+    """The position of each id in the pool, in the given order; refuses ids that the pool lacks."""
     wanted = np.asarray(ids, np.int64)
     places = np.searchsorted(pool.ids, wanted)
     found = np.minimum(places, len(pool.ids) - 1)
@@ -76,13 +76,13 @@ def positions(pool: PolicyPool, ids: ArrayLike) -> NDArray[np.int64]:
 
 
 def restrict(pool: PolicyPool, ids: Ids) -> PolicyPool:
-    """The rows of the pool that are among these ids."""
+    """The rows of the pool whose ids are among `ids`."""
     kept = is_among(pool.ids, ids)
     return PolicyPool(pool.ids[kept], pool.features[kept], pool.classes[kept])
 
 
 def write_pool(place: Location, pool: PolicyPool) -> None:
-    """One file, in the layout above; uncompressed, as such numbers do not compress."""
+    """Write one file in the layout above; uncompressed, because such numbers do not compress."""
     width = pool.features.shape[1]
     schema = pa.schema([(ID, pa.int64()), (CLASS, pa.int32()), (FEATURES, pa.list_(pa.float32(), width))])
     plain = {"compression": "none", "use_dictionary": False}
@@ -96,7 +96,7 @@ def write_pool(place: Location, pool: PolicyPool) -> None:
 
 
 def read_pool(place: Location) -> PolicyPool:
-    """The pool of a `features.parquet`."""
+    """Read the pool of a `features.parquet`."""
     with pq.ParquetFile(place.path, filesystem=place.fs) as file:
         width = _check_columns(place, file.schema_arrow)
         rows = file.metadata.num_rows
@@ -115,7 +115,7 @@ def read_pool(place: Location) -> PolicyPool:
 
 
 def _check_columns(place: Location, schema: pa.Schema) -> int:
-    """Features a row."""
+    """Check the columns; returns the number of features per row."""
     missing = [name for name in (ID, CLASS, FEATURES) if name not in schema.names]
     if missing:
         raise DataError(

@@ -1,9 +1,9 @@
-"""A policy on disk, and all that is needed to go on learning it; safetensors only.
+"""A policy on disk, with all that is needed to continue learning; weights are safetensors.
 
 policy.safetensors    the acquisition function; metadata: its settings
 learner.safetensors   the critic, and the state of both optimizers
 episodes.parquet      the logs of the round's trainings (`state.LOG`)
-round.json            what the round came to; written last, it makes the round count
+round.json            the round's results; written last, so a round without it does not count
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ POLICY, LEARNER, EPISODES, ROUND = "policy.safetensors", "learner.safetensors", 
 
 
 def save_policy(place: Location, actor: Acquisition, settings: PolicySettings) -> None:
-    """The acquisition function alone, which is what a frozen policy is."""
+    """Save the acquisition function and its settings: all that a frozen policy needs."""
     _write(place, dict(actor.state_dict()), {"settings": settings.model_dump_json()})
 
 
 def load_policy(place: Location) -> tuple[Acquisition, PolicySettings]:
-    """What `save_policy` wrote."""
+    """Read what `save_policy` wrote."""
     from raysift.policy.network import Acquisition
 
     tensors, metadata = _read(place)
@@ -51,7 +51,7 @@ def load_policy(place: Location) -> tuple[Acquisition, PolicySettings]:
 
 
 def save_learner(folder: Location, learner: Learner) -> None:
-    """Both files of a learner."""
+    """Write both files of a learner."""
     save_policy(folder / POLICY, learner.actor, learner.policy)
     tensors = {f"critic.{name}": value for name, value in learner.critic.state_dict().items()}
     for part, optimizer in _optimizers(learner):
@@ -61,7 +61,7 @@ def save_learner(folder: Location, learner: Learner) -> None:
 
 
 def load_learner(folder: Location, learner: Learner) -> None:
-    """Put a learner back where it was saved."""
+    """Restore a learner's saved state."""
     actor, _ = load_policy(folder / POLICY)
     learner.actor.load_state_dict(actor.state_dict())
     tensors, _ = _read(folder / LEARNER)
@@ -79,7 +79,7 @@ def load_learner(folder: Location, learner: Learner) -> None:
 
 
 def save_round(folder: Location, learner: Learner, episodes: Sequence[Episode], account: dict[str, Any]) -> None:
-    """A finished round; `account` is what `round.json` says."""
+    """Write a finished round; `account` is the content of `round.json`."""
     folder.delete()
     folder.make_folder()
     save_learner(folder, learner)
@@ -98,7 +98,7 @@ def load_episodes(folder: Location) -> list[Episode]:
 
 
 def finished_rounds(folder: Location) -> list[Location]:
-    """Folders of the rounds that count, in order; a round after a gap does not."""
+    """Folders of the finished rounds in order, up to the first gap."""
     found: list[Location] = []
     while (folder / round_name(len(found) + 1) / ROUND).exists():
         found.append(folder / round_name(len(found) + 1))
@@ -106,14 +106,16 @@ def finished_rounds(folder: Location) -> list[Location]:
 
 
 def read_account(folder: Location) -> dict[str, Any]:
-    """What a finished round came to."""
+    """The results of a finished round, from its `round.json`."""
     account: dict[str, Any] = json.loads((folder / ROUND).read_text())
     return account
 
 
 def kept_round(rounds: Sequence[Location], keep: Literal["best", "last"]) -> Location:
-    """Whose policy is used after these rounds. A round saves the policy after its update, which the next round measures:
-    the last one is not measured, and is kept only if it is asked for or alone."""
+    """The round whose policy is used. A round saves the policy after its update, and the next round measures that policy.
+
+    So the last policy is unmeasured; it is kept only with `keep="last"`, or if there is no other round.
+    """
     if keep == "last" or len(rounds) == 1:
         return rounds[-1]
     measured = [read_account(folder)["performance"] for folder in rounds[1:]]
@@ -121,7 +123,7 @@ def kept_round(rounds: Sequence[Location], keep: Literal["best", "last"]) -> Loc
 
 
 def round_name(number: int) -> str:
-    """The folder of a round, from 1."""
+    """The folder name of a round; rounds count from 1."""
     return f"round-{number:04d}"
 
 

@@ -1,6 +1,6 @@
-"""What `raysift search` looks for, and at what cost. Light: reading it imports neither torch nor ray.
+"""Settings of `raysift search`: the space and the cost. Light: reading them imports neither torch nor ray.
 
-The space is lists of values, so that what was searched can be read, repeated and put into a table.
+The space consists of lists of values, so that a search can be read, repeated and tabulated.
 """
 
 from __future__ import annotations
@@ -22,53 +22,54 @@ PLACES: dict[str, tuple[str, ...]] = {
     "passes": ("raise", "learning", "passes"),
     "batch_size": ("train", "batch_size"),
 }
-"""Where each searched setting lies among those of a run."""
+"""The path of each searched setting in a run's settings."""
 
 
 class SearchSpace(Settings):
-    """The values of each setting, in rising order; an empty list leaves a setting as the run has it."""
+    """The values to try for each setting, in rising order; an empty list keeps the run's own value."""
 
     classes: tuple[int, ...] = (1, 2, 4)
-    """Of `raise.policy.classes`."""
+    """Values of `raise.policy.classes`."""
     hidden: tuple[tuple[int, ...], ...] = ((32, 32), (64, 64), (128, 128))
-    """Of `raise.policy.hidden`: widths of the layers."""
+    """Values of `raise.policy.hidden`, the widths of the layers."""
     temperature: tuple[float, ...] = (0.5, 1.0, 2.0)
-    """Of `raise.policy.temperature`; left out where nothing is drawn."""
+    """Values of `raise.policy.temperature`; ignored with `raise.policy.exploration=none`."""
     actor_rate: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-    """Of `raise.learning.actor_rate`."""
+    """Values of `raise.learning.actor_rate`."""
     critic_rate: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
-    """Of `raise.learning.critic_rate`; left out where `raise.learning.advantage` needs no critic."""
+    """Values of `raise.learning.critic_rate`; ignored unless `raise.learning.advantage` is `gae`."""
     entropy: tuple[float, ...] = (0.0, 0.003, 0.01, 0.03)
-    """Of `raise.learning.entropy`."""
+    """Values of `raise.learning.entropy`."""
     clip: tuple[float, ...] = (0.1, 0.2, 0.4)
-    """Of `raise.learning.clip`."""
+    """Values of `raise.learning.clip`."""
     passes: tuple[int, ...] = (2, 4, 8)
-    """Of `raise.learning.passes`."""
+    """Values of `raise.learning.passes`."""
     batch_size: tuple[int, ...] = ()
-    """Of `train.batch_size`. Unless `raise.episode.steps` is set, larger batches mean fewer steps over as many rows."""
+    """Values of `train.batch_size`. Unless `raise.episode.steps` is set, larger batches mean fewer steps over the same
+    number of rows."""
 
 
 class SearchSettings(Settings):
-    """How policies are searched for. The first trial is always the run as it is."""
+    """How policy settings are searched. The first trial always has the run's own settings."""
 
     trials: int = Field(default=8, ge=1)
-    """Most sets of settings tried, the run's own included; fewer where the space has fewer."""
+    """Maximum number of trials, the run's own settings included; fewer if the space is smaller."""
     rounds: int = Field(default=6, ge=1)
-    """Rounds of a whole trial, in place of `raise.learning.rounds`."""
+    """Rounds of a complete trial, in place of `raise.learning.rounds`."""
     steps_share: float = Field(default=1.0, gt=0, le=1)
-    """Share of a training's steps that a trial makes."""
+    """Steps of a trial's trainings, as a share of the run's."""
     last_rounds: int = Field(default=2, ge=1)
-    """A trial counts by the mean performance that its last so many rounds ended with; one round alone is noisy."""
+    """A trial is judged by the mean final performance of this many last rounds; a single round is noisy."""
     sampler: Literal["random", "grid"] = "random"
-    """Different points of the space, drawn by the seed; or all of it, which must fit into `trials`."""
+    """`random`: distinct points of the space, drawn by the seed. `grid`: the whole space, which must fit into `trials`."""
     scheduler: Literal["asha", "none"] = "asha"
-    """`asha` stops what falls behind, but never the run's own settings; `none` lets all finish. What `asha` decides depends on
-    which trial is how far when."""
+    """`asha` stops trials that fall behind, but never the run's own settings; `none` lets all finish. The decisions of `asha`
+    depend on the relative speed of the trials."""
     grace_rounds: int = Field(default=2, ge=1)
-    """Rounds before which `asha` stops nothing."""
+    """Rounds that `asha` always lets a trial finish."""
     reduction: float = Field(default=2.0, gt=1)
-    """`asha` lets one in so many go on, at `grace_rounds` and at each multiple by this number."""
+    """`asha` continues one in this many trials, at `grace_rounds` and at each further multiple by this factor."""
     max_failures: int = Field(default=3, ge=0)
-    """Times a trial that died goes on from its last finished round; then it counts as failed, with its reason."""
+    """How often a crashed trial resumes from its last finished round; after that it counts as failed, with a reason."""
     space: SearchSpace = Field(default_factory=SearchSpace)
-    """What is searched."""
+    """The values to try."""

@@ -1,10 +1,10 @@
-"""Principal components of row vectors, in float64: what is left of a vector of hundreds of numbers in 32.
+"""Principal components of row vectors, in float64: they reduce vectors of hundreds of numbers to 32.
 
-    covariance = mean of (x - m)(x - m)^T = Q diag(variance) Q^T,   scores = (x - m) Q,   variances falling
+    covariance = mean of (x - m)(x - m)^T = Q diag(variance) Q^T,   scores = (x - m) Q,   variances in falling order
 
-A component's largest loading is positive, so that a fit has one sign only. Directions without variance beyond the rounding
-of the vectors are left out: there are then fewer components, not padded ones. The paper pools 4096 numbers to 32 and does
-not tell how.
+A component's largest loading is positive, which fixes its sign. Directions whose variance is within the rounding of the
+vectors are left out, so there may be fewer components; they are not padded. The paper pools 4096 numbers to 32 and does not
+say how.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BLOCK_ROWS = 1024
 
 @dataclass(frozen=True)
 class Components:
-    """A fit: `variance` holds what each component carries, `total` what the vectors have in all."""
+    """A fit: `variance` holds the variance of each component, `total` that of the vectors."""
 
     mean: Matrix
     components: Matrix
@@ -35,12 +35,12 @@ class Components:
 
     @property
     def explained(self) -> Matrix:
-        """The share of the variance that each component carries."""
+        """Each component's share of the total variance."""
         return self.variance / self.total if self.total > 0 else np.zeros_like(self.variance)
 
 
 def fit_components(vectors: Vectors, k: int) -> Components:
-    """At most k components; the same for the same rows in the same order."""
+    """Fit at most k components; the same rows in the same order give the same fit."""
     if vectors.ndim != 2 or not len(vectors):
         raise DataError(f"semantic features: vectors of shape {vectors.shape}; expected at least one, as lines.")
     count, width = vectors.shape
@@ -66,7 +66,7 @@ def fit_components(vectors: Vectors, k: int) -> Components:
 
 
 def project(fit: Components, vectors: Vectors) -> Matrix:
-    """The scores (rows, k), not scaled; a row's own do not depend on the rows beside it."""
+    """The unscaled scores (rows, k); each row's scores are independent of the other rows."""
     if vectors.ndim != 2 or vectors.shape[1] != len(fit.mean):
         raise DataError(
             f"semantic features: vectors of shape {vectors.shape}; the components were fitted on vectors of "
@@ -79,7 +79,7 @@ def project(fit: Components, vectors: Vectors) -> Matrix:
 
 
 def _blocks(vectors: Vectors) -> Iterator[tuple[Matrix, int]]:
-    """Blocks of one size, the last filled up with zeros: products of other sizes round otherwise."""
+    """Blocks of equal size, the last padded with zeros, because matrix products of other sizes round differently."""
     for start in range(0, len(vectors), BLOCK_ROWS):
         part = vectors[start : start + BLOCK_ROWS]
         block = np.zeros((BLOCK_ROWS, vectors.shape[1]))

@@ -1,10 +1,10 @@
-"""The state of RAISE's decision process, and the log of a training from which every state is rebuilt.
+"""The state of RAISE's decision process, and the log of a training, from which every state is rebuilt.
 
     S_t = (P(M_{t-1}), t/T) for all rows, the features of each row, and how often each row was picked before step t
 
-The features never change and the counts follow from the picks, so the log keeps T x B row ids and T numbers where the
-paper's account keeps N x 39 x T. Performance enters as the gain since the start over the performance at the start, which
-means the same for any model and loss.
+The features never change and the counts follow from the picks, so the log keeps T x B row ids and T numbers, where the
+paper's bookkeeping has N x 39 x T. Performance enters as the gain since the start relative to the performance at the start,
+which is comparable across models and losses.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ LOG = pa.schema(
     [
         pa.field("round", pa.int32()),
         pa.field("episode", pa.int32()),
-        pa.field("step", pa.int32()),  # 0: before the first one
+        pa.field("step", pa.int32()),  # 0: before the first step
         pa.field("picks", pa.list_(pa.int64())),
-        pa.field("performance", pa.float64()),  # after the step; null where it was not measured
+        pa.field("performance", pa.float64()),  # after the step; null if not measured
         pa.field("loss", pa.float64()),  # of the batch, before its update
         pa.field("choose_s", pa.float64()),
         pa.field("train_s", pa.float64()),
@@ -45,9 +45,9 @@ class Episode:
     """The log of one training under a policy."""
 
     table: pa.Table
-    """LOG; a line a step, and one for the start."""
+    """In the schema LOG: one line per step, and one for the start."""
     report_start: float | None = None
-    """Performance on the examples that no policy sees, before and after."""
+    """Performance before the training, on the examples that no policy sees; `report_end` is after it."""
     report_end: float | None = None
 
     @property
@@ -62,13 +62,13 @@ class Episode:
 
     @property
     def performance(self) -> Numbers:
-        """At the start and after each step; NaN where it was not measured."""
+        """Performance at the start and after each step; NaN where not measured."""
         numbers: Numbers = self.table["performance"].to_numpy().astype(np.float64)
         return numbers
 
     @property
     def known_performance(self) -> Numbers:
-        """The same, with the last measured one where there was none."""
+        """Performance at the start and after each step; where not measured, the last measured value."""
         found = self.performance
         last = np.maximum.accumulate(np.where(np.isnan(found), 0, np.arange(len(found))))
         return found[last]
@@ -76,25 +76,25 @@ class Episode:
 
 @dataclass(frozen=True)
 class State:
-    """What the policy sees before a step, besides the features."""
+    """The policy's inputs before a step, besides the features."""
 
     stage: NDArray[np.float32]
     counts: Counts
-    """Times each row of the pool was picked."""
+    """How often each row of the pool was picked."""
 
     def availability(self, rows: NDArray[np.int64] | slice = slice(None)) -> NDArray[np.float32]:
-        """The counts of all rows, or of these, on the scale on which the policy reads them."""
+        """log1p of the counts, for all rows or for `rows`: the scale that the policy reads."""
         return np.log1p(self.counts[rows].astype(np.float32))
 
 
 def stage_inputs(start: float, performance: float, step: int, steps: int) -> NDArray[np.float32]:
-    """Relative gain so far, and t/T with t from 1."""
+    """The relative gain so far, and t/T; t starts at 1."""
     scale = abs(start) if start else 1.0
     return np.array([(performance - start) / scale, step / steps], np.float32)
 
 
 def replay(episode: Episode, pool: PolicyPool) -> Iterator[tuple[State, Ids]]:
-    """The state before each step, rebuilt from the log, and the positions of the rows that were picked in it."""
+    """The state before each step, rebuilt from the log, and the positions of the rows picked in that step."""
     known, steps = episode.known_performance, episode.steps
     if len(known) == 0 or np.isnan(known[0]):
         raise DataError("policy: the log of a training lacks the performance at its start.")
@@ -106,7 +106,7 @@ def replay(episode: Episode, pool: PolicyPool) -> Iterator[tuple[State, Ids]]:
 
 
 def summaries(episode: Episode, pool: PolicyPool, blocks: Sequence[Block]) -> NDArray[np.float32]:
-    """What the critic sees of each state: stage, mean and spread of availability, mean features of the rows picked so far."""
+    """The critic's input for each state: stage, mean and spread of availability, mean features of the rows picked so far."""
     features, lines = masked(pool, blocks), []
     total, taken = np.zeros(features.shape[1]), 0
     for state, picked in replay(episode, pool):
@@ -118,7 +118,7 @@ def summaries(episode: Episode, pool: PolicyPool, blocks: Sequence[Block]) -> ND
 
 
 def masked(pool: PolicyPool, blocks: Sequence[Block]) -> NDArray[np.float32]:
-    """The features with those of left-out blocks at zero."""
+    """The features, with left-out blocks set to zero."""
     features = pool.features
     if {"difficulty", "semantic"} <= set(blocks):
         return features

@@ -1,4 +1,4 @@
-"""The trials of a policy search: which settings are tried, what a trial was worth, and which was best."""
+"""The trials of a policy search: which settings are tried, how a trial is judged, and which is best."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ Settings = dict[str, Any]
 """Searched settings by name, as plain JSON values."""
 
 OWN = 0
-"""Number of the trial that has the settings of the run as it is."""
+"""Number of the trial with the run's own settings."""
 
 ALL_ROUNDS, STOPPED, FAILED = "all rounds", "stopped early", "failed"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a trial."""
+    """The result of a trial."""
 
     number: int
     settings: Settings
     performances: list[float]
-    """That each finished round ended with, on the rows that the policy sees."""
+    """Final performance of each finished round, on the rows that the policy sees."""
     reports: list[float | None] = field(default_factory=list)
-    """The same on the rows that it never sees."""
+    """Final performance of each finished round, on the rows that the policy never sees."""
     seconds: list[float] = field(default_factory=list)
     reason: str | None = None
-    """Why it failed."""
+    """Why the trial failed."""
     folder: str | None = None
-    """Where its rounds lie."""
+    """The folder of its rounds."""
 
     def state(self, rounds: int) -> str:
-        """One of the three."""
+        """ALL_ROUNDS, STOPPED or FAILED."""
         if self.reason is not None:
             return FAILED
         return ALL_ROUNDS if len(self.performances) >= rounds else STOPPED
@@ -61,7 +61,7 @@ def searched_values(search: SearchSettings, config: RaiseConfig) -> dict[str, li
 
 
 def draw_trials(search: SearchSettings, config: RaiseConfig, train: TrainConfig, seed: int) -> list[Settings]:
-    """The settings of each trial, all different; the run's own first."""
+    """The settings of each trial, all distinct; the run's own come first."""
     values = searched_values(search, config)
     for name, found in values.items():
         for value in found:
@@ -85,7 +85,7 @@ def draw_trials(search: SearchSettings, config: RaiseConfig, train: TrainConfig,
 def apply_settings(
     settings: Mapping[str, Any], config: RaiseConfig, train: TrainConfig
 ) -> tuple[RaiseConfig, TrainConfig]:
-    """The run's settings with these in their places."""
+    """The run's settings with `settings` put in."""
     values: dict[str, Any] = {"raise": config.model_dump(mode="json"), "train": train.model_dump(mode="json")}
     for name, value in settings.items():
         *sections, last = PLACES[name]
@@ -102,20 +102,19 @@ def apply_settings(
 
 
 def as_overrides(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings by the names that they have on the command line."""
+    """The settings by their command-line names."""
     return {".".join(PLACES[name]): value for name, value in settings.items()}
 
 
 def criterion(performances: Sequence[float], last_rounds: int) -> float:
-    """What a trial is worth so far."""
+    """The criterion of a trial so far: its mean performance over the last rounds."""
     return float(np.mean(performances[-last_rounds:]))
 
 
 def best_of(outcomes: Sequence[Outcome], search: SearchSettings) -> Outcome | None:
-    """Of the trials with all rounds the one that is worth most, the first of equal ones.
+    """The trial with the highest criterion among those with all rounds; ties go to the lower number.
 
-    A trial that was stopped early was worth less than others at that time, and a number of an earlier round cannot be
-    compared with one of a later.
+    Trials stopped early had a lower criterion than others at that point, and criteria of different rounds are not comparable.
     """
     whole = [outcome for outcome in outcomes if outcome.state(search.rounds) == ALL_ROUNDS]
     return max(whole, key=lambda o: (criterion(o.performances, search.last_rounds), -o.number), default=None)
@@ -129,7 +128,7 @@ def _current(name: str, config: RaiseConfig, train: TrainConfig) -> Any:
 
 
 def _point(number: int, values: Mapping[str, Sequence[Any]]) -> Settings:
-    """The point of the space with this number, counted as digits of mixed base."""
+    """The point of the space with this number, read as mixed-base digits."""
     point = {}
     for name, found in values.items():
         number, digit = divmod(number, len(found))

@@ -1,1 +1,1 @@
-"""What judges a row: settings of scorers and embeddings, the question and answer they read, ratings, thresholds."""
+"""Scoring of rows: settings of scorers and embeddings, the question and answer they read, ratings, thresholds."""

@@ -1,4 +1,4 @@
-"""Columns that a scorer adds to a row, whatever computes them: the actors here on transformers, or another engine."""
+"""Columns that a scorer adds to a row, whether transformers actors or another engine computes them."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ LOGPROB_ALONE = "logprob_alone"
 EMBEDDING = "embedding"
 
 SCORE_COLUMN: dict[Kind, str] = {"reward": REWARD, "judge": JUDGE_SCORE, "ifd": IFD}
-"""The one of a scorer's columns that thresholds and ranks look at; higher is better, for `ifd` harder."""
+"""The column of each scorer that thresholds and ranks use. Higher is better; for `ifd`, harder."""
 
 REWARD_SCHEMA = pa.schema(
     [
         (REWARD, pa.float64()),
-        (INPUT_TOKENS, pa.int64()),  # tokens that the model read, special ones included
+        (INPUT_TOKENS, pa.int64()),  # tokens that the model read, including special tokens
         (TRUNCATED, pa.bool_()),
     ]
 )
@@ -42,18 +42,18 @@ JUDGE_SCHEMA = pa.schema(
 IFD_SCHEMA = pa.schema(
     [
         (IFD, pa.float64()),
-        (CONDITIONAL_LOSS, pa.float64()),  # per token of the answer, given what precedes it
-        (DIRECT_LOSS, pa.float64()),  # of the same tokens, without
+        (CONDITIONAL_LOSS, pa.float64()),  # per token of the answer, given the text before it
+        (DIRECT_LOSS, pa.float64()),  # of the same tokens, without that text
         (LABEL_TOKENS, pa.int64()),
         (TRUNCATED, pa.bool_()),
     ]
 )
 DIFFICULTY_SCHEMA = pa.schema(
     [
-        (PROMPT_TOKENS, pa.int64()),  # all that precedes the answer, the chat template's own included
+        (PROMPT_TOKENS, pa.int64()),  # everything before the answer, the chat template's tokens included
         (ANSWER_TOKENS, pa.int64()),
-        (LOGPROB_GIVEN, pa.float64()),  # of the whole answer, given what precedes it
-        (LOGPROB_ALONE, pa.float64()),  # of the same tokens, without
+        (LOGPROB_GIVEN, pa.float64()),  # of the whole answer, given the text before it
+        (LOGPROB_ALONE, pa.float64()),  # of the same tokens, without that text
         (TRUNCATED, pa.bool_()),
     ]
 )

@@ -1,9 +1,9 @@
-"""Tables of embeddings keyed by row id: written sorted by id, read into one float32 matrix a shard.
+"""Tables of embeddings keyed by row id: written sorted by id, read into one float32 matrix per shard.
 
-    id int64 | embedding fixed_size_list<float32>[d] (lists of any float type are read too) | error string, may be absent
+    id int64 | embedding fixed_size_list<float32>[d] (reads lists of any float type) | error string, optional
 
-A row with an error has no vector: it is skipped and counted. Anything else that is wrong with a vector (missing, another
-length than the others, NaN) is refused with the ids it concerns. Reading needs the memory of the matrix and of one batch.
+A row with an error has no vector: it is skipped and counted. Any other fault of a vector (missing, of a different length,
+NaN) is refused with the ids concerned. Reading needs memory for the matrix and one batch.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from raysift.topk import Ids
 BATCH_ROWS = 8192
 
 Keep = Callable[[Ids], NDArray[np.bool_]]
-"""Which of some ids are wanted."""
+"""Returns, for each of some ids, whether it is wanted."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A row group of a file: the unit in which rows are dealt to shards."""
+    """A row group of a file: the unit in which rows are assigned to shards."""
 
     place: Location
     number: int
@@ -42,12 +42,12 @@ class Piece:
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """What some files hold: the account that `survey` gives without reading the vectors."""
+    """A summary of some files' content, as `survey` gives it without reading the vectors."""
 
     pieces: tuple[Piece, ...]
     dimension: int
     ids: Ids
-    """Of the rows with a vector, in rising order."""
+    """Ids of the rows with a vector, in rising order."""
     failed: int
 
     @property
@@ -56,7 +56,7 @@ class EmbeddingTable:
 
 
 def survey(files: Sequence[Location], column: str = EMBEDDING) -> EmbeddingTable:
-    """Ids, failed rows and dimension of the files together; reads ids and errors, and one vector where it must."""
+    """Ids, failed rows and dimension over all files; reads ids and errors, and vectors only if the type lacks a length."""
     pieces: list[Piece] = []
     ids: list[Ids] = [np.empty(0, np.int64)]
     sizes: dict[int, Location] = {}
@@ -93,7 +93,7 @@ def survey(files: Sequence[Location], column: str = EMBEDDING) -> EmbeddingTable
 def read_embeddings(
     pieces: Sequence[Piece], dimension: int, keep: Keep | None = None, column: str = EMBEDDING
 ) -> tuple[Ids, Vectors]:
-    """Ids and vectors of the pieces in the order in which they lie there; with `keep`, of the wanted ids only."""
+    """Ids and vectors of the pieces, in stored order; with `keep`, only those of the wanted ids."""
     count = sum(int(keep(ids).sum()) for ids in _read_ids(pieces)) if keep else sum(piece.rows for piece in pieces)
     all_ids, vectors, done = np.empty(count, np.int64), np.empty((count, dimension), np.float32), 0
     for piece in pieces:
@@ -111,7 +111,7 @@ def read_embeddings(
 
 
 def find_vectors(files: Sequence[Location], ids: ArrayLike, column: str = EMBEDDING) -> tuple[Ids, Vectors]:
-    """The vectors of these ids, in their order; raises where one of them has none."""
+    """The vectors of these ids, in their order; raises if any id has none."""
     wanted, table = np.asarray(ids, np.int64), survey(files, column)
     found, vectors = read_embeddings(table.pieces, table.dimension, lambda some: np.isin(some, wanted), column)
     order = np.argsort(found)
@@ -126,7 +126,7 @@ def find_vectors(files: Sequence[Location], ids: ArrayLike, column: str = EMBEDD
 
 
 def deal(pieces: Sequence[Piece], shards: int) -> list[list[Piece]]:
-    """The pieces in `shards` runs of about equally many rows, in their order; runs may be empty."""
+    """Split the pieces, in order, into `shards` runs of about equally many rows; runs may be empty."""
     middles = np.cumsum([piece.rows for piece in pieces]) - np.array([piece.rows for piece in pieces]) / 2
     total = sum(piece.rows for piece in pieces)
     number = np.minimum((middles * shards / max(1, total)).astype(int), shards - 1)
@@ -176,7 +176,7 @@ def _check_columns(place: Location, schema: pa.Schema, column: str) -> None:
 
 
 def _dimension(place: Location, file: pq.ParquetFile, column: str) -> int:
-    """Numbers a vector, from the type, or from the first row with a vector."""
+    """Numbers per vector, from the type or else from the first row with a vector."""
     kind = file.schema_arrow.field(column).type
     if pa.types.is_fixed_size_list(kind):
         return int(kind.list_size)

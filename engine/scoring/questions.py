@@ -1,7 +1,7 @@
-"""What a scorer reads of a conversation: the last answer, and everything before it as the question.
+"""Question and answer of a conversation, as scorers read them: the last answer, and everything before it.
 
-MoDS knows single turns only. With earlier answers before the last one, the question is the dialogue so far, its turns
-marked `Human:` and `Assistant:` as in the preference data that open reward models were trained on.
+MoDS handles single turns only. In longer conversations the question is the dialogue before the last answer, with turns marked
+`Human:` and `Assistant:` as in the preference data that open reward models were trained on.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ class Exchange(NamedTuple):
 
     @property
     def messages(self) -> list[Message]:
-        """The conversation that they make up."""
+        """The whole conversation."""
         return [*self.before, {"role": "assistant", "content": self.answer}]
 
     def with_texts(self, last: str, answer: str) -> Exchange:
-        """The same with the last turn of the question cut to `last`, and another answer."""
+        """This exchange with the question's last turn cut to `last`, and another answer."""
         return Exchange([*self.before[:-1], cut_to(self.before[-1], last)], answer)
 
 
 def split_exchange(messages: Sequence[Message], answer: str | None = None) -> Exchange:
-    """The question and its answer; `answer` takes the place of the conversation's own, which may then be missing."""
+    """The question and its answer; `answer` replaces the conversation's own answer, which may then be missing."""
     answered = bool(messages) and messages[-1]["role"] == "assistant"
     before = list(messages[:-1] if answered else messages)
     if not answered and answer is None:
@@ -48,7 +48,7 @@ def split_exchange(messages: Sequence[Message], answer: str | None = None) -> Ex
 
 
 def exchange_of(row: Mapping[str, Any], answer_column: str | None) -> Exchange:
-    """The row's question with its own last answer, or with the text of another column in its place."""
+    """The row's question with its own last answer, or with the text of `answer_column` instead."""
     if answer_column is None:
         return split_exchange(conversation_of(row))
     if answer_column not in row:
@@ -59,7 +59,7 @@ def exchange_of(row: Mapping[str, Any], answer_column: str | None) -> Exchange:
 
 
 def question_text(before: Sequence[Message], join: InputJoin = "blank_line", trailing_newline: bool = False) -> str:
-    """The question as one text; `join` and `trailing_newline` concern questions of one turn (see RewardSettings)."""
+    """The question as one text; `join` and `trailing_newline` affect only single-turn questions (see RewardSettings)."""
     if any(message["role"] == "assistant" for message in before):
         return "\n\n".join(_SPEAKERS[message["role"]] + message["content"] for message in before)
     texts = [message["content"] for message in before]
@@ -70,7 +70,7 @@ def question_text(before: Sequence[Message], join: InputJoin = "blank_line", tra
 
 
 def _apart(message: Message) -> tuple[str, str | None]:
-    """Instruction and input, where no meta tells them at the first blank line; None where there is no input."""
+    """Instruction and input (None if there is none); split at the first blank line unless meta records the input."""
     if INPUT in message:
         instruction, given = split_input(message)
         return instruction, given or None
@@ -79,7 +79,7 @@ def _apart(message: Message) -> tuple[str, str | None]:
 
 
 def without_oldest_turns(before: Sequence[Message]) -> list[Message] | None:
-    """The question less its first answer and what led to it, system messages kept; None where it has one turn only."""
+    """The question without its first answer and the turns before that, except system messages; None if it has one turn."""
     spoken = [number for number, message in enumerate(before) if message["role"] == "assistant"]
     if not spoken:
         return None
@@ -90,7 +90,7 @@ def without_oldest_turns(before: Sequence[Message]) -> list[Message] | None:
 
 
 def share_room(room: int, question: int, answer: int) -> tuple[int, int]:
-    """Tokens that question and answer keep of `room`: the longer one is cut first, then both alike."""
+    """Split `room` tokens between question and answer: the longer one is cut first, then both equally."""
     if question + answer <= room:
         return question, answer
     half = room // 2
@@ -104,9 +104,9 @@ def share_room(room: int, question: int, answer: int) -> tuple[int, int]:
 def fit_exchange(
     exchange: Exchange, encode: Callable[[Exchange], Tokens], tokenizer: Any, longest: int, mark: str = ""
 ) -> Tokens | None:
-    """An exchange that is too long, encoded in at most `longest` tokens; None where even its frame has more.
+    """Encode an exchange that is too long in at most `longest` tokens; None if even its frame has more.
 
-    The oldest turns go first; then the longer one of the last question and the answer loses its end, where `mark` is put.
+    The oldest turns are dropped first. Then the longer of last question and answer is cut at its end, and `mark` put there.
     """
     while (shorter := without_oldest_turns(exchange.before)) is not None:
         exchange = Exchange(shorter, exchange.answer)
@@ -122,12 +122,12 @@ def fit_exchange(
         tokens = encode(exchange.with_texts(*cut))
         if len(tokens) <= longest:
             return tokens
-        room -= len(tokens) - longest  # a text by itself may have a few tokens less than within its frame
+        room -= len(tokens) - longest  # a text may have a few more tokens within its frame than by itself
     return None
 
 
 def token_ends(tokenizer: Any, text: str) -> list[int]:
-    """Where each token of the text ends, in characters."""
+    """The end of each token of the text, in characters."""
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     return [end for _, end in encoding["offset_mapping"]]
 
@@ -139,7 +139,7 @@ def _cut(text: str, ends: Sequence[int], keep: int, mark: str) -> str:
 
 
 def embedded_text(messages: Sequence[Message], text: EmbeddedText) -> str:
-    """The part of a conversation that an embedding stands for."""
+    """The part of a conversation that is embedded."""
     if text == "conversation":
         return "\n\n".join(message["content"] for message in messages)
     asked = [message for message in messages if message["role"] == "user"]

@@ -32,10 +32,10 @@ How good is the answer? Reply with one number from {low} to {high} and nothing e
 
 
 class Threshold(Settings):
-    """A bar that a score must be strictly beyond: a number, a share of the rows, or nothing. A bare number is a `value`."""
+    """A bar that a score must be strictly beyond: a number, a share of the rows, or none. A bare number sets `value`."""
 
     value: float | None = Field(default=None, allow_inf_nan=False)
-    """The bar itself, in units of the score: `> value` passes for alpha of MoDS, `< value` for beta."""
+    """The bar, in units of the score. Rows pass with scores `> value` for alpha of MoDS, `< value` for beta."""
     quantile: float | None = Field(default=None, ge=0, le=1)
     """Share of the scored rows below the bar: 0.7 keeps the best 30 % above it, or the worst 70 % below it."""
 
@@ -53,41 +53,41 @@ class Threshold(Settings):
 
 
 class RewardSettings(Settings):
-    """How a conversation is put before a sequence classifier, and which of its outputs is the reward."""
+    """How a sequence classifier reads a conversation, and which of its outputs is the reward."""
 
     template: RewardTemplate = "auto"
     """`pair`: question and answer as the tokenizer's two segments, as MoDS does. `chat`: the model's own chat template
-    over the whole conversation. `text`: question, blank line, answer as one text. `auto`: `chat` where the tokenizer
+    over the whole conversation. `text`: question, blank line, answer as one text. `auto`: `chat` if the tokenizer
     has a chat template, else `pair`."""
     input_join: InputJoin = "blank_line"
-    """What stands between Alpaca's instruction and input in a question of one turn (not for `chat`). `blank_line`: as
-    ingest joined them. `newline`: a line break, as MoDS joins them. Where a row's meta tells no input, one is taken to begin
-    after the first blank line."""
+    """Separator of Alpaca's instruction and input in a question of one turn (not for `chat`). `blank_line`: as ingest joined
+    them. `newline`: a line break, as MoDS joins them. If a row's meta does not record the input, it starts after the
+    first blank line."""
     trailing_newline: bool = False
-    """End a question without an input, told as for `input_join`, with a line break. The official necessity stage does so
-    and its quality stage does not."""
+    """End a question without an input (found as for `input_join`) with a line break. MoDS's official code does so in its
+    necessity stage, but not in its quality stage."""
     label: int | str | None = None
-    """Which output is the reward where the classifier has several: its number or its name. None asks for a single
-    one."""
+    """Which output of the classifier is the reward: its number or its name. Default: the only output; several are
+    refused."""
 
 
 class JudgeSettings(Settings):
-    """How a language model is asked for a rating, and when its reply counts as one."""
+    """How a language model is asked for a rating, and when its reply counts as a rating."""
 
     prompt: str = JUDGE_PROMPT
-    """The question to the judge. `{request}` and `{answer}`, once each, are replaced by the row's texts between marker lines;
-    `{low}` and `{high}` by the ends of the scale."""
+    """The message to the judge. `{request}` and `{answer}`, once each, become the row's texts between marker lines; `{low}`
+    and `{high}` become the ends of the scale."""
     low: int = Field(default=1, ge=0)
     """The worst rating."""
     high: int = Field(default=5, ge=1)
-    """The best rating. Each must be one token: 10 is not with many tokenizers, and is then refused."""
+    """The best rating. Each rating must be a single token; 10 is not with many tokenizers, and is then refused."""
     min_mass: float = Field(default=0.5, ge=0, le=1)
-    """Least probability that must lie on the ratings together; a reply below it is unparsable and the row fails. At 0
-    the model may as well be saying something else altogether."""
+    """Minimum total probability of the ratings; below it a reply is unparsable and the row fails. At 0, replies that are
+    almost certainly not ratings count too."""
     reply_prefix: str = ""
     """Prefix of the judge's reply, for example `Rating: `; base models need one."""
     template: Template = "auto"
-    """Chat template of the question (see raysift.templates)."""
+    """Chat template of the message (see raysift.templates)."""
 
     @field_validator("prompt")
     @classmethod
@@ -105,28 +105,28 @@ class JudgeSettings(Settings):
 
 
 class IfdSettings(Settings):
-    """Instruction-following difficulty: loss of the answer given its prompt, over its loss without."""
+    """Instruction-following difficulty: the answer's loss given its prompt, divided by its loss without the prompt."""
 
     without_prompt: Literal["frame", "bos"] = "frame"
-    """What precedes the answer when it stands alone. `frame`: the chat template around an empty question, close to
-    Cherry LLM, whose lone answer follows its `### Response:`. `bos`: nothing but the first token of a text."""
+    """What precedes the answer when it is scored without its prompt. `frame`: the chat template around an empty question,
+    close to Cherry LLM, where the answer alone follows `### Response:`. `bos`: only the first token of a text."""
     template: Template = "auto"
     """Chat template (see raysift.templates)."""
 
 
 class QualitySettings(RewardSettings):
-    """What scores the quality of a row; the settings of a reward model are its own fields, the others sections."""
+    """The scorer of a row's quality. Reward-model settings are its own fields; `judge` and `ifd` are sections."""
 
     kind: Kind = "reward"
-    """`reward`: a sequence classifier. `judge`: the rating that a language model expects to give. `ifd`: how much less
-    than expected the prompt helps a language model to the answer; high is hard, and 1 or more means not at all."""
+    """`reward`: a sequence classifier. `judge`: a language model's expected rating. `ifd`: how little the prompt
+    helps a language model predict the answer; high is hard, and 1 or more means that it does not help."""
     model: str | None = None
-    """Folder or hub id; none: `nano:reward` for a reward, `nano` for the other two."""
+    """Folder or hub id. Default: `nano:reward` for a reward, `nano` for the other two."""
     max_length: int | None = Field(default=None, ge=8)
-    """Longest input in tokens; none: what the model takes. Cut rows are marked and counted."""
+    """Maximum input in tokens; longer rows are cut, marked and counted. Default: the model's limit."""
     backend: Literal["transformers", "vllm"] = "transformers"
-    """What computes rewards and ratings. vLLM suits large judges on GPUs; it knows not every reward model (DeBERTa is none
-    of them), and its numbers differ in the last bits."""
+    """The engine that computes rewards and ratings. vLLM suits large judges on GPUs. It does not support every reward model
+    (not DeBERTa, for example), and its numbers differ in the last bits."""
     judge: JudgeSettings = Field(default_factory=JudgeSettings)
     ifd: IfdSettings = Field(default_factory=IfdSettings)
 
@@ -140,7 +140,7 @@ class QualitySettings(RewardSettings):
 
     @model_validator(mode="after")
     def _all_have_an_effect(self) -> QualitySettings:
-        # By values, because a run that is replayed names every field.
+        # Compares values, because a replayed run names every field.
         of_kinds = {"reward": list(RewardSettings.model_fields), "judge": ["judge"], "ifd": ["ifd"]}
         others = [name for kind, names in of_kinds.items() if kind != self.kind for name in names]
         usual = QualitySettings.model_construct()
@@ -158,21 +158,20 @@ class QualitySettings(RewardSettings):
 
 
 class EmbeddingSettings(Settings):
-    """What stands for a row as a vector."""
+    """How a row becomes a vector."""
 
     model: str = "nano:encoder"
     """An encoder, a sentence-transformers model, or a causal language model; folder or hub id."""
     text: EmbeddedText = "instruction"
-    """`instruction`: what the user says, inputs included. `first_paragraph`: Alpaca's instruction without its input, as
-    MoDS embeds it; rows that differ in the input alone are then one. Where a row's meta tells no input it ends at the first
-    blank line.
-    `conversation`: all turns."""
+    """`instruction`: what the user says, inputs included. `first_paragraph`: Alpaca's instruction without its input, as MoDS
+    embeds it; rows that differ only in the input then share a vector. If a row's meta does not record the input, the
+    instruction ends at the first blank line. `conversation`: all turns."""
     pooling: Pooling = "auto"
     """How token states become one vector: the first token's (`cls`, MoDS with bert-base-uncased), their `mean`, the
-    `last` token's (causal models). `auto`: what the model's sentence-transformers files say, else the mean."""
+    `last` token's (causal models). `auto`: as in the model's sentence-transformers files, else the mean."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Longer texts are cut at the end and marked. MoDS: 96. None: what the model's files say."""
+    """Longer texts are cut at the end and marked. MoDS: 96. Default: the limit in the model's files."""
     normalise: bool = True
-    """Bring vectors to length 1, so that distance orders as the cosine does. MoDS leaves them as they are."""
+    """Scale vectors to length 1, so that distances rank rows as the cosine does. MoDS does not scale them."""
     prefix: str = ""
-    """Put before each text; some encoders were trained with one, such as `query: `."""
+    """Prefix of each text; some encoders were trained with one, such as `query: `."""

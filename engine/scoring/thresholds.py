@@ -1,13 +1,13 @@
 """Bars that scores must be strictly beyond, as in MoDS: quality > alpha, necessity < beta.
 
-A bar is a number, or a quantile of the scores at hand. With n scores in rising order s_1 .. s_n and quantile q:
+A bar is a number, or a quantile of the given scores. With n scores in rising order s_1 .. s_n and quantile q:
 
     above:  bar = s_k,     k = ceil(q n)    so that at most n - k rows pass (all of them at q = 0)
     below:  bar = s_(k+1), k = floor(q n)   so that at most k rows pass (all of them at q = 1)
 
-Exact, and the same for any order or sharding of the scores. Rows that share the bar's score do not pass, so where many
-scores are alike fewer rows pass than the share asked for; `describe_cut` says so. A row without a score never passes and
-is counted apart.
+The bar is exact, and independent of the order and sharding of the scores. Rows whose score equals the bar do not pass, so with
+many equal scores fewer rows pass than asked for; `describe_cut` warns of this. A row without a score never passes and is
+counted separately.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ MANY_ROWS = 100
 
 @dataclass(frozen=True)
 class Cut:
-    """A bar put to use on some scores."""
+    """A bar applied to some scores."""
 
     side: Side
     value: float | None
-    """Scores strictly beyond it pass; None lets every row with a score pass."""
+    """The bar: scores strictly beyond it pass. None lets every row with a score pass."""
     passed: int
     failed: int
     unscored: int
     at_bar: int
-    """Rows whose score is the bar's, which do not pass."""
+    """Rows whose score equals the bar; they do not pass."""
 
     def passes(self, scores: ArrayLike) -> NDArray[np.bool_]:
-        """Which of these scores pass; there must be no missing one among them."""
+        """Which of these scores pass; none of them may be missing."""
         return _beyond(_checked(np.asarray(scores, np.float64)), self.value, self.side)
 
     def as_dict(self) -> dict[str, Any]:
-        """For a manifest."""
+        """The fields as a manifest stores them."""
         return asdict(self)
 
 
 def gather_scores(chunks: Iterable[pa.Array | pa.ChunkedArray | ArrayLike]) -> tuple[Scores, int]:
-    """All scores of a stage and the number of rows that have none (null); NaN is refused."""
+    """All scores of a stage, and the number of rows without one (null); refuses NaN."""
     parts: list[Scores] = []
     missing = 0
     for chunk in chunks:
@@ -67,12 +67,12 @@ def gather_scores(chunks: Iterable[pa.Array | pa.ChunkedArray | ArrayLike]) -> t
 
 
 def cut_above(scores: ArrayLike, threshold: Threshold, unscored: int = 0) -> Cut:
-    """What passes by scoring strictly higher than the bar, as with alpha of MoDS."""
+    """Cut that passes scores strictly above the bar, as with alpha of MoDS."""
     return _cut(scores, threshold, "above", unscored)
 
 
 def cut_below(scores: ArrayLike, threshold: Threshold, unscored: int = 0) -> Cut:
-    """What passes by scoring strictly lower than the bar, as with beta of MoDS."""
+    """Cut that passes scores strictly below the bar, as with beta of MoDS."""
     return _cut(scores, threshold, "below", unscored)
 
 
@@ -89,7 +89,7 @@ def _cut(scores: ArrayLike, threshold: Threshold, side: Side, unscored: int) -> 
 def _quantile_bar(values: Scores, quantile: float, side: Side) -> float | None:
     if not len(values):
         raise DataError("threshold: a quantile was asked for and no row has a score. Look at the failed rows first.")
-    share = Fraction(repr(quantile)) * len(values)  # of the decimal number that was written: 0.1 of 30 is 3
+    share = Fraction(repr(quantile)) * len(values)  # exact for the decimal as written: 0.1 of 30 is 3
     place = math.ceil(share) - 1 if side == "above" else math.floor(share)
     if not 0 <= place < len(values):
         return None
@@ -111,11 +111,11 @@ def _checked(values: Scores) -> Scores:
     return values
 
 
-# --- what to say about it --------------------------------------------------------------------------------------------
+# --- warnings --------------------------------------------------------------------------------------------------------
 
 
 def describe_cut(name: str, cut: Cut, threshold: Threshold) -> list[str]:
-    """Warnings about a bar that lets nothing or everything pass, or meets many equal scores."""
+    """Warnings about a bar that passes nothing or everything, or equals many scores."""
     scored = cut.passed + cut.failed
     if cut.value is None or not scored:
         return []
@@ -135,7 +135,7 @@ def describe_cut(name: str, cut: Cut, threshold: Threshold) -> list[str]:
 
 
 def describe_scale(name: str, scores: ArrayLike) -> list[str]:
-    """Warnings about scores that hardly tell rows apart: all alike, most alike, few values, or a few far off the rest."""
+    """Warnings about scores that hardly distinguish rows: all equal, most equal, few values, or a few outliers."""
     values = _checked(np.asarray(scores, np.float64))
     if len(values) < 2:
         return []
@@ -163,7 +163,7 @@ def describe_scale(name: str, scores: ArrayLike) -> list[str]:
 
 @dataclass(frozen=True)
 class Bin:
-    """Scores from `low` up to, but without, `high`; the last bin of `histogram` holds its end too."""
+    """Scores from `low` up to but excluding `high`; the last bin of `histogram` includes `high`."""
 
     low: float
     high: float
@@ -172,7 +172,7 @@ class Bin:
 
 
 def histogram(scores: ArrayLike, bins: int = 20) -> list[Bin]:
-    """Bins of one width between the least and the greatest score; one bin where all are alike."""
+    """Bins of equal width between the lowest and the highest score; one bin if all scores are equal."""
     values = _finite(scores)
     if not len(values):
         return []
