@@ -1,4 +1,4 @@
-"""The Python API: paths or a `ray.data.Dataset` in, a `Selection` out. Uses the host's Ray where there is one."""
+"""The Python API: takes paths or a `ray.data.Dataset`, returns a `Selection`; uses the host's Ray session if there is one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Paths = str | PathLike[str] | Sequence[str | PathLike[str]]
 
 
 class Selection:
-    """What a run selected. Nothing is loaded until it is asked for."""
+    """What a run selected. Loads nothing until it is needed."""
 
     def __init__(self, run: Run, manifest: Manifest) -> None:
         self.run = run
@@ -44,7 +44,7 @@ class Selection:
 
     @property
     def ids(self) -> list[int]:
-        """Ids in order of rank."""
+        """Ids in rank order."""
         ids: list[int] = self.table()["id"].to_pylist()
         return ids
 
@@ -54,12 +54,12 @@ class Selection:
         return dict(self.manifest.values["by_source"])
 
     def table(self) -> pa.Table:
-        """id, rank, score, source and the method's own columns, in order of rank."""
+        """id, rank, score, source and the method's own columns, in rank order."""
         place = self.run.files(self.manifest, "selection")[0]
         return pq.read_table(place.path, filesystem=place.fs)
 
     def files(self) -> list[Location]:
-        """Parquet files of the selected rows (id, source, messages, meta, raw), in order of rank."""
+        """Parquet files of the selected rows (id, source, messages, meta, raw), in rank order."""
         return self.run.files(self.manifest, "rows")
 
     def dataset(self) -> Dataset:
@@ -81,12 +81,12 @@ def select(
     console: Console | None = None,
     **settings: Any,
 ) -> Selection:
-    """Select rows by a method and give the selection.
+    """Select rows by a method and return the selection.
 
-    `pool` is a path, several, or a Ray dataset with rows in any known layout. `settings` are those of the YAML file:
-    `budget="5%"`, `model=...`, `seed=...`, and sections such as `ingest={...}`. Without `run` a temporary folder is
+    `pool` is one path, several paths, or a Ray dataset with rows in any known layout. `settings` are those of the YAML
+    file: `budget="5%"`, `model=...`, `seed=...`, and sections such as `ingest={...}`. Without `run`, a temporary folder is
     used. `reuse` names runs whose finished stages count here too. A dataset has no fingerprint: to continue or reuse a run
-    that was given one, name it with `pool_name`.
+    made from one, give the dataset a name with `pool_name`.
     """
     from raysift.jobs.recipes import Pool, run_method
     from raysift.jobs.runs import checks
@@ -110,7 +110,8 @@ def finetune(
 ) -> Manifest:
     """Fine-tune a model on files or on a selection; the manifest's `epochs` are the checkpoints.
 
-    `settings` are those of the YAML file: `model="nano"`, `train={"recipe": "less"}`, `test=[...]` to evaluate after it.
+    `settings` are those of the YAML file: `model="nano"`, `train={"recipe": "less"}`, `test=[...]` to evaluate
+    afterwards.
     """
     from raysift.jobs import stages
     from raysift.jobs.runs import checks
@@ -139,20 +140,20 @@ def evaluate(test: Paths, *, run: str | PathLike[str] | None = None, fresh: bool
 def open_new(
     run: str | PathLike[str] | None, fresh: bool, settings: dict[str, Any], console: Console | None = None
 ) -> tuple[CommonConfig, Run]:
-    """Checked settings, and a run folder whose first stage starts Ray."""
+    """Return the checked settings and a run whose first stage starts Ray."""
     folder = tempfile.mkdtemp(prefix="raysift-") if run is None else fspath(run)
     config = make_config(settings | {"run": free_name(folder) if fresh else folder})
     return config, Run(config.run, console, config.reuse, start_session)
 
 
 def is_dataset(given: Any) -> bool:
-    """Whether this is a Ray dataset; Ray is not loaded to find out."""
+    """Whether this is a Ray dataset. Checks without importing Ray."""
     data = sys.modules.get("ray.data")
     return data is not None and isinstance(given, data.Dataset)
 
 
 def paths_of(given: Any) -> list[str]:
-    """One path or several as texts; raises, without its content, where rows or a table of another library are given."""
+    """Return one or several paths as strings; raise if given rows or another library's table, without showing their content."""
     several = [given] if isinstance(given, str | PathLike) else given
     wrong = [] if isinstance(several, list | tuple) else [given]
     wrong += [] if wrong else [one for one in several if not isinstance(one, str | PathLike)]
@@ -175,7 +176,7 @@ def load_selection(run: str | PathLike[str]) -> Selection:
 
 
 def start_session() -> None:
-    """Join the running Ray, or start a local one that ends with the process; a host's session is left alone."""
+    """Join the running Ray, or start a local one that ends with the process. A host's session is left alone."""
     from raysift.jobs.on_ray.raydata import start_ray
 
     start_ray()
@@ -183,7 +184,7 @@ def start_session() -> None:
 
 @contextlib.contextmanager
 def own_session() -> Iterator[Callable[[], None]]:
-    """What starts a Ray session for a command, when it is first called; the session ends with the block, a host's does not."""
+    """Yield a function that starts Ray on its first call. The session ends with the block, unless it belongs to the host."""
     started: list[bool] = []
 
     def start() -> None:
@@ -191,13 +192,13 @@ def own_session() -> Iterator[Callable[[], None]]:
             return
         from raysift.jobs.on_ray.raydata import start_ray
 
-        # Ray's core remarks on its own actors in the middle of our lines, and on being told not to as well.
+        # Ray's core logs about its own actors in the middle of our lines, and also warns about being silenced.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         terminated = signal.getsignal(signal.SIGTERM)
         with _silent_stderr():
             started.append(start_ray())
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, terminated)  # Ray's own ends the process with a stack on the screen
+            signal.signal(signal.SIGTERM, terminated)  # Ray's handler ends the process with a printed stack
 
     try:
         yield start
@@ -210,7 +211,7 @@ def own_session() -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """What is written to standard error inside, also by C++ code, is dropped; exceptions pass."""
+    """Drop everything written to standard error inside the block, also by C++ code; exceptions pass through."""
     sys.stderr.flush()
     kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)

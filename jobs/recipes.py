@@ -1,6 +1,6 @@
-"""The stage list of each method, readable as a recipe: chosen by the selector's class, which stands first in its signature.
+"""The stage list of each method, readable as a recipe: dispatch is by the selector's class, the first argument.
 
-A method without a recipe of its own has that of the class it is made from, at last the yardstick's.
+A method without its own recipe uses that of its base class, in the end the yardsticks' recipe.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from raysift.settings.training import TrainConfig
 
 @dataclass(frozen=True)
 class Pool:
-    """A dataset handed over in Python, with the name under which it counts as the same data."""
+    """A dataset passed in from Python, with the name that identifies it as the same data."""
 
     dataset: Any = None
     name: str | None = None
@@ -43,7 +43,7 @@ class Pool:
 
 @singledispatch
 def select_rows(selector: Selector, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
-    """A yardstick: score each row by itself, take the best."""
+    """Yardsticks: score each row on its own, take the best."""
     needs_lengths = bool(selector.reads) or parse_budget(config.budget).counts_tokens
     if needs_lengths:
         checks.check_models(config)
@@ -55,7 +55,7 @@ def select_rows(selector: Selector, run: Run, config: CommonConfig, pool: Pool) 
 
 @select_rows.register
 def best_by_score(selector: Quality, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
-    """Let the scorer judge each row, take the best."""
+    """Quality: let the scorer judge each row, take the best."""
     settings = selector.config
     checks.check_models(config, {"scorer": settings.scorer.scorer})
     rows = stages.ingest(run, config, pool.dataset, pool.name)
@@ -67,7 +67,7 @@ def best_by_score(selector: Quality, run: Run, config: CommonConfig, pool: Pool)
 
 @select_rows.register
 def by_coverage(selector: Coverage, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
-    """Embed the rows, take centres."""
+    """Coverage: embed the rows, take centres."""
     settings = selector.config
     stages.row_budget(config)
     checks.check_models(config, {"embedding": settings.embedding.model})
@@ -81,7 +81,7 @@ def by_coverage(selector: Coverage, run: Run, config: CommonConfig, pool: Pool) 
 
 @select_rows.register
 def good_diverse_unknown(selector: Mods, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
-    """MoDS: good rows; seeds that cover them; rows that a model tuned on the seeds does not know, covered again."""
+    """MoDS: good rows; seeds that cover them; rows that a model tuned on the seeds answers badly, covered again."""
     settings = selector.config
     stages.row_budget(config)
     checks.check_models(config, {"scorer": settings.scorer.scorer, "embedding": settings.embedding.model})
@@ -109,7 +109,7 @@ def good_diverse_unknown(selector: Mods, run: Run, config: CommonConfig, pool: P
 
 @select_rows.register
 def learned_policy(selector: Raise, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
-    """RAISE: know the rows; learn a policy in rounds, or take one over; train once under it; its picks are the selection."""
+    """RAISE: compute row features; learn a policy in rounds or load one; train once with it; its picks are the selection."""
     settings = selector.config
     stages.row_budget(config)
     source: Learnt | None = learnt_by(settings) if settings.policy_from else None
@@ -144,7 +144,7 @@ def learned_policy(selector: Raise, run: Run, config: CommonConfig, pool: Pool) 
 
 
 def with_recipe(config: CommonConfig, train: TrainConfig | None) -> CommonConfig:
-    """The settings with another recipe for `train`, where one is given."""
+    """The settings with `train` replaced, if another one is given."""
     return config.model_copy(update={"train": train}) if train else config
 
 
@@ -170,7 +170,7 @@ def by_gradient(selector: GradientSelector, run: Run, config: CommonConfig, pool
 
 
 def run_method(run: Run, config: CommonConfig, pool: Pool | None = None) -> Manifest:
-    """The whole journey: select, and where asked train on the selection and evaluate. Gives the selection's manifest."""
+    """Select and, if asked, train on the selection and evaluate. Returns the selection's manifest."""
     pool, selector = pool or Pool(), make_selector(config)
     checks.check_selection(run, config, pool.dataset is not None)
     with run.replayable(replayed(config)):

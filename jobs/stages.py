@@ -1,6 +1,6 @@
 """The stages that methods share, each one a call of `Run.stage`: what decides its result, what it reads, what it does.
 
-A recipe (see `recipes.py`) is a list of these. None of them computes: they hand rows to actors and to the engine.
+A recipe (see `recipes.py`) is a list of these. They compute nothing themselves: they pass rows to actors and the engine.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Asking = TypeVar("Asking", EvalConfig, GenerationSettings)
 
 
 def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str | None = None) -> Manifest:
-    """Read the pool, from its files or from a Ray dataset: kept rows with ids, rejected and failed rows with reasons."""
+    """Read the pool from files or a Ray dataset into kept rows with ids, and rejected and failed rows with reasons."""
     from raysift.jobs.pool.ingest import VERSION, ingest_dataset, ingest_pool, list_pool
 
     inputs: dict[str, Any]
@@ -78,9 +78,7 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
     manifest = run.stage("ingest", {"ingest": config.ingest}, inputs, body, version=VERSION)
     budget = parse_budget(config.budget)
     if config.method and not budget.counts_tokens:
-        budget.rows_of(
-            manifest.counts["kept"]
-        )  # refuses more rows than there are, before anything is computed for them
+        budget.rows_of(manifest.counts["kept"])  # refuses a budget above the pool's rows before anything is computed
     return manifest
 
 
@@ -113,7 +111,7 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
 
 
 def score(run: Run, config: CommonConfig, selector: Selector, rows: Manifest, table: Manifest | None) -> Manifest:
-    """Give every kept row the selector's score, from `table` (rows answered by an earlier stage) or from its id alone."""
+    """Compute the selector's score of every kept row, from `table` (an earlier stage's answers) or from its id alone."""
     columns = [ID, *selector.reads]
 
     def body(folder: Location) -> StageResult:
@@ -141,7 +139,7 @@ def score(run: Run, config: CommonConfig, selector: Selector, rows: Manifest, ta
 def choose(
     run: Run, config: CommonConfig, selector: Selector, rows: Manifest, scores: Manifest, tokens: Manifest | None
 ) -> Manifest:
-    """Take the best rows the budget allows, and write them out: ranks and scores, the rows, a summary by source."""
+    """Take the best rows that the budget allows; write ranks and scores, the rows, and a summary by source."""
     budget = parse_budget(config.budget)
 
     def body(folder: Location) -> StageResult:
@@ -166,18 +164,18 @@ def choose(
     inputs = {"scores": scores.fingerprint} | (
         {"lengths": tokens.fingerprint} if budget.counts_tokens and tokens else {}
     )
-    manifest = run.stage("choose", settings, inputs, body, version=2)  # since 2 RAISE keeps to the budget
+    manifest = run.stage("choose", settings, inputs, body, version=2)  # 2: RAISE keeps to the budget
     publish_selection(run, manifest)
     return manifest
 
 
 def count_rows(config: CommonConfig, rows: Manifest) -> int:
-    """The budget in rows, for methods that cannot count tokens: they choose by distance, or by step."""
+    """The budget in rows, for methods that cannot count tokens because they choose by distance or by step."""
     return row_budget(config).rows_of(rows.counts["kept"])
 
 
 def row_budget(config: CommonConfig) -> Budget:
-    """The budget, refused where it counts tokens."""
+    """Return the budget; raise if it counts tokens."""
     budget = parse_budget(config.budget)
     if budget.counts_tokens:
         raise ConfigError(
@@ -187,7 +185,7 @@ def row_budget(config: CommonConfig) -> Budget:
 
 
 def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final") -> Manifest:
-    """Fine-tune the model on the rows of a stage, which may be one of another run."""
+    """Fine-tune the model on the rows of a stage, which may belong to another run."""
     from raysift.jobs.training.finetune import finetune as train
 
     model = find_model(run, config)
@@ -221,7 +219,7 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
 
 
 def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str = "evaluate") -> Manifest:
-    """Answer and score the examples of `config.test`, by the fine-tuned model of `trained` or by the model as it is."""
+    """Answer and score the examples of `config.test` with the fine-tuned model of `trained`, or with the model as it is."""
     from raysift.jobs.training.evaluate import evaluate as test
 
     base = find_model(run, config)
@@ -259,7 +257,7 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
 def asked_as_trained(
     run: Run, stage: str, section: str, settings: Asking, model: str, adapter: str | Location | None, train: TrainConfig
 ) -> Asking:
-    """The settings with the chat template that the model was trained under, unless they name one; says which it is."""
+    """Return the settings with the chat template of the model's training, unless they name one; print a note if it changes."""
     template = template_of(settings.template, model, adapter, train.template)
     if settings.template != template:
         run.console.note(f"{stage}: asked under the chat template of the training, '{template}' ({section}.template)")
@@ -267,7 +265,7 @@ def asked_as_trained(
 
 
 def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location | None]:
-    """Model and adapter of the last epoch of a fine-tune."""
+    """Model and adapter from the last epoch of a fine-tune."""
     last = run.files(trained, "epochs")[-1]
     full = last / "model"
     if not full.exists():
@@ -277,7 +275,7 @@ def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location
 
 
 def loading(config: CommonConfig) -> dict[str, Any]:
-    """Where an actor loads its model, and whether code that ships with it may run."""
+    """Where an actor loads its model, and whether code shipped with the model may run."""
     own = config.resources
     return {"device": own.placed_on, "threads": own.threads, "trust_remote_code": config.trust_remote_code}
 
@@ -285,7 +283,7 @@ def loading(config: CommonConfig) -> dict[str, Any]:
 def require_answers(
     stage: str, run: Run, answers: Sequence[Location], counts: Mapping[str, int], folder: Location
 ) -> None:
-    """Say how many rows of a stage have no answer, and why the first has none; raises where no row has one."""
+    """Print how many rows of a stage have no answer, and why the first has none. Raise if no row has an answer."""
     if not counts["failed"]:
         return
     errors = [

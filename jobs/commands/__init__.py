@@ -1,1 +1,1 @@
-"""The command line: options, help, what is printed, and how a run is shown and explained."""
+"""The command line: options, help, printed output, and the display and explanation of runs."""

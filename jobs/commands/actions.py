@@ -1,4 +1,4 @@
-"""What each command does once its settings are checked: open the run and Ray, call the recipe, print the outcome."""
+"""The action of each command after its settings are checked: open the run and Ray, call the recipe, print the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from raysift.settings.config import CommonConfig, replayed
 
 
 def run_selection(config: CommonConfig, console: Console) -> None:
-    """Select, and where asked train and evaluate."""
+    """Select and, if asked, train and evaluate."""
     with _session(config, console) as run:
         selected = run_method(run, config)
         show_selection(run, selected, console)
@@ -24,7 +24,7 @@ def run_selection(config: CommonConfig, console: Console) -> None:
 
 
 def run_search(config: CommonConfig, console: Console) -> None:
-    """Search settings of a method that learns."""
+    """Search for settings of a method that learns."""
     from raysift.jobs.policy.search import search_command
 
     search_command(config, console)
@@ -39,7 +39,7 @@ def run_rescore(
     console: Console,
     reuse: Sequence[str],
 ) -> None:
-    """Select for other targets from the vectors that a run has kept."""
+    """Select for other targets from the gradients that a run has stored."""
     from raysift.jobs.gradients.rescore import rescore
 
     with own_session() as start:
@@ -86,6 +86,6 @@ def run_evaluate(config: CommonConfig, console: Console) -> None:
 
 @contextlib.contextmanager
 def _session(config: CommonConfig, console: Console) -> Iterator[Run]:
-    """A run whose first stage starts Ray, which ends with it."""
+    """Yield a run whose first stage starts Ray; that session ends with the block."""
     with own_session() as start:
         yield Run(config.run, console, config.reuse, start)

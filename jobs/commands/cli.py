@@ -79,7 +79,7 @@ def _version(told: bool) -> None:
 
 
 def add_method(name: str, summary: str, method: str | None = None) -> None:
-    """One command per method; they differ in name only. With `method` the command searches settings of that one."""
+    """Add a method's command; they differ in name only. With `method`, the command searches settings for that method."""
 
     @takes(
         *("pool", "target", "model", "budget", "run", "reuse", "config", "seed", "adapter", "train", "test"),
@@ -107,7 +107,7 @@ def ingest(
     given: dict[str, Any],
     paths: Annotated[list[str] | None, typer.Argument(help="PATH ... and section.key=value ...")] = None,
 ) -> None:
-    """Read a pool: recognise its format, give ids, check rows, collapse exact duplicates."""
+    """Read a pool: detect its format, assign ids, check rows, remove exact duplicates."""
     overrides = [path for path in paths or [] if is_override(path)]
     named = [path for path in paths or [] if path not in overrides] + (given["pool"] or [])
     settings, console = prepare("ingest", given | {"pool": named or None}, overrides)
@@ -126,7 +126,7 @@ def finetune(
         str | None, typer.Option("--recipe", help="less, mods, raise, nano, ...: preset of `train`.")
     ] = None,
 ) -> None:
-    """Fine-tune a model on all rows of a pool, or of a selection; evaluate it where --test names examples."""
+    """Fine-tune a model on all rows of a pool or a selection; evaluate it if --test names examples."""
     settings, console = prepare("finetune", given, [f"train.recipe={recipe}"] if recipe else [])
     from raysift.jobs.commands.actions import run_finetune
 
@@ -153,7 +153,7 @@ def win_rate(
     against_answers: AgainstAnswers = None,
     judge: JudgeModel = None,
 ) -> None:
-    """Let a judge say which of two models answers better, question by question."""
+    """Let a judge decide, question by question, which of two models answers better."""
     named = {"answers": answers, "against.model": against_model, "against.adapter": against_adapter}
     named |= {"against.answers": against_answers, "judge.model": judge}
     extra = [f"win_rate.{key}={json.dumps(value)}" for key, value in named.items() if value is not None]
@@ -174,7 +174,7 @@ def rescore(
     log: Log = None,
     overrides: Overrides = None,
 ) -> None:
-    """Select for other targets from the gradients that a run has stored; rows need no new pass."""
+    """Select for other targets from the gradients that a run has stored, without a new pass over the rows."""
     if not target:
         raise ConfigError("config: 'target' is missing. Name what to select for now: --target FILE...")
     from raysift.jobs.commands.actions import run_rescore
@@ -190,7 +190,7 @@ def show(
     ] = None,
     log: Log = None,
 ) -> None:
-    """What a run did: its stages, what was kept and why not, what was selected."""
+    """Show what a run did: its stages, rows kept or dropped and why, rows selected."""
     from raysift.jobs.commands.show import show_run
 
     show_run(run, make_console(log), by)
@@ -206,7 +206,7 @@ def explain(
     text: Annotated[bool, typer.Option("--text", help="Print the row's text.")] = False,
     log: Log = None,
 ) -> None:
-    """Why a row was selected or not: its score, rank, cosines, and the pairs that pull most."""
+    """Explain why a row was selected or not: its score, rank, cosines, and the pairs that pull most."""
     from raysift.jobs.commands.explain import explain_command
 
     explain_command(run, row, pairs, text, make_console(log))
@@ -220,7 +220,7 @@ def look(
         str | None, typer.Option("--write", help="YAML file to make: the settings that matter, commented.")
     ] = None,
 ) -> None:
-    """What is in a pool and in targets, and which methods they serve: no model, no Ray."""
+    """Show what is in a pool and its targets, and which methods can use them. Needs no model and no Ray."""
     settings, console = prepare("look", given)
     from raysift.jobs.commands.look import look as look_at
     from raysift.jobs.runs.checks import check_pool
@@ -236,7 +236,7 @@ def settings(
     model: Annotated[str, typer.Option("--model", help="Defaults are those for this model.")] = "nano",
     log: Log = None,
 ) -> None:
-    """What can be set for a method: default, what it takes, meaning, and whether it decides the result."""
+    """List a method's settings: default, allowed values, meaning, and whether they affect the result."""
     from raysift.jobs.commands.settings import show_settings
 
     show_settings(method, key, model, make_console(log))
@@ -245,7 +245,7 @@ def settings(
 @app.command(rich_help_panel="Look")
 @takes("model", "run", "config", "log", "overrides")
 def doctor(given: dict[str, Any]) -> None:
-    """What this machine offers, and what would stand in a run's way; text to paste into a bug report."""
+    """Report what this machine offers and what would prevent a run, as text to paste into a bug report."""
     settings, console = prepare("doctor", given)
     from raysift.jobs.commands.doctor import doctor as examine
 
@@ -259,7 +259,7 @@ def demo(
     fresh: Fresh = False,
     log: Log = None,
 ) -> None:
-    """The nano world end to end: select by yardsticks, fine-tune, evaluate, compare."""
+    """Run the nano world end to end: select by yardsticks, fine-tune, evaluate, compare."""
     from raysift.jobs.commands.demo import run_demo
     from raysift.jobs.runs.run import free_name
 
@@ -293,7 +293,7 @@ def nano_build(
     seed: Annotated[int, typer.Option("--seed")] = 0,
     only: Annotated[list[str] | None, typer.Option("--only", help="foundation, reward or encoder.")] = None,
 ) -> None:
-    """Train the three nano models anew."""
+    """Train the three nano models from scratch."""
     from pathlib import Path
 
     from raysift.jobs.nano_build import build
@@ -307,21 +307,21 @@ def nano_pool(
     rows: Annotated[int, typer.Option("--rows", min=1)] = 4000,
     seed: Annotated[int, typer.Option("--seed")] = 0,
 ) -> None:
-    """Write a pool of the nano world, of any size."""
+    """Write a nano-world pool of any size."""
     from raysift.nano.world import WorldConfig, write_pool
 
     write_pool(path, rows, seed, WorldConfig())
 
 
 def run_guarded(body: Callable[[], None]) -> int:
-    """Run a command; what goes wrong becomes a message and an exit code. RAYSIFT_DEBUG=1 shows the traceback."""
+    """Run a command and turn errors into a message and an exit code. RAYSIFT_DEBUG=1 shows the traceback."""
     terminated: list[int] = []
 
     def terminate(number: int, _: object) -> None:
         terminated.append(number)
         sys.exit(TERMINATED)
 
-    # A library may turn the exit into an error of its own, or lose it: the list remembers.
+    # A library may turn the exit into an error of its own, or swallow it; the list still records it.
     before = signal.signal(signal.SIGTERM, terminate)
     try:
         code = _run(body)
@@ -349,7 +349,7 @@ def _run(body: Callable[[], None]) -> int:
 
 
 def _was_interrupted(stop: SystemExit) -> bool:
-    """Typer makes an exit of Ctrl-C; a command that handled it itself, such as `submit`, exits by its own word."""
+    """Whether Typer made this exit from Ctrl-C. A command that handles Ctrl-C itself, like `submit`, exits on its own."""
     error: BaseException | None = stop
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__cause__ or error.__context__

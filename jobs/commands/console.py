@@ -1,7 +1,7 @@
-"""What a person or a cluster's log sees: progress, tables and messages, in one of four voices.
+"""Output for people and cluster logs: progress, tables and messages, in one of four voices.
 
-`rich` draws for a terminal, `plain` writes lines, `quiet` keeps to errors, `json` writes one JSON object a line for log
-collectors. Row text never appears here.
+`rich` draws for a terminal, `plain` writes lines, `quiet` prints only errors and tables, `json` writes one JSON object per
+line for log collectors. Row text never appears here.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from rich.table import Table
 from raysift.jobs.commands.table_layout import ABSENT, lay_out
 from raysift.pool.id_text import exact
 
-LINES = "\n"  # an error or a cell may have several
+LINES = "\n"  # errors and cells may have several lines
 Voice = Literal["rich", "plain", "quiet", "json"]
 
 
 def printable(text: str, kept: str = "") -> str:
-    """Text in which nothing can move a terminal's cursor or turn its direction; `kept` are characters that may."""
+    """Escape characters that could move a terminal's cursor or change the text's direction, except those in `kept`."""
     return "".join(c if c.isprintable() or c in kept else c.encode("unicode_escape").decode() for c in text)
 
 
 def plain(text: str, kept: str = "") -> str:
-    """Text of any origin for rich: printed as it is, with no escape sequence and no markup of its own.
+    """Make text of any origin safe for rich: it prints literally, without escape sequences or markup.
 
-    Names of sources, columns and files come from data; every word that `Console` prints passes here.
+    Names of sources, columns and files come from data; everything that `Console` prints passes here.
     """
     return escape(printable(text, kept))
 
 
 class Console:
-    """One place to say things."""
+    """Prints events, notes, errors, tables and progress in one voice."""
 
     def __init__(self, voice: Voice = "plain") -> None:
         self.voice = voice
@@ -52,19 +52,19 @@ class Console:
         return self.voice == "rich"
 
     def event(self, event: str, stage: str = "", **fields: Any) -> None:
-        """Something that happened to the run: a JSON line for machines, a short sentence for people."""
+        """Report an event of the run: a JSON line for machines, a short sentence for people."""
         if self.voice == "json":
             record = {"time": round(time.time(), 3), "event": event, "stage": stage, **fields}
             print(json.dumps(exact(record), default=str), file=sys.stderr, flush=True)
         elif self.voice in ("rich", "plain"):
-            # A failure's error is raised as well, and printed once, by whoever ends the command.
+            # The error of a failure is also raised, and printed once when the command ends.
             told = {key: value for key, value in fields.items() if key != "error" and value not in (None, {}, [])}
             words = ", ".join(f"{key} {_show(value)}" for key, value in told.items())
             line = f"[bold]{plain(stage):<9}[/] {plain(event)}{': ' + plain(words) if words else ''}"
             self.err.print(line, soft_wrap=True)
 
     def note(self, text: str) -> None:
-        """A remark the user should read, such as a warning about the data."""
+        """Print a remark that the user should read, such as a warning about the data."""
         if self.voice == "json":
             self.event("note", text=text)
         elif self.voice != "quiet":
@@ -77,7 +77,7 @@ class Console:
             self.err.print(f"[bold red]error[/]     {plain(text, kept=LINES)}", soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """A result. Printed to standard output in every voice but `json`, which gets one object with the rows."""
+        """Print a result to standard output; the voice `json` writes one object with the rows instead."""
         if self.voice == "json":
             self.event("table", title=title, columns=list(columns), rows=[list(row) for row in rows])
             return
@@ -99,7 +99,7 @@ class Console:
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int | None) -> Iterator[Progress | None]:
-        """A bar for work that the driver itself counts; None where none is drawn."""
+        """A progress bar for work that the driver counts; None if the voice draws no bars."""
         if not self.shows_progress:
             yield None
             return
@@ -116,7 +116,7 @@ class Console:
 
 
 def set_up_logging(voice: Voice) -> None:
-    """Library loggers speak only where asked to; only entry points call this."""
+    """Set the levels of library loggers for this voice. Only entry points call this."""
     level = {"rich": logging.WARNING, "plain": logging.WARNING, "quiet": logging.ERROR, "json": logging.INFO}[voice]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("ray.data", "ray.train", "ray.tune", "transformers", "httpx", "filelock"):

@@ -1,10 +1,10 @@
 """`raysift demo`: the nano world end to end, in minutes and offline.
 
-A pool in which one row in twenty would help at the target skill and a third of all rows is spoilt; selections by the
-yardsticks; beside them the two ends of the scale, training on everything and on rows known to be right (the oracle).
-Each selection is fine-tuned and tested in several seeds: the first one stage by stage as `raysift uniform --train --test`
-does it, on Ray Train and actor pools, the others in one Ray task each, which nano models fit in, with the same result.
-The distance from uniform to oracle is the room that a method has to show what it is worth.
+In the pool, one row in twenty helps with the target skill, and a third of all rows is spoilt. The demo compares selections
+by the yardsticks with two references: training on everything, and on rows known to be right (the oracle). Each selection is
+fine-tuned and tested in several seeds. The first seed runs stage by stage like `raysift uniform --train --test`, on Ray
+Train and actor pools. The others take one Ray task each, enough for nano models, with the same result. The distance from
+uniform to oracle is the room in which a method can show its worth.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ POOL_ROWS = 4000
 POOL_SEED = 1000
 TEST_ROWS = 160
 BUDGET = "5%"
-PASSES_OVER_ALL = 1  # of the full pool: more optimizer steps than any selection gets
+PASSES_OVER_ALL = 1  # epochs on the full pool: more optimizer steps than any selection gets
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Cell:
     seed: int
     files: tuple[Location, ...] | None
     epochs: int | None = None
-    """None: as many as the recipe says."""
+    """Default: as many as the recipe sets."""
     scores: dict[str, float] | None = None
-    """By question, where the cell was tested already."""
+    """By question, if the cell has been tested already."""
 
 
 def run_demo(folder: str, seeds: int, console: Console) -> None:
@@ -74,7 +74,7 @@ def run_demo(folder: str, seeds: int, console: Console) -> None:
 
 
 def write_world(run: Run) -> CommonConfig:
-    """The pool and the test set, as files like a user's own."""
+    """Write the pool and the test set as files like a user's own; return the settings."""
     pool, test = f"{run.folder.path}/pool.jsonl", f"{run.folder.path}/test.jsonl"
     write_pool(pool, POOL_ROWS, POOL_SEED)
     lines = [orjson.dumps(e) for e in examples(TEST_ROWS, POOL_SEED, [TARGET], "test")]
@@ -103,7 +103,7 @@ def select_rows(run: Run, config: CommonConfig, seed: int) -> list[Cell]:
 
 
 def tested_scores(run: Run) -> dict[str, float]:
-    """Scores by question of a run that was evaluated."""
+    """Scores by question of an evaluated run."""
     manifest = read_manifest(run.folder / "evaluate")
     assert manifest is not None
     place = run.files(manifest, "answers")[0]
@@ -112,7 +112,7 @@ def tested_scores(run: Run) -> dict[str, float]:
 
 
 def oracle_rows(run: Run, pool: Run, rows: Manifest, seed: int) -> tuple[Location, ...]:
-    """As many rows as the budget allows, of the target skill and known to be right: what no method can know."""
+    """As many rows as the budget allows, all of the target skill and known to be right; no method can know them."""
     found = pa.concat_tables(read_chunks(pool.files(rows, "rows"), ROWS.names))
     truth = [json.loads(meta) for meta in found[META].to_pylist()]
     fits = [is_clean(row) and is_relevant(row, TARGET) for row in truth]
@@ -124,7 +124,7 @@ def oracle_rows(run: Run, pool: Run, rows: Manifest, seed: int) -> tuple[Locatio
 
 
 def compare_cells(cells: list[Cell], config: CommonConfig, work: Location, console: Console) -> StageResult:
-    """Train and test all cells, as many at a time as there are CPUs; finished ones are kept when it is cut off."""
+    """Train and test all cells, as many at a time as there are CPUs; finished cells survive an interruption."""
     import ray
 
     task = ray.remote(num_cpus=1, max_retries=2)(train_and_test)
@@ -141,7 +141,7 @@ def compare_cells(cells: list[Cell], config: CommonConfig, work: Location, conso
 
 
 def train_and_test(cell: Cell, config: CommonConfig, work: Location) -> None:
-    """One cell, in this process and on one thread: nano models gain nothing from more."""
+    """Train and test one cell in this process on one thread; nano models gain nothing from more."""
     import torch
 
     from raysift.jobs.training.evaluate import evaluate_here
@@ -169,7 +169,7 @@ def train_and_test(cell: Cell, config: CommonConfig, work: Location) -> None:
 
 
 def show_comparison(compare: Manifest, console: Console, seeds: int, of: str = TARGET) -> None:
-    """Accuracy on what was tested; the interval is over seeds and questions, for either could have come out otherwise."""
+    """Print the accuracy; its interval covers seeds and questions, since both are random draws."""
     results = compare.values["results"]
     lines = []
     for name in dict.fromkeys(result["name"] for result in results):

@@ -33,7 +33,7 @@ LEAST_DISK_GIB = 5
 
 
 class Finding(NamedTuple):
-    """One line of the report; `well` is None for what is neither right nor wrong."""
+    """One line of the report; `well` is None for plain information."""
 
     what: str
     found: str
@@ -41,7 +41,7 @@ class Finding(NamedTuple):
 
 
 def doctor(config: CommonConfig, console: Console) -> bool:
-    """Print what was found; True where nothing stands in a run's way."""
+    """Print the findings; return True if nothing prevents a run."""
     findings = [*machine(), *packages(), *checks(config)]
     marks = {True: "ok", False: "PROBLEM", None: ""}
     console.table("raysift doctor", ["", "found", ""], [[f.what, f.found, marks[f.well]] for f in findings])
@@ -66,7 +66,7 @@ def machine() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """Versions of what a run uses, and what is not there."""
+    """Versions of the packages that a run uses, and which are missing."""
     for name in PACKAGES:
         try:
             yield Finding(name, version(name))
@@ -75,7 +75,7 @@ def packages() -> Iterator[Finding]:
 
 
 def checks(config: CommonConfig) -> Iterator[Finding]:
-    """Things tried: the model's files and template, the run's folder, Ray."""
+    """Try the model's files and template, the run's folder, and Ray."""
     yield _try("model", lambda: _model(config))
     yield _try("run folder", lambda: _writable(config.run))
     if config.resources.store:
@@ -87,7 +87,7 @@ def checks(config: CommonConfig) -> Iterator[Finding]:
 
 
 def memory_gib() -> float | None:
-    """Memory that this process may use: the machine's, or its container's limit where that is lower."""
+    """Memory that this process may use: the machine's, or its container's limit if that is lower."""
     found = []
     try:
         found.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -1,6 +1,6 @@
-"""`raysift explain RUN ID`: a row's score and rank, at which checkpoints and for which subtasks, and why it is in or out.
+"""`raysift explain RUN ID`: a row's score and rank, its cosines by checkpoint and subtask, and why it is in or out.
 
-Works on any run; runs by gradient tell more. A row's text is shown only where it is asked for.
+Works on any run; runs by gradient have more to show. A row's text is shown only on request.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ ANSWERING = ("match", "gradients", "necessity", "generate", "difficulty", "embed
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a row's score stands among all; `better` counts rows with a higher one, or an equal one and a smaller id."""
+    """Where a row's score stands among all. `better` counts rows with a higher score, or an equal score and a smaller id."""
 
     score: float
     better: int
@@ -45,13 +45,13 @@ class Standing:
 
     @property
     def percentile(self) -> float:
-        """Per cent of the other scored rows that score lower."""
+        """Percentage of the other scored rows with a lower score."""
         return 100.0 * self.worse / max(1, self.scored - 1)
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """All that is known about one row of a run; None where it has no such thing."""
+    """All that a run knows about one row; None for what it does not have."""
 
     id: int
     verdict: str
@@ -64,20 +64,20 @@ class Explanation:
     weights: list[float] = field(default_factory=list)
     subtasks: list[str] = field(default_factory=list)
     subtask_weights: list[float] | None = None
-    """What each subtask's target weighs, where several targets do."""
+    """The weight of each subtask's target, if there are several targets."""
     matches: list[list[float]] | None = None
     pulls: list[Pull] | None = None
     no_pulls: str | None = None
-    """Why the pulls were left out, where they were asked for and cannot be known."""
+    """Why the pulls are missing although requested."""
     policy: RowStory | None = None
-    """What a run of RAISE knows besides."""
+    """What only a run of RAISE knows."""
     messages: list[dict[str, str]] | None = None
 
 
 def explain(
     folder: str, row_id: int, *, pairs: bool = True, text: bool = False, console: Console | None = None
 ) -> Explanation:
-    """Look a row up in everything that the run left; `pairs` loads the model where the run was one by gradient."""
+    """Look up a row in all results of the run; with `pairs`, load the model if the run was by gradient."""
     run = open_run(folder, console)
     config = run.config()
     rows = run.manifest("ingest")
@@ -111,7 +111,7 @@ def explain(
 
 
 def find_row(files: Sequence[Location], row_id: int, columns: Sequence[str]) -> dict[str, Any] | None:
-    """The line of that id in a stage's tables, or None."""
+    """The line with this id in a stage's tables, or None."""
     for chunk in read_chunks(files, [ID, *columns]):
         where = np.flatnonzero(chunk[ID].to_numpy(zero_copy_only=False) == row_id)
         if len(where):
@@ -121,7 +121,7 @@ def find_row(files: Sequence[Location], row_id: int, columns: Sequence[str]) -> 
 
 
 def _rejections(run: Run, rows: Manifest, row_id: int) -> list[str]:
-    """Reasons for which records of this id were rejected; a kept row may have rejected twins."""
+    """Why records with this id were rejected; a kept row may have rejected duplicates."""
     found = []
     for chunk in read_chunks(run.files(rows, "rejected"), [ID, "file", "position", REASON, "message"]):
         for line in chunk.filter(pa.array([value == row_id for value in chunk[ID].to_pylist()])).to_pylist():
@@ -131,7 +131,7 @@ def _rejections(run: Run, rows: Manifest, row_id: int) -> list[str]:
 
 
 def _standing(run: Run, scores: Manifest, row_id: int) -> tuple[Standing | None, dict[str, Any]]:
-    """The row's place among all scored rows, and the method's own columns for it."""
+    """The row's place among all scored rows, and its values in the method's own columns."""
     files = run.files(scores, "scores")
     line = find_row(files, row_id, _columns(files))
     if line is None:
@@ -164,7 +164,7 @@ def _verdict(
     chosen: Manifest | None,
     scored: bool,
 ) -> tuple[int | None, str]:
-    """The rank if the row was selected, and one sentence why it was or was not."""
+    """The rank if the row was selected, and one sentence on why it was or was not selected."""
     if own.get(FATE) and own.get(ORDER) is None:
         failure = _failure(run, row_id)
         return None, f"not selected: {own[FATE]}" + (f" ({failure})" if failure else "")
@@ -197,7 +197,7 @@ def _verdict(
 
 
 def _failure(run: Run, row_id: int, stages: Sequence[str] = ANSWERING) -> str | None:
-    """What a stage said about a row that it could not answer."""
+    """The first error that a stage recorded for this row, or None."""
     for name in stages:
         manifest = run.manifest(name)
         line = find_row(run.files(manifest, "answers"), row_id, [ERROR]) if manifest else None
@@ -207,7 +207,7 @@ def _failure(run: Run, row_id: int, stages: Sequence[str] = ANSWERING) -> str | 
 
 
 def _nearest(run: Run, row_id: int, chosen: Manifest) -> dict[str, Any]:
-    """The chosen row that is nearest to this one, and how far away it is, where the run has embedded both."""
+    """The nearest chosen row and its distance, if the run has embedded both."""
     embedded = run.manifest("embed")
     if embedded is None:
         return {}
@@ -215,7 +215,7 @@ def _nearest(run: Run, row_id: int, chosen: Manifest) -> dict[str, Any]:
     ids = np.concatenate([chunk[ID].to_numpy() for chunk in read_chunks(run.files(chosen, "selection"), [ID])])
     try:
         _, own = find_vectors(files, [row_id])
-    except DataError:  # a row that a stage before the embedding set aside
+    except DataError:  # an earlier stage set this row aside before the embedding
         return {}
     _, vectors = find_vectors(files, ids)
     away = np.linalg.norm(vectors.astype(np.float64) - own.astype(np.float64), axis=1)
@@ -224,7 +224,7 @@ def _nearest(run: Run, row_id: int, chosen: Manifest) -> dict[str, Any]:
 
 
 def _matches(run: Run, scores: Manifest, row_id: int) -> dict[str, Any]:
-    """Cosines per checkpoint and subtask, with what the checkpoints and the targets weigh."""
+    """Cosines per checkpoint and subtask, with the weights of checkpoints and targets."""
     matched, target = run.manifest("match", "gradients"), run.manifest("targets")
     if matched is None or target is None:
         return {}

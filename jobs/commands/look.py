@@ -1,6 +1,7 @@
-"""`raysift look POOL [--target FILE]`: what is in the files, and which methods they serve; no model, no Ray.
+"""`raysift look POOL [--target FILE]`: what is in the files, and which methods can use them; no model, no Ray.
 
-The only command that prints row texts unasked: they are what one looks at. Writes a YAML of the settings that matter.
+The only command that prints row texts without being asked, since it is for looking at them. It can write a YAML of the
+settings that matter.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class TargetLook:
 
 
 def look(config: CommonConfig, write: str | None, console: Console) -> None:
-    """Print what is in the pool and in the targets; `write` names the YAML to make from it."""
+    """Print what is in the pool and the targets; `write` names the YAML file to make from it."""
     if write and open_location(write).exists():
         raise ConfigError(f"look: '{write}' exists. Name another file with --write, or delete it.")
     found = survey_pool(find_files(config.pool), config.ingest)
@@ -55,7 +56,7 @@ def look(config: CommonConfig, write: str | None, console: Console) -> None:
 
 
 def look_at_target(file: str) -> TargetLook:
-    """Reads a target as pairs where its records have a chosen and a rejected answer, else as examples."""
+    """Reads a target as pairs if its records have a chosen and a rejected answer, else as examples."""
     try:
         pairs = read_pairs(file)
         prompts = [_text(pair.prompt) for pair in pairs]
@@ -77,13 +78,13 @@ def look_at_target(file: str) -> TargetLook:
 
 
 def served_methods(targets: Sequence[TargetLook]) -> list[str]:
-    """Methods that these targets serve, best known first; without a target those that need none."""
+    """Methods that can use these targets, best known first; without targets, the methods that need none."""
     by_target = [name for name in ("less", "rose", "raise") if targets and all(name in t.methods for t in targets)]
     return by_target or ["mods", "quality", "coverage", "uniform", "longest"]
 
 
 def show_survey(found: Survey, console: Console) -> None:
-    """Tables of what was read."""
+    """Print tables of what was read."""
     files = f"{found.files:,} file{'' if found.files == 1 else 's'}"
     layouts = ", ".join(f"{name} {count:,}" for name, count in found.layouts.most_common())
     console.note(f"{files}; layout: {layouts or 'none recognised'}")
@@ -109,7 +110,7 @@ def show_survey(found: Survey, console: Console) -> None:
 
 
 def show_target(target: TargetLook, pool: Survey, console: Console) -> None:
-    """What a target is, whether it speaks the pool's language, and what is wrong with it."""
+    """Print what a target is, whether it is in the pool's language, and what is wrong with it."""
     if target.problem:
         console.note(f"target {target.file}: {target.problem}")
         return
@@ -119,7 +120,7 @@ def show_target(target: TargetLook, pool: Survey, console: Console) -> None:
 
 
 def starter_yaml(config: CommonConfig, methods: Sequence[str]) -> str:
-    """A run's settings as one would begin with them, each with what it is."""
+    """YAML of a run's settings to start from, each with a comment."""
     chosen: dict[str, tuple[Any, str]] = {
         "method": (methods[0], f"these files also serve: {', '.join(methods[1:])}" if methods[1:] else ""),
         "pool": (list(config.pool), "files, folders, globs or URIs"),

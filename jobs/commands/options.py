@@ -1,4 +1,4 @@
-"""The options that commands share, one name, one meaning, one line of help; and the settings and console that they become."""
+"""Options shared by commands (one name, one meaning, one line of help), and the settings and console made from them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ SHARED: dict[str, Any] = {
 
 
 def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Gives a command the shared options of these names, which its body receives as one dictionary, `given`."""
+    """Adds the named shared options to a command; its body receives them as one dictionary, `given`."""
 
     def make_command(body: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
@@ -95,7 +95,7 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 def make_console(log: str | None) -> Console:
-    """A console in the voice asked for, and library logs to match."""
+    """Return a console in the requested voice and set library logs to match."""
     from raysift.jobs.commands.console import Console, set_up_logging
 
     voices = ("rich", "plain", "quiet", "json")
@@ -107,7 +107,7 @@ def make_console(log: str | None) -> Console:
 
 
 def prepare(command: str, given: dict[str, Any], more: Sequence[str] = ()) -> tuple[CommonConfig, Console]:
-    """Checked settings and a console, before anything heavy is loaded; `more` are overrides that options stand for."""
+    """Return checked settings and a console before heavy imports; `more` holds overrides that come from options."""
     from raysift.settings.config import load_config
 
     named = dict(given)
@@ -125,7 +125,7 @@ def prepare(command: str, given: dict[str, Any], more: Sequence[str] = ()) -> tu
 
 
 def is_override(argument: str) -> bool:
-    """Whether `key=value` sets a setting: a file or folder of that name is a path, and so is `lang=en/part.jsonl`."""
+    """Whether `key=value` is a setting. An existing file or folder of that name is a path, and so is `lang=en/part.jsonl`."""
     found = OVERRIDE.match(argument)
     if not found or os.path.exists(argument):
         return False
@@ -135,7 +135,7 @@ def is_override(argument: str) -> bool:
 
 
 def spread_multiple(arguments: Sequence[str]) -> list[str]:
-    """`--pool a b c` as `--pool a --pool b --pool c`: up to the next option or `section.key=value`."""
+    """Rewrite `--pool a b c` as `--pool a --pool b --pool c`, up to the next option or `section.key=value`."""
     spread: list[str] = []
     option: str | None = None
     for argument in arguments:

@@ -1,4 +1,4 @@
-"""`raysift settings METHOD [KEY]`: what can be set, its default, its meaning, and whether it decides the result."""
+"""`raysift settings METHOD [KEY]`: each setting's default and meaning, and whether it affects the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from raysift.settings.describe import Setting, default_of, describe
 
 
 def settings_of(method: str, model: str = "nano") -> list[Setting]:
-    """Every setting that a run of the method reads, with the defaults that it has for this model."""
+    """Every setting that a run of the method reads, with its defaults for this model."""
     find_method(method)
     config = make_config({"method": method, "model": model})
     others = frozenset(METHODS.keys() - {method}) | {"win_rate"} | ({"search"} if method != "raise" else set())
@@ -21,7 +21,7 @@ def settings_of(method: str, model: str = "nano") -> list[Setting]:
 
 
 def show_settings(method: str, key: str | None, model: str, console: Console) -> None:
-    """One setting with its whole meaning, or those below a section in a table."""
+    """Print one setting with its full meaning, or a table of all settings in a section."""
     known = settings_of(method, model)
     chosen = [one for one in known if key is None or one.key == key or one.key.startswith(f"{key}.")]
     if not chosen:

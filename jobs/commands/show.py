@@ -25,7 +25,7 @@ BAR_WIDTH = 40
 
 
 def show_run(folder: str, console: Console, by: str | None = None) -> None:
-    """All that a finished or unfinished run holds; `by` is a column of the rows' meta by which picks are told apart."""
+    """Print all that a finished or unfinished run holds; `by` is a column of the rows' meta by which to group picks."""
     run = open_run(folder, console)
     manifests = run.manifests()
     has_policy = (run.folder / "learn").exists() or any("curriculum" in manifest.files for manifest in manifests)
@@ -50,7 +50,7 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
                 console.note(f"{manifest.stage}: {remark}")
         if manifest.counts.get("failed"):
             show_failures(run, manifest, console)
-        # The scores of `quality` are shown once: with the bar of `good`, where there is one.
+        # The scores of `quality` are shown once: with the threshold of `good`, if that stage exists.
         shown_later = manifest.stage == "quality" and any(other.stage == "good" for other in manifests)
         if "histogram" in manifest.values and not shown_later:
             show_threshold(manifest, console)
@@ -75,7 +75,7 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
 
 
 def show_ingest(run: Run, manifest: Manifest, console: Console) -> None:
-    """Why rows were not kept."""
+    """Print why rows were not kept."""
     counts = manifest.counts
     rows = [["kept", counts["kept"]], *[[f"rejected: {r}", n] for r, n in sorted(counts["rejected"].items())]]
     rows += [["failed", counts["failed"]], ["rows in", counts["rows_in"]]]
@@ -85,7 +85,7 @@ def show_ingest(run: Run, manifest: Manifest, console: Console) -> None:
 
 
 def show_targets(manifest: Manifest, console: Console) -> None:
-    """How many records of the target files have a gradient, and why others have none."""
+    """Print how many records of the target files have a gradient, and why the others have none."""
     counts = manifest.counts
     without = [
         [f"{kind}: {reason}", count]
@@ -99,7 +99,7 @@ def show_targets(manifest: Manifest, console: Console) -> None:
 
 
 def show_failures(run: Run, manifest: Manifest, console: Console) -> None:
-    """Why rows of a stage have no answer; messages that differ in their numbers only are one reason."""
+    """Print why rows of a stage have no answer. Messages that differ only in numbers count as one reason."""
     reasons: Counter[str] = Counter()
     for chunk in read_chunks([file for file in run.files(manifest, "answers") if _tells_errors(file)], [ERROR]):
         errors = chunk[ERROR].drop_null().to_pylist()
@@ -115,7 +115,7 @@ def show_failures(run: Run, manifest: Manifest, console: Console) -> None:
 
 
 def show_threshold(manifest: Manifest, console: Console) -> None:
-    """How scores lie, around a bar where the stage has one, as a histogram."""
+    """Print a histogram of scores, with the threshold if the stage has one."""
     bar, bins = manifest.values.get("cut", {}).get("value"), manifest.values["histogram"]
     most = max((one["count"] for one in bins), default=1)
     rows = [
@@ -131,7 +131,7 @@ def show_threshold(manifest: Manifest, console: Console) -> None:
 
 
 def show_selection(run: Run, manifest: Manifest, console: Console) -> None:
-    """What was selected, by source, and the first ranks."""
+    """Print the selection by source, and the first ranks."""
     by_source = manifest.values["by_source"]
     console.table(
         f"Selected {manifest.counts['kept']:,} of {manifest.counts['rows_in']:,} rows",
@@ -143,7 +143,7 @@ def show_selection(run: Run, manifest: Manifest, console: Console) -> None:
     place = run.files(manifest, "selection")[0]
     chosen = pq.read_table(place.path, filesystem=place.fs)
     told = [name for name in chosen.column_names if not pa.types.is_nested(chosen.schema.field(name).type)]
-    # A method's own column may say what the rank or the score says; room is short.
+    # Skip a method's own column that repeats the rank or the score; space is short.
     again = [name for name in told if name not in (RANK, SCORE) and _repeats(chosen, name)]
     first = chosen.slice(0, TOP_ROWS).select([name for name in told if name not in again])
     console.table("First ranks", first.column_names, [list(row.values()) for row in _as_text_ids(first.to_pylist())])
@@ -153,7 +153,7 @@ def show_selection(run: Run, manifest: Manifest, console: Console) -> None:
 
 def _repeats(chosen: pa.Table, name: str) -> bool:
     def numbers(column: str) -> pa.ChunkedArray:
-        return chosen[column].cast(pa.float64(), safe=False)  # ids fill all 64 bits
+        return chosen[column].cast(pa.float64(), safe=False)  # ids use all 64 bits
 
     if not (pa.types.is_integer(chosen[name].type) or pa.types.is_floating(chosen[name].type)):
         return False
@@ -161,7 +161,7 @@ def _repeats(chosen: pa.Table, name: str) -> bool:
 
 
 def show_evaluation(run: Run, console: Console) -> None:
-    """Scores of every evaluate stage of the run."""
+    """Print the scores of every evaluate stage of the run."""
     manifest = read_manifest(run.folder / "evaluate")
     if manifest is None:
         return
@@ -187,7 +187,7 @@ def _stage_line(manifest: Manifest) -> list[object]:
         counts.get("kept"),
         sum(rejected.values()) if isinstance(rejected, dict) else rejected,
         counts.get("failed"),
-        # Nothing was computed for a reused stage, or where a store held all vectors.
+        # A reused stage computed nothing, nor did one whose vectors were all in a store.
         None if manifest.reused_from else manifest.seconds,
         None if manifest.reused_from or manifest.values.get("vectors_computed") == 0 else manifest.rows_per_second,
     ]

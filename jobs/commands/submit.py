@@ -1,15 +1,15 @@
 """`raysift submit`: ship this package and a command to a Ray cluster, stream the log, return the job's exit code.
 
-What is shipped is a folder `raysift` of links to the code as it is imported here (`engine/` as `raysift`, `actors/` as
-`raysift.actors`, `jobs/` as `raysift.jobs`). Ray uploads what the links point to and names the upload by its content,
-so an edit always arrives. Ray would upload the imported module under its folder's name, `engine`, and it names a wheel
-by its file name only and then runs the code of an earlier upload; neither is used.
+It ships a folder `raysift` of links to the code as imported here (`engine/` as `raysift`, `actors/` as `raysift.actors`,
+`jobs/` as `raysift.jobs`). Ray uploads what the links point to and names the upload by its content, so an edit always
+arrives. Two other ways do not work: Ray would upload the imported module under its folder's name, `engine`; and it names a
+wheel only by its file name, so it would run the code of an earlier upload.
 
     python -m raysift.jobs.commands.submit --stage build/cluster
 
 makes that folder for `ray job submit --runtime-env cluster/runtime-env.yaml`. The cluster's Python needs raysift's
-dependencies. Nothing else travels but the files named with `--config`: pools, models and runs are read and written
-there, so their paths must mean the same on all its nodes.
+dependencies. Apart from the code, only files named with `--config` are shipped. Pools, models and runs are read and written
+on the cluster, so their paths must mean the same on all its nodes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _JOB_NAME = re.compile(r"\w[\w.-]{0,199}", re.ASCII)
 
 @dataclass(frozen=True)
 class Job:
-    """What is submitted: a shell command, and where its code and settings come from."""
+    """A job to submit: a shell command, and where its code and settings come from."""
 
     entrypoint: str
     runtime_env: dict[str, Any]
@@ -65,7 +65,7 @@ class Job:
 def submit_command(
     arguments: list[str], address: str | None, submission_id: str | None, wait: bool, dry_run: bool
 ) -> int:
-    """Submit `raysift ARGUMENTS` and give its exit code, or 0 at once where nothing is waited for."""
+    """Submit `raysift ARGUMENTS` and return its exit code, or 0 at once without `wait`."""
     if submission_id is not None and not _JOB_NAME.fullmatch(submission_id):
         raise ConfigError(
             f"submit: --submission-id is {submission_id!r}, expected letters, digits, dots, dashes and underscores: it becomes "
@@ -89,7 +89,7 @@ def submit_command(
 
 
 def stage_package(folder: Path) -> Path:
-    """Make `folder/raysift`, links to the imported code; run it again when a file is added at the top of `engine/`."""
+    """Make `folder/raysift` with links to the imported code. Repeat it when a file is added at the top of `engine/`."""
     package = folder / "raysift"
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
@@ -103,7 +103,7 @@ def stage_package(folder: Path) -> Path:
 
 
 def plan_job(arguments: Sequence[str], folder: Path) -> Job:
-    """The job for a raysift command; its code and the files of `--config` are laid out below `folder`."""
+    """Return the job for a raysift command; put its code and the files of `--config` below `folder`."""
     if not arguments:
         raise ConfigError("submit: no command. Write it after `--`: raysift submit --address URL -- METHOD ...")
     refuse_passwords(" ".join(arguments))
@@ -121,7 +121,7 @@ def plan_job(arguments: Sequence[str], folder: Path) -> Job:
 
 
 def auth_mode() -> str:
-    """RAY_AUTH_MODE where it is set; else `token` where there is a token, so that no Ray default decides."""
+    """RAY_AUTH_MODE if set; else `token` if there is a token, else `disabled`. So no default of Ray decides."""
     if mode := os.environ.get("RAY_AUTH_MODE"):
         return mode
     has_token = os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")
@@ -140,7 +140,7 @@ def job_exit_code(details: JobDetails) -> int:
 
 
 def _ship_configs(arguments: Sequence[str], files: Path) -> Iterator[str]:
-    """The arguments, with each file of `--config` copied to `files` and named as the job will find it."""
+    """Copy each file of `--config` to `files`; yield the arguments with its name in the job."""
     previous = ""
     for argument in arguments:
         name = argument.removeprefix("--config=") if argument.startswith("--config=") else argument
@@ -157,7 +157,7 @@ def _ship_configs(arguments: Sequence[str], files: Path) -> Iterator[str]:
 
 
 def _require_reachable_paths(arguments: Sequence[str]) -> None:
-    """Refuse relative paths: on the cluster they would mean a folder that goes with the job."""
+    """Refuse relative paths: on the cluster they would mean a folder that disappears with the job."""
     named = _named_paths(arguments)
     for option, paths in named.items():
         for path in paths:
@@ -175,7 +175,7 @@ def _require_reachable_paths(arguments: Sequence[str]) -> None:
 
 
 def _named_paths(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Paths by option, from the command and, for options it leaves out, from its `--config` file."""
+    """Paths by option, from the command or, for options it omits, from its `--config` file."""
     named: dict[str, list[str]] = {option: [] for option in PATH_OPTIONS}
     settings: dict[str, Any] = {}
     option = ""
@@ -207,7 +207,7 @@ def _read_settings(file: str) -> dict[str, Any]:
 
 
 def _passed_on() -> dict[str, str]:
-    """Variables that RAYSIFT_SUBMIT_ENV names, with their values here."""
+    """Variables named in RAYSIFT_SUBMIT_ENV, with their local values."""
     names = [name.strip() for name in os.environ.get(ENV_NAMES, "").split(",") if name.strip()]
     missing = [name for name in names if name not in os.environ]
     if missing:
@@ -216,7 +216,7 @@ def _passed_on() -> dict[str, str]:
 
 
 def _connect(address: str | None) -> JobSubmissionClient:
-    # Ray lets its variables win over the address it is given; what stands on the command line is meant.
+    # For Ray its variables win over the given address; here the command line wins.
     if address:
         for variable in ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"):
             os.environ.pop(variable, None)
@@ -241,7 +241,7 @@ def _connect(address: str | None) -> JobSubmissionClient:
 
 
 def _require_versions(client: JobSubmissionClient, console: Console) -> None:
-    """Stop before the upload where the cluster's Ray or Python cannot run this package."""
+    """Stop before the upload if the cluster's Ray or Python cannot run this package."""
     from packaging.specifiers import SpecifierSet
 
     answer = client._do_request("GET", "/api/v0/cluster_metadata")
@@ -274,7 +274,7 @@ def _submit(client: JobSubmissionClient, job: Job, submission_id: str | None) ->
 
 
 def _wait(client: JobSubmissionClient, name: str, console: Console) -> int:
-    """Print the job's log until it ends. Interrupting leaves the job alone."""
+    """Print the job's log until it ends. An interrupt does not stop the job."""
     try:
         details = _follow(client, name)
     except KeyboardInterrupt:
@@ -289,7 +289,7 @@ def _wait(client: JobSubmissionClient, name: str, console: Console) -> int:
 
 
 def _follow(client: JobSubmissionClient, name: str) -> JobDetails:
-    """Stream the log until the job ends; where the connection breaks, take it up again after what was printed."""
+    """Stream the log until the job ends. After a broken connection, reconnect and continue after the printed part."""
     from aiohttp import ClientError
 
     log, failures = JobLog(), 0
@@ -310,7 +310,7 @@ def _follow(client: JobSubmissionClient, name: str) -> JobDetails:
 
 
 class JobLog:
-    """How much of a job's log has been printed. The server sends it from the beginning each time."""
+    """Remembers how much of a job's log is printed, since the server sends it from the beginning each time."""
 
     def __init__(self) -> None:
         self.printed = 0
@@ -325,7 +325,7 @@ class JobLog:
 
 
 def _print_plan(job: Job, address: str | None) -> None:
-    """Files, environment and command; of passed-on variables the names only."""
+    """Print files, environment and command; of passed-on variables only the names."""
     [module] = job.runtime_env["py_modules"]
     files = [
         Path(parent, name)

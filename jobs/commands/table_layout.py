@@ -1,4 +1,4 @@
-"""How a table fits a terminal: numbers and ids stay whole, words wrap between words, columns that find no room go below."""
+"""Fits a table to a terminal: numbers and ids stay whole, text wraps between words, columns that do not fit go below."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-BORDER, BETWEEN = 1, 3  # characters of lines and blanks: of a table, and of each of its columns
-LONGEST_WORD = 24  # a longer one, such as a path, may be broken
+BORDER, BETWEEN = 1, 3  # characters of lines and blanks per table and per column
+LONGEST_WORD = 24  # longer words, such as paths, may be broken
 ABSENT = "–"
 
 _NUMBER = re.compile(r"[-+~<>=/x,.\d%]*\d[-+~<>=/x,.\d%]*(e[-+]\d+)?|" + ABSENT)
@@ -17,16 +17,16 @@ _NUMBER = re.compile(r"[-+~<>=/x,.\d%]*\d[-+~<>=/x,.\d%]*(e[-+]\d+)?|" + ABSENT)
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table; `place` is its position among those asked for."""
+    """One column of a table; `place` is its position among the requested columns."""
 
     place: int
     is_text: bool
     width: int
-    """Characters that it has."""
+    """Width in characters."""
 
 
 def lay_out(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> list[list[Column]]:
-    """The columns as blocks that are at most `width` wide, each led by the first column; one block where all find room."""
+    """Split the columns into blocks at most `width` wide, each starting with the first column; one block if all columns fit."""
     columns = [_measure(place, head, [row[place] for row in rows]) for place, head in enumerate(heads)]
     if not columns:
         return [[]]
@@ -41,7 +41,7 @@ def lay_out(heads: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> 
 
 
 def _measure(place: int, head: str, cells: Sequence[str]) -> tuple[Column, Column]:
-    """A column as wide as it likes to be, and as narrow as it can be without breaking a number or a word."""
+    """A column at its full width, and at its least width without breaking a number or a word."""
     is_text = head != "id" and not all(_NUMBER.fullmatch(cell) for cell in cells)
     words = max((cell_len(word) for word in head.split()), default=0)
     longest = max((cell_len(cell) for cell in cells), default=0)
@@ -50,7 +50,7 @@ def _measure(place: int, head: str, cells: Sequence[str]) -> tuple[Column, Colum
 
 
 def _widen(columns: Sequence[tuple[Column, Column]], width: int) -> list[Column]:
-    """As wide as they like where there is room; else the widest texts give way first."""
+    """Give columns their full width if there is room; otherwise shrink the widest text columns first."""
     widths = [wide.width for wide, _ in columns]
     while _width_of(widths) > width:
         free = [i for i, (_, narrow) in enumerate(columns) if widths[i] > narrow.width]

@@ -1,1 +1,1 @@
-"""The only modules that know Ray Data's, Ray's and `ray.data.llm`'s knobs."""
+"""The only modules that know the knobs of Ray, Ray Data and `ray.data.llm`."""

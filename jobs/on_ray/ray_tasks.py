@@ -1,4 +1,4 @@
-"""Plain Ray tasks, a bounded number of them at a time: for work on files, where blocks of rows would be in the way."""
+"""Plain Ray tasks, a bounded number at a time: for work on whole files, where blocks of rows would be in the way."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from raysift.storage import Location
 def run_tasks(
     work: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], resources: Resources, what: str, advice: str = ""
 ) -> Iterator[tuple[int, Any]]:
-    """Call `work` with the arguments of each task; gives (number of the task, its answer) as they end.
+    """Call `work` with the arguments of each task; yield (task number, result) as tasks finish.
 
-    A task whose process dies is tried again three times. `what` names the things worked on, in messages; `advice` says what
-    to do about a task that fails.
+    A task whose process dies is retried three times. In messages, `what` names the things worked on and `advice` explains
+    what to do about a failed task.
     """
     remote = ray.remote(work).options(num_cpus=resources.cpus_per_worker, max_retries=3)
     window = resources.workers or 2 * max(1, int(cluster_cpus() / resources.cpus_per_worker))

@@ -1,14 +1,14 @@
 """The one module that knows Ray Data's knobs: pools, re-blocking, checkpoints by id, limits.
 
-What it works around, in Ray 2.60:
-- a fixed actor pool as large as the cluster starves the reader for ever: pools start at one actor and grow;
-- the checkpoint filter is one more actor that holds a whole CPU: reading and writing ask for a quarter, and our actors
-  share what is left, or a resumed stage on two CPUs would wait for ever;
-- the newer Parquet reader merges small files into one block, which would be one task, and lists files in a task of its
-  own: the older reader is used, and every read is re-blocked at once;
-- `write_parquet` leaves files of killed attempts behind: rows are checkpointed by id (`ray.data.checkpoint`, beta,
-  named only here), and on top of that a stage's manifest names the files that count;
-- settings live on a copy of the `DataContext`, so that a host pipeline's own are not touched.
+Workarounds for Ray 2.60:
+- A fixed actor pool as large as the cluster starves the reader for ever, so pools start at one actor and grow.
+- The checkpoint filter is one more actor that holds a whole CPU. Reading and writing ask for a quarter CPU each, and our
+  actors share the rest; otherwise a resumed stage on two CPUs would wait for ever.
+- The newer Parquet reader merges small files into one block, hence one task, and lists files in a separate task. The older
+  reader is used instead, and every read is re-blocked at once.
+- `write_parquet` leaves files of killed attempts behind. Rows are checkpointed by id (`ray.data.checkpoint`, beta, named
+  only here), and a stage's manifest also names the files that count.
+- Settings are made on a copy of the `DataContext`, so those of a host pipeline are not touched.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ log = logging.getLogger(__name__)
 
 BLOCKS_PER_WORKER = 4
 HEAD_TIMEOUT_S = 10.0
-FILTER_CPUS = 1.0  # what Ray's checkpoint filter books
-IO_CPUS = 0.25  # what our readers and writers book
+FILTER_CPUS = 1.0  # reserved by Ray's checkpoint filter
+IO_CPUS = 0.25  # reserved by each of our readers and writers
 
 _TELLERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 _OF_OUR_ACTORS = ("Exception occurred in user code", "An exception was raised from a task of operator")
 
 
 def start_ray(**options: Any) -> bool:
-    """Join the running Ray (or the cluster of RAY_ADDRESS), or start a local one; True when this call started it.
+    """Join the running Ray (or the cluster of RAY_ADDRESS), or start a local one; return True if this call started it.
 
-    Whoever gets True owns the session and may shut it down; a host's session is never shut down by us.
+    A caller that gets True owns the session and may shut it down. We never shut down a host's session.
     """
     if ray.is_initialized():
         return False
-    # A fresh Ray turns token authentication on by itself; say so explicitly, one way or the other. A session that we
-    # start listens on loopback only.
+    # A fresh Ray turns on token authentication by itself, so set it explicitly either way. A session that we start
+    # listens on loopback only.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -70,13 +70,13 @@ def start_ray(**options: Any) -> bool:
         ) from None
     level = max(logging.WARNING, logging.getLogger().level)
     for library in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(library).setLevel(level)  # Ray Data sets its own at import
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # tells that we switched its bars off
+        logging.getLogger(library).setLevel(level)  # Ray Data sets its own level at import
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it reports that its bars are off
     return True
 
 
 def _require_head(address: str) -> None:
-    """Refuses HOST:PORT where nothing listens: Ray tries for minutes, without a word."""
+    """Refuses HOST:PORT if nothing listens there: Ray would retry silently for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not (host and port.isdigit()):
         return
@@ -91,32 +91,32 @@ def _require_head(address: str) -> None:
 
 @contextlib.contextmanager
 def data_context(resources: Resources, progress: bool = False) -> Iterator[DataContext]:
-    """A copy of Ray Data's settings with ours on it, in force inside the block."""
+    """Inside the block, a copy of Ray Data's settings with our changes is in force."""
     context = DataContext.get_current().copy()
     context.enable_progress_bars = progress
     context.print_on_execution_start = False
-    context.max_errored_blocks = 0  # a lost block would be lost rows; failures of rows are data instead
+    context.max_errored_blocks = 0  # a lost block would lose rows; row failures are recorded as data
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
     context.use_datasource_v2 = False
-    context.issue_detectors_config.detectors = []  # they advise on the code of a pipeline, which is ours
+    context.issue_detectors_config.detectors = []  # they advise on the pipeline's code, which is ours
     with DataContext.current(context), _said_once(), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "The minimum number of concurrent actors"
-        )  # a resumed stage may lack rows for them
+        )  # a resumed stage may have too few rows for them
         yield context
 
 
 @contextlib.contextmanager
 def _said_once() -> Iterator[None]:
-    """Keeps off the screen what Ray Data says of an error in our actors, with advice on its settings, before it raises it.
+    """Hides the message that Ray Data prints before it raises an error of our actors, with advice on its own settings.
 
-    Its log file has all of it; errors of Ray itself come with their traceback as before.
+    Ray Data's log file still has the message. Errors of Ray itself still show their traceback.
     """
 
     def mark(record: logging.LogRecord) -> bool:
         said = record.getMessage()
         if not record.exc_info and said.startswith(_OF_OUR_ACTORS):
-            record.hide = True  # Ray Data's own mark for its console
+            record.hide = True  # Ray Data's own flag for its console
         return True
 
     loggers = [logging.getLogger(name) for name in _TELLERS]
@@ -135,7 +135,7 @@ def cluster_cpus() -> float:
 
 
 def pool_size(resources: Resources) -> int:
-    """Most actors a stage may have: what was asked for, or as many as the cluster's CPUs or GPUs carry."""
+    """Maximum actors of a stage: `workers` if set, but no more than fit on the cluster's GPUs or CPUs."""
     if resources.gpus_per_worker:
         gpus = float(ray.cluster_resources().get("GPU", 0.0))
         room = int(gpus / resources.gpus_per_worker)
@@ -151,14 +151,14 @@ def pool_size(resources: Resources) -> int:
 
 
 def spread(resources: Resources, count: int) -> Resources:
-    """Cuts small test sets into smaller blocks, so that every worker gets some."""
+    """Return resources with smaller blocks for small test sets, so that every worker gets some."""
     share = -(-count // (BLOCKS_PER_WORKER * pool_size(resources)))
     return resources.model_copy(update={"block_rows": min(resources.block_rows, max(resources.batch_rows, share))})
 
 
 @functools.cache
 def _tell_idle(gpus: float, device: str) -> None:
-    """Say once that there are GPUs which nobody asked for."""
+    """Warn once about GPUs that no worker uses."""
     if gpus and device == "cpu":
         log.warning(
             "the cluster has %g GPUs, and workers run on CPUs; resources.gpus_per_worker=1 gives each a GPU", gpus
@@ -166,13 +166,13 @@ def _tell_idle(gpus: float, device: str) -> None:
 
 
 def actor_cpus(resources: Resources) -> float:
-    """CPUs an actor books: what was asked for, or its share of what filter, reader and writer leave."""
+    """CPUs an actor reserves: `cpus_per_worker`, or its share of what filter, reader and writer leave if that is less."""
     left = cluster_cpus() - FILTER_CPUS - 2 * IO_CPUS
     return min(resources.cpus_per_worker, max(0.01, round(left / pool_size(resources), 2)))
 
 
 def read_rows(files: Sequence[Location], columns: Sequence[str] | None, resources: Resources) -> Dataset:
-    """Parquet files as a dataset of blocks of `block_rows`, whatever sizes the files have."""
+    """Read Parquet files of any size as a dataset with blocks of `block_rows` rows."""
     if not files:
         raise StageError("read: no files to read; the stage before this one kept no rows.")
     dataset = ray.data.read_parquet(
@@ -193,10 +193,10 @@ def map_rows(
     *,
     progress: bool = False,
 ) -> list[Location]:
-    """Let a pool of actors answer every row of `files` and write the answers, keyed by id, below `out`.
+    """Answer every row of `files` with a pool of actors and write the answers, keyed by id, below `out`.
 
-    Rows already answered by an earlier, killed attempt are not computed again: `out/done` holds their ids. Each id must
-    occur once in `files`. Returns the Parquet files of answers.
+    Rows that an earlier, killed attempt has answered are not recomputed: `out/done` holds their ids. Each id must occur
+    once in `files`. Returns the Parquet files of answers.
     """
 
     def answer(dataset: Dataset) -> Dataset:
@@ -215,10 +215,10 @@ def map_rows(
 
 
 def refusing_later(actor: type[RowActor]) -> type[RowActor]:
-    """The actor, but what its constructor refuses is raised by its first batch.
+    """Subclass the actor so that raysift errors in its constructor are raised by the first batch instead.
 
-    Ray prints an error of a constructor with three tracebacks, on standard output too, and keeps no more of it than its text.
-    Errors that are not ours stay where they are.
+    Ray prints an error in a constructor with three tracebacks, also on standard output, and keeps only its text. Other
+    errors are still raised by the constructor.
     """
 
     class _RefusingLater(actor):  # type: ignore[misc, valid-type]
@@ -247,9 +247,9 @@ def answer_rows(
     *,
     progress: bool = False,
 ) -> list[Location]:
-    """Let `answer` turn the rows of `files` into as many rows with the same ids, and write those below `out`.
+    """Apply `answer`, which must return one row for each id, to the rows of `files` and write the result below `out`.
 
-    `map_rows` says what is promised; `answer` must not sort, group, limit or drop rows, or resuming would lose some.
+    See `map_rows` for the guarantees. `answer` must not sort, group, limit or drop rows, or resuming would lose some.
     """
     from ray.data.checkpoint import CheckpointConfig
 
@@ -271,7 +271,7 @@ def answer_rows(
 
 
 def _named_in(error: Exception) -> errors.RaysiftError | None:
-    """The raysift error that an actor raised, where Ray has kept no more of it than its text."""
+    """Rebuild the raysift error that an actor raised if Ray has kept only its text; None if there is none."""
     found = re.findall(r"raysift\.errors\.(\w+): (.+)", str(error))
     kind = getattr(errors, found[-1][0], None) if found else None
     return kind(found[-1][1]) if kind else None

@@ -1,15 +1,14 @@
-"""The one module that knows `ray.data.llm`: an engine as a stage of a dataset, its requests, its replies, its end.
+"""The one module that knows `ray.data.llm`: an engine as a stage of a dataset, its requests, replies and failures.
 
-What it works around, in Ray 2.60 with vLLM 0.29 to 0.32:
-- rows travel as one struct column whose blocks are merged by way of pandas: an integer that is missing in one of them
-  comes out as a float, so no field of a request is ever null;
-- a row that failed before the engine is passed by it when `__inference_error__` is set, and comes out with all internal
-  columns;
-- an engine that dies takes its actor along, which Ray restarts for ever: `max_restarts` is set on the stage, the only
-  door there is;
-- requests may wait for ever on a dead engine: see `our_engine`;
-- an adapter that is not on a local disk can be named for s3:// and gs:// alone: the engine's actor copies it first;
-- building a processor initialises Ray once more, which resets the levels of its loggers.
+Workarounds for Ray 2.60 with vLLM 0.29 to 0.32:
+- Rows travel as one struct column whose blocks are merged through pandas. An integer missing in one block comes out as a
+  float, so no field of a request is ever null.
+- A row that failed before the engine skips it if `__inference_error__` is set, and comes out with all internal columns.
+- An engine that dies takes its actor along, and Ray restarts that for ever. `max_restarts` is set on the stage, the only
+  place where it can be set.
+- Requests may wait for ever on a dead engine: see `our_engine`.
+- A remote adapter can be named only as s3:// or gs://, so the engine's actor copies it to a local disk first.
+- Building a processor initialises Ray again, which resets the levels of its loggers.
 """
 
 from __future__ import annotations
@@ -43,9 +42,9 @@ if TYPE_CHECKING:
     from ray.data.llm import Processor
 
 ENGINE_STAGE = "vLLMEngineStage"
-HELPER_CPUS = 0.05  # what each stage beside the engine books
-MOST_TOKENS = 128  # whose log-probabilities vLLM gives at once
-MOST_SEED = 2**63 - 1  # vLLM takes -1 for no seed
+HELPER_CPUS = 0.05  # reserved by each stage beside the engine
+MOST_TOKENS = 128  # most tokens for which vLLM returns log-probabilities at once
+MOST_SEED = 2**63 - 1  # vLLM reads -1 as no seed
 GUARD_S = 1.0
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -53,7 +52,7 @@ _CAUSE = re.compile(r"[\w.]*(Error|Exception): ")
 
 
 def engine_count(resources: Resources) -> int:
-    """Engines at a time: by GPUs, or one a machine, since an engine on CPUs takes all of its machine's cores."""
+    """Maximum engines: as many as fit on the GPUs, or on CPUs one per machine by default, as an engine uses all cores."""
     resources = resources.of_engines()
     room = pool_size(resources)
     if resources.gpus_per_worker:
@@ -63,18 +62,18 @@ def engine_count(resources: Resources) -> int:
 
 
 class Request(NamedTuple):
-    """What is asked of an engine for all rows alike, and what comes back of each."""
+    """What an engine is asked for every row, and what it returns for each."""
 
     sampling: dict[str, Any]
     """Arguments of `SamplingParams`."""
     reply: str = GENERATED
-    """`GENERATED`: the tokens of the reply. `LOGPROBS`: in their place the log-probabilities, as the first token of it, of
-    the tokens named in `logprob_token_ids`, in their order."""
+    """`GENERATED`: the tokens of the reply. `LOGPROBS`: instead, the log-probability of each token in `logprob_token_ids`
+    as the first token of the reply, in that order."""
     beside: Mapping[str, Any] = MappingProxyType({})
-    """Columns that go past the engine from the asking actor to the reading one, with what stands in them where a row has
+    """Columns that bypass the engine, from the asking actor to the reading actor, each with its value for rows that
     failed."""
     seed: int | None = None
-    """Seeds the draws, together with the row's id."""
+    """Seeds the sampling, together with the row's id."""
 
 
 def answer_through_engine(
@@ -85,7 +84,7 @@ def answer_through_engine(
     arguments: dict[str, Any],
     resources: Resources,
 ) -> Dataset:
-    """Rows asked by one actor, answered by `build_engine`'s engine and read by another; both actors take `arguments`."""
+    """Prompt with `asker`, answer with `build_engine`'s engine, parse with `reader`; both actors take `arguments`."""
     helper = {
         "fn_constructor_kwargs": arguments,
         "batch_format": "pyarrow",
@@ -105,7 +104,7 @@ def build_engine(
     max_length: int | None,
     trust_remote_code: bool,
 ) -> Processor:
-    """`ray.data.llm`'s processor for rows of an asking actor; Ray must be running."""
+    """Build `ray.data.llm`'s processor for rows of an asking actor; Ray must be running."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
     resources = resources.of_engines()
@@ -121,7 +120,7 @@ def build_engine(
             trust_remote_code=trust_remote_code,
             engine=resources.engine,
         )
-        # Tokens are wanted once, at the end: without this each of them is a message to the event loop.
+        # Only the finished reply is needed: without this, each token is a message to the event loop.
         | {"stream_interval": request.sampling["max_tokens"]},
         concurrency=(1, engine_count(resources)),
         batch_size=resources.batch_rows,
@@ -161,7 +160,7 @@ def build_engine(
 
 
 def replace_engine(stage: Any, engine: type, **arguments: Any) -> None:
-    """Let the stage run another class; assigning it alone makes the stage ask for a GPU again."""
+    """Make the stage run another class. Assigning `fn` resets the stage to ask for a GPU, so its options are restored."""
     placed = dict(stage.map_batches_kwargs)
     stage.fn = engine
     stage.fn_constructor_kwargs |= arguments
@@ -170,11 +169,11 @@ def replace_engine(stage: Any, engine: type, **arguments: Any) -> None:
 
 
 def our_engine(stage: Any) -> Any:
-    """The engine's class with less to carry, a guard beside each batch, and copies of remote adapters while it runs.
+    """Subclass the engine to carry less data, guard each batch, and keep copies of remote adapters while it runs.
 
-    What all rows have in common is put to them here instead of travelling with each, and of a reply only the part that is
-    wanted goes on: log-probabilities come as a dict of dicts for each token of it. The guard: vLLM 0.32 forgets requests
-    that were sent just before it noticed that its engine had died.
+    Fields that all rows share are added here instead of travelling with each row. Only the wanted part of a reply is passed
+    on: log-probabilities come as a dict of dicts for each of its tokens. The guard is needed because vLLM 0.32 forgets
+    requests sent just before it notices that its engine has died.
     """
 
     class OurEngine(stage):  # type: ignore[misc]
@@ -217,13 +216,13 @@ def our_engine(stage: Any) -> Any:
         async def _guard(self) -> None:
             while not self.llm.engine.errored:
                 await asyncio.sleep(GUARD_S)
-            os._exit(1)  # as the class itself does: the one end after which Ray tries the batch again elsewhere
+            os._exit(1)  # as the class itself does: only after this exit does Ray retry the batch elsewhere
 
     return OurEngine
 
 
 def sampling_of(settings: GenerationSettings, ends: frozenset[int]) -> dict[str, Any]:
-    """What every row's `SamplingParams` has in common."""
+    """The arguments of `SamplingParams` shared by all rows."""
     return {
         "max_tokens": settings.max_new_tokens,
         "temperature": settings.temperature,
@@ -234,7 +233,7 @@ def sampling_of(settings: GenerationSettings, ends: frozenset[int]) -> dict[str,
 
 
 def logprobs_of(tokens: Sequence[int]) -> dict[str, Any]:
-    """The same for replies of which only the log-probabilities of these first tokens are wanted; greedy, so any will do."""
+    """`SamplingParams` arguments to get only the log-probabilities of these first tokens; greedy, since any reply will do."""
     if len(tokens) > MOST_TOKENS:
         raise ModelError(
             f"vllm: log-probabilities of {len(tokens)} tokens are wanted; vLLM gives those of {MOST_TOKENS}. Judge on a "
@@ -244,7 +243,7 @@ def logprobs_of(tokens: Sequence[int]) -> dict[str, Any]:
 
 
 def _wanted_part(found: Mapping[str, Any], reply: str, sampling: Mapping[str, Any]) -> list[Any]:
-    """Of all that the engine says about a row; nothing where the row failed in it."""
+    """The part of the engine's output for a row that is needed; empty if the row failed in the engine."""
     if reply == GENERATED:
         return list(found[GENERATED])
     first = found[LOGPROBS][0] if found[LOGPROBS] else {}
@@ -252,7 +251,7 @@ def _wanted_part(found: Mapping[str, Any], reply: str, sampling: Mapping[str, An
 
 
 def _to_engine(row: dict[str, Any], reply: str, beside: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of an asking actor as the engine's stage takes it; one with an error is passed by the engine."""
+    """Convert a row of an asking actor to the engine's input; a row with an error skips the engine."""
     prompt = [] if row[PROMPT] is None else row[PROMPT]
     filled = {name: otherwise if row[name] is None else row[name] for name, otherwise in beside.items()}
     failed = row.pop(ERROR)
@@ -265,7 +264,7 @@ def _from_engine(row: dict[str, Any], kept: Sequence[str]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _as_told() -> Iterator[None]:
-    """Keeps Ray's logger as the caller set it: building a processor calls `ray.init`, which sets it up anew and talks."""
+    """Keeps Ray's logger as the caller set it: building a processor calls `ray.init`, which reconfigures it and logs."""
     logger, disabled = logging.getLogger("ray"), logging.root.manager.disable
     level, handlers = logger.level, list(logger.handlers)
     logging.disable(max(disabled, logging.INFO))
@@ -279,13 +278,13 @@ def _as_told() -> Iterator[None]:
 
 @contextlib.contextmanager
 def explained(stage: str) -> Iterator[None]:
-    """What ended a stage through vLLM, in words."""
+    """Turns an error that ended a stage through vLLM into a readable message."""
     try:
         yield
     except RaysiftError:
         raise
     except Exception as error:
-        # Ray has several families of errors and all hold the traceback as text, the cause on its last lines.
+        # Ray has several families of errors; all hold the traceback as text, with the cause on the last lines.
         lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines()]
         said = [line for line in lines if _CAUSE.match(line)] or [line for line in lines if line] or ["no message"]
         raise StageError(

@@ -1,1 +1,1 @@
-"""Run folders: stages with manifests, reuse of other runs, the tables that stages leave, the selection."""
+"""Run folders: stages with manifests, reuse of other runs, the tables that stages write, the selection."""

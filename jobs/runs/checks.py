@@ -1,7 +1,7 @@
-"""What is refused before anything is spent: all that can be known without a stage is said before the first one.
+"""Checks before the first stage: everything that can be found wrong without running a stage is refused here, at no cost.
 
-Each check looks at one thing and raises the error that says what to do. A check reads names, small files and the files of
-examples, never the pool's rows, and needs neither Ray nor a model library.
+Each check looks at one thing and raises an error that explains what to do. Checks read names, small files and example
+files, never the pool's rows, and need neither Ray nor a model library.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from raysift.storage import Location, open_location
 CARD = "config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 DECIDES_A_RUN = ("method", "budget", "seed", "model")
-READ_ONLY = "ingest"  # the stage that every method shares
+READ_ONLY = "ingest"  # the stage shared by all methods
 
 
 def check_selection(run: Run, config: CommonConfig, has_dataset: bool) -> None:
-    """What every method asks for; each recipe has checks of its own for the models and targets that it reads."""
+    """Checks that every method needs. Recipes add their own for the models and targets they read."""
     check_run(run, config)
     if not has_dataset:
         check_pool(config)
@@ -41,7 +41,7 @@ def check_selection(run: Run, config: CommonConfig, has_dataset: bool) -> None:
 
 
 def check_named(config: CommonConfig, target: object, test: object) -> None:
-    """Refuses what is named in a call and has no effect. A settings file may name it, to serve several methods."""
+    """Refuses arguments that have no effect. A settings file may contain them, since it can serve several methods."""
     if target and not find_method(str(config.method)).takes_target:
         raise ConfigError(f"config: 'target' is named, but {config.method} selects for no target. Leave it out.")
     if test and not _trains(config):
@@ -53,7 +53,7 @@ def _trains(config: CommonConfig) -> bool:
 
 
 def check_training(run: Run, config: CommonConfig, stage: str) -> None:
-    """What a fine-tune, and the evaluation after it, ask for."""
+    """Checks before a fine-tune and the evaluation after it."""
     check_models(config)
     if config.test:
         check_trainable(run, config.train, stage)
@@ -61,7 +61,7 @@ def check_training(run: Run, config: CommonConfig, stage: str) -> None:
 
 
 def require_loadable(place: Location, stage: str) -> None:
-    """Refuses a place from which no whole model can be loaded; adapters are loaded from anywhere."""
+    """Refuses a location from which a full model cannot be loaded. Adapters can be loaded from anywhere."""
     if not place.is_local:
         raise ConfigError(
             f"{stage}: with train.method=full the trained model lies in {place}, and models are loaded from folders of this "
@@ -70,13 +70,13 @@ def require_loadable(place: Location, stage: str) -> None:
 
 
 def check_trainable(run: Run, train: TrainConfig, stage: str) -> None:
-    """Refuses to train a model for the stages after it where these could not load it."""
+    """Refuses to train a model that the later stages could not load."""
     if train.method == "full":
         require_loadable(run.folder, stage)
 
 
 def check_evaluation(config: CommonConfig) -> None:
-    """What the evaluation of a model as it is asks for."""
+    """Checks before evaluating a model as it is."""
     if not config.test:
         raise ConfigError("config: 'test' is missing. Name the examples: --test FILE...")
     check_models(config)
@@ -84,7 +84,7 @@ def check_evaluation(config: CommonConfig) -> None:
 
 
 def check_run(run: Run, config: CommonConfig) -> None:
-    """Refuses a run that holds the selection of another method, or one made with another budget, seed or model."""
+    """Refuses a run that holds results of another method, or a selection made with another budget, seed or model."""
     made_with = run.made_with()
     if config.method is None or made_with is None or made_with.get("method") is None:
         return
@@ -101,7 +101,7 @@ def check_run(run: Run, config: CommonConfig) -> None:
 
 
 def check_pool(config: CommonConfig) -> None:
-    """Refuses a pool whose files are not there, or a layout that is unknown."""
+    """Refuses a pool with missing files, or an unknown layout."""
     if not config.pool:
         raise ConfigError("config: 'pool' is missing. Name what to read: --pool FILE...")
     if config.ingest.format != "auto":
@@ -126,7 +126,7 @@ def check_tests(config: CommonConfig) -> None:
 
 
 def check_models(config: CommonConfig, own: Mapping[str, str] | None = None) -> None:
-    """Refuses models and adapters that are not there or lack their files; `own` are those of the method's sections."""
+    """Refuses missing or incomplete models and adapters; `own` holds the models named in the method's sections."""
     names = {"model": config.model} | {f"{config.method}.{key}.model": name for key, name in (own or {}).items()}
     for setting, name in names.items():
         try:
@@ -138,7 +138,7 @@ def check_models(config: CommonConfig, own: Mapping[str, str] | None = None) -> 
 
 
 def check_model(name: str) -> None:
-    """Refuses a model without a readable description or without a tokenizer; a hub id must stand for a commit."""
+    """Refuses a model without a readable config or without a tokenizer; a hub id must resolve to a commit."""
     folder = resolve_model(name)
     if not os.path.isdir(folder):
         pinned_name(folder)
@@ -155,6 +155,6 @@ def check_model(name: str) -> None:
 
 
 def _named(value: Any) -> Any:
-    """A model is compared by its content, in the stages that read it: names of folders do not count here."""
+    """Ignore names of folders here: the stages that read a model compare it by content."""
     is_folder = isinstance(value, str) and (value.startswith(("/", ".", "~")) or os.path.isdir(value))
     return None if is_folder else value

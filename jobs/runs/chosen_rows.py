@@ -1,7 +1,7 @@
-"""Copies chosen rows out of a pool's files: one pass over the pool, whatever the number of rows, in bounded memory.
+"""Copies chosen rows out of a pool's files: one pass over the pool for any number of rows, in bounded memory.
 
-Rows are written in parts of at most PART_ROWS rows and PART_BYTES bytes; only a row that is larger has a part of its own.
-This keeps a part far from the 2 GiB that a column of text can hold.
+Rows are written in parts of at most PART_ROWS rows and PART_BYTES bytes; a larger row gets a part of its own. This keeps
+parts far below the 2 GiB limit of a text column.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PLACE = "place in the order"
 
 
 def write_rows(files: Sequence[Location], ids: Ids, folder: Location) -> list[str]:
-    """Write the rows of these ids, in the order of the pool, as files in the folder; gives their names."""
+    """Write the rows with these ids to files in the folder, in pool order; return the file names."""
     names = []
     for number, part in enumerate(_in_parts(chunk for chunk, _ in chosen_chunks(files, ids, ROWS.names))):
         place = folder / f"rows-{number:05d}.parquet"
@@ -37,9 +37,9 @@ def write_rows(files: Sequence[Location], ids: Ids, folder: Location) -> list[st
 
 
 def chosen_chunks(files: Sequence[Location], ids: Ids, columns: Sequence[str]) -> Iterator[tuple[pa.Table, np.ndarray]]:
-    """The rows of these ids, chunk by chunk in the order of the files, with the position of each in `ids`.
+    """Yield the rows with these ids, chunk by chunk in file order, with the position of each in `ids`.
 
-    Raises at the end unless every id was there once.
+    Raises at the end unless every id occurred exactly once.
     """
     order = np.argsort(ids, kind="stable")
     rising, seen = ids[order], 0
@@ -57,10 +57,10 @@ def chosen_chunks(files: Sequence[Location], ids: Ids, columns: Sequence[str]) -
 
 
 def rows_in_order(files: Sequence[Location], ids: Ids, columns: Sequence[str], work: Location) -> Iterator[pa.Table]:
-    """The rows of these ids in the order of the ids, part by part.
+    """Yield the rows with these ids in the order of `ids`, part by part.
 
-    A first pass over the files sorts the rows into buckets of neighbouring ranks, which are files below `work`; then one
-    bucket after the other is put in order.
+    A first pass over the files distributes the rows to buckets of neighbouring ranks (files below `work`). Then the buckets
+    are sorted one by one.
     """
     work.delete()
     work.make_folder()
@@ -85,7 +85,7 @@ def rows_in_order(files: Sequence[Location], ids: Ids, columns: Sequence[str], w
 
 
 def row_bytes(rows: pa.Table) -> np.ndarray:
-    """The bytes of text of each row."""
+    """Bytes of text in each row."""
     total = np.zeros(len(rows), np.int64)
     for name in {META, RAW} & {*rows.column_names}:
         total += pc.fill_null(pc.binary_length(rows[name]), 0).to_numpy()
@@ -99,7 +99,7 @@ def row_bytes(rows: pa.Table) -> np.ndarray:
 
 
 def _spans(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Neighbouring rows that fit into one part: at most PART_ROWS, and PART_BYTES or one row."""
+    """Spans of neighbouring rows that fit into one part: at most PART_ROWS rows and PART_BYTES bytes, or a single row."""
     ends, start = np.cumsum(sizes), 0
     while start < len(sizes):
         before = ends[start - 1] if start else 0
@@ -109,7 +109,7 @@ def _spans(sizes: np.ndarray) -> Iterator[tuple[int, int]]:
 
 
 def _in_parts(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in the same order, cut and joined to parts."""
+    """Split and join chunks into parts, keeping rows and order."""
     held: list[pa.Table] = []
     rows = size = 0
     for chunk in chunks:
@@ -126,7 +126,7 @@ def _in_parts(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _read_part(bucket: Location, start: int, end: int) -> pa.Table:
-    """The rows of ranks start to end (exclusive) of a bucket, in order."""
+    """Read the rows of a bucket with ranks from start to end (exclusive), in order."""
     found: list[pa.Table] = []
     with bucket.open_input() as stream, pa.ipc.open_stream(stream) as reader:
         for batch in reader:

@@ -1,7 +1,7 @@
-"""Which model a stage loads: the one place that decides what its workers are given and what identifies it.
+"""Which model a stage loads: the only place that decides the name its workers get and the identity in its fingerprint.
 
-A model is identified by content: a folder by the hash of its files, an id on the hub by its commit. A run asks for the commit
-of an id once and keeps it in `models.json`, so that every worker, and a restart after the branch has moved, loads the same.
+A model is identified by content: a folder by the hash of its files, a hub id by its commit. A run looks up the commit of an
+id once and keeps it in `models.json`, so every worker loads the same model, also on a restart after the branch has moved.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ class Model(NamedTuple):
     """A model as a stage uses it."""
 
     name: str
-    """For workers: `nano`, `smol`, an absolute folder, or `owner/name@commit`."""
+    """Name for workers: `nano`, `smol`, an absolute folder, or `owner/name@commit`."""
     identity: dict[str, Any]
-    """For the stage's inputs: the content, and whether code that ships with it was run."""
+    """For the stage's inputs: the content, and whether code shipped with the model may run."""
 
 
 def find_model(run: Run, config: CommonConfig, name: str | None = None, part: Part = "all") -> Model:
-    """The run's model, or the named one; `part` of it where the stage reads no more."""
+    """Find the run's model, or the named one. `part` limits its identity to what the stage reads."""
     name = name or config.model
     place = resolve_model(name)
     trusted = {"trust_remote_code": True} if config.trust_remote_code else {}
@@ -47,16 +47,16 @@ def find_model(run: Run, config: CommonConfig, name: str | None = None, part: Pa
 
 
 def adapter_input(adapter: str | None) -> dict[str, str]:
-    """What the adapter that a run starts from adds to a stage's inputs."""
+    """The entry for a run's starting adapter in a stage's inputs."""
     if adapter is None:
         return {}
     place = open_location(adapter)
-    whole = not (place / "adapter_config.json").exists()  # the weights that a full fine-tune starts from
+    whole = not (place / "adapter_config.json").exists()  # full weights, the start of a full fine-tune
     return {"adapter": folder_fingerprint(place) if whole else adapter_fingerprint(place)}
 
 
 def without_models(settings: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
-    """Settings but for the names of models, which only say where these are found; `find_model` tells what they are."""
+    """Settings without the names of models: a name is only a location; `find_model` gives the identity."""
     values = settings.model_dump(mode="json") if isinstance(settings, BaseModel) else settings
     return {
         name: without_models(value) if isinstance(value, Mapping) else value
@@ -66,7 +66,7 @@ def without_models(settings: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _pinned(run: Run, name: str) -> str:
-    """The id at its commit: as this run has it already, or a run that it reuses, or as it is now."""
+    """The id with its commit: the one recorded by this run, else by a run that it reuses, else the current one."""
     own = _known(run.folder)
     if name not in own:
         others = (_known(open_location(other)) for other in run.reuse)

@@ -1,4 +1,4 @@
-"""What makes a `run.yaml` mean the same in any folder: names of files that are there become absolute."""
+"""Makes a `run.yaml` mean the same in any folder: paths become absolute."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RUNS = ("answers", "policy_from", "warmup_from")
 
 
 def name_from_anywhere(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings with absolute names of files, models and runs. Names identify nothing, so the run stays the same."""
+    """The settings with absolute paths of files, models and runs. Paths are not part of any identity, so the run is the same."""
     return {key: _named(key, value) for key, value in settings.items()}
 
 
@@ -29,6 +29,6 @@ def _named(key: str, value: Any) -> Any:
 
 
 def _absolute(name: Any) -> Any:
-    """URIs stay, and so does what the check of the settings will refuse."""
+    """Keeps URIs, and values that the settings check will refuse."""
     is_path = isinstance(name, str) and "://" not in name
     return os.path.abspath(os.path.expanduser(name)) if is_path else name

@@ -1,8 +1,8 @@
-"""What a run takes over from other runs: which they are, which of their stages count here, and that these are still there.
+"""Reuse of other runs: which runs are named, which of their stages count here, and whether the files still exist.
 
-A stage that was taken over has a manifest in the new run's folder like any other, and it names the run that did the stage and
-holds its files. So it lies one step away, however many runs passed it on, and no run depends on one that only passed it on.
-`reuse.json` keeps the names of the runs, for the same command to go on after a kill.
+A reused stage has a manifest in the new run's folder like any other; it names the run that computed the stage and holds its
+files. It always points at that run, never at an intermediate one, so no run depends on one that only passed the stage on.
+`reuse.json` keeps the names of the runs, so the same command can continue after a kill.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ SHOWN_CHANGES, CHANGE_WIDTH = 3, 80
 
 
 def run_name(folder: str | PathLike[str] | Location) -> str:
-    """How a run can be named from anywhere: the absolute path on a disk, else the URI as it was given."""
+    """A name for the run that works from any folder: the absolute path on a disk, else the URI as given."""
     place = open_location(folder)
     return place.path.rstrip("/") if place.is_local or isinstance(folder, Location) else fspath(folder)
 
 
 def is_run(name: str) -> bool:
-    """Whether a run is there."""
+    """Whether this is a run folder."""
     return (open_location(name) / EVENTS).exists()
 
 
 def check_sources(names: Sequence[str], folder: Location) -> list[str]:
-    """The runs named with --reuse, each once, as they can be named from anywhere; raises where one is none."""
+    """Return the runs named with --reuse, without duplicates, under names from `run_name`; raise if one is no run."""
     for name in names:
         if not is_run(name):
             raise ConfigError(
@@ -46,12 +46,12 @@ def check_sources(names: Sequence[str], folder: Location) -> list[str]:
 
 
 def record_sources(folder: Location, names: Sequence[str]) -> None:
-    """Keep the names in the run's folder, in place of those that are there."""
+    """Save the names in the run's folder, replacing earlier ones."""
     (folder / REUSED).write(json.dumps({"runs": list(names)}) + "\n")
 
 
 def sources_of(folder: Location) -> list[str]:
-    """The runs that a run takes stages from."""
+    """The runs from which a run takes stages."""
     place = folder / REUSED
     if not place.exists():
         return []
@@ -65,7 +65,7 @@ def sources_of(folder: Location) -> list[str]:
 
 
 def read_events(folder: Location) -> list[dict[str, Any]]:
-    """What happened in a run, from its log; a line that is damaged tells nothing."""
+    """The events in a run's log; damaged lines are skipped."""
     found = []
     for line in (folder / EVENTS).read_bytes().splitlines() if (folder / EVENTS).exists() else []:
         with contextlib.suppress(ValueError):
@@ -75,7 +75,7 @@ def read_events(folder: Location) -> list[dict[str, Any]]:
 
 
 def lineage(names: Sequence[str]) -> list[str]:
-    """These runs, those that they reuse, and so on, each once; runs that are gone are passed over."""
+    """These runs, the runs they reuse, and so on, without duplicates; missing runs are skipped."""
     found: list[str] = []
     left = list(names)
     while left:
@@ -89,11 +89,11 @@ def lineage(names: Sequence[str]) -> list[str]:
 def find_finished(
     folder: Location, stage: str, identity: str, own: Manifest | None, sources: Sequence[str]
 ) -> Manifest | None:
-    """The stage with that fingerprint as another run has it whole: as was taken over already (`own`), or from `sources`, the
-    first that has it; those after it are not read.
+    """Find an undamaged stage with that fingerprint in another run.
 
-    Raises where a run that has it, or may have it, is damaged or gone and no other stands in: what took hours is not done
-    again without a word.
+    `own`, if the stage was already taken over, comes first, then `sources` in order; the search stops at the first match.
+    Raises if a run that has the stage, or may have it, is damaged or missing and no other run has it: work of hours is never
+    repeated silently.
     """
     gone: list[str] = []
     damaged: list[Manifest] = []
@@ -119,13 +119,13 @@ def find_finished(
 
 
 def finished_by(name: str, stage: str) -> Manifest | None:
-    """A finished stage of another run, as one that is taken over from the run that did it."""
+    """A finished stage of another run, marked as reused from the run that computed it."""
     found = read_manifest(open_location(name) / stage)
     return found if found is None or found.reused_from else found.model_copy(update={"reused_from": run_name(name)})
 
 
 def tell_changes(sources: Sequence[str], stage: str, settings: dict[str, Any], inputs: dict[str, Any]) -> str | None:
-    """Why the stage of the first of these runs that has it is not the one that is wanted."""
+    """How the wanted stage differs from that of the first run that has it; None if no run has it."""
     found = next((found for name in sources if (found := finished_by(name, stage))), None)
     if found is None:
         return None
@@ -137,7 +137,7 @@ def tell_changes(sources: Sequence[str], stage: str, settings: dict[str, Any], i
 def _tell_lost(
     folder: Location, stage: str, own: Manifest | None, gone: Sequence[str], damaged: Sequence[Manifest]
 ) -> str:
-    """What is missing, and both ways on: to have it back, or to do the stage again."""
+    """The message about missing files, with both ways out: restore them, or repeat the stage."""
     lost = [f"{name}, which this run reuses, is not there any more" for name in gone]
     lost += [f"{found.reused_from} has done this stage, but {found.damage()}" for found in damaged]
     ties = [folder / REUSED] if gone else [found.home for found in damaged if found.home.exists()]

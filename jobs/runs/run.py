@@ -1,9 +1,9 @@
-"""A run folder: one folder a stage, a manifest written last in each, and what happened in `events.jsonl`.
+"""A run folder: one folder per stage, each with a manifest that is written last, and a log of events in `events.jsonl`.
 
-A stage writes into `NAME/STAGE/FINGERPRINT/`, where a killed attempt with the same settings continues and other settings
-cannot be mixed in; `NAME/STAGE/manifest.json` commits it and names the files that count. Asked again with the same
-fingerprint a stage is skipped; with another one the run stops and prints the fields that differ. A stage that another run,
-named with `reuse`, has finished with that fingerprint is taken over: its manifest is, its files stay where they are.
+A stage writes into `NAME/STAGE/FINGERPRINT/`, so a killed attempt with the same settings continues there and other settings
+cannot mix in. `NAME/STAGE/manifest.json` commits the stage and names the files that count. A repeated stage with the same
+fingerprint is skipped; with another fingerprint the run stops and prints the fields that differ. If a run named with `reuse`
+has finished the stage with that fingerprint, the stage is reused: its manifest is copied, its files stay where they are.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ CHANGES_NOTHING = ("skipped", "reused")
 
 @dataclass(frozen=True)
 class StageResult:
-    """What a stage's body gives back: files relative to the folder it was given, counts that add up, values."""
+    """What a stage's body returns: files relative to its folder, counts that add up, values."""
 
     files: Mapping[str, list[str]] = field(default_factory=dict)
     counts: Mapping[str, Any] = field(default_factory=dict)
@@ -61,11 +61,11 @@ class StageResult:
 
 
 class Run:
-    """A named run on local disk or an object store, and the runs whose stages it takes over where they are the same.
+    """A named run on local disk or an object store, and the runs from which it reuses identical stages.
 
-    Without `reuse` these are the runs that were named before. `start` makes ready what the bodies of stages need, such as
-    Ray: it is called before each of them, so a run whose stages are all done needs nothing. The folder is made when the
-    first stage begins: a command that is refused leaves no trace.
+    Without `reuse`, the runs named in an earlier call are used. `start` prepares what the bodies of stages need, such as
+    Ray. It is called before each body, so a run whose stages are all done does not call it. The folder is made when the
+    first stage begins, so a refused command leaves no trace.
     """
 
     def __init__(
@@ -86,18 +86,18 @@ class Run:
         self._events = events.read_bytes().decode(errors="replace").splitlines() if events.exists() else []
 
     def manifest(self, *stages: str) -> Manifest | None:
-        """The manifest of the first of these stages that is finished."""
+        """The manifest of the first finished stage among these, or None."""
         return next((found for name in stages if (found := read_manifest(self.folder / name))), None)
 
     def config(self, changes: dict[str, object] | None = None, overrides: Sequence[str] = ()) -> CommonConfig:
-        """The settings that the run was made with, some of them changed."""
+        """The settings of the run, with some of them changed."""
         made_with = self.made_with()
         if made_with is None:
             raise ConfigError(f"run: {self.folder} has no {CONFIG}, so nothing tells how it was made.")
         return load_config(None, made_with | (changes or {}), overrides)
 
     def made_with(self) -> dict[str, Any] | None:
-        """What `run.yaml` holds; None where there is none."""
+        """The content of `run.yaml`; None if there is no such file."""
         place = self.folder / CONFIG
         try:
             found = yaml.safe_load(place.read_text()) if place.exists() else None
@@ -115,10 +115,10 @@ class Run:
         body: Callable[[Location], StageResult],
         version: int = 1,
     ) -> Manifest:
-        """Do the stage, or give its manifest when it is done already with these settings and inputs, here or in a reused run.
+        """Run the stage and return its manifest, unless this run or a reused one has it with these settings and inputs.
 
-        `settings` and `inputs` hold all that decides the result and nothing else; `version` is raised when the code of
-        the stage changes what it gives.
+        `settings` and `inputs` hold everything that decides the result and nothing else. Raise `version` when a change of
+        the stage's code changes its result.
         """
         home = self.folder / name
         wanted_settings, wanted_inputs = canonical(dict(settings)), canonical(dict(inputs))
@@ -164,12 +164,12 @@ class Run:
         return manifest
 
     def adopt(self, name: str, source: str) -> Manifest | None:
-        """Take a stage over from a reused run whatever its settings, which are not known here; None where it has not done it."""
+        """Reuse a stage of another run whatever its settings, which are not known here; None if that run did not compute it."""
         found = finished_by(source, name)
         return self._finished(name, found.fingerprint, found.settings, found.inputs) if found else None
 
     def _finished(self, name: str, identity: str, settings: dict[str, Any], inputs: dict[str, Any]) -> Manifest | None:
-        """The stage as it is done already; raises where it was done otherwise, or where what was taken over is gone."""
+        """Return the stage if already done; raise if it was done with other settings, or if its files are damaged or missing."""
         own = read_manifest(self.folder / name)
         if own and own.fingerprint != identity:
             require_same(own, settings, inputs, self.name)
@@ -190,7 +190,7 @@ class Run:
         return found
 
     def claim(self) -> None:
-        """Make the folder and mark it as a run's."""
+        """Make the folder and mark it as a run folder."""
         try:
             if not (self.folder / EVENTS).exists():
                 (self.folder.make_folder() / EVENTS).write("")
@@ -200,7 +200,7 @@ class Run:
             ) from None
 
     def _go_on(self) -> None:
-        """Write down settings and reused runs, once the run goes on with them: a command that is refused changes neither."""
+        """Save the settings and reused runs once the run proceeds with them; a refused command changes neither."""
         self.claim()
         if self._settings is not None:
             (self.folder / CONFIG).write(self._settings)
@@ -210,7 +210,7 @@ class Run:
             self._reuse_is_new = False
 
     def files(self, manifest: Manifest, kind: str) -> list[Location]:
-        """The files of a kind that a stage left, in this run or in another."""
+        """A stage's files of one kind, in this run or in the run it was reused from."""
         if manifest.reused_from and not (manifest.home / MANIFEST).exists():
             raise DataError(
                 f"{manifest.stage}: {self.name} reuses this stage of {manifest.reused_from}, where it is gone. Put it back, or "
@@ -219,24 +219,23 @@ class Run:
         return manifest.locations(kind)
 
     def record(self, event: str, stage: str, **fields: Any) -> None:
-        """Add an event to the run's log and say it."""
+        """Add an event to the run's log and print it."""
         self.console.event(event, stage, **fields)
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": stage, "event": event, **fields}
         self._events.append(json.dumps(exact(line), default=str))
         try:
-            # An object store cannot append; the log is short, so it is written whole each time.
+            # Object stores cannot append; the log is short, so it is rewritten each time.
             (self.folder / EVENTS).write("\n".join(self._events) + "\n")
         except OSError:
-            if event not in CHANGES_NOTHING:  # a finished run can be asked where nothing can be written, too
+            if event not in CHANGES_NOTHING:  # a finished run can be read on read-only storage, too
                 raise
 
     @contextlib.contextmanager
     def replayable(self, config: Mapping[str, Any]) -> Iterator[None]:
-        """Keep `run.yaml`, which replays the run from any folder: `raysift METHOD --config run.yaml --run NEW`.
+        """Write `run.yaml`, which replays the run from any folder: `raysift METHOD --config run.yaml --run NEW`.
 
-        It is written when the first stage begins that was not done before, so a killed run has it, and settings that the run
-        refuses never take the place of those it was made with. A step that is added to a selection, such as an evaluation,
-        leaves that of the selection.
+        It is written when the first new stage begins. So a killed run has it, and settings that the run refuses never
+        replace those it was made with. A step added to a selection, such as an evaluation, keeps the selection's file.
         """
         text = yaml.safe_dump(name_from_anywhere(config), sort_keys=False, allow_unicode=True)
         refuse_passwords(text)
@@ -248,7 +247,7 @@ class Run:
         self._settings = None
 
     def manifests(self) -> list[Manifest]:
-        """Manifests of the finished stages, in the order in which they were first started."""
+        """Manifests of the finished stages, in the order of their first start."""
         order: list[str] = []
         for event in read_events(self.folder):
             if event["stage"] not in order:
@@ -258,7 +257,7 @@ class Run:
 
 
 def require_own(folder: str | Location) -> Location:
-    """The place of a run; refuses a folder with files in it that no run has left."""
+    """Return the location of a run; refuse a non-empty folder that is not a run's."""
     if not str(folder).strip():
         raise ConfigError("run: the name of the run is empty; is a shell variable unset? Name a folder with --run.")
     place = open_location(folder)
@@ -278,7 +277,7 @@ def require_own(folder: str | Location) -> Location:
 
 
 def open_run(folder: str, console: Console | None = None) -> Run:
-    """An existing run, to look at."""
+    """Open an existing run for reading."""
     place = open_location(folder)
     if not (place / EVENTS).exists():
         raise ConfigError(f"run: '{folder}' is no run folder (it has no {EVENTS}). Check the name given to --run.")
@@ -286,7 +285,7 @@ def open_run(folder: str, console: Console | None = None) -> Run:
 
 
 def free_name(folder: str) -> str:
-    """The folder itself if it is not there yet, else the first of NAME-2, NAME-3, ... that is not."""
+    """The folder itself if it does not exist yet, else the first free one of NAME-2, NAME-3, ..."""
     candidate, number = extend_name(folder, ""), 1
     while open_location(candidate).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""Writes what was chosen: ranks and scores, the rows themselves in rank order, their export, and a summary by source."""
+"""Writes a selection: ranks and scores, the rows in rank order, their export, and a summary by source."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def write_selection(
     scores: Scores,
     folder: Location,
 ) -> StageResult:
-    """All files of the choose stage; `ids` are in order of rank."""
+    """Write all files of the choose stage; `ids` are in rank order."""
     if not len(ids):
         raise DataError(
             f"choose: no row was chosen of {rows.counts['kept']} with a budget of {config.budget}: none has a score, or none "
@@ -84,9 +84,9 @@ def write_selection(
 
 
 def publish_selection(run: Run, chosen: Manifest) -> None:
-    """Put the table and the export at the top of the run folder; what another selection left in `selected/` goes.
+    """Copy the table and the export to the top of the run folder, and delete an earlier selection's files in `selected/`.
 
-    The card and `dataset_info.json` come after the data that they name, and the old data is deleted last.
+    The card and `dataset_info.json` are copied after the data that they name; the old data is deleted last.
     """
     publish(run.files(chosen, "selection")[0], run.folder / SELECTION)
     folder, files = run.folder / SELECTED, run.files(chosen, "selected")
@@ -98,7 +98,7 @@ def publish_selection(run: Run, chosen: Manifest) -> None:
 
 
 def rows_of_run(source: str) -> list[str]:
-    """The files of the chosen rows where a pool's name is a run folder or its `selection.parquet`; else the name itself."""
+    """The files of the chosen rows if the pool is named by a run folder or its `selection.parquet`; else the name itself."""
     name = source.removesuffix(f"/{SELECTION}")
     if not open_location(name).is_folder() or not is_run(name):
         return [source]
@@ -113,7 +113,7 @@ def rows_of_run(source: str) -> list[str]:
 
 
 def columns_in_order(files: Sequence[Location], schema: pa.Schema, ids: Ids) -> dict[str, pa.Array]:
-    """Columns of the rows of the given ids, in the order of the ids, from files that hold each of them."""
+    """Columns of the rows with these ids, in the order of `ids`; the files must hold each id once."""
     if not schema.names:
         return {}
     found = list(chosen_chunks(files, ids, [ID, *schema.names]))
@@ -123,7 +123,7 @@ def columns_in_order(files: Sequence[Location], schema: pa.Schema, ids: Ids) -> 
 
 
 def summary_by_source(pool: dict[str, int], chosen: pa.ChunkedArray) -> dict[str, dict[str, float]]:
-    """Per source: rows in the pool, rows chosen, and lift, the share among the chosen over the share in the pool."""
+    """Per source: rows in the pool, rows chosen, and lift (share of the chosen rows / share of the pool)."""
     picked = Counter(chosen.to_pylist())
     pool_rows, chosen_rows = sum(pool.values()), max(1, len(chosen))
     return {

@@ -1,4 +1,4 @@
-"""Reading and checking the tables that stages leave: always by id, never by position, a bounded number of rows at a time."""
+"""Reads and checks the tables that stages write: always by id, never by position, a bounded number of rows at a time."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CHUNK_ROWS = 100_000
 
 
 def read_chunks(files: Sequence[Location], columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The columns of many Parquet files, a bounded number of rows at a time, file by file in the order given."""
+    """Yield these columns of many Parquet files, a bounded number of rows at a time, in the given order of files."""
     for place in files:
         with pq.ParquetFile(place.path, filesystem=place.fs) as file:
             for batch in file.iter_batches(CHUNK_ROWS, columns=list(dict.fromkeys(columns))):
@@ -28,7 +28,7 @@ def read_chunks(files: Sequence[Location], columns: Sequence[str]) -> Iterator[p
 
 
 def columns_of(files: Sequence[Location], actor: type[RowActor], arguments: Mapping[str, Any]) -> list[str]:
-    """What an actor made with these arguments reads of the files: id, inputs, and meta where it looks there."""
+    """The columns that an actor made with these arguments reads: id, inputs, and meta if it looks there."""
     columns = [ID, *actor.inputs]
     if actor.reads_meta(arguments) and files:
         known = pq.read_schema(files[0].path, filesystem=files[0].fs).names
@@ -37,7 +37,7 @@ def columns_of(files: Sequence[Location], actor: type[RowActor], arguments: Mapp
 
 
 def with_tokens(chunks: Iterator[pa.Table], lengths_files: Sequence[Location]) -> Iterator[pa.Table]:
-    """Score chunks with the token count of each row beside it, joined by id."""
+    """Add the token count of each row to the score chunks, joined by id."""
     lengths = pa.concat_tables(read_chunks(lengths_files, [ID, TOKENS])).sort_by(ID)
     ids = lengths[ID].to_numpy()
     for chunk in chunks:
@@ -46,13 +46,13 @@ def with_tokens(chunks: Iterator[pa.Table], lengths_files: Sequence[Location]) -
         if not (ids[place] == wanted).all():
             raise StageError("choose: some scored rows have no length; the lengths stage is of another pool.")
         tokens = lengths[TOKENS].take(pa.array(place))
-        # A row whose length is unknown cannot be paid for: without a score it is never chosen.
+        # A row of unknown length does not fit a token budget: without a score it is never chosen.
         scores = pc.if_else(tokens.is_valid(), chunk[SCORE], None)
         yield chunk.set_column(chunk.column_names.index(SCORE), SCORE, scores).append_column(TOKENS, tokens)
 
 
 def sum_tokens(lengths_files: Sequence[Location], ids: np.ndarray | None = None) -> int:
-    """Tokens of the rows of these ids, or of all whose length is known."""
+    """Total tokens of the rows with these ids, or of all rows with a known length."""
     total = 0
     for chunk in read_chunks(lengths_files, [ID, TOKENS]):
         counted = chunk if ids is None else chunk.filter(pa.array(np.isin(chunk[ID].to_numpy(), ids)))
@@ -61,7 +61,7 @@ def sum_tokens(lengths_files: Sequence[Location], ids: np.ndarray | None = None)
 
 
 def count_answers(stage: str, answers: Sequence[Location], expected: int) -> dict[str, int]:
-    """Rows answered and failed; raises unless each of the expected rows is there exactly once."""
+    """Count answered and failed rows; raise unless each expected row occurs exactly once."""
     ids, failed = [np.empty(0, np.int64)], 0
     for chunk in read_chunks(answers, [ID, ERROR]):
         ids.append(chunk[ID].to_numpy())
@@ -76,12 +76,12 @@ def count_answers(stage: str, answers: Sequence[Location], expected: int) -> dic
 
 
 def relative(files: Sequence[Location], folder: Location) -> list[str]:
-    """Paths of files below a folder, as a manifest names them."""
+    """Paths relative to the folder, as in a manifest."""
     return [file.path.removeprefix(folder.path.rstrip("/") + "/") for file in files]
 
 
 def publish(source: Location, target: Location) -> None:
-    """Put a stage's table at the top of the run folder, where people look for it; one that is there stays untouched."""
+    """Copy a stage's table to the top of the run folder, where people look for it. An identical copy is left untouched."""
     if not _same_content(source, target):
         target.copy_from(source)
 
@@ -97,12 +97,12 @@ def _same_content(one: Location, other: Location) -> bool:
 
 
 def read_ids(files: Sequence[Location]) -> np.ndarray:
-    """All ids, in the order of the files."""
+    """All ids, in file order."""
     return np.concatenate([np.empty(0, np.int64), *(chunk[ID].to_numpy() for chunk in read_chunks(files, [ID]))])
 
 
 def read_numbers(files: Sequence[Location], column: str, name: str) -> pa.Table:
-    """Ids and one column, under the name that the engine knows it by, in the order of the files."""
+    """Ids and one column, renamed to the engine's name for it, in file order."""
     schema = pa.schema([(ID, pa.int64()), (name, pa.float64())])
     parts = [
         pa.table([chunk[ID], chunk[column].cast(pa.float64())], schema=schema)
@@ -112,5 +112,5 @@ def read_numbers(files: Sequence[Location], column: str, name: str) -> pa.Table:
 
 
 def count_true(files: Sequence[Location], column: str) -> int:
-    """Rows for which a column of truths holds."""
+    """Number of rows in which a boolean column is true."""
     return sum(pc.sum(chunk[column]).as_py() or 0 for chunk in read_chunks(files, [column]))
