@@ -1,1 +1,1 @@
-"""RAISE: its stages, the rounds of learning, the search of its settings, and a finished run told."""
+"""RAISE: its stages, rounds of learning, settings search, and reports on a run."""

@@ -1,10 +1,10 @@
-"""Where the trainings of a round run: on Ray actors side by side, or one after the other in this process.
+"""Running the trainings of a round: in parallel on Ray actors, or one after the other in this process.
 
-An actor that dies is started again by Ray and repeats what it was asked: a training follows from the policy, the round and
-the number of the training alone, and validation has no memory. Past MAX_RESTARTS the run ends.
+Ray restarts an actor that dies and repeats its calls. This is safe: a training depends only on the policy, the round and the
+number of the training, and validation keeps no state. After MAX_RESTARTS the run ends.
 
-Validation after each step may be dealt to actors of its own. Their answers are losses of single rows, computed in batches
-that were cut once, and are added up in the order of the rows: the sum does not know how many actors there were.
+Validation after each step may be split among actors of its own. They return losses of single rows, computed in fixed batches
+and summed in the order of the rows, so the sum does not depend on the number of actors.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class Fleet(Protocol):
     """Runs the trainings of a round."""
 
     def run_round(self, policy: Weights, number: int, draws: Sequence[Draw | None]) -> list[Episode]:
-        """One training a draw, each from the model's own weights; in the order of the draws."""
+        """Train once per draw, each time from the model's own weights; returns episodes in the order of the draws."""
         ...
 
 
 class LocalFleet:
-    """One training after the other, in this process."""
+    """Runs trainings one after the other, in this process."""
 
     def __init__(self, setup: EpisodeSetup) -> None:
         self.runner = EpisodeRunner(setup)
@@ -46,7 +46,7 @@ class LocalFleet:
 
 
 class RunnerProcess:
-    """An EpisodeRunner that loads itself when first asked; Ray makes an actor of it. Errors then rise from calls."""
+    """An EpisodeRunner as a Ray actor. It loads on the first call, so that errors are raised from calls."""
 
     def __init__(self, setup: EpisodeSetup, measure: Measure | None) -> None:
         self.arguments = setup, measure
@@ -56,7 +56,7 @@ class RunnerProcess:
         return self.load()(policy, number, episode, draw)
 
     def call(self, work: Callable[[EpisodeRunner], Any]) -> Any:
-        """Some other use of the runner."""
+        """Run `work` with the runner."""
         return work(self.load())
 
     def load(self) -> EpisodeRunner:
@@ -66,7 +66,7 @@ class RunnerProcess:
 
 
 class ValidatorProcess:
-    """A validator for the validation rows of a setup; Ray makes an actor of it."""
+    """A validator for a setup's validation rows, as a Ray actor."""
 
     def __init__(self, setup: EpisodeSetup) -> None:
         self.validator = setup.validator()
@@ -76,7 +76,7 @@ class ValidatorProcess:
 
 
 class DealtMeasure:
-    """Performance by validators on Ray, each with its share of the batches."""
+    """Measures performance with validators on Ray, each with its share of the batches."""
 
     def __init__(self, validators: Sequence[Any], batches: int) -> None:
         self.validators = list(validators)
@@ -96,7 +96,7 @@ class DealtMeasure:
 
 
 class RayFleet:
-    """Trainings on Ray actors, as many at a time as there is room for."""
+    """Runs trainings on Ray actors, as many at a time as fit."""
 
     def __init__(self, setup: EpisodeSetup, resources: Resources, episodes: int) -> None:
         self.setup, self.resources = setup, resources
@@ -120,11 +120,11 @@ class RayFleet:
         return list(self._answers(asked))
 
     def call(self, work: Callable[[EpisodeRunner], Any]) -> Any:
-        """Let one of the runners do something else."""
+        """Run `work` on one of the runners."""
         return self._answers([self.runners[0].call.remote(work)])[0]
 
     def close(self) -> None:
-        """End the actors; their models are freed."""
+        """End the actors, which frees their models."""
         for actor in self.actors:
             ray.kill(actor)
         self.actors = []
@@ -155,7 +155,7 @@ class RayFleet:
         return actor
 
     def _require_room(self, runners: int) -> None:
-        """Actors that wait for room which never comes would be a run that hangs."""
+        """Refuse more actors than the cluster has CPUs for; otherwise the run would wait forever."""
         wanted = (runners + self.resources.validation_workers) * self.resources.cpus_per_worker
         if wanted > cluster_cpus() + 1e-6:
             raise StageError(

@@ -1,8 +1,8 @@
-"""What RAISE's policy knows of the rows before it picks any: their difficulty, and from it and vectors the features.
+"""Stages for RAISE's inputs: the difficulty of each row, and the features computed from difficulty and vectors.
 
-The fit sees at most `fit_rows` rows, those whose ids hash lowest, in the order of their ids: neither the order of files
-nor the number of workers changes a number. Only these rows' vectors are ever held together; the others pass by a row group
-at a time, and of each row its 4 + k features are kept.
+The fit uses at most `fit_rows` rows, those whose ids hash lowest, sorted by id, so neither the order of files nor the number
+of workers changes the result. Only these rows' vectors are in memory together. All others are read one row group at a time,
+and only the 4 + k features of each row are kept.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ MEASURES = (PROMPT_TOKENS, ANSWER_TOKENS, LOGPROB_GIVEN, LOGPROB_ALONE)
 
 
 class Known(NamedTuple):
-    """The difficulty of the rows that have both a difficulty and a vector, by rising id."""
+    """The rows with both a difficulty and a vector, by rising id."""
 
     ids: Ids
     difficulty: Matrix
 
 
 def difficulty(run: Run, config: CommonConfig, settings: FeatureSettings, rows: Manifest) -> Manifest:
-    """Lengths and log-probabilities of every row by the auxiliary model, on a pool of actors."""
+    """Lengths and log-probabilities of every row under the auxiliary model, on a pool of actors."""
     from raysift.jobs.on_ray.raydata import map_rows
 
     decides = {"template": settings.template, "max_length": settings.max_length}
@@ -85,10 +85,10 @@ def features(
     vectors: Manifest,
     fitted: Location | None = None,
 ) -> Manifest:
-    """The features and class of every row that has both a difficulty and a vector: fitted here, or as `fitted` has them.
+    """The features and class of every row that has both a difficulty and a vector.
 
-    `fitted` is the `fitted.safetensors` of another pool's features; its components and classes then count, whatever
-    is asked for here.
+    The fit is made here, unless `fitted` gives the `fitted.safetensors` of another pool's features. Its components and
+    classes then override the settings.
     """
     origin = origin_of(settings, measured, vectors)
 
@@ -129,7 +129,7 @@ def features(
 
 
 def origin_of(settings: FeatureSettings, measured: Manifest, vectors: Manifest) -> dict[str, Any]:
-    """How log-probabilities and vectors were made."""
+    """Models and settings that made the log-probabilities and vectors."""
     origin: dict[str, Any] = canonical(
         {
             "difficulty": {"model": measured.inputs["model"], "logprob": settings.logprob, **measured.settings},
@@ -140,7 +140,7 @@ def origin_of(settings: FeatureSettings, measured: Manifest, vectors: Manifest) 
 
 
 def require_origin(place: Location, fit: FittedFeatures, origin: dict[str, Any]) -> None:
-    """Refuses features of other models or settings: the numbers would mean something else."""
+    """Refuse a fit made with other models or settings, because its numbers are not comparable."""
     changed = differences(fit.origin, origin)
     if changed:
         raise ConfigError(
@@ -151,7 +151,7 @@ def require_origin(place: Location, fit: FittedFeatures, origin: dict[str, Any])
 
 
 def read_known(answers: Sequence[Location], with_vector: Ids, settings: FeatureSettings) -> Known:
-    """The rows measured without error that have a vector too."""
+    """The rows measured without error that also have a vector."""
     ids, parts = [np.empty(0, np.int64)], [np.empty((0, DIFFICULTY))]
     for chunk in read_chunks(answers, [ID, *MEASURES, ERROR]):
         sound = chunk.filter(chunk[ERROR].is_null())
@@ -166,13 +166,13 @@ def read_known(answers: Sequence[Location], with_vector: Ids, settings: FeatureS
 
 
 def fit_sample(ids: Ids, count: int, seed: int) -> Ids:
-    """At most so many of the ids, those that hash lowest, in rising order."""
+    """At most `count` of the ids, those that hash lowest, in rising order."""
     drawn = np.lexsort((ids, uniform_of(ids, seed_for(seed, "policy-fit"))))[:count]
     return np.sort(ids[drawn])
 
 
 def transform_all(fit: FittedFeatures, known: Known, table: EmbeddingTable) -> PolicyPool:
-    """The pool, from vectors read a row group at a time."""
+    """Features and classes of all known rows; reads vectors one row group at a time."""
     features = np.empty((len(known.ids), DIFFICULTY + fit.k), np.float32)
     classes, done = np.empty(len(known.ids), np.int32), 0
     for places, numbers in _row_groups(known, table):
@@ -184,7 +184,7 @@ def transform_all(fit: FittedFeatures, known: Known, table: EmbeddingTable) -> P
 
 
 def describe(fit: FittedFeatures, pool: PolicyPool) -> dict[str, Any]:
-    """What the manifest says of a fit and of the pool it was applied to."""
+    """The manifest's values for a fit and the pool it was applied to."""
     return {
         "inputs": input_names(fit.k),
         "difficulty_mean": fit.difficulty_mean.tolist(),
@@ -199,14 +199,14 @@ def describe(fit: FittedFeatures, pool: PolicyPool) -> dict[str, Any]:
 
 
 def _row_groups(known: Known, table: EmbeddingTable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Places among the known rows, and the vectors of these."""
+    """For each row group, positions among the known rows, and their vectors."""
     for piece in table.pieces:
         ids, numbers = read_embeddings([piece], table.dimension, lambda some: is_among(some, known.ids))
         yield np.searchsorted(known.ids, ids), numbers
 
 
 def _on(sample: Ids, known: Known, table: EmbeddingTable) -> tuple[Matrix, np.ndarray]:
-    """Difficulty and vectors of these ids, in their order."""
+    """Difficulty and vectors of the ids in `sample`, in their order."""
     found, numbers = read_embeddings(table.pieces, table.dimension, lambda some: is_among(some, sample))
     vectors = np.empty_like(numbers)
     vectors[np.searchsorted(sample, found)] = numbers

@@ -1,4 +1,4 @@
-"""Learning a policy round by round; each finished round is kept, and a run that was killed goes on with the next.
+"""Learning a policy round by round; each finished round is saved, and a killed run resumes after the last one.
 
 FOLDER/round-0001/    see raysift.policy.saved
 """
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def learn_rounds(
     folder: Location, setup: EpisodeSetup, learning: LearningSettings, fleet: Fleet, seed: int
 ) -> Iterator[dict[str, Any]]:
-    """Do the rounds that are not done yet; gives the account of each as it is finished."""
+    """Run the rounds that are not finished yet; yields the results of each when it finishes."""
     from raysift.policy.learning import Learner
 
     learner = Learner(setup.pool, setup.policy, learning, seed)
@@ -56,19 +56,19 @@ def learn_rounds(
 
 
 def exploring(policy: PolicySettings, seed: int, number: int, episodes: int) -> list[Draw | None]:
-    """How each training of a round draws its batches."""
+    """The draw of each training of a round; None takes the highest scores."""
     if policy.exploration == "none":
         return [None] * episodes
     return [Draw(seed, f"round {number}, training {episode}") for episode in range(episodes)]
 
 
 def actor_weights(learner: Learner) -> Weights:
-    """The acquisition function's weights, to be sent."""
+    """A copy of the acquisition function's weights, to send to trainings."""
     return {name: value.numpy().copy() for name, value in learner.actor.state_dict().items()}
 
 
 def describe_round(number: int, episodes: Sequence[Episode]) -> dict[str, Any]:
-    """What the trainings of a round came to."""
+    """Results of a round: performance, picks and times of its trainings."""
     ends = [float(episode.known_performance[-1]) for episode in episodes]
     reports = [episode.report_end for episode in episodes if episode.report_end is not None]
     parts = {
@@ -89,6 +89,6 @@ def describe_round(number: int, episodes: Sequence[Episode]) -> dict[str, Any]:
 
 
 def _share_repeated(episode: Episode, times: int) -> float:
-    """Of the rows picked, those picked more often."""
+    """Share of the picked rows that were picked more than `times` times."""
     _, counts = np.unique(np.concatenate(episode.picks), return_counts=True)
     return float(np.mean(counts > times))

@@ -1,11 +1,11 @@
-"""`raysift search`: which settings of RAISE's policy learn best on this pool, for this model and this target.
+"""`raysift search`: find the settings of RAISE's policy that learn best on this pool, for this model and target.
 
-The stages before the first training are those of `raysift raise`, done once. Features are too, but for the classes: these
-are fitted for every number of classes that a trial has, each in a folder of its own, so that a later `raysift raise` with
-the same settings has the same classes.
+The stages before the first training are those of `raysift raise` and run once. Only the features stage runs once for every
+number of classes among the trials, each in its own folder, because a later `raysift raise` with the same settings must get
+the same classes.
 
-Which settings are tried follows from the seed, and so do the rounds of each. Which trials ASHA stops depends on what others
-had come to by then: two searches with it need not end alike where trials run side by side.
+The seed decides which settings are tried, and the rounds of each trial. Which trials ASHA stops depends on the others'
+results at that time, so two searches with parallel trials may end differently.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.s
 
 
 def search_command(config: CommonConfig, console: Console) -> None:
-    """Search in a Ray session of its own, and show what was found."""
+    """Search in a separate Ray session, and show the results."""
     with own_session() as start:
         run = Run(config.run, console, config.reuse, start)
         manifest = find_settings(run, config)
@@ -75,16 +75,16 @@ def search(
     console: Console | None = None,
     **settings: Any,
 ) -> Manifest:
-    """Search policy settings of RAISE; the manifest's values hold the trials, its files `best` the settings to go on with.
+    """Search policy settings of RAISE; the manifest's values hold the trials, its file `best` the settings to use.
 
-    `settings` are those of the YAML file, as for `raysift.raise_`, and a section `search={"trials": 8}`.
+    `settings` are those of the YAML file, as for `raysift.raise_`, plus a section such as `search={"trials": 8}`.
     """
     config, this_run = open_new(run, fresh, settings | {"method": "raise", "pool": paths_of(pool)}, console)
     return find_settings(this_run, config)
 
 
 def find_settings(run: Run, config: CommonConfig) -> Manifest:
-    """All stages of a search."""
+    """Run all stages of a search."""
     settings: RaiseConfig = getattr(config, "raise")
     wanted = config.search or SearchSettings()
     if settings.policy_from:
@@ -113,7 +113,7 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
 
 
 def open_classes(run: Run, classes: int) -> Run:
-    """The folder for a number of classes, which reuses those that the reused searches have for it."""
+    """The subrun for a number of classes; it reuses the subruns of reused searches for the same number."""
     own, *others = (extend_name(name, f"/classes-{classes}") for name in (run.name, *run.reuse))
     return Run(own, run.console, [name for name in others if is_run(name)], run.start)
 
@@ -128,7 +128,7 @@ def try_settings(
     target: Manifest,
     total: int,
 ) -> Manifest:
-    """The trials, and what they came to."""
+    """The search stage: run the trials and write the results."""
     settings: RaiseConfig = getattr(config, "raise")
 
     def body(folder: Location) -> StageResult:
@@ -193,7 +193,7 @@ def share_work(
     total: int,
     folder: Location,
 ) -> TrialWork:
-    """What the trials share: the rows once, and the classes of each number of classes."""
+    """The data that all trials share: the rows, and the class of each row for every number of classes."""
     settings: RaiseConfig = getattr(config, "raise")
     largest = max(apply_settings(point, settings, config.train)[1].batch_size for point in drawn)
     checked = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": largest})})
@@ -216,13 +216,13 @@ def share_work(
 
 
 def best_config(config: CommonConfig, settings: Settings) -> dict[str, Any]:
-    """The run's settings with the best ones in place, for `raysift raise --config`."""
+    """The run's settings with the best ones put in, for `raysift raise --config`."""
     changed, train = apply_settings(settings, getattr(config, "raise"), config.train)
     return replayed(config.model_copy(update={"search": None, "raise": changed, "train": train}))
 
 
 def ranked(outcomes: Sequence[Outcome], wanted: SearchSettings) -> list[Outcome]:
-    """Whole trials first, the best of them at the top; then those with more rounds."""
+    """Trials sorted by falling number of rounds, then by falling criterion."""
 
     def key(outcome: Outcome) -> tuple[int, float, int]:
         worth = criterion(outcome.performances, wanted.last_rounds) if outcome.performances else 0.0
@@ -232,7 +232,7 @@ def ranked(outcomes: Sequence[Outcome], wanted: SearchSettings) -> list[Outcome]
 
 
 def describe(outcome: Outcome, wanted: SearchSettings) -> dict[str, Any]:
-    """A trial's line in the table."""
+    """A trial's line in the table of trials."""
     known = bool(outcome.performances)
     reports = [found for found in outcome.reports[-wanted.last_rounds :] if found is not None]
     return {
@@ -249,7 +249,7 @@ def describe(outcome: Outcome, wanted: SearchSettings) -> dict[str, Any]:
 
 
 def curves(outcomes: Sequence[Outcome], wanted: SearchSettings) -> pa.Table:
-    """A line for each round of each trial, with the settings it was done under: data for plots."""
+    """A line for each round of each trial, with the trial's settings; data for plots."""
     lines: list[dict[str, Any]] = []
     for outcome in outcomes:
         for number in range(1, len(outcome.performances) + 1):
@@ -269,7 +269,7 @@ def curves(outcomes: Sequence[Outcome], wanted: SearchSettings) -> pa.Table:
 
 
 def show_search(manifest: Manifest, console: Console) -> None:
-    """The trials as a table, and what the search gained."""
+    """Show the trials as a table, and the gain over the run's own settings."""
     lines, best, own = (manifest.values[name] for name in ("trials", "best", "own"))
     heads = ["rounds", "criterion", "report", "seconds", "state"]
     rows = [[line["trial"], _changes(line, own), *[_rounded(line[name]) for name in heads]] for line in lines]
@@ -292,12 +292,12 @@ def show_search(manifest: Manifest, console: Console) -> None:
 
 
 def _cell(value: Any) -> Any:
-    """Lists as text, so that a column has one plain type."""
+    """A list as text, so that each column has one plain type."""
     return "x".join(map(str, value)) if isinstance(value, list) else value
 
 
 def _changes(line: dict[str, Any], own: dict[str, Any]) -> str:
-    """In what a trial's settings differ from the run's own."""
+    """The settings in which a trial differs from the run's own."""
     changed = [
         f"{name}={line[name]:g}" if isinstance(line[name], float) else f"{name}={line[name]}"
         for name in PLACES

@@ -1,7 +1,6 @@
-"""The stages of RAISE: rows as tokens, the target in two halves, the policy, the training under it, and what became of each row.
+"""The stages of RAISE: encode rows, split the target, learn the policy, train under it, and record each row's fate.
 
-What the policy knows of the rows comes from `features.py`; how rounds are learned and where they run, from
-`learning.py` and `episodes.py`.
+`features.py` computes the policy's features of the rows; `learning.py` runs the rounds, and `episodes.py` their trainings.
 """
 
 from __future__ import annotations
@@ -51,7 +50,7 @@ _TARGET = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE)), (META, pa.
 
 
 def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
-    """Every row as the tokens that a training sees."""
+    """Encode every row as the tokens that a training sees."""
     from raysift.jobs.on_ray.raydata import map_rows
 
     model = find_model(run, config, part="tokenizer")
@@ -74,7 +73,7 @@ def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
 
 
 def like_pool(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
-    """How like the pool each target file is, said before anything is computed."""
+    """Compare each target file with the pool and report its likeness, before any costly stage."""
 
     def read() -> dict[str, list[str]]:
         return {path: list(texts_of(target_rows(read_examples(path))[0])) for path in config.target}
@@ -83,7 +82,7 @@ def like_pool(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
 
 
 def check_input(config: CommonConfig, settings: RaiseConfig) -> None:
-    """Refuses models and target files that are missing or of no use, before any stage."""
+    """Refuse missing or unusable models and target files, before any stage."""
     features = settings.features
     checks.check_models(config, {"features": features.model, "features.embedding": features.embedding.model})
     _target_files(config)
@@ -91,7 +90,7 @@ def check_input(config: CommonConfig, settings: RaiseConfig) -> None:
 
 
 def _read_target(config: CommonConfig) -> tuple[pa.Table, int, int]:
-    """The target's conversations, how many examples have no answer, and how many there are."""
+    """The target's conversations, the number of examples without an answer, and the number of all examples."""
     examples = [example for path in config.target for example in read_examples(path)]
     rows, without = target_rows(examples)
     if len(rows) < 2:
@@ -103,7 +102,7 @@ def _read_target(config: CommonConfig) -> tuple[pa.Table, int, int]:
 
 
 def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manifest:
-    """The target's examples as conversations: those that a policy is rewarded by, and those kept for the report."""
+    """Split the target's examples, as conversations, into those that reward a policy and those kept for the report."""
     files = _target_files(config)
     wanted = settings.episode
 
@@ -136,7 +135,7 @@ def _target_files(config: CommonConfig) -> list[SourceFile]:
 
 
 def target_rows(examples: Sequence[Example]) -> tuple[pa.Table, int]:
-    """Examples as conversations that end with their reference answer, by rising key; and how many have none."""
+    """Examples as conversations ending in the reference answer, by rising key; and the number of examples without one."""
     rows: dict[int, dict[str, Any]] = {}
     for example in examples:
         answer = reference_answer(example)
@@ -159,7 +158,7 @@ def learn(
     target: Manifest,
     rows: int,
 ) -> Manifest:
-    """Rounds of training and PPO; each finished round is kept."""
+    """Learn the policy in rounds of training and PPO; each finished round is saved."""
     steps = count_policy_steps(settings, config.train, rows)
 
     def body(folder: Location) -> StageResult:
@@ -201,7 +200,7 @@ def train_frozen(
     policy: Location,
     total: int,
 ) -> Manifest:
-    """The final training, its batches picked by the policy as it is: the model, and the curriculum that it saw."""
+    """The final training, with batches picked by the frozen policy; leaves the model and the curriculum that it saw."""
     steps = count_policy_steps(settings, config.train, total)
 
     def body(folder: Location) -> StageResult:
@@ -244,7 +243,7 @@ def train_frozen(
 
 
 def order(run: Run, rows: Manifest, features: Manifest, encoded: Manifest, final: Manifest) -> Manifest:
-    """What became of every row of the pool."""
+    """The fate of every row of the pool, in `scores.parquet`."""
 
     def body(folder: Location) -> StageResult:
         ids = np.sort(read_ids(run.files(rows, "rows")))
@@ -278,7 +277,7 @@ def make_setup(
     target: Manifest,
     steps: int,
 ) -> EpisodeSetup:
-    """What every training of the run needs; the policy's pool are the rows with features and something to learn."""
+    """The setup of every training of the run; the policy's pool consists of the rows with features and something to learn."""
     rows = trainable_rows(run, encoded)
     pool = restrict(read_pool(run.files(features, "features")[0]), rows[ID].to_numpy())
     if len(pool) < config.train.batch_size:
@@ -318,14 +317,16 @@ def make_setup(
 
 
 def trainable_rows(run: Run, encoded: Manifest) -> pa.Table:
-    """The rows with something to learn, as tokens, by rising id."""
+    """The encoded rows with something to learn, by rising id."""
     chunks = read_chunks(run.files(encoded, "answers"), _ENCODED)
     return by_id(pa.concat_tables([split_trainable(chunk)[0] for chunk in chunks]))
 
 
 def write_curriculum(files: Sequence[Location], episode: Episode, folder: Location) -> None:
-    """The batches in their order: as a table of (step, id), and as JSON lines of step and messages, which any trainer can
-    replay with its own batch size set to the policy's and shuffling off."""
+    """Write the batches in order, as a table of (step, id) and as JSON lines of step, id and messages.
+
+    Any trainer can replay the JSON lines with the policy's batch size and without shuffling.
+    """
     import orjson
 
     steps = np.repeat(np.arange(1, episode.steps + 1), [len(batch) for batch in episode.picks])
@@ -357,6 +358,6 @@ def _inputs(run: Run, config: CommonConfig, features: Manifest, encoded: Manifes
 
 
 def _headline(found: dict[str, Any]) -> dict[str, Any]:
-    """What the log says of a round."""
+    """The fields of a round for the run's log."""
     names = ("round", "performance", "report", "distinct_rows", "seconds")
     return {name: round(found[name], 4) for name in names if found[name] is not None}

@@ -1,4 +1,4 @@
-"""What a run of RAISE did, computed from its logs on demand: how its rounds went, what was picked when, and how a row fared.
+"""Reports on a run of RAISE, computed from its logs on demand: its rounds, its picks over time, and single rows.
 
 from raysift.jobs.policy.story import learning_curve, picks_over_time
 picks_over_time("runs/raise", by="skill").to_pandas()
@@ -44,24 +44,24 @@ OTHERS = "(others)"
 
 @dataclass(frozen=True)
 class RowStory:
-    """What a run of RAISE knows of a row that its policy could pick."""
+    """Facts on a row that the policy of a run could pick."""
 
     class_number: int
     class_rows: int
     steps: list[int]
-    """Steps of the final training that picked the row."""
+    """Steps of the final training in which the row was picked."""
     rounds: list[int]
-    """How often each round picked it, over all trainings of the round."""
+    """Picks of the row in each round, over all trainings of the round."""
     score: float
-    """Under the policy, before the last step; the ranks below count from 1, and ties go to the smaller id."""
+    """The policy's score before the last step; the ranks below count from 1, and ties go to the smaller id."""
     rank: int
     class_rank: int
     likelihood: float
-    """Its probability of being drawn within its class, as a multiple of a uniform draw's."""
+    """The row's probability of being drawn within its class, as a multiple of a uniform draw's."""
 
 
 def learning_curve(run: str | Run) -> pa.Table:
-    """One line per finished round, also while the run is still learning."""
+    """One line per finished round; works while the run is still learning, too."""
     lines = []
     for folder in round_folders(open_run(run) if isinstance(run, str) else run):
         account = read_account(folder)
@@ -73,7 +73,7 @@ def learning_curve(run: str | Run) -> pa.Table:
 
 
 def picks_over_time(run: str | Run, by: str | None = None, stretches: int = STRETCHES) -> pa.Table:
-    """Picks of the final training by source, class and a column of the rows' meta, beside each value's share of the pool."""
+    """Picks of the final training by source, class and a column of the rows' meta, with each value's share of the pool."""
     run = open_run(run) if isinstance(run, str) else run
     pool, episode = _pool(run), _final(run)[1]
     labels = {SOURCE: _labels(run, pool, None), CLASS: pa.array(pool.classes).cast(pa.string())}
@@ -93,7 +93,7 @@ def picks_over_time(run: str | Run, by: str | None = None, stretches: int = STRE
 
 
 def row_story(run: Run, row_id: int) -> RowStory | None:
-    """None for a row that the policy could not pick: it has no features, or nothing to learn from."""
+    """The story of a row; None if the policy could not pick it, for lack of features or of anything to learn."""
     from raysift.policy.picking import Picker
 
     pool, (final, episode) = _pool(run), _final(run)
@@ -155,7 +155,7 @@ def show_row(story: RowStory, console: Console) -> None:
 
 
 def round_folders(run: Run) -> list[Location]:
-    """The finished rounds, also of a run that is still learning."""
+    """Folders of the finished rounds; works while the run is still learning, too."""
     learned = read_manifest(run.folder / "learn")
     if learned:
         return finished_rounds(learned.home / learned.fingerprint / "rounds")[: learned.values["rounds"]]
@@ -218,7 +218,7 @@ def _labels(run: Run, pool: PolicyPool, column: str | None) -> pa.Array:
 
 
 def _codes(values: pa.Array) -> tuple[NDArray[np.int64], list[str | None]]:
-    """Each row's number among the most frequent values in order of their names; the rest together are `(others)`."""
+    """A code for each row, and the codes' names: the most frequent values, sorted by name; the rest become `(others)`."""
     cells = values.dictionary_encode(null_encoding="encode")
     names, codes = cells.dictionary.to_pylist(), cells.indices.to_numpy()
     counts = np.bincount(codes)
@@ -230,7 +230,7 @@ def _codes(values: pa.Array) -> tuple[NDArray[np.int64], list[str | None]]:
 
 
 def _stretches(steps: int, count: int) -> list[tuple[int, int]]:
-    """Steps before and at the end of each of so many stretches, or of each step if there are fewer."""
+    """(first, last) of `count` stretches of steps, `first` excluded; one stretch per step if there are fewer steps."""
     count = min(count, steps)
     return list(pairwise(round(part * steps / count) for part in range(count + 1)))
 
@@ -240,7 +240,7 @@ def _steps_with(episode: Episode, row_id: int) -> list[int]:
 
 
 def _show_rounds(lines: list[dict[str, Any]], console: Console) -> None:
-    """The learning curve: each round's performance as a dot between the lowest and the highest."""
+    """Print the learning curve: each round's performance as a mark between the lowest and the highest."""
     start, ends = lines[0]["start"], [line["performance"] for line in lines]
     low, high = min(start, *ends), max(start, *ends)
 
@@ -260,7 +260,7 @@ def _show_rounds(lines: list[dict[str, Any]], console: Console) -> None:
 
 
 def _show_stretches(episode: Episode, size: int, console: Console) -> None:
-    """Performance, mean loss and the share of repeated picks over the final training."""
+    """Print performance, mean loss and the share of repeated picks over the final training."""
     known, losses, every = (
         episode.known_performance,
         episode.table["loss"].to_numpy()[1:],
@@ -288,7 +288,7 @@ def _times(count: int, what: str, places: Sequence[int]) -> str:
 
 
 def _number(value: float | None) -> str | None:
-    """Four decimals unless the number is tiny, so that a column can be compared."""
+    """Four decimals unless the number is tiny, so that numbers in a column align."""
     return None if value is None else f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
 
 

@@ -1,4 +1,4 @@
-"""A policy that another run has learned, or found in a search, for use on this run's pool."""
+"""Take over a policy that another run learned, or found in a search, for this run's pool."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from raysift.storage import Location
 
 @dataclass(frozen=True)
 class Learnt:
-    """Where the policy lies, the scales and classes it was learned with, and the settings of its run."""
+    """Files of a policy and of the scales and classes it was learned with, and the settings of its run."""
 
     policy: Location
     fitted: Location
     settings: RaiseConfig
 
     def settings_for(self, own: RaiseConfig) -> RaiseConfig:
-        """The run's own settings, with those that belong to the policy taken from where it was learned."""
+        """The run's own settings, with `features` and `policy` taken from the policy's run."""
         return own.model_copy(update={"features": self.settings.features, "policy": self.settings.policy})
 
 

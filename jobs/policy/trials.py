@@ -1,9 +1,9 @@
-"""A trial of a policy search: a training policy of its own, in one process, round after round.
+"""A trial of a policy search: it learns its own policy, round by round, in one process.
 
 FOLDER/rounds/TRIAL/round-0001/      see raysift.policy.saved
 
-What Tune gets as a checkpoint says how many rounds it knows of. No round is repeated, neither after a killed trial nor after a
-killed driver, whatever Tune had last written down.
+The checkpoint given to Tune holds only the number of rounds reported. No round is repeated after a killed trial or a killed
+driver, whatever state Tune had saved last.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ CRITERION, ROUND_NUMBER = "criterion", "round"
 
 @dataclass(frozen=True)
 class TrialWork:
-    """All that the trials share; one copy of it serves the processes of a machine."""
+    """Data that all trials share; the processes of a machine share one copy."""
 
     setup: EpisodeSetup
     classes: Mapping[int, NDArray[np.int32]]
-    """The class of each row of the pool, by how many classes were asked for."""
+    """The class of each row of the pool, for each requested number of classes."""
     config: RaiseConfig
     train: TrainConfig
     search: SearchSettings
@@ -51,7 +51,7 @@ class TrialWork:
     folder: Location
 
     def prepare(self, settings: Settings) -> tuple[EpisodeSetup, LearningSettings]:
-        """What a trial with these settings trains, and how it learns."""
+        """The setup of a trial with these settings, and its learning settings."""
         config, train = apply_settings(settings, self.config, self.train)
         whole = self.setup.pool
         steps = max(1, round(count_policy_steps(config, train, self.total) * self.search.steps_share))
@@ -66,7 +66,7 @@ class TrialWork:
 
 
 def run_trial(config: dict[str, Any], work: TrialWork) -> None:
-    """One trial: Tune calls this in a process of its own, and again where it was interrupted."""
+    """Run one trial; Tune calls this in a separate process, and again after an interruption."""
     name, settings = tune.get_context().get_trial_name(), config["trial"]["settings"]
     known = _known_rounds(tune.get_checkpoint())
     performances: list[float] = []
@@ -92,7 +92,7 @@ def run_trial(config: dict[str, Any], work: TrialWork) -> None:
 
 
 def _rounds_of(folder: Location, work: TrialWork, settings: Settings) -> Iterator[dict[str, Any]]:
-    """Accounts of the rounds that are done, then of those that are left."""
+    """Results of the finished rounds, then of the remaining ones as they finish."""
     done = [read_account(place) for place in finished_rounds(folder)]
     yield from done[: work.search.rounds]
     if len(done) < work.search.rounds:

@@ -1,7 +1,7 @@
-"""The trials of a policy search on Ray Tune: what runs them, what stops them, and how they end.
+"""The trials of a policy search on Ray Tune: running, stopping and collecting them.
 
-Tune keeps its own state in FOLDER/tune, and not what a scheduler remembers: after a killed driver ASHA compares only what
-comes in from then on, and so stops fewer trials. What ASHA decides depends on which trial is how far when it is asked.
+Tune keeps its state in FOLDER/tune, but not the scheduler's: after a killed driver ASHA compares only new results, and so
+stops fewer trials. ASHA's decisions depend on how far each trial has come at that time.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from raysift.storage import Location
 
 TUNE = "tune"
 SNAPSHOT_S = "1"
-"""Between two writings of Tune's state; its own 10 s are as long as a search on a small model."""
+"""Seconds between saves of Tune's state; its default of 10 s is as long as a search on a small model."""
 
 
 def fit(work: TrialWork, drawn: Sequence[Settings], resources: Resources, run: Run) -> list[Outcome]:
-    """Run the trials, or go on with them; gives what became of each, by number."""
+    """Start or resume the trials; returns their outcomes, sorted by number."""
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, work=work), {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
     )
@@ -69,7 +69,7 @@ def fit(work: TrialWork, drawn: Sequence[Settings], resources: Resources, run: R
             )
         results = tuner.fit()
     if results.num_terminated + results.num_errors < len(results):
-        raise KeyboardInterrupt  # Tune catches it, and gives what there is as if it were all
+        raise KeyboardInterrupt  # Tune catches it and returns the results so far as if they were complete
     found = {outcome.number: outcome for outcome in (_outcome(result, work) for result in results)}
     missing = [number for number in range(len(drawn)) if number not in found]
     if missing:
@@ -81,7 +81,7 @@ def fit(work: TrialWork, drawn: Sequence[Settings], resources: Resources, run: R
 
 
 class SparingASHA(ASHAScheduler):  # type: ignore[misc]
-    """ASHA that never stops the run's own settings, so that others are compared with all their rounds."""
+    """ASHA that never stops the trial with the run's own settings, so that others are compared with all its rounds."""
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision: str = super().on_trial_result(tune_controller, trial, result)
@@ -89,7 +89,7 @@ class SparingASHA(ASHAScheduler):  # type: ignore[misc]
 
 
 def make_scheduler(search: SearchSettings) -> Any:
-    """What stops trials."""
+    """The scheduler, which decides when trials stop early."""
     if search.scheduler == "asha":
         return SparingASHA(
             time_attr=ROUND_NUMBER,
@@ -104,14 +104,14 @@ def make_scheduler(search: SearchSettings) -> Any:
 
 
 class Teller(tune.Callback):  # type: ignore[misc]
-    """Says what trials do. Tune pickles its callbacks and brings old ones back, so the run is not part of it."""
+    """Records events of trials in the run's log. The run is a class attribute, as Tune pickles and restores callbacks."""
 
     run: ClassVar[Run | None] = None
 
     @classmethod
     @contextlib.contextmanager
     def speaking(cls, run: Run) -> Iterator[None]:
-        """Through this run, inside the block."""
+        """Record events in this run inside the block."""
         Teller.run = run
         try:
             yield
@@ -134,12 +134,12 @@ class Teller(tune.Callback):  # type: ignore[misc]
 
 
 def trial_name(number: int) -> str:
-    """Of the trial with this number; its folders have it too."""
+    """The name of a trial, also used for its folders."""
     return f"trial-{number:04d}"
 
 
 def name_trial(trial: Any) -> str:
-    """The same for Tune, when it makes the trial."""
+    """The name of a trial, for Tune to call when it creates the trial."""
     return trial_name(trial.config["trial"]["number"])
 
 
@@ -149,16 +149,16 @@ def _tune_config(work: TrialWork, resources: Resources) -> tune.TuneConfig:
         mode="max",
         scheduler=make_scheduler(work.search),
         max_concurrent_trials=pool_size(resources),
-        reuse_actors=True,  # a process that has loaded its libraries does for the next trial
+        reuse_actors=True,  # the next trial uses a process that has already loaded its libraries
         trial_name_creator=name_trial,
         trial_dirname_creator=name_trial,
     )
 
 
 def _restored(folder: Location, trainable: Any) -> tune.Tuner | None:
-    """The search that was begun here, if Tune can read what it wrote; else the rounds alone are gone on with.
+    """The search begun in this folder, or None if Tune cannot read its state; then only finished rounds are reused.
 
-    Restoring unpickles: this is for the folder that the run itself has made, never for one that came from elsewhere.
+    Restoring unpickles, so use this only on a folder that the run itself has made.
     """
     states = [file for file in folder.files(".json") if file.name.startswith("experiment_state")]
     try:
@@ -174,7 +174,7 @@ def _restored(folder: Location, trainable: Any) -> tune.Tuner | None:
 
 
 def _outcome(result: Any, work: TrialWork) -> Outcome:
-    """What became of a trial; the rounds are those that it reported."""
+    """The outcome of a trial; its rounds are those that it reported."""
     name = result.path.rstrip("/").rsplit("/", 1)[-1]
     reported = (result.metrics or {}).get(ROUND_NUMBER, 0)
     accounts = [read_account(place) for place in finished_rounds(work.folder / ROUNDS / name)[:reported]]
@@ -191,14 +191,14 @@ def _outcome(result: Any, work: TrialWork) -> Outcome:
 
 
 def _reason(error: Any) -> str:
-    """One sentence. An error of ours that Ray hands on prints as the traceback it came with; its `cause` does not."""
+    """One sentence. Our own errors, passed on by Ray, print as Ray's traceback; their `cause` does not."""
     inner = getattr(error, "cause", None) or error
     cause = find_cause(inner) if isinstance(inner, BaseException) else None
     return str(cause) if cause else str(inner).strip().splitlines()[-1]
 
 
 def _require_room(resources: Resources) -> None:
-    """A trial that waits for room which never comes would be a search that hangs."""
+    """Refuse trials that need more CPUs than the cluster has; otherwise the search would wait forever."""
     if resources.cpus_per_worker > cluster_cpus() + 1e-6:
         raise StageError(
             f"search: a trial asks for {resources.cpus_per_worker:g} CPUs, the cluster has {cluster_cpus():g}. "
@@ -209,14 +209,14 @@ def _require_room(resources: Resources) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Tune writes no tables and no files for each result, its state often, and leaves no signal handlers of its own behind."""
+    """Tune prints no tables, writes no file per result, saves its state often, and its signal handlers are removed."""
     wanted = {
         "RAY_AIR_NEW_OUTPUT": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "TUNE_GLOBAL_CHECKPOINT_S": SNAPSHOT_S,
         "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
     }
-    # The second one lists failed trials at the end, as the table does.
+    # The second logger lists failed trials at the end, as our table does.
     levels = {"ray.tune": logging.ERROR, "ray.tune.tune": logging.CRITICAL}
     before = {name: os.environ.get(name) for name in wanted}
     usual = {name: logging.getLogger(name).level for name in levels}
