@@ -1,1 +1,1 @@
-"""Models that answer batches of rows: a constructor that loads, a `__call__` that answers. No ray, no maths."""
+"""Models that answer batches of rows: the constructor loads, `__call__` answers. No Ray, no maths."""

@@ -1,12 +1,13 @@
-"""Beam search over one row's answers: which continuations go on, which are over, and which answer wins.
+"""Beam search over one row's answers: which continuations go on, which are finished, and which answer wins.
 
-As transformers' `generate(num_beams=B)` does it, length penalty 1 and no early stop: at each step the best continuations of
-all B beams are looked at in order. One that ends an answer is kept if it is among the first B, by its mean
-log-probability a token, the end token counted; of the others the first B go on. The search is over once B answers are kept
-and the best beam's mean is not above the worst of theirs, or at the last token, where beams that have not ended count
-too. (transformers of 2023, which MoDS's code ran on, divided by the tokens of prompt and answer.)
+It follows transformers' `generate(num_beams=B)` with length penalty 1 and no early stopping. Each step takes the best
+continuations of all B beams in order. A continuation that ends an answer is kept if it is among the first B; its score
+is the mean log-probability per token, the end token included. Of the others, the first B go on. The search stops once B
+answers are kept and the best running beam's mean is not above the worst kept one. It also stops at the last token,
+where unfinished beams count as answers too. (The transformers of 2023, on which MoDS's code ran, divided by the tokens
+of prompt and answer.)
 
-Knows no model: `Generator` feeds it. Of equal answers the one found first wins.
+This module knows no model; `Generator` feeds it. Among equal answers, the one found first wins.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from typing import NamedTuple
 
 
 class Answer(NamedTuple):
-    """Tokens of an answer without the one that ended it."""
+    """The tokens of an answer, without the token that ended it."""
 
     tokens: list[int]
     finished: bool
 
 
 def candidates(beams: int, ends: int) -> int:
-    """Continuations to look at in each step: enough for B to go on though every beam could end in so many ways."""
+    """Continuations to look at in each step: enough for all beams to go on even if each can end in `ends` ways."""
     return max(2, 1 + ends) * beams
 
 
 class BeamSearch:
-    """The beams of one row, `running`, and the best answers that are over."""
+    """The beams of one row: those still `running`, and the best finished answers."""
 
     def __init__(self, beams: int, ends: frozenset[int], longest: int) -> None:
         self.beams, self.ends, self.longest = beams, ends, longest
@@ -36,9 +37,9 @@ class BeamSearch:
         self._over: list[tuple[float, Answer]] = []
 
     def step(self, scores: Sequence[float], parents: Sequence[int], tokens: Sequence[int]) -> list[int]:
-        """Take a step's continuations, best first: summed log-probability, beam, token; gives the places of those that go on.
+        """Take a step's continuations (summed log-probability, beam, token), best first; return the places of those that go on.
 
-        None do where the search is over.
+        The list is empty when the search is over.
         """
         length = len(self.running[0]) + 1
         going: list[int] = []
@@ -55,12 +56,12 @@ class BeamSearch:
         return going
 
     def best(self) -> Answer:
-        """The answer of the highest mean log-probability."""
+        """The answer with the highest mean log-probability."""
         return self._over[0][1]
 
     def _keep(self, score: float, answer: Answer) -> None:
         self._over.append((score, answer))
-        self._over.sort(key=lambda each: -each[0])  # stable: equal ones stay in the order in which they were found
+        self._over.sort(key=lambda each: -each[0])  # stable: equal answers stay in the order they were found
         del self._over[self.beams :]
 
     def _is_settled(self, best_running: float) -> bool:

@@ -1,4 +1,4 @@
-"""One base model in memory, several checkpoints of a LoRA training swapped in: adapter weights, and Adam's moments."""
+"""One base model in memory, and a LoRA training's checkpoints swapped in: adapter weights and Adam's moments."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from raysift.gradients.rows import TokenRow
     from raysift.store.projection import Projection
 
-OPTIMIZER_FILES = ("moments.safetensors", "optimizer.pt", "optimizer.bin")  # the last is accelerate's, under FSDP
+OPTIMIZER_FILES = ("moments.safetensors", "optimizer.pt", "optimizer.bin")  # accelerate writes the last one under FSDP
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """One point of a training; its learning rate weighs it among the others."""
+    """One point of a training; its learning rate is its weight among the checkpoints."""
 
     name: str
     adapter: Location
@@ -40,9 +40,9 @@ class Checkpoint:
 
 
 class CheckpointedModel:
-    """Gives the row gradients of each checkpoint; the base is loaded once.
+    """Computes the row gradients of each checkpoint; the base is loaded once.
 
-    `token_budget` bounds the tokens of a batch and is no part of the result. Rows are encoded here, as in training.
+    `token_budget` bounds the tokens of a batch and does not affect the result. Rows are encoded here, as in training.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class CheckpointedModel:
         return self.gradients.adapter.layout
 
     def at(self, index: int, sink: Sink) -> RowGradients:
-        """The row gradients of one checkpoint, flowing into `sink`."""
+        """The row gradients of one checkpoint, which feed `sink`."""
         if self._now != index:
             import torch
 
@@ -92,7 +92,7 @@ class CheckpointedModel:
         return self.gradients
 
     def projections(self, settings: ProjectionSettings) -> list[Projection]:
-        """What the gradients of each checkpoint flow through: maps of their own, or one for all."""
+        """The projection for each checkpoint's gradients: one map per checkpoint, or one shared by all."""
         from raysift.store.projection import Projection
 
         if not settings.own_map or settings.kind == "none":
@@ -106,7 +106,7 @@ class CheckpointedModel:
         return self.encode_and_tell(row_id, messages)[0]
 
     def encode_and_tell(self, row_id: int, messages: Sequence[dict[str, str]]) -> tuple[TokenRow, bool]:
-        """The same, and whether tokens that count were cut off, as the training cuts them."""
+        """A conversation as tokens, and whether tokens that count were cut off, as the training cuts them."""
         import numpy as np
 
         from raysift.gradients.rows import TokenRow
@@ -115,7 +115,7 @@ class CheckpointedModel:
         return TokenRow(row_id, np.asarray(encoded.input_ids), np.asarray(encoded.labels)), encoded.truncated
 
     def encode_pair(self, number: int, pair: Pair, end_prompt: bool) -> TokenPair:
-        """A preference as tokens; only the answers count, not the assistant's turns inside the prompt.
+        """A preference pair as tokens; only the answers count, not the assistant's turns inside the prompt.
 
         `end_prompt` puts the end-of-sequence token between prompt and answer, as the official code of ROSE does.
         """
@@ -128,9 +128,9 @@ class CheckpointedModel:
     def encode_answer(
         self, number: int, target: Pair | Example, answer: str, end_prompt: bool = False
     ) -> tuple[TokenRow, bool]:
-        """A target's prompt and an answer with labels on the answer alone, and whether tokens of the answer were cut off.
+        """A target's prompt and answer, with labels on the answer only, and whether tokens of the answer were cut off.
 
-        The two are told apart before they are cut: an answer past the longest input leaves no token that counts.
+        Prompt and answer are separated before cutting, so an answer past the longest input leaves no token that counts.
         """
         import numpy as np
 
@@ -159,7 +159,7 @@ class CheckpointedModel:
         with local_copy(checkpoint.adapter) as folder:
             try:
                 tensors = load_file(f"{folder}/adapter_model.safetensors")
-            except Exception as error:  # damaged files raise whatever the library does
+            except Exception as error:  # damaged files raise whatever the library raises
                 raise ModelError(f"gradients: the weights of {checkpoint.adapter} cannot be read: {error}") from error
         found = {canonical_name(name): tensor for name, tensor in tensors.items()}
         missing = sorted(set(self.layout.names) - set(found))
@@ -202,7 +202,7 @@ class CheckpointedModel:
 
 
 def read_moments(place: Location, layout: Any) -> Any:
-    """Adam's moments in the layout's order, from our own file or from an optimizer's state dict (`optimizer.pt`)."""
+    """Adam's moments in the layout's order, read from our own file or an optimizer's state dict (`optimizer.pt`)."""
     from raysift.gradients.adam import named_moments, optimizer_moments
 
     if place.name.endswith(".safetensors"):
@@ -216,12 +216,12 @@ def read_moments(place: Location, layout: Any) -> Any:
     import torch
 
     try:
-        # Never a pickle of foreign origin: only tensors and plain containers are unpacked.
+        # Never unpickle foreign files: `weights_only` unpacks only tensors and plain containers.
         state = torch.load(io.BytesIO(place.read_bytes()), map_location="cpu", weights_only=True)
         return optimizer_moments(state, layout)[0]
     except ModelError:
         raise
-    except Exception as error:  # damaged files raise anything
+    except Exception as error:  # damaged files can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ModelError(
             f"gradients: {place} is no optimizer state that torch can read: {reason} Keep the optimizer.pt that transformers' "
@@ -230,5 +230,5 @@ def read_moments(place: Location, layout: Any) -> Any:
 
 
 def find_moments(checkpoint: Location) -> Location | None:
-    """The optimizer state beside an adapter: ours, or the one transformers' Trainer leaves."""
+    """The optimizer state beside an adapter: ours, or the one that transformers' Trainer leaves."""
     return next((place for name in OPTIMIZER_FILES if (place := checkpoint / name).exists()), None)

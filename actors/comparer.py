@@ -1,6 +1,6 @@
-"""A language model as judge between two answers that it reads together, in both orders (formulas in raysift.pairwise.comparing).
+"""A language model as judge between two answers, read together in both orders (formulas: raysift.pairwise.comparing).
 
-It shares with a `Judge` the probabilities of a reply's first token; prompt and reply are its own.
+Like a `Judge` it uses the probabilities of a reply's first token; its prompt and replies are its own.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Asked = tuple[list[int], list[int]]
 
 
 class Weigher:
-    """A pair's questions to a judge, one for each order, and the verdicts' weights in a reply, for every backend."""
+    """Writes a pair's questions to a judge, one per order, and reads the verdicts' weights; for every backend."""
 
     def __init__(
         self, tokenizer: Any, longest: int, vocabulary: int | None, settings: ComparisonSettings | None = None
@@ -52,7 +52,7 @@ class Weigher:
         self.special = special_texts(tokenizer)
 
     def ask(self, row: Row) -> tuple[Asked, bool] | Failed:
-        """Both prompts, and whether texts were cut for them; the same words are cut for both orders."""
+        """Both prompts, and whether texts were cut to fit; both orders lose the same words."""
         if row[OWN] is None or row[AGAINST] is None:
             return Failed(f"there is no text in '{OWN if row[OWN] is None else AGAINST}'", of_the_row=True)
         try:
@@ -69,7 +69,7 @@ class Weigher:
         return found
 
     def weigh(self, reply: Sequence[tuple[str, float]], order: str) -> Row | Failed:
-        """The weights in one order, from the log-probability of each spelling of each verdict."""
+        """The verdicts' weights in one order, from the log-probability of each spelling of each verdict."""
         weights = weigh_verdicts(reply, self.settings)
         if isinstance(weights, str):
             return Failed(f"{weights} ({order.replace('_', ' ')})")
@@ -102,11 +102,11 @@ class Weigher:
         return [*encode_prompt(self.tokenizer, [message], self.settings.template), *self.prefix]
 
     def _excess(self, asked: Asked) -> int:
-        """Tokens that the longer prompt has too many; the reply takes one."""
+        """By how many tokens the longer prompt is too long; one token is left for the reply."""
         return max(map(len, asked)) - (self.longest - 1)
 
     def _cut(self, exchange: Exchange, own: str, against: str) -> Asked | None:
-        """The longest of last question and answers lose their ends, down to one length; None where that is not enough."""
+        """Cut the longest of last question and answers at the end, to one common length; None if that is not enough."""
         texts = [defuse(text, self.special) for text in (exchange.before[-1]["content"], own, against)]
         ends = [token_ends(self.tokenizer, text) for text in texts]
         marked = exchange.with_texts(CUT_MARK, "")
@@ -122,7 +122,7 @@ class Weigher:
             excess = self._excess(asked)
             if excess <= 0:
                 return asked
-            room -= excess  # a text by itself may have a few tokens less than within the prompt
+            room -= excess  # a text alone may have a few tokens fewer than within the prompt
         return None
 
 
@@ -132,7 +132,7 @@ def load_weigher(
     max_length: int | None = None,
     trust_remote_code: bool = False,
 ) -> Weigher:
-    """A weigher for a model whose weights another process holds."""
+    """Make a weigher for a model whose weights are in another process."""
     tokenizer, card = load_tokenizer(model, trust_remote_code), load_card(model, trust_remote_code)
     return Weigher(tokenizer, longest_input(card, max_length), vocabulary_size(card), settings)
 
@@ -140,8 +140,8 @@ def load_weigher(
 class Comparer(FirstTokens):
     """Weighs `own_answer` against `against_answer` as replies to `messages`.
 
-    Columns by order, such as `p_first_own_first`: the probabilities that the answer shown first is better, the one shown
-    second, or neither, given that the reply is a verdict; and `mass`, that it is one.
+    Columns per order, such as `p_first_own_first`: the probabilities that the answer shown first is better, that the
+    second is, or that neither is, given that the reply is a verdict; and `mass`, the probability that it is a verdict.
     """
 
     inputs: ClassVar[Sequence[str]] = (MESSAGES, OWN, AGAINST)
@@ -177,7 +177,7 @@ class Comparer(FirstTokens):
 
 
 def join_orders(found: Mapping[str, Row | Failed], n_tokens: int, truncated: bool) -> Row | Failed:
-    """A comparer's columns from the weights in each order; a pair of which one order failed has failed."""
+    """A comparer's columns from the weights in each order; if one order failed, the pair failed."""
     joined: Row = {INPUT_TOKENS: n_tokens, TRUNCATED: truncated}
     for order in ORDERS:
         weights = found[order]

@@ -1,8 +1,8 @@
-"""What every actor keeps: a row in is a row out, keyed by id; a row that fails carries its message.
+"""The contract of every actor: one row out per row in, keyed by id; a row that fails carries its message.
 
-An actor is a class with a constructor that loads and a `__call__` that takes and gives an Arrow table, which is what
-Ray Data's `map_batches(batch_format="pyarrow")` asks for; it needs no Ray to be called. A subclass says which columns
-it reads (`inputs`) and which it adds (`outputs`) and writes `answer`.
+An actor is a class whose constructor loads and whose `__call__` takes and returns an Arrow table. Ray Data's
+`map_batches(batch_format="pyarrow")` expects this; calling an actor needs no Ray. A subclass declares the columns it
+reads (`inputs`) and adds (`outputs`), and implements `answer`.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Failed:
-    """Stands in for an answer: why this row has none."""
+    """Takes the place of an answer: the reason why this row has none."""
 
     message: str
     of_the_row: bool = False
-    """The row's own fault, such as nothing to work on, or more than the model reads: the circuit breaker, which looks for broken
-    models and settings, passes it over."""
+    """The row itself is at fault: it is empty, say, or longer than the model reads. The circuit breaker ignores such
+    rows, because it looks for broken models and settings."""
 
 
 class RowActor:
-    """Turns `answer` (a list of rows in, a list of answers out) into a batch function that loses nothing.
+    """Turns `answer` (a list of rows in, a list of answers out) into a batch function that loses no row.
 
-    A batch that raises is tried again row by row, so that one poisoned row does not take its batch mates along.
-    `max_failures_in_a_row` is the circuit breaker: past it the actor raises `StageError`, because a broken model must
-    end the run instead of marking a million rows as failed. Rows at fault themselves (`Failed.of_the_row`) do not count.
+    A batch that raises is retried row by row, so that one bad row does not fail the others in its batch.
+    `max_failures_in_a_row` is the circuit breaker: beyond it the actor raises `StageError`, because a broken model must
+    end the run instead of marking a million rows as failed. Rows that are at fault (`Failed.of_the_row`) do not count.
     """
 
     inputs: ClassVar[Sequence[str]] = ()
     outputs: ClassVar[pa.Schema]
     tells_inputs: ClassVar[bool] = False
-    """It shows rows to its model by a template, and for `alpaca` tells inputs apart (raysift.pool.given_input)."""
+    """The actor renders rows by a template; `alpaca` separates input from instruction (raysift.pool.given_input)."""
 
     max_failures_in_a_row: int = 200
     _failures_in_a_row: int = 0
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
-        """One answer per row, in the order of the rows; an answer holds the columns named in `outputs`."""
+        """One answer per row, in row order; an answer holds the columns named in `outputs`."""
         raise NotImplementedError(f"{self.name} does not say how it answers")
 
     @classmethod
     def reads_meta(cls, arguments: Mapping[str, Any]) -> bool:
-        """Whether one made with these arguments looks for inputs in the rows' meta, if they have one."""
+        """Whether an actor made with these arguments looks for inputs in the rows' meta, where there is one."""
         template = arguments.get("template", getattr(arguments.get("settings"), "template", None))
         return cls.tells_inputs and template == TOLD_APART_BY
 
     @property
     def name(self) -> str:
-        """The actor's own name; Ray wraps the class in private ones."""
+        """The name of the actor's own class; Ray wraps it in classes with private names."""
         return next(kind.__name__ for kind in type(self).__mro__ if not kind.__name__.startswith("_"))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
@@ -85,7 +85,7 @@ class RowActor:
 
     @classmethod
     def answer_schema(cls) -> pa.Schema:
-        """Columns of an answered batch: the id, the actor's own, and the error of rows that failed."""
+        """Columns of an answered batch: the id, the actor's own columns, and the error of rows that failed."""
         return pa.schema([pa.field(ID, pa.int64()), *cls.outputs, pa.field(ERROR, pa.string())])
 
     def _answer_all(self, rows: list[Row]) -> list[Row | Failed]:

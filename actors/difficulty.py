@@ -1,8 +1,9 @@
-"""How hard a row is to a model that is not trained: log P(answer | prompt) and log P(answer), and both lengths.
+"""How hard a row is for a model that is not trained: log P(answer | prompt) and log P(answer), and both lengths.
 
-Two passes a row, and tokens and cuts as for `Ifd`: of a conversation the last answer counts, all before it is the prompt;
-both sums are of the very same tokens, the end token left out. Alone, the answer follows the chat template around an empty
-question. RAISE's paper (its auxiliary model is Llama-3.1-8B-Instruct) does not tell what an answer alone follows.
+Each row takes two passes, with tokens and cuts as for `Ifd`: the last answer of a conversation counts, and everything
+before it is the prompt. Both sums run over exactly the same tokens, without the end token. Without its prompt, the
+answer follows the chat template around an empty question. RAISE's paper, whose auxiliary model is
+Llama-3.1-8B-Instruct, does not specify what precedes an answer in that case.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Rows as tokens, and tokens as the effective batches of a training.
+"""Encodes rows as tokens, and groups tokens into the effective batches of a training.
 
-The order of rows is a permutation of the rows sorted by id, drawn by (seed, epoch): no shard, worker or earlier attempt
-has a say in it. An effective batch is the same rows for 1 or 7 ranks; ranks and passes only share it out.
+The rows are sorted by id and then permuted by (seed, epoch); shards, workers and earlier attempts do not affect the
+order. An effective batch has the same rows on 1 rank or 7; ranks and passes only divide it.
 """
 
 from __future__ import annotations
@@ -33,25 +33,25 @@ UNTRAINED = pa.schema([pa.field(ID, pa.int64()), pa.field(REASON, pa.string()), 
 
 @dataclass(frozen=True)
 class Place:
-    """Where and how fast a training runs; none of it changes the result beyond rounding and the dropout of a rank."""
+    """Where and how fast a training runs; none of it changes the result beyond rounding and the ranks' dropout."""
 
     rank: int = 0
     world_size: int = 1
     device: str = "auto"
     threads: int | None = None
     rows_per_pass: int = 64
-    """Most rows in one forward and backward; an effective batch takes as many passes as it needs."""
+    """Maximum rows per forward and backward pass; an effective batch takes as many passes as it needs."""
     tokens_per_pass: int = 4096
-    """Most tokens, padding included, in one forward and backward."""
+    """Maximum tokens per forward and backward pass, padding included."""
     gradient_checkpointing: bool = False
-    """Recompute activations instead of keeping them: about a third slower, with much less memory."""
+    """Recompute activations instead of keeping them: about a third slower, but much less memory."""
     steps_per_checkpoint: int = 1000
-    """A long epoch also leaves a checkpoint after so many steps, replaced by the next one."""
+    """A long epoch also writes a checkpoint every so many steps; each replaces the one before."""
     trust_remote_code: bool = False
 
 
 class EncodeRows(RowActor):
-    """Conversations as token ids with a mark on those that count."""
+    """Encodes conversations as token ids and marks the tokens that count for the loss."""
 
     inputs = (MESSAGES,)
     tells_inputs = True
@@ -77,7 +77,7 @@ class EncodeRows(RowActor):
             encoded = encode_conversation(self.tokenizer, conversation_of(row), self.max_length, self.template)
         except DataError as error:
             return Failed(str(error), of_the_row=True)
-        # The first token has nothing before it to be predicted from, so it never counts.
+        # Nothing precedes the first token to predict it from, so it never counts.
         counted = [label != IGNORED for label in encoded.labels]
         return {
             INPUT_IDS: encoded.input_ids,
@@ -89,7 +89,7 @@ class EncodeRows(RowActor):
 
 
 def split_trainable(encoded: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Rows with something to learn, and the others with the reason why they are left out."""
+    """The rows with something to learn, and the other rows with the reason why each is left out."""
     labels = [0 if marks is None else int(np.sum(marks)) for marks in encoded[COUNTED].to_numpy()]
     trainable = pa.array([count > 0 for count in labels], pa.bool_())
     rest = encoded.filter(pc.invert(trainable))
@@ -107,10 +107,10 @@ def split_trainable(encoded: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 class EffectiveBatches:
-    """The batches of one rank, from optimizer step `first_step` to the last, `passes` of them for each step.
+    """The batches of one rank, from optimizer step `first_step` to the last, with `passes` batches per step.
 
-    All ranks know all rows, so that each knows how many tokens count in the whole effective batch. Within it rows are
-    sorted by length, and neighbours share a pass, which keeps padding rare.
+    Every rank knows all rows, and so how many tokens count in the whole effective batch. Within it, rows are sorted by
+    length and neighbours share a pass, which keeps padding small.
     """
 
     def __init__(self, rows: pa.Table, config: TrainConfig, place: Place, pad_id: int, first_step: int = 0) -> None:
@@ -135,7 +135,7 @@ class EffectiveBatches:
                 yield {**self._padded(part), "tokens_of_step": tokens}
 
     def rows_of_step(self, step: int) -> np.ndarray:
-        """Positions, in order of id, of the rows of an effective batch."""
+        """The positions, in order of id, of an effective batch's rows."""
         epoch, number = divmod(step, self.steps_per_epoch)
         start = number * self.config.batch_size
         return self._order(epoch)[start : start + self.config.batch_size]
@@ -147,7 +147,7 @@ class EffectiveBatches:
         return self._permutation
 
     def _padded(self, part: np.ndarray) -> dict[str, Any]:
-        """A part without rows, at the end of an epoch, still needs a forward: ranks must keep step."""
+        """A padded batch, even for a part without rows at the end of an epoch: all ranks must make the same passes."""
         import torch
 
         ids, labels = self.rows.padded(part, self.pad_id)

@@ -1,8 +1,9 @@
 """Rows as vectors: pooled last states of an encoder, a sentence-transformers model or a causal language model.
 
 MoDS takes the first token's state of bert-base-uncased over the instruction field, at most 96 tokens, not normalised:
-`pooling=cls text=first_paragraph max_tokens=96 normalise=false`. Its cache bears a fixed name, so that a second data set
-gets the vectors of the first; a last batch of one row ends it with an error. Here vectors are keyed by row id.
+`pooling=cls text=first_paragraph max_tokens=96 normalise=false`. The cache of its code has a fixed name, so a second
+data set gets the vectors of the first, and a last batch of one row ends it with an error. Here vectors are keyed by
+row id.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ _POOLINGS: dict[str, Pooling] = {
 }
 _MODULES = ("Transformer", "Pooling", "Normalize")
 UNUSED = ("pooler",)
-"""Layers whose output is not read; a checkpoint may lack them."""
+"""Layers whose output is never read; a checkpoint may lack their weights."""
 
 
 @dataclass(frozen=True)
 class EncoderFiles:
-    """What a model's sentence-transformers files say; without such files, the defaults."""
+    """Settings from a model's sentence-transformers files; the defaults if it has none."""
 
     folder: str
     pooling: Pooling = "mean"
@@ -52,7 +53,7 @@ class EncoderFiles:
 
 
 class Embedder(RowActor):
-    """The vector of each row's text; all of a run have the model's width. `truncated` marks texts that were cut."""
+    """Computes the vector of each row's text, as wide as the model's states. `truncated` marks texts that were cut."""
 
     inputs = (MESSAGES,)
     outputs = EMBEDDING_SCHEMA
@@ -90,7 +91,7 @@ class Embedder(RowActor):
         ]
 
     def embed(self, texts: Sequence[TextTokens]) -> list[list[float]]:
-        """The pooled states of each text, in their order."""
+        """The pooled states of each text, in the order given."""
         import torch
 
         from raysift.gradients.cpu_products import quick_products
@@ -121,7 +122,7 @@ class Embedder(RowActor):
 
 
 def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
-    """One vector a text from its states (texts, tokens, width); `mask` is 0 on the padding, which is on the right."""
+    """One vector per text from states (texts, tokens, width); `mask` is 0 on the padding, which is on the right."""
     import torch
 
     if pooling == "cls":
@@ -133,7 +134,7 @@ def pool(states: Tensor, mask: Tensor, pooling: Pooling) -> Tensor:
 
 
 def read_encoder_files(model: str) -> EncoderFiles:
-    """The pooling, length and case that a sentence-transformers model declares; what cannot be followed is refused."""
+    """The pooling, length and case that a sentence-transformers model declares; unsupported declarations raise."""
     folder = resolve_model(model)
     modules = _read_json(folder, "modules.json")
     if modules is None:
@@ -161,7 +162,7 @@ def read_encoder_files(model: str) -> EncoderFiles:
 
 
 def _pooling_of(model: str, config: dict[str, Any]) -> Pooling:
-    """From either spelling: a switch for each way, or since version 5 of that library one name."""
+    """The pooling from either form of the file: one switch per kind or, since that library's version 5, one name."""
     chosen = sorted(name for name, on in config.items() if name.startswith("pooling_mode_") and on is True)
     named = config.get("pooling_mode")
     if isinstance(named, str):
@@ -177,7 +178,7 @@ def _pooling_of(model: str, config: dict[str, Any]) -> Pooling:
 
 
 def _read_json(folder: str, name: str) -> Any:
-    """A file of the model, from its folder or from the hub; None where there is none."""
+    """A JSON file of the model, from its folder or the hub; None if there is none."""
     from transformers.utils import cached_file
 
     source, revision = source_of(folder)
@@ -196,7 +197,7 @@ def _read_json(folder: str, name: str) -> Any:
 
 
 def _first_pieces(encoding: Any, count: int) -> list[TextTokens]:
-    """The first piece of each text where the tokenizer gave what it cut off as further pieces."""
+    """The first piece of each text; a tokenizer may return what it cut off as further pieces."""
     types = encoding.get("token_type_ids")
     origins = encoding.get("overflow_to_sample_mapping", range(count))
     pieces: list[TextTokens | None] = [None] * count

@@ -1,4 +1,4 @@
-"""Rows as tokens in flat arrays, in order of id: what a training and a validation read their batches from."""
+"""Rows as tokens in flat arrays, in order of id, from which training and validation take their batches."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ INPUT_IDS, COUNTED = "input_ids", "counted"
 
 
 def by_id(rows: pa.Table) -> pa.Table:
-    """The columns id, input_ids and counted by rising id.
+    """The columns id, input_ids and counted, sorted by id.
 
-    Lists get 64-bit offsets, because those of 32 bits end at 2^31 tokens. Arrow's own sort would need eight bytes a token more.
+    Lists get 64-bit offsets, because 32-bit offsets end at 2^31 tokens. Arrow's own sort would need eight more bytes
+    per token.
     """
     ids = rows[ID].to_numpy()
     order = np.argsort(ids, kind="stable")
@@ -49,7 +50,7 @@ def _joined(lists: pa.ChunkedArray, places: np.ndarray, lengths: np.ndarray) -> 
 
 
 class EncodedRows:
-    """The columns id, input_ids and counted of a table, five bytes a token; a row's position is its place by id."""
+    """The columns id, input_ids and counted of a table, five bytes per token; a row's position is its place by id."""
 
     def __init__(self, rows: pa.Table) -> None:
         rows = by_id(rows)
@@ -65,7 +66,7 @@ class EncodedRows:
         return len(self.lengths)
 
     def positions(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Where the rows of these ids are."""
+        """The positions of the rows with these ids."""
         wanted = np.asarray(ids, np.int64)
         found = np.searchsorted(self.ids, wanted)
         known = self.ids[np.minimum(found, len(self) - 1)] == wanted
@@ -78,7 +79,7 @@ class EncodedRows:
         return found
 
     def padded(self, positions: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and labels of rows, padded on the right; of no rows, one row of padding without labels."""
+        """Token ids and labels of rows, padded on the right; for no rows, one row of padding without labels."""
         width = int(self.lengths[positions].max()) if len(positions) else 2
         ids = np.full((max(1, len(positions)), width), pad_id, np.int64)
         labels = np.full(ids.shape, IGNORED, np.int64)
@@ -89,7 +90,7 @@ class EncodedRows:
         return ids, labels
 
     def token_rows(self, positions: Sequence[int] | np.ndarray) -> list[TokenRow]:
-        """The same rows one by one, as raysift.gradients takes them."""
+        """The rows at these positions one by one, as raysift.gradients takes them."""
         from raysift.gradients.rows import TokenRow
 
         rows = []

@@ -1,4 +1,4 @@
-"""One training of the model under a policy: pick a batch, make a step, measure, and write it all down.
+"""One training of the model under a policy: pick a batch, take a step, measure, and log it all.
 
 The trainer, the pool and the validation rows are loaded once; each call starts again from the model's own weights.
 """
@@ -35,15 +35,15 @@ AfterStep = Callable[[StepTrainer, list[dict[str, Any]]], None]
 
 @dataclass(frozen=True)
 class EpisodeSetup:
-    """All that a training needs; one copy of it serves the processes of a machine."""
+    """Everything a training needs; the processes of a machine share one copy."""
 
     pool: PolicyPool
     rows: pa.Table
     """The pool's rows as tokens (`EncodeRows`)."""
     validation: pa.Table
-    """Rows whose loss is the performance that the policy sees."""
+    """Rows whose loss gives the performance that the policy sees."""
     report: pa.Table
-    """Rows whose loss is reported, and never seen by a policy."""
+    """Rows whose loss is reported but never seen by a policy."""
     policy: PolicySettings
     episode: EpisodeSettings
     train: TrainConfig
@@ -53,13 +53,13 @@ class EpisodeSetup:
     adapter: str | None = None
 
     def validator(self, rows: pa.Table | None = None) -> Validator:
-        """Over these rows; over the validation rows if none are given."""
+        """A validator over these rows; default: the validation rows."""
         rows = self.validation if rows is None else rows
         return Validator(rows, self.train, self.model, self.place, adapter=self.adapter)
 
 
 class EpisodeRunner:
-    """Trains under any policy for the same pool. `measure` takes the place of validating in this process."""
+    """Trains under any policy for the same pool; `measure`, if given, replaces validation in this process."""
 
     def __init__(self, setup: EpisodeSetup, measure: Measure | None = None) -> None:
         self.setup = setup
@@ -70,17 +70,17 @@ class EpisodeRunner:
         self.measure_report = None
         if len(setup.report):
             self.measure_report = measure_here(setup.validator(setup.report))
-        # Every training starts from the same weights, so what they are worth is measured once.
+        # Every training starts from the same weights, so their performance is measured once.
         self.start = self.measure(self.trainer)
         self.report_start = self.measure_report(self.trainer) if self.measure_report else None
 
     def __call__(self, policy: Weights, number: int, episode: int, draw: Draw | None) -> Episode:
-        """A whole training of round `number`; without a draw the highest scores are picked."""
+        """A whole training in round `number`; without a draw, the rows with the highest scores are picked."""
         self.trainer.restart()
         return self.train(self.picker(policy), draw, number, episode)
 
     def picker(self, policy: Weights) -> Picker:
-        """Picks as the policy of these weights does."""
+        """A picker that follows the policy with these weights."""
         import torch
 
         from raysift.policy.network import Acquisition
@@ -99,7 +99,7 @@ class EpisodeRunner:
         lines: list[dict[str, Any]] | None = None,
         after_step: AfterStep | None = None,
     ) -> Episode:
-        """From where the trainer and `lines`, the log so far, stand to the end."""
+        """Train to the end from the trainer's current step; `lines` is the log up to that step."""
         lines = lines or [self._first_line(number, episode)]
         if len(lines) != self.trainer.step_number + 1:
             raise StageError(
@@ -138,7 +138,7 @@ class EpisodeRunner:
 
 
 def measure_here(validator: Validator) -> Measure:
-    """Performance of the model that is being trained, in its own process."""
+    """Measure the performance of the model being trained in its own process."""
     numbers = range(len(validator.batches))
 
     def measure(trainer: StepTrainer) -> float:

@@ -1,9 +1,9 @@
-"""The training under a finished policy, which may stop and go on at any step.
+"""The training under a finished policy, which can stop and resume at any step.
 
     FOLDER/state-N/    the trainer's state after N steps (`StepTrainer.save_state`)
-    FOLDER/log.parquet the log up to that step, with its number; written last, it makes the state count
+    FOLDER/log.parquet the log up to that step, with its number; written last, it makes the state valid
 
-Policy and draws are functions of the log, so trainer and log are all there is to keep.
+Policy and draws are functions of the log, so only the trainer's state and the log are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LOG_FILE = "log.parquet"
 
 @dataclass(frozen=True)
 class FrozenTraining:
-    """A call of an EpisodeRunner that trains once, with the policy as it is, and leaves `epoch-1/` like any fine-tune."""
+    """Called with an EpisodeRunner, trains once under the unchanged policy and writes `epoch-1/` like any fine-tune."""
 
     policy: Weights
     draw: Draw | None

@@ -1,12 +1,12 @@
 """A causal language model that answers: batched greedy, sampled or beam-searched generation with a key-value cache.
 
-The loop is our own, some thirty lines, instead of transformers' `generate`: each row samples from its own seed, so an
-answer does not depend on its batch mates; rows that are finished leave the batch; and nothing in a model's
-`generation_config` (a repetition penalty, say) changes what greedy means. Tested to give what `generate` gives, also with
-beams (raysift.actors.beams).
+The loop is our own, some thirty lines, instead of transformers' `generate`. Each row samples from its own seed, so an
+answer does not depend on the other rows of its batch. Finished rows leave the batch. Nothing in a model's
+`generation_config` (a repetition penalty, say) changes what greedy means. Tests check that answers equal those of
+`generate`, also with beams (raysift.actors.beams).
 
-Sampling is the Gumbel-max trick: the arg-max of logits / temperature + noise, the noise drawn on the CPU from a hash of
-seed and row id.
+Sampling uses the Gumbel-max trick: the arg-max of logits / temperature + noise, with noise drawn on the CPU from a hash
+of seed and row id.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from torch import Generator as RandomStream
     from torch import Tensor
 
-# Prompt and answer tokens of a batch together. Beyond these, larger batches gained nothing.
+# Tokens of prompts and answers per batch. Larger batches brought no gain.
 BATCH_TOKENS = {"cpu": 4096, "cuda": 32768}
 
 
@@ -96,7 +96,7 @@ class Generator(RowActor):
         return self._search(prompts) if self.beams > 1 else self._follow(prompts, ids)
 
     def _follow(self, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[Answer | Failed]:
-        """One token after the other, the best or a drawn one."""
+        """Generate one token at a time: the most probable one, or a drawn one."""
         import torch
 
         state = self._begin(prompts)
@@ -115,7 +115,7 @@ class Generator(RowActor):
         return answers
 
     def _search(self, prompts: Sequence[Sequence[int]]) -> list[Answer | Failed]:
-        """All beams of all rows as one batch; `places` are those, among a row's best continuations, that go on."""
+        """Search all beams of all rows as one batch; `places` are the continuations that go on, among a row's best."""
         import torch
 
         state = self._begin(prompts)
@@ -130,7 +130,7 @@ class Generator(RowActor):
                 totals = (logprobs + scores.unsqueeze(-1)).flatten(1)
                 values, found = totals.topk(min(candidates(self.beams, len(self.ends)), totals.shape[1]))
                 parents, chosen = found // known, found % known
-                sound = torch.isfinite(values[:, 0]).tolist()  # a NaN comes first, too
+                sound = torch.isfinite(values[:, 0]).tolist()  # topk puts a NaN first, too
                 keep, places = [], []
                 for k, columns in enumerate(zip(values.tolist(), parents.tolist(), chosen.tolist(), strict=True)):
                     if not sound[k]:
@@ -161,20 +161,20 @@ class Generator(RowActor):
         return {"input_ids": tokens, "attention_mask": mask, "past_key_values": None, **positions}
 
     def _logits(self, state: dict[str, Any]) -> Tensor:
-        """What may follow each sequence; its keys and values go into the state."""
+        """Logits of the next token of each sequence; new keys and values go into the state."""
         output = self.model(**state, use_cache=True, **self.thinning)
         state["past_key_values"] = output.past_key_values
         logits: Tensor = output.logits[:, -1]
         return logits
 
     def _go_on(self, state: dict[str, Any], before: Sequence[int], tokens: Tensor) -> None:
-        """Let sequences of the state, repeated or left out at will, each go on with a token."""
+        """Extend the state's sequences numbered `before` (which may repeat or omit some) by one token each."""
         import torch
 
         mask = state["attention_mask"]
         if list(before) != list(range(len(mask))):
             kept = torch.tensor(before, device=mask.device)
-            state["past_key_values"].reorder_cache(kept)  # which every kind of layer has
+            state["past_key_values"].reorder_cache(kept)  # a method that every kind of cache layer has
             mask = mask[kept]
             state |= {name: state[name][kept] for name in ("position_ids",) if name in state}
         state["input_ids"] = tokens.unsqueeze(1)
@@ -185,7 +185,7 @@ class Generator(RowActor):
     def _take(
         self, answers: list[Answer | Failed], live: Sequence[int], chosen: Sequence[int], sound: Sequence[bool]
     ) -> list[int]:
-        """Write one step's tokens down; gives the places in `live` that go on."""
+        """Record one step's tokens and return the places in `live` that go on."""
         keep = []
         for k, (i, token, is_sound) in enumerate(zip(live, chosen, sound, strict=True)):
             answer = answers[i]

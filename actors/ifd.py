@@ -1,12 +1,12 @@
-"""Instruction-following difficulty (IFD, Cherry LLM): how little the prompt helps a model to the answer.
+"""Instruction-following difficulty (IFD, Cherry LLM): how little the prompt helps a model to predict the answer.
 
     ifd = L(answer | prompt) / L(answer),   L = mean loss of the answer's tokens
 
-Of a conversation the last answer counts; all before it is the prompt. Both losses are of the very same tokens: those of
-the answer in the rendered conversation, its end token left out (Cherry LLM has none). Alone, they follow the chat
-template around an empty question (`frame`; Cherry LLM keeps its `### Response:`), or the first token of a text (`bos`).
-An answer that does not fit is cut for both. Cherry LLM drops rows above 1, where the prompt does harm; here they keep
-their score, and thresholds decide.
+The last answer of a conversation counts; everything before it is the prompt. Both losses run over exactly the same
+tokens: those of the answer in the rendered conversation, without its end token (Cherry LLM has none). For L(answer),
+they follow either the chat template around an empty question (`frame`; Cherry LLM keeps its `### Response:`) or the
+first token of a text (`bos`). An answer that does not fit is cut the same for both losses. Cherry LLM drops rows above
+1, where the prompt hurts; here they keep their score, and thresholds decide.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from raysift.templates import IGNORED, Encoded, encode_conversation, encode_prom
 
 
 class Sides(NamedTuple):
-    """The last answer, `tokens` of it, after what precedes it (`conditional`) and alone (`direct`)."""
+    """The last answer (`tokens` long) after what precedes it (`conditional`) and alone (`direct`)."""
 
     conditional: Encoded
     direct: Encoded
@@ -36,13 +36,13 @@ class Sides(NamedTuple):
 
 
 class LastAnswer(Scorer):
-    """The loss of the last answer of `messages` with and without what precedes it; `weigh` says what becomes of it."""
+    """Computes the loss of the last answer of `messages` with and without its prompt; `weigh` makes the columns."""
 
     inputs = (MESSAGES,)
     tells_inputs = True
     stage: ClassVar[str] = "ifd"
     remedy: ClassVar[str] = "use without_prompt=bos"
-    """What to do where the chat template refuses an empty question."""
+    """Advice in the error message if the chat template refuses an empty question."""
 
     def __init__(
         self, model: str | LoadedModel = "nano", *, settings: IfdSettings | None = None, **loading: Any
@@ -64,7 +64,7 @@ class LastAnswer(Scorer):
         raise NotImplementedError(f"{self.name} does not say what it makes of the two losses")
 
     def _opening(self, settings: IfdSettings) -> list[int]:
-        """What stands before an answer that stands alone."""
+        """The tokens before an answer without its prompt."""
         if settings.without_prompt == "bos":
             first = self.tokenizer.bos_token_id
             first = self.tokenizer.eos_token_id if first is None else first
@@ -105,7 +105,7 @@ class LastAnswer(Scorer):
         )
 
     def _last_answer(self, whole: Encoded) -> tuple[int, int]:
-        """Where the last run of labels begins and ends, special tokens at its end left out."""
+        """Where the last run of labels begins and ends, without special tokens at its end."""
         end = len(whole.labels)
         while end and whole.labels[end - 1] == IGNORED:
             end -= 1
@@ -118,7 +118,7 @@ class LastAnswer(Scorer):
 
 
 class Ifd(LastAnswer):
-    """How little the prompt helps to the last answer."""
+    """Measures how little the prompt helps to predict the last answer."""
 
     outputs = IFD_SCHEMA
 

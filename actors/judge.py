@@ -1,4 +1,4 @@
-"""A language model as judge of answers: the rating it expects to give (formulas and prompt in raysift.scoring.judging)."""
+"""A language model as judge of answers: its expected rating (formulas and prompt in raysift.scoring.judging)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from raysift.templates import encode_prompt
 
 
 class Rater:
-    """A row's question to a judge, and the rating in the judge's reply, for every backend that holds its weights."""
+    """Writes a row's question to a judge and reads the rating from the reply; for every backend."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Rater:
         self.prefix = tokenizer(self.settings.reply_prefix, add_special_tokens=False)["input_ids"]
 
     def encode(self, row: Row) -> tuple[list[int], bool] | Failed:
-        """Tokens of the question, and whether the row's texts were cut for it."""
+        """Tokens of the question, and whether the row's texts were cut to fit."""
         try:
             exchange = exchange_of(row, self.answer_column)
             ids, truncated = fit_judge_message(
@@ -56,7 +56,7 @@ class Rater:
         return ids, truncated
 
     def rate(self, n_tokens: int, truncated: bool, logprobs: Sequence[tuple[str, float]]) -> Row | Failed:
-        """A judge's columns, from the log-probability of each spelling of each rating after a question of `n_tokens`."""
+        """A judge's columns from the log-probability of each rating's spellings after a question of `n_tokens`."""
         rating = expected_rating(logprobs, self.settings.low, self.settings.high)
         problem = check_rating(rating, self.settings)
         if problem is not None:
@@ -74,18 +74,18 @@ def load_rater(
     max_length: int | None = None,
     trust_remote_code: bool = False,
 ) -> Rater:
-    """A rater for a model whose weights another process holds."""
+    """Make a rater for a model whose weights are in another process."""
     tokenizer, card = load_tokenizer(model, trust_remote_code), load_card(model, trust_remote_code)
     return Rater(tokenizer, longest_input(card, max_length), vocabulary_size(card), settings, answer_column)
 
 
 def flatten(spellings: Mapping[str, Sequence[int]]) -> list[tuple[str, int]]:
-    """Each text with each token that spells it."""
+    """Every (text, token) pair in which the token spells the text."""
     return [(text, number) for text, numbers in spellings.items() for number in numbers]
 
 
 class FirstTokens(Scorer):
-    """A causal language model, and how probable each of `spellings` is as the first token of its reply."""
+    """A causal language model that gives the probability of each of `spellings` as the first token of its reply."""
 
     spellings: Mapping[str, Sequence[int]]
 
@@ -103,7 +103,7 @@ class FirstTokens(Scorer):
         found: list[list[tuple[str, float]]] = [[] for _ in prompts]
         with torch.inference_mode(), quick_products(self.model):
             for members in plan_batches([len(prompt) + 1 for prompt in prompts], self.batch_tokens):
-                # A label after the prompt asks for the logits there; which token it is does not matter.
+                # A label after the prompt requests the logits there; which token it is does not matter.
                 rows = [
                     TokenRow(0, np.array([*prompts[i], 0]), np.array([*[IGNORED] * len(prompts[i]), 0]))
                     for i in members
@@ -116,7 +116,7 @@ class FirstTokens(Scorer):
 
 
 class Judge(FirstTokens):
-    """Rates the last answer of `messages`, or in its place the text in `answer_column`."""
+    """Rates the last answer of `messages`, or the text in `answer_column` instead."""
 
     inputs: ClassVar[Sequence[str]] = (MESSAGES,)
     outputs = JUDGE_SCHEMA

@@ -1,10 +1,10 @@
 """Finding and loading causal language models, their tokenizers and adapters; heavy libraries load inside functions.
 
-A model is named `nano` (also `nano:foundation`, `nano:reward`, `nano:encoder`: shipped with the package), by a local
-folder, or by its id on the Hugging Face hub: `owner/name`, or `owner/name@revision` for a branch, tag or commit.
+A model's name is `nano` (also `nano:foundation`, `nano:reward`, `nano:encoder`; all ship with the package), a local
+folder, or an id on the Hugging Face hub: `owner/name`, or `owner/name@revision` for a branch, tag or commit.
 
-Placed on `spread`, its layers are shared out among all GPUs that the process sees, and a pass goes from one to the next:
-room for a large base, no speed. A base in four bits is that of QLoRA: NF4, its scales quantised as well.
+The device `spread` divides the layers among all GPUs that the process sees, and a pass goes from one to the next: this
+makes room for a large base but adds no speed. A base in four bits is QLoRA's: NF4, with its scales quantised as well.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def resolve_model(name: str) -> str:
 
 
 def pinned_name(name: str) -> str:
-    """A hub id at the commit that it stands for now: as the hub says, or where that cannot be asked the cache of this machine."""
+    """A hub id pinned to its current commit, as the hub has it or, if the hub cannot be asked, this machine's cache."""
     repo, _, revision = name.partition("@")
     if re.fullmatch("[0-9a-f]{40}", revision):
         return name
@@ -60,7 +60,7 @@ def pinned_name(name: str) -> str:
     if not constants.HF_HUB_OFFLINE:
         try:
             return f"{repo}@{HfApi().model_info(repo, revision=revision or None).sha}"
-        except Exception as error:  # what a network's libraries raise differs by their versions
+        except Exception as error:  # network libraries raise different errors in different versions
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     folder = repo_folder_name(repo_id=repo, repo_type="model")
     ref = os.path.join(constants.HF_HUB_CACHE, folder, "refs", revision or "main")
@@ -74,21 +74,21 @@ def pinned_name(name: str) -> str:
 
 
 def source_of(model: str) -> tuple[str, str]:
-    """Folder or hub id, and the revision, as `from_pretrained` takes them; of a folder the revision means nothing."""
+    """Folder or hub id, and the revision, as `from_pretrained` takes them; for a folder the revision means nothing."""
     place = resolve_model(model)
     repo, _, revision = (place, "", "") if os.path.isdir(place) else place.partition("@")
     return repo, revision or "main"
 
 
 def portable_name(name: str) -> str:
-    """The same model for a process in another folder: a local path made absolute, any other name as it is."""
+    """The model's name for a process in another folder: a local path made absolute, any other name unchanged."""
     path = os.path.expanduser(name)
     is_shipped = name.partition(":")[0] == "nano"
     return os.path.abspath(path) if os.path.isdir(path) and not is_shipped else name
 
 
 def pick_device(device: str = "auto") -> str:
-    """`cuda` where there is one, unless another device is named; the first GPU for what `spread` does not share out."""
+    """`cuda` if there is a GPU, unless another device is named; the first GPU for whatever `spread` does not divide."""
     if device == SPREAD:
         spread_over_gpus()
         return "cuda"
@@ -100,7 +100,7 @@ def pick_device(device: str = "auto") -> str:
 
 
 def spread_over_gpus() -> Any:
-    """The `device_map` that fills all GPUs of this process evenly; raises where there is none."""
+    """The `device_map` that fills all GPUs of this process evenly; raises if there is none."""
     import torch
 
     if not torch.cuda.is_available():
@@ -112,7 +112,7 @@ def spread_over_gpus() -> Any:
 
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
-    """The model's tokenizer, with a padding token: the end of sequence where it has none of its own."""
+    """The model's tokenizer, with a padding token: its own, else the end-of-sequence token, else the unknown token."""
     from transformers import AutoTokenizer
 
     with _explained(model, "tokenizer"):
@@ -134,7 +134,7 @@ def load_language_model(
     trust_remote_code: bool = False,
     quantization: str = "none",
 ) -> Any:
-    """A causal language model in eval mode, with a PEFT adapter from a folder (also a remote one) on top if named."""
+    """A causal language model in eval mode; `adapter`, if given, is a local or remote folder with a PEFT adapter."""
     from transformers import AutoModelForCausalLM
 
     settings: dict[str, Any] = {"dtype": torch_dtype(dtype), "trust_remote_code": trust_remote_code}
@@ -155,14 +155,14 @@ def load_language_model(
 
 
 def move(model: Any, device: str) -> Any:
-    """The model on that device; one that is spread, or in four bits, stays where it was loaded, for it cannot be moved."""
+    """The model on that device; a model that is spread or in four bits cannot be moved and stays where it is."""
     if device == SPREAD or getattr(model, "is_quantized", False):
         return model
     return model.to(pick_device(device))
 
 
 def four_bits(dtype: str) -> Any:
-    """How transformers loads a base in four bits; products are made in `dtype`."""
+    """Settings with which transformers loads a base in four bits; matrix products use `dtype`."""
     import importlib.util
 
     import torch
@@ -183,7 +183,7 @@ def four_bits(dtype: str) -> Any:
 
 
 def _refuse_offloaded(loaded: Any, model: str) -> None:
-    """Where the GPUs are full, transformers leaves the other layers on the host or on disk, without asking."""
+    """Raise if transformers left layers on the host or on disk, as it silently does when the GPUs are full."""
     weights = dict(loaded.named_parameters())
     outside = [name for name, weight in weights.items() if weight.device.type in ("cpu", "meta")]
     if outside:
@@ -195,10 +195,10 @@ def _refuse_offloaded(loaded: Any, model: str) -> None:
 
 
 def _keep_differentiable(loaded: Any, model: str) -> None:
-    """Keep gradients right on CPUs with bfloat16 instructions.
+    """Keep gradients correct on CPUs with bfloat16 instructions.
 
-    There a linear layer of bitsandbytes, in its first pass without gradient, repacks its weights for good into a form
-    through which later gradients are not propagated; torch only warns. Seen with 0.50.2.
+    There, the first pass without gradient through a bitsandbytes linear layer permanently repacks its weights into a
+    form that propagates no gradients; torch only warns. Seen with 0.50.2.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -212,7 +212,7 @@ def _keep_differentiable(loaded: Any, model: str) -> None:
 
 
 def load_adapter(model: Any, adapter: str | Location, trainable: bool = False) -> Any:
-    """The model wrapped by PEFT with the adapter of that folder."""
+    """The model, wrapped by PEFT with the adapter in that folder."""
     from peft import PeftModel
 
     place = open_location(adapter)
@@ -233,7 +233,7 @@ def load_adapter(model: Any, adapter: str | Location, trainable: bool = False) -
 
 
 def torch_dtype(name: str) -> Any:
-    """`auto` stays as it is: transformers then follows the checkpoint."""
+    """Torch's dtype of that name; `auto` stays as it is, and transformers then follows the checkpoint."""
     import torch
 
     known = {"auto": "auto", "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -244,7 +244,7 @@ def torch_dtype(name: str) -> Any:
 
 @contextlib.contextmanager
 def local_copy(place: Location) -> Iterator[str]:
-    """The folder itself where it is on this disk, else a copy that lasts as long as the block."""
+    """The folder itself if it is on this disk, else a copy that lasts as long as the block."""
     if place.is_local:
         yield place.path
         return
@@ -257,7 +257,7 @@ def local_copy(place: Location) -> Iterator[str]:
 
 @contextlib.contextmanager
 def _explained(model: str, what: str) -> Iterator[None]:
-    """Turn the many ways in which loading fails into one error that says what was looked for, and where."""
+    """Turn any loading failure into one error that names what was looked for, and where."""
     try:
         yield
     except ModelError:

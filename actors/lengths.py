@@ -1,4 +1,4 @@
-"""How long a row is for the model that will be trained on it."""
+"""The length of each row in tokens of the model that will be trained on it."""
 
 from __future__ import annotations
 

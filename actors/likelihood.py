@@ -1,7 +1,7 @@
-"""How probable given answers are under a model: `Likelihood` weighs choices, `AnswerLoss` is the validation loss.
+"""The probability of given answers under a model: `Likelihood` weighs choices, `AnswerLoss` is the validation loss.
 
-Both feed whole conversations, padded on the right and batched by length, and look only at the tokens that count for
-the loss in training: the words of the assistant and the token that ends its turn.
+Both feed whole conversations, padded on the right and batched by length. Only the tokens count that count for the
+loss in training: the assistant's words and the token that ends its turn.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ CHOICE_BYTES = "choice_bytes"
 LOSS = "loss"
 LABEL_TOKENS = "n_label_tokens"
 
-# Measured with a model of 1.3M parameters on one core: batches of 16384 tokens take a quarter to two thirds longer.
+# Measured on one core with a model of 1.3M parameters: batches of 16384 tokens took a quarter to two thirds longer.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
 MAX_LOGITS = 2**29
-"""Label positions x vocabulary of a batch: 2 GiB in 32 bits, held about twice."""
+"""Maximum label positions x vocabulary per batch: 2 GiB in 32 bits, held about twice."""
 
 
 class Scorer(RowActor):
-    """A causal language model, and the log-probability of the labels of any number of conversations."""
+    """A causal language model that computes the log-probability of the labels of any number of conversations."""
 
     def __init__(
         self,
@@ -60,14 +60,14 @@ class Scorer(RowActor):
         self.template = template
         self.longest = longest_input(self.model, max_length)
         self.has_room = self.longest > frame_length(self.tokenizer, template)
-        """Whether there are rows that fit at all; else one that does not is not at fault itself."""
+        """Whether any row can fit at all; if none can, a row that does not fit is not at fault itself."""
         self.head = find_head(self.model)
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
         budget = batch_tokens or budget_on(self.model, BATCH_TOKENS)
         self.batch_tokens = min(budget, max(1, MAX_LOGITS // vocabulary))
 
     def label_losses(self, encoded: Sequence[Encoded]) -> list[float]:
-        """The summed loss of each conversation's labels: minus their log-probability."""
+        """The summed loss of each conversation's labels, which is minus their log-probability."""
         import torch
 
         from raysift.gradients.cpu_products import quick_products
@@ -87,7 +87,7 @@ class Scorer(RowActor):
 
 
 class Likelihood(Scorer):
-    """Log-probability, tokens and bytes of each of a row's `choices` as the assistant's answer to `messages`."""
+    """Gives log-probability, tokens and bytes of each of a row's `choices` as the assistant's answer to `messages`."""
 
     inputs = (MESSAGES, CHOICES)
     tells_inputs = True
@@ -131,7 +131,7 @@ class Likelihood(Scorer):
 
 
 class AnswerLoss(Scorer):
-    """Mean loss of the assistant's tokens in a conversation, cut at `max_length`, and how many they are."""
+    """Computes the mean loss and the number of the assistant's tokens in a conversation cut at `max_length`."""
 
     inputs = (MESSAGES,)
     tells_inputs = True
@@ -155,7 +155,7 @@ class AnswerLoss(Scorer):
 
 
 def frame_length(tokenizer: Any, template: str) -> int:
-    """Tokens that a template puts around an empty question; 0 where it refuses one."""
+    """Tokens that a template puts around an empty question; 0 if it refuses one."""
     try:
         return len(encode_prompt(tokenizer, [{"role": "user", "content": ""}], template))
     except DataError:
@@ -187,7 +187,7 @@ def _loss_row(encoded: Encoded, loss: float) -> Row | Failed:
 
 
 def _n_labels(encoded: Encoded) -> int:
-    """Tokens that are predicted; the first token never is."""
+    """The number of predicted tokens; the first token is never predicted."""
     return sum(label != IGNORED for label in encoded.labels[1:])
 
 

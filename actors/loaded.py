@@ -15,7 +15,7 @@ NO_LIMIT = 2**31
 
 
 class LoadedModel(NamedTuple):
-    """Stands in for a model's name wherever an actor takes one."""
+    """A loaded model and its tokenizer; every actor accepts it in place of a model's name."""
 
     model: Any
     tokenizer: Any
@@ -30,7 +30,7 @@ def load(
     trust_remote_code: bool = False,
     quantization: str = "none",
 ) -> LoadedModel:
-    """The named model ready to answer; one that is loaded already passes through as it is."""
+    """The named model, ready to answer; a model that is already loaded is returned unchanged."""
     if isinstance(model, LoadedModel):
         if adapter is not None:
             raise ModelError("model: an adapter cannot be put on a model that is loaded already; load both together.")
@@ -42,7 +42,7 @@ def load(
 
 
 def use_threads(threads: int | None) -> None:
-    """Torch in this process computes on so many threads; None leaves it as it is."""
+    """Let torch compute on so many threads in this process; None changes nothing."""
     if threads is not None:
         import torch
 
@@ -50,27 +50,27 @@ def use_threads(threads: int | None) -> None:
 
 
 def budget_on(model: Any, budgets: Mapping[str, int]) -> int:
-    """The batch size for the device that the model is on; devices that are not named are as large as a GPU."""
+    """The batch size for the model's device; a device that `budgets` does not name gets that of a GPU."""
     return budgets.get(model.device.type, budgets["cuda"])
 
 
 def longest_input(model: Any, max_length: int | None) -> int:
-    """Tokens that fit: `max_length`, but no more than the model has positions for."""
+    """Tokens that fit: `max_length`, but at most as many as the model has positions."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     positions = getattr(config, "max_position_embeddings", None) or NO_LIMIT
     return min(positions, max_length or NO_LIMIT)
 
 
 def takes(model: Any, argument: str) -> bool:
-    """Whether the model's forward has an argument of this name, also below a PEFT adapter."""
+    """Whether the model's forward, also that of a base under a PEFT adapter, has an argument of this name."""
     bare = model.get_base_model() if hasattr(model, "get_base_model") else model
     return argument in inspect.signature(bare.forward).parameters
 
 
 def end_tokens(loaded: LoadedModel, template: str) -> frozenset[int]:
-    """Tokens after which an answer is over: the tokenizer's, the model's, and the one that ends a turn in training.
+    """Tokens that end an answer: the tokenizer's, the model's, and the one that ends a turn in training.
 
-    A base model that was tuned with a chat template often has the last of them nowhere in its configuration.
+    The configuration of a base model tuned with a chat template often lacks the last of these.
     """
     model, tokenizer = loaded
     ends = {tokenizer.eos_token_id}
@@ -80,7 +80,7 @@ def end_tokens(loaded: LoadedModel, template: str) -> frozenset[int]:
     try:
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         encoded = encode_conversation(tokenizer, turn, NO_LIMIT, template)
-    except DataError:  # a template that refuses so short a conversation may still take the real ones
+    except DataError:  # a template that refuses so short a conversation may still accept real ones
         return frozenset(ends - {None})
     learnt = [label for label in encoded.labels if label >= 0]
     special = set(tokenizer.all_special_ids)

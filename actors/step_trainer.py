@@ -1,11 +1,11 @@
-"""A language model that is trained one chosen batch at a time, and can be put back to where it began; no Ray here.
+"""A language model that is trained one chosen batch at a time, and can be reset to where it began; no Ray here.
 
-A step is what `trainee.train` makes of the same rows: mean loss over the batch's counted tokens, clipped gradient,
-AdamW, the rate of the schedule, dropout seeded by (seed, step). The batches come from outside, and a row may be in any
-number of them. The order in which a batch names its ids is of no effect beyond rounding.
+A step equals one of `trainee.train` on the same rows: mean loss over the batch's counted tokens, clipped gradient,
+AdamW, the scheduled rate, dropout seeded by (seed, step). The caller chooses the batches; a row may be in any number
+of them. The order of a batch's ids has no effect beyond rounding.
 
-Departures from `trainee.train`, both within rounding: the language-model head is applied only where a label is, and the
-passes of a batch follow from its own longest row, not from the pool's. One process; a batch is not shared out.
+Two departures from `trainee.train`, both within rounding: the language-model head is applied only at labels, and a
+batch's passes depend on its own longest row, not the pool's. There is one process; a batch is not divided among ranks.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ STATE, WEIGHTS = "state.json", "weights.safetensors"
 
 
 class StepTrainer:
-    """Holds the model, its optimizer and all rows it may be trained on (five bytes a token).
+    """Holds the model, its optimizer and all rows it may be trained on (five bytes per token).
 
-    `rows` are trainable rows as `EncodeRows` and `split_trainable` give them. `steps` is the length of the training, on
-    which the rates depend. On one kind of machine, with the same number of threads, everything repeats bit for bit.
+    `rows` are trainable rows from `EncodeRows` and `split_trainable`. `steps` is the length of the training, on which
+    the learning rates depend. On one kind of machine, with the same number of threads, results repeat bit for bit.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class StepTrainer:
         self.restart()
 
     def restart(self) -> None:
-        """Weights, optimizer and step as they were before the first step."""
+        """Reset weights, optimizer and step number to their state before the first step."""
         import torch
 
         with torch.no_grad():
@@ -92,7 +92,7 @@ class StepTrainer:
         self.loss_sum, self.label_tokens, self.seconds = 0.0, 0, 0.0
 
     def step(self, ids: Sequence[int] | np.ndarray) -> float:
-        """One optimizer step over the rows of these ids; the mean loss of their tokens as it was before the step."""
+        """Make one optimizer step on the rows with these ids; return the mean loss of their tokens before the step."""
         from raysift.gradients.cpu_products import quick_products
 
         started = time.perf_counter()
@@ -110,11 +110,11 @@ class StepTrainer:
         return nats / tokens
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Copies of what is trained, by name."""
+        """Copies of the trained weights, by name."""
         return {name: _array(weight) for name, weight in self.trainable.items()}
 
     def save_epoch(self, out: Location) -> EpochRecord:
-        """Write `out/epoch-1/` as a fine-tune would after an epoch of the steps made so far, and return its record."""
+        """Write `out/epoch-1/` as a fine-tune would if the steps so far were an epoch, and return its record."""
         if not self.step_number:
             raise StageError("training: no step was made yet, so there is no epoch to save.")
         record = EpochRecord(
@@ -134,7 +134,7 @@ class StepTrainer:
         return record
 
     def save_state(self, folder: Location) -> None:
-        """Weights, moments and step, from which `load_state` continues; the folder counts once `state.json` is in it."""
+        """Save weights, moments and step for `load_state`; the folder is valid once it holds `state.json`."""
         (folder / STATE).delete()
         save_tensors(folder / WEIGHTS, self.weights(), {})
         save_moments(folder / MOMENTS, read_moments(self.model, self.optimizer, self.step_number))
@@ -142,7 +142,7 @@ class StepTrainer:
         (folder / STATE).write(json.dumps({"step": self.step_number, "steps": self.steps} | totals, indent=2) + "\n")
 
     def load_state(self, folder: Location) -> None:
-        """Go on, bit for bit, where `save_state` left off, in a trainer of the same model, rows and settings."""
+        """Resume where `save_state` left off, bit for bit, in a trainer with the same model, rows and settings."""
         if not (folder / STATE).exists():
             raise StageError(f"training: {folder} holds no {STATE}, so no state was written there, or not to its end.")
         state = json.loads((folder / STATE).read_text())
@@ -174,13 +174,13 @@ class StepTrainer:
         import torch
 
         seed = step_seed(self.config.seed, self.step_number, rank=0)
-        # Not torch.manual_seed, which on a machine without CUDA remembers every call in case CUDA comes.
+        # Not torch.manual_seed: without CUDA it keeps every call, to repeat it should CUDA be initialised.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
     def _backward(self, positions: np.ndarray, tokens: int) -> float:
-        """Leave the gradient of the batch's mean loss in the parameters; its summed loss in nats."""
+        """Leave the gradient of the batch's mean loss in the parameters; return its summed loss in nats."""
         import torch
         from torch.nn.functional import cross_entropy
 
@@ -204,7 +204,7 @@ class StepTrainer:
         return np.array_split(positions, math.ceil(len(positions) / rows_per_pass))
 
     def _update(self, nats: float) -> None:
-        """Clip and step, or refuse to: a gradient that is no number would spoil every weight."""
+        """Clip and step; raise if loss or gradient is not finite, since such a gradient would ruin every weight."""
         import torch
 
         longest = self.config.max_grad_norm or math.inf
@@ -226,7 +226,7 @@ def trainable_parameters(model: Any) -> dict[str, Any]:
 
 
 def copy_weights(trainable: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> None:
-    """Put the values of `weights` into parameters of the same names and shapes."""
+    """Copy the values of `weights` into the parameters of the same names and shapes."""
     import torch
 
     if trainable.keys() != weights.keys() or any(
@@ -238,12 +238,12 @@ def copy_weights(trainable: Mapping[str, Any], weights: Mapping[str, np.ndarray]
         )
     with torch.no_grad():
         for name, weight in trainable.items():
-            weight.copy_(torch.tensor(weights[name]))  # copies first: an array out of Ray's store cannot be written to
+            weight.copy_(torch.tensor(weights[name]))  # copies first: arrays from Ray's store are read-only
 
 
 @contextlib.contextmanager
 def autocast(config: TrainConfig, device: Any) -> Iterator[None]:
-    """Products in bfloat16 where the recipe wants them, as transformers' Trainer makes them."""
+    """Compute products in bfloat16 if the recipe asks for it, as transformers' Trainer does."""
     import torch
 
     with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
@@ -263,7 +263,7 @@ def _checked(rows: pa.Table) -> EncodedRows:
 
 
 def _decay_groups(model: Any, trainable: Mapping[str, Any], weight_decay: float) -> list[dict[str, Any]]:
-    """Biases and norms apart, which do not decay; which they are is transformers' own rule."""
+    """Two parameter groups: biases and norms, by transformers' own rule, do not decay; the others do."""
     from transformers import Trainer
 
     decaying = set(Trainer.get_decay_parameter_names(None, model))

@@ -1,4 +1,4 @@
-"""Target gradients at each checkpoint, computed once by one actor and kept in safetensors: what rows are matched with."""
+"""Target gradients at each checkpoint, with which rows are matched; one actor computes them once into safetensors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 PLAIN = AdamSettings(form="none")
 CHECKED_ROWS = 3
-CHECKED_NUMBERS = 2**29  # of their gradients: 2 GiB; of larger adapters fewer rows are checked, or none
-TOLERANCES = {4: 0.01, 2: 0.2}  # relative, by the bytes of the narrowest weight
+CHECKED_NUMBERS = 2**29  # in their gradients together: 2 GiB; for larger adapters fewer rows are checked, or none
+TOLERANCES = {4: 0.01, 2: 0.2}  # relative, by bytes of the narrowest weight
 
 
 class TargetGradients:
     """Turns preference pairs (ROSE) or examples (LESS) into one vector per subtask and checkpoint.
 
-    Gradients of targets are plain: the optimizer's moments (`adam`) shape only what a row would do.
+    Targets' gradients are plain: the optimizer's moments (`adam`) apply only to the direction of a training row.
     """
 
     def __init__(
@@ -42,21 +42,22 @@ class TargetGradients:
     ) -> None:
         self.model = CheckpointedModel(model, checkpoints, adam, **loading)
         self.deviation: float | None = None
-        """Of the gradients last computed, from autograd's (see `check`)."""
+        """How far the gradients last computed deviate from autograd's (see `check`)."""
         self.project(projection)
 
     def project(self, projection: ProjectionSettings) -> None:
-        """Let gradients flow through another projection."""
+        """Project gradients with another projection from now on."""
         from raysift.store.projection import Projection
 
         self.sinks = self.model.projections(projection)
         self.hash = Projection(projection, self.model.layout).hash
 
     def check(self, rows: Sequence[TokenRow]) -> float | None:
-        """How far gradients of the first checkpoint are from autograd's; a model that the hooks misread is refused.
+        """How far gradients at the first checkpoint are from autograd's; raises if the hooks misread the model.
 
-        The shortest rows go together, as in a run, and of those that are padded there the best one counts: where a loss is all
-        but zero, rounding decides its gradient. None where no row has a gradient, or memory is too small to check one.
+        The shortest rows share a batch, as in a run. Among those padded in it the smallest deviation counts, because
+        rounding decides the gradient of a loss that is almost zero. None if no row has a gradient, or if memory is too
+        small to check one.
         """
         gradients = self.model.at(0, self.sinks[0])
         count = min(CHECKED_ROWS, CHECKED_NUMBERS // self.model.layout.total)
@@ -83,7 +84,7 @@ class TargetGradients:
         end_prompt: bool,
         keep_units: bool = False,
     ) -> list[Any]:
-        """`raysift.gradients.preference.Targets` of each checkpoint."""
+        """The `raysift.gradients.preference.Targets` at each checkpoint, from preference pairs."""
         from raysift.gradients.preference import preference_targets
 
         tokens = [self.model.encode_pair(number, pair, end_prompt) for number, pair in enumerate(pairs)]
@@ -96,7 +97,7 @@ class TargetGradients:
     def from_examples(
         self, examples: Sequence[Example], targets: TargetSettings, keep_units: bool = False
     ) -> list[Any]:
-        """The same from the reference answers of examples, by cross-entropy."""
+        """The `Targets` at each checkpoint from the cross-entropy of the examples' reference answers."""
         from raysift.gradients.preference import cross_entropy_targets
 
         tokens = [self._encode(number, example) for number, example in enumerate(examples)]
@@ -107,7 +108,7 @@ class TargetGradients:
         ]
 
     def pulls(self, messages: Sequence[dict[str, str]], targets: Sequence[Any]) -> list[dict[int, float]]:
-        """Per checkpoint, the cosine of one row's direction with each pair or example; `targets` keep their units."""
+        """Per checkpoint, the cosine of one row's direction with each pair or example; `targets` need their `units`."""
         import numpy as np
 
         row, found = self.model.encode(0, messages), []
@@ -131,7 +132,7 @@ class TargetGradients:
 
 
 def save_targets(folder: Location, checkpoints: Sequence[Checkpoint], targets: Sequence[Any], hash_: str) -> list[str]:
-    """One file per checkpoint, `CHECKPOINT.safetensors`, with the subtasks and the projection's hash in its header."""
+    """Write a file `CHECKPOINT.safetensors` per checkpoint, with subtasks and the projection's hash in the header."""
     names = []
     for checkpoint, target in zip(checkpoints, targets, strict=True):
         metadata = {"subtasks": json.dumps(list(target.subtasks)), "projection": hash_}
@@ -141,7 +142,7 @@ def save_targets(folder: Location, checkpoints: Sequence[Checkpoint], targets: S
 
 
 def load_targets(folder: Location, checkpoints: Sequence[Checkpoint]) -> list[Any]:
-    """The target matrices, (subtasks, width), of the named checkpoints in their order."""
+    """The target matrices (subtasks, width) of these checkpoints, in their order."""
     from safetensors.torch import load
 
     return [load((folder / f"{checkpoint.name}.safetensors").read_bytes())["targets"] for checkpoint in checkpoints]

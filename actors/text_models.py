@@ -1,4 +1,4 @@
-"""Loading and feeding models that read a whole text at once: sequence classifiers and encoders."""
+"""Loads and feeds models that read a whole text at once: sequence classifiers and encoders."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 BATCH_TOKENS = {"cpu": 512, "cuda": 32768}
-"""Padded tokens of a batch. On one core 8192 took 1.6 to 2 times as long as 512: wide batches fall out of its cache."""
+"""Padded tokens per batch. On one core 8192 took 1.6 to 2 times as long as 512: large batches overflow its cache."""
 
 
 @dataclass(frozen=True)
 class TextTokens:
-    """A text as the model reads it; `types` are its segment numbers where the tokenizer writes them."""
+    """A text as the model reads it; `types` are its segment numbers, if the tokenizer gives any."""
 
     ids: list[int]
     types: list[int] | None
@@ -39,10 +39,10 @@ def load_text_model(
     trust_remote_code: bool = False,
     unused: Sequence[str] = (),
 ) -> LoadedModel:
-    """A model by the name of its Auto class, in eval mode, and its tokenizer.
+    """A model of the Auto class named `kind`, in eval mode, and its tokenizer.
 
-    Weights that the checkpoint lacks are drawn at random by transformers, with no more than a warning; here they are an
-    error, but for layers in `unused`, whose output nobody reads.
+    transformers draws weights that the checkpoint lacks at random and only warns. Here missing weights are an error,
+    except in layers named in `unused`, whose output is never read.
     """
     import transformers
 
@@ -68,20 +68,20 @@ def load_text_model(
 
 
 def text_limit(model: Any, tokenizer: Any, max_length: int | None) -> int:
-    """Tokens that fit, special ones included.
+    """Tokens that fit, special tokens included.
 
-    A model that knows distances only (DeBERTa) takes any length that is asked for; unasked, its training length holds.
+    A model with only relative positions (DeBERTa) takes any requested length; by default its training length applies.
     """
     usual = longest_input(model, None)
     if getattr(tokenizer, "model_max_length", NO_LIMIT) < NO_LIMIT:
-        usual = min(usual, tokenizer.model_max_length)  # RoBERTa has two positions more than it can use
+        usual = min(usual, tokenizer.model_max_length)  # RoBERTa has two more positions than it can use
     if max_length is not None and not getattr(model.config, "position_biased_input", True):
         return max_length
     return min(usual, max_length or NO_LIMIT)
 
 
 def pad_texts(texts: Sequence[TextTokens], model: Any, pad: int) -> dict[str, Tensor]:
-    """Inputs of a forward pass: padded on the right, the padding masked."""
+    """Inputs of a forward pass, padded on the right, with the padding masked."""
     import torch
 
     width = max(len(text) for text in texts)

@@ -1,7 +1,7 @@
-"""What a fine-tune leaves on disk: `epoch-N/` with weights, Adam's moments by name and `epoch.json`.
+"""The checkpoints of a fine-tune on disk: `epoch-N/` with weights, Adam's moments by name and `epoch.json`.
 
-A folder counts once its record stands in it; the record is written last. `step-N/` is the same for a place within a
-long epoch, replaced by the next one.
+A folder is valid once it holds its record, which is written last. `step-N/`, with `step.json`, is a checkpoint within a
+long epoch; the next checkpoint replaces it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EPOCH_RECORD, STEP_RECORD, MOMENTS = "epoch.json", "step.json", "moments.safeten
 
 
 class EpochRecord(BaseModel):
-    """What `epoch.json` says of an epoch; `step.json` of an unfinished one says the same of its part so far."""
+    """The contents of `epoch.json`; `step.json` has the same fields for the finished part of an epoch."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,18 +33,18 @@ class EpochRecord(BaseModel):
     step: int
     """Optimizer steps since the training began."""
     mean_learning_rate: float
-    """Mean of the rates after the epoch's steps: the weight of this checkpoint in LESS and ROSE."""
+    """Mean of the learning rates after the epoch's steps: the weight of this checkpoint in LESS and ROSE."""
     first_learning_rate: float
     last_learning_rate: float
     mean_loss: float
-    """Per counted token, in nats, over the epoch's steps as they were made."""
+    """In nats per counted token, over the epoch's steps, each measured as it was made."""
     loss_sum: float
     label_tokens: int
     seconds: float
     hashes: dict[str, str] = Field(default_factory=dict)
-    """Of the content of each file that an epoch leaves, such as `moments.safetensors`."""
+    """Content hash of each file of the epoch, such as `moments.safetensors`."""
     template: str | None = None
-    """The chat template of the training; None in records that are older than the field."""
+    """The chat template of the training; None in records older than this field."""
 
 
 def epoch_records(out: Location) -> list[EpochRecord]:
@@ -53,15 +53,18 @@ def epoch_records(out: Location) -> list[EpochRecord]:
 
 
 def last_checkpoint(out: Location) -> tuple[Location, EpochRecord, bool] | None:
-    """The folder with the most steps that was written whole, its record, and whether it ends an epoch."""
+    """The complete folder with the most steps, its record, and whether it ends an epoch."""
     found = [(folder, record, True) for folder, record in _checkpoints(out, EPOCH_RECORD)]
     found += [(folder, record, False) for folder, record in _checkpoints(out, STEP_RECORD)]
     return max(found, key=lambda item: (item[1].step, item[2]), default=None)
 
 
 def template_of(named: str, model: Any, adapter: str | Location | None, usual: str = "auto") -> str:
-    """The chat template to ask a model under: the one named or, for `train`, what the record beside the adapter or the weights
-    says of their training; `usual` where there is no such record."""
+    """The chat template to prompt a model with.
+
+    It is the one named or, for `train`, that of the training, from the record beside the adapter or the weights;
+    `usual` if there is no such record.
+    """
     if named != TRAIN:
         return named
     weights = adapter or model
@@ -69,7 +72,7 @@ def template_of(named: str, model: Any, adapter: str | Location | None, usual: s
     if not isinstance(place, Location) or not place.is_folder():
         return usual
     record = Location(place.fs, place.path.rstrip("/").rpartition("/")[0]) / EPOCH_RECORD
-    told = json.loads(record.read_bytes()) if record.exists() else {}  # of any version: only one field is read
+    told = json.loads(record.read_bytes()) if record.exists() else {}  # from any version: only one field is read
     return told.get("template") or usual
 
 
@@ -85,11 +88,11 @@ def _checkpoints(out: Location, name: str) -> list[tuple[Location, EpochRecord]]
 def write_checkpoint(
     folder: Location, record: EpochRecord, name: str, model: Any, tokenizer: Any, optimizer: Any
 ) -> None:
-    """Weights and moments first, then the record that makes them count, with the hashes of an epoch's files."""
+    """Write weights and moments, then the record that makes them valid, with the hashes of an epoch's files."""
     folder.delete()
     with _filled_folder(folder / ("adapter" if hasattr(model, "peft_config") else "model")) as path:
         if hasattr(model, "peft_config"):
-            # Left to itself PEFT asks the hub whether the embedding was resized.
+            # By default PEFT asks the hub whether the embedding was resized.
             model.save_pretrained(path, save_embedding_layers=False)
         else:
             model.save_pretrained(path)
@@ -106,7 +109,7 @@ def write_checkpoint(
 
 @contextlib.contextmanager
 def _filled_folder(place: Location) -> Iterator[str]:
-    """A local folder to write into, which is `place` itself or is copied there at the end."""
+    """A local folder to write into: `place` itself, or a temporary folder that is copied there at the end."""
     place.make_folder()
     if place.is_local:
         yield place.path
@@ -119,7 +122,7 @@ def _filled_folder(place: Location) -> Iterator[str]:
 
 
 def read_moments(model: Any, optimizer: Any, step: int) -> Moments:
-    """Adam's state under the names of the model's trainable parameters; one that was never stepped has zeros."""
+    """Adam's state by name of the model's trainable parameters; zeros for a parameter that was never stepped."""
     group = optimizer.param_groups[0]
     first, second = {}, {}
     for name, parameter in model.named_parameters():
@@ -151,8 +154,8 @@ def restore_moments(model: Any, optimizer: Any, moments: Moments) -> None:
 
 
 def delete_steps(out: Location, keep: str = "") -> None:
-    """Remove the checkpoints within epochs, but the one named."""
+    """Remove the checkpoints within epochs, except the one named `keep`."""
     for folder, _ in _checkpoints(out, STEP_RECORD):
         if folder.name != keep:
-            (folder / STEP_RECORD).delete()  # first, so that half a folder never counts
+            (folder / STEP_RECORD).delete()  # first, so that a partly deleted folder is never valid
             folder.delete()

@@ -1,14 +1,14 @@
-"""A language model that is being fine-tuned, in one process or as one of several ranks; no Ray here.
+"""Fine-tunes a language model, in one process or as one of several ranks; no Ray here.
 
 Tokens come as effective batches, transformers' `Trainer` makes the steps, and after each epoch rank 0 writes `epoch-N/`
-(see train_checkpoints). A training continues from the last folder that counts.
+(see train_checkpoints). A training continues from the last valid folder.
 
-Same for 1 or 7 ranks, up to rounding: an effective batch's loss is the sum over its counted tokens, of all ranks and
-passes, divided by their number. Dropout is seeded by (seed, step, rank), so that a resumed training drops what the
-uninterrupted one would have.
+The result is the same for 1 or 7 ranks, up to rounding: an effective batch's loss is the sum over its counted tokens,
+of all ranks and passes, divided by their number. Dropout is seeded by (seed, step, rank), so a resumed training drops
+the same units as an uninterrupted one.
 
-Departure from stock `Trainer` use: it sees the rest of the training as one long epoch, which makes resuming at any step
-a matter of where the batches begin.
+Departure from stock `Trainer` use: it sees the rest of the training as one long epoch, so resuming at any step only
+changes where the batches begin.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def build_model(
 ) -> Any:
     """The model with its trainable weights: a new adapter, or the adapter or weights of the folder `start`.
 
-    What is trained is float32. Frozen weights under an adapter are kept in the products' own type, or in four bits.
+    Trained weights are float32. Frozen weights under an adapter have the type of the products, or four bits.
     """
     import torch
     from peft import LoraConfig, get_peft_model
@@ -99,13 +99,13 @@ def build_model(
 
 
 def build_placed(config: TrainConfig, model: str, start: str | Location | None, place: Place) -> Any:
-    """The same on the device of `place`."""
+    """The model with its trainable weights (see `build_model`) on the device of `place`."""
     built = build_model(config, model, start, place.trust_remote_code, loading_device(config, place))
     return move(built, place.device)
 
 
 def loading_device(config: TrainConfig, place: Place) -> str:
-    """The CPU, to be moved from there, but for a base that has to be loaded where it will stay."""
+    """The device to load on: the CPU, to be moved later, except for a base that must be loaded where it will stay."""
     if place.device == SPREAD:
         if place.world_size > 1:
             raise StageError(
@@ -116,7 +116,7 @@ def loading_device(config: TrainConfig, place: Place) -> str:
     if config.quantization == "none":
         return "cpu"
     device = pick_device(place.device)
-    # Ray Train names the GPU of each of its workers so; accelerate, below transformers' Trainer, goes by it too.
+    # Ray Train names each worker's GPU in this variable; accelerate, under transformers' Trainer, obeys it too.
     return os.environ.get("ACCELERATE_TORCH_DEVICE", device) if device == "cuda" else device
 
 
@@ -131,9 +131,9 @@ def train(
     on_epoch: Callable[[EpochRecord], None] | None = None,
     callbacks: Sequence[Any] = (),
 ) -> None:
-    """Train on encoded rows and write a folder an epoch below `out`, continuing where an earlier attempt stopped.
+    """Train on encoded rows and write one folder per epoch below `out`, continuing where an earlier attempt stopped.
 
-    `on_epoch` is called on every rank after each epoch. All rows are held in memory, five bytes a token.
+    `on_epoch` is called on every rank after each epoch. All rows are held in memory, at five bytes per token.
     """
     from raysift.gradients.cpu_products import quick_products
 
@@ -164,7 +164,7 @@ def _trainer(model: Any, batches: EffectiveBatches, config: TrainConfig, place: 
     from transformers import PrinterCallback, Trainer, TrainingArguments
 
     class Finetuner(Trainer):  # type: ignore[misc]
-        """Trainer with our batches, our rates and our loss, and with nothing between two steps."""
+        """A Trainer with our batches, rates and loss, and no other work between two steps."""
 
         moments: Moments | None = None
         loss_sum: Any = 0.0
@@ -177,7 +177,7 @@ def _trainer(model: Any, batches: EffectiveBatches, config: TrainConfig, place: 
             return len(batches.lengths)
 
         def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-            return 0  # the stock one walks over all parameters at every pass
+            return 0  # the stock method walks over all parameters in every pass
 
         def create_optimizer(self, model: Any = None) -> Any:
             optimizer = super().create_optimizer(model)
@@ -192,7 +192,7 @@ def _trainer(model: Any, batches: EffectiveBatches, config: TrainConfig, place: 
             return self.lr_scheduler
 
         def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-            """The passes of one step and the tokens that count in all of them, on all ranks."""
+            """The passes of one step, and the number of tokens that count in it on all ranks."""
             passes = [next(epoch_iterator) for _ in range(num_batches)]
             tokens = {taken.pop("tokens_of_step") for taken in passes}
             self.label_tokens += max(tokens)
@@ -201,7 +201,7 @@ def _trainer(model: Any, batches: EffectiveBatches, config: TrainConfig, place: 
         def compute_loss(
             self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            """Nats of this pass over the tokens of the whole step; times the ranks, whose gradients are averaged.
+            """Nats of this pass per token of the whole step, times the ranks, since their gradients are averaged.
 
             Batches are padded on the right, where a causal model cannot look, so no attention mask is needed.
             """
@@ -216,7 +216,7 @@ def _trainer(model: Any, batches: EffectiveBatches, config: TrainConfig, place: 
     arguments = TrainingArguments(
         output_dir=scratch,
         max_steps=batches.steps - batches.first_step,
-        per_device_train_batch_size=1,  # of no effect: batches come ready
+        per_device_train_batch_size=1,  # has no effect: batches come ready-made
         gradient_accumulation_steps=batches.passes,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
@@ -238,9 +238,9 @@ def _trainer(model: Any, batches: EffectiveBatches, config: TrainConfig, place: 
         seed=config.seed,
     )
     if place.world_size == 1 and not on_cpu:
-        arguments._n_gpu = 1  # a visible second GPU would otherwise bring in torch's DataParallel
+        arguments._n_gpu = 1  # otherwise a second visible GPU would switch on torch's DataParallel
     trainer = Finetuner(model=model, args=arguments)
-    trainer.model_accepts_loss_kwargs = True  # our loss is divided by the tokens of the step already
+    trainer.model_accepts_loss_kwargs = True  # our loss is already divided by the tokens of the step
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -253,7 +253,7 @@ def _keeper(
     last: tuple[Location, EpochRecord, bool] | None,
     on_epoch: Callable[[EpochRecord], None] | None,
 ) -> Any:
-    """The callback that seeds each step, and writes a checkpoint where an epoch, or a long stretch of it, ends."""
+    """The callback that seeds each step, and writes a checkpoint after each epoch and, in long ones, in between."""
     import torch
     from transformers import TrainerCallback
 
@@ -273,7 +273,7 @@ def _keeper(
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             seed = step_seed(config.seed, batches.first_step + state.global_step, place.rank)
-            # Not torch.manual_seed, which on a machine without CUDA remembers every call in case CUDA comes.
+            # Not torch.manual_seed: without CUDA it keeps every call, to repeat it should CUDA be initialised.
             torch.default_generator.manual_seed(seed)
             if torch.cuda.is_available():
                 torch.cuda.manual_seed(seed)
@@ -327,13 +327,13 @@ def _keeper(
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
-    """What dropout is seeded with at a step, whatever happened before it."""
+    """The seed of dropout at a step, independent of everything before it."""
     return int.from_bytes(blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=7).digest(), "big")
 
 
 @contextlib.contextmanager
 def own_settings(place: Place) -> Iterator[None]:
-    """Threads and determinism as the training wants them; the caller's own, and its random states, are put back."""
+    """Set threads and determinism for the training; afterwards restore the caller's settings and random states."""
     import torch
 
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()

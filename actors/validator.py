@@ -1,8 +1,8 @@
-"""The validation loss of a model that is being trained, over fixed batches that can be dealt to any number of workers.
+"""The validation loss of a model being trained, over fixed batches that any number of workers can share.
 
-The conversations are cut into batches once, by their lengths alone. A batch is padded and summed by itself, so its
-rows lose the same whichever other batches the process has: one validator or four give the same numbers, bit for bit,
-on one kind of machine with the same number of threads.
+The conversations are divided into batches once, by their lengths alone. Each batch is padded and summed on its own, so
+its rows have the same losses whichever other batches a process has. One validator or four give the same numbers, bit
+for bit, on one kind of machine with the same number of threads.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ BATCH_TOKENS = 2048
 
 
 class Validator:
-    """Validation rows (`id`, `messages`), each a conversation that ends with the reference answer, cut into `batches`.
+    """Validation rows (`id`, `messages`) in fixed `batches`; each conversation ends with the reference answer.
 
-    A row's number is its place in order of id. A model of its own is loaded only where `losses` is asked for.
+    A row's number is its place in order of id. The validator loads a model of its own only when `losses` is called.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Validator:
         self._model: Any = None
 
     def losses(self, weights: Mapping[str, np.ndarray], numbers: Sequence[int]) -> dict[int, tuple[float, int]]:
-        """Nats and tokens of every row of the batches of these numbers, by row number, under these trained weights."""
+        """Nats and tokens, by row number, of the rows in the batches with these numbers, under these trained weights."""
         if self._model is None:
             with own_settings(self.place):
                 self._model = build_placed(self.config, self.name, self.adapter, self.place)
@@ -57,7 +57,7 @@ class Validator:
         return self.losses_of(self._model, numbers)
 
     def losses_of(self, model: Any, numbers: Sequence[int]) -> dict[int, tuple[float, int]]:
-        """The same under a live model, a `StepTrainer`'s; it is left in the mode it was in."""
+        """Nats and tokens of these batches' rows under a live model, a `StepTrainer`'s; its mode is restored."""
         import torch
 
         from raysift.gradients.cpu_products import quick_products
@@ -66,7 +66,7 @@ class Validator:
         model.eval()
         found: dict[int, tuple[float, int]] = {}
         try:
-            # Not inference_mode: what a model caches in there (rotary tables) could not be trained through later.
+            # Not inference_mode: what a model caches in it (rotary tables) could not be trained through later.
             with own_settings(self.place), torch.no_grad(), quick_products(model):
                 for number in numbers:
                     found |= self._losses_of_batch(model, self.batches[number])
@@ -98,7 +98,7 @@ class Validator:
 
 
 def cut_batches(rows: EncodedRows, tokens: int) -> list[list[int]]:
-    """Row numbers by batch, longest rows first, ties in order of id; rows x longest stays within `tokens`."""
+    """Row numbers per batch, longest rows first, ties by id; rows x longest stays within `tokens`."""
     from raysift.gradients.rows import plan_batches
 
     return plan_batches(rows.lengths.tolist(), tokens)

@@ -1,6 +1,6 @@
-"""The judge between two answers where an engine elsewhere holds the model: its questions, and the weights in what it gave.
+"""The judge between two answers when a vLLM engine holds the model: writes questions, reads weights from the output.
 
-An engine answers one prompt a row, so a pair is two rows here, one for each order (raysift.pairwise.rows.rows_by_order).
+An engine takes one prompt per row, so a pair is two rows here, one per order (raysift.pairwise.rows.rows_by_order).
 Prompts, cuts, weights and failures are those of `Comparer`; the numbers differ from transformers' in the last bits.
 """
 
@@ -22,7 +22,7 @@ from raysift.scoring.columns import INPUT_TOKENS, TRUNCATED
 
 
 class ComparisonAsker(RowActor):
-    """The question to the judge in the row's order; a row that cannot be asked carries its error."""
+    """Writes the question to the judge in the row's order; a row that cannot be asked carries its error."""
 
     inputs: ClassVar[Sequence[str]] = (MESSAGES, OWN, AGAINST, ORDER)
     outputs = pa.schema(
@@ -33,7 +33,7 @@ class ComparisonAsker(RowActor):
         self.weigher = load_weigher(model, **settings)
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
-        """Both orders are put into words, since texts are cut for both alike; one is asked."""
+        """Write both orders, since both lose the same words when texts are cut, and ask the row's order only."""
         return [self._ask(row) for row in rows]
 
     def _ask(self, row: Row) -> Row | Failed:
@@ -45,7 +45,7 @@ class ComparisonAsker(RowActor):
 
 
 class ComparisonReader(RowActor):
-    """The weights in one order from the log-probabilities that an engine gave for the verdicts' tokens, in their order."""
+    """Reads the weights in one order from an engine's log-probabilities of the verdicts' tokens, in their order."""
 
     inputs: ClassVar[Sequence[str]] = (LOGPROBS, ENGINE_ERROR, INPUT_TOKENS, TRUNCATED, ORDER)
     outputs = pa.schema(
@@ -57,11 +57,11 @@ class ComparisonReader(RowActor):
         self.verdicts = [verdict for verdict, _ in flatten(self.weigher.spellings)]
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
-        """What failed before the engine or in it keeps its message."""
+        """The weights of each row; a row that failed before or in the engine keeps its message."""
         return [engine_failure(row[ENGINE_ERROR]) if row[ENGINE_ERROR] else self._read(row) for row in rows]
 
     def _read(self, row: Row) -> Row | Failed:
-        # On the way through pandas a NaN becomes a null.
+        # pandas turns NaN into null on the way.
         values = [math.nan if value is None else value for value in row[LOGPROBS]]
         weights = self.weigher.weigh(list(zip(self.verdicts, values, strict=True)), row[ORDER])
         if isinstance(weights, Failed):

@@ -1,7 +1,7 @@
-"""vLLM: what an engine is started with, and one to be held by an actor.
+"""vLLM: the arguments that an engine is started with, and an `Engine` for an actor to hold.
 
-Answers and ratings go through `ray.data.llm` (raysift.jobs.on_ray.vllm_stage); an `Engine` of its own is what an actor has that
-gives rewards.
+Answers and ratings go through `ray.data.llm` (raysift.jobs.on_ray.vllm_stage); an actor that computes rewards has an
+`Engine` of its own.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from raysift.errors import ModelError, StageError
 from raysift.settings.resources import EngineResources
 from raysift.storage import Location
 
-LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM has kernels for
-GUARD_S = 1.0  # how often a waiting call looks whether its engine lives
+LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the ranks for which vLLM has kernels
+GUARD_S = 1.0  # how often a waiting call checks that its engine is alive
 ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1"}  # nothing is reported to anyone
 
 log = logging.getLogger(__name__)
@@ -37,10 +37,10 @@ def engine_arguments(
     trust_remote_code: bool = False,
     engine: EngineResources | None = None,
 ) -> dict[str, Any]:
-    """Arguments of an engine that computes what transformers would: the checkpoint's numbers, no defaults of its own.
+    """Arguments of an engine that computes what transformers would: the checkpoint's dtype, none of its defaults.
 
-    A share of a GPU is that share of its memory; two GPUs or more are one engine by tensor parallelism. Of `engine` the
-    number of GPUs does not count: a caller has settled it, as `gpus`.
+    A fraction of a GPU means that fraction of its memory; two or more GPUs form one engine by tensor parallelism. The
+    number of GPUs in `engine` is ignored: the caller has decided it, and passes `gpus`.
     """
     engine = engine or EngineResources()
     card = load_card(model, trust_remote_code)
@@ -69,7 +69,7 @@ def engine_arguments(
 
 
 def offline_batching(workers: int) -> dict[str, int]:
-    """Rows and tokens of a step as `LLM` takes them on this device; an engine of Ray's takes a fraction, as for a server."""
+    """Rows and tokens per step as `LLM` uses on this device; Ray's engines use fewer, the defaults for a server."""
     from vllm import EngineArgs
     from vllm.usage.usage_lib import UsageContext
 
@@ -78,7 +78,7 @@ def offline_batching(workers: int) -> dict[str, int]:
 
 
 def lora_rank(adapter: Location) -> int:
-    """The smallest rank vLLM can reserve that holds the adapter's."""
+    """The smallest rank that vLLM can reserve and that holds the adapter's rank."""
     place = adapter / "adapter_config.json"
     if not place.exists():
         raise ModelError(
@@ -96,12 +96,12 @@ def lora_rank(adapter: Location) -> int:
 
 
 def engine_environment() -> dict[str, str]:
-    """The caller's own settings of vLLM, for processes on other machines, and ours where there are none."""
+    """The VLLM_* variables for processes on other machines: the caller's own, with ours as defaults."""
     return ENVIRONMENT | {name: value for name, value in os.environ.items() if name.startswith("VLLM_")}
 
 
 class Engine:
-    """An engine in a child of this process; `classify` outlives a few deaths of it, then it ends the run."""
+    """An engine in a child process; `classify` restarts it after a crash, at most `restarts` times, then raises."""
 
     def __init__(
         self,
@@ -129,7 +129,7 @@ class Engine:
         self.llm = LLM(**self.arguments)
 
     def classify(self, prompts: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Logits of a classifier, for tokenised texts in their order; the engine must run as one (`runner="pooling"`)."""
+        """A classifier's logits for tokenised texts in their order; the engine must run as one (`runner="pooling"`)."""
         from vllm import PoolingParams
 
         logits = PoolingParams(use_activation=False)
@@ -149,7 +149,7 @@ class Engine:
 
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        """Wakes a call that waits for an engine that was killed: vLLM 0.32 notices, tells nobody, and waits for ever."""
+        """Wake a call that waits for a killed engine: vLLM 0.32 notices, but does not tell the call, which waits for ever."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         core, over = self.llm.llm_engine.engine_core, threading.Event()

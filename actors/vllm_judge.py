@@ -1,4 +1,4 @@
-"""The judge where an engine elsewhere holds the model: its questions, and the ratings in what the engine gave.
+"""The judge when a vLLM engine holds the model: writes questions, reads ratings from the output.
 
 Prompts, ratings and failures are those of `Judge`; the numbers differ from transformers' in the last bits.
 """
@@ -18,7 +18,7 @@ from raysift.scoring.columns import INPUT_TOKENS, JUDGE_SCHEMA, TRUNCATED
 
 
 class JudgeAsker(RowActor):
-    """The questions to the judge, and what a rating says about them; a row that cannot be asked carries its error."""
+    """Writes the questions to the judge, with length and cut mark; a row that cannot be asked carries its error."""
 
     inputs = (MESSAGES,)
     outputs = pa.schema([(PROMPT, pa.list_(pa.int64())), (INPUT_TOKENS, pa.int64()), (TRUNCATED, pa.bool_())])
@@ -35,7 +35,7 @@ class JudgeAsker(RowActor):
 
 
 class JudgeReader(RowActor):
-    """The columns of a `Judge` from the log-probabilities that an engine gave for the rater's tokens, in their order."""
+    """Makes a `Judge`'s columns from an engine's log-probabilities of the rater's tokens, in their order."""
 
     inputs = (LOGPROBS, ENGINE_ERROR, INPUT_TOKENS, TRUNCATED)
     outputs = JUDGE_SCHEMA
@@ -45,10 +45,10 @@ class JudgeReader(RowActor):
         self.ratings = [rating for rating, _ in flatten(self.rater.spellings)]
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
-        """What failed before the engine or in it keeps its message."""
+        """The rating of each row; a row that failed before or in the engine keeps its message."""
         return [engine_failure(row[ENGINE_ERROR]) if row[ENGINE_ERROR] else self._read(row) for row in rows]
 
     def _read(self, row: Row) -> Row | Failed:
-        # On the way through pandas a NaN becomes a null.
+        # pandas turns NaN into null on the way.
         values = [math.nan if value is None else value for value in row[LOGPROBS]]
         return self.rater.rate(row[INPUT_TOKENS], row[TRUNCATED], list(zip(self.ratings, values, strict=True)))

@@ -1,7 +1,7 @@
 """The reward model on vLLM: its pooling runner gives a classifier's logits, whole conversations batched as they come.
 
-Rows, templates, cuts and failures are those of `Reward`; the numbers differ from transformers' in the last bits. Which
-architectures there are is vLLM's to say; DeBERTa of the MoDS authors is none of them in version 0.32.
+Rows, templates, cuts and failures are those of `Reward`; the numbers differ from transformers' in the last bits. vLLM
+decides which architectures work; version 0.32 does not support the DeBERTa of the MoDS authors.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raysift.settings.resources import EngineResources
 
 
 class VllmReward(Reward):
-    """A `Reward` whose model is in a vLLM engine; `gpus` says how much of the actor's GPU is the engine's."""
+    """A `Reward` whose model is in a vLLM engine; `gpus` is the engine's share of the actor's GPU."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class VllmReward(Reward):
         )
 
     def score(self, texts: Sequence[TextTokens]) -> list[float]:
-        """The model's output for each text, in their order."""
+        """The model's output for each text, in the order given."""
         if any(any(text.types or ()) for text in texts):
             raise ModelError(
                 "reward: this tokenizer marks question and answer as two segments, which are not handed to vLLM here. "
