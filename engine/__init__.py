@@ -41,7 +41,7 @@ _HOMES = {
 
 
 def _methods() -> dict[str, str]:
-    """Methods by the name of their function: `raise_` for `raise`, whose bare name is a keyword."""
+    """Method names by function name; the function of `raise`, a Python keyword, is `raise_`."""
     from raysift.methods import METHODS
 
     return {name + "_" * iskeyword(name): name for name in METHODS}

@@ -16,7 +16,7 @@ def uniform_of(ids: np.ndarray, seed: int) -> np.ndarray:
 
 
 def seed_for(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose, so that two draws of one run are unrelated."""
+    """A separate seed for each purpose, so that two draws of one run are unrelated."""
     return int.from_bytes(hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=7).digest(), "big")
 
 

@@ -1,6 +1,6 @@
-"""The few errors a caller may want to tell apart, and the exit code each one gives on the command line.
+"""The few errors a caller may want to distinguish, and the exit code of each on the command line.
 
-A message names the stage, the thing (file, row, field), what was found, what was expected and what to do.
+A message names the stage, the object (file, row, field), what was found, what was expected and what to do.
 """
 
 import errno
@@ -26,13 +26,13 @@ class DataError(RaysiftError):
 
 
 class StaleRunError(RaysiftError):
-    """A run folder holds results of other settings or other inputs than those asked for now."""
+    """A run folder holds results of settings or inputs that differ from the current ones."""
 
     exit_code = 4
 
 
 class StageError(RaysiftError):
-    """A stage could not finish: too many failed rows, counts that do not add up, a worker that dies again and again."""
+    """A stage could not finish: too many failed rows, counts that do not add up, a worker that crashes repeatedly."""
 
     exit_code = 5
 
@@ -50,17 +50,17 @@ WAYS_OUT = {
     errno.ENAMETOOLONG: "Give it a shorter name.",
     **dict.fromkeys(FULL, "Make room; the same command continues the run."),
 }
-"""What to do about an error of the operating system, by its number. Other numbers are no user's business."""
+"""Advice for each errno of the operating system that a user can do something about."""
 
 
 def find_cause(error: BaseException | None) -> RaysiftError | None:
-    """The raysift error inside an error that a library wrapped around it, else what the operating system refused.
+    """The raysift error that a library wrapped in its own, else the operating system's refusal as a raysift error.
 
-    Ray's error for a failed task is of the class of its cause too, but its text is a traceback: then the cause is meant.
+    Ray's error for a failed task also inherits from its cause's class, but its text is a traceback, so the cause is taken.
     """
     refused: RaysiftError | None = None
     seen: set[int] = set()
-    on_purpose = True  # an error that was only being handled when this one arose explains nothing, unless it is ours
+    on_purpose = True  # an error that was merely being handled when this one arose counts only if it is ours
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         inner = getattr(error, "cause", None)
@@ -74,15 +74,15 @@ def find_cause(error: BaseException | None) -> RaysiftError | None:
 
 
 def explain_system_error(error: OSError) -> RaysiftError | None:
-    """The same as a sentence: a full disk stops a stage, any other place that cannot be used is wrong data."""
-    number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno  # pyarrow gives none of some
+    """The operating system's refusal as our error: StageError for a full disk, DataError for any other unusable place."""
+    number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno  # pyarrow sets none on some
     if number not in WAYS_OUT:
         return None
     return (StageError if number in FULL else DataError)(f"files: {system_words(error)} {WAYS_OUT[number]}")
 
 
 def system_words(error: OSError) -> str:
-    """What the operating system said, without its numbers."""
+    """The operating system's message without its errno."""
     if isinstance(error, FileNotFoundError) and error.errno is None:
         return f"there is no '{error}'."
     return re.sub(r"\[[Ee]rrno \d+\] ?", "", str(error)).strip().rstrip(".") + "."

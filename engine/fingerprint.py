@@ -1,7 +1,7 @@
 """What identifies a result: a hash of the settings and of the content of the inputs that decide it, and nothing else.
 
-No clock, path, spelling or stray file has a part in it. Only plain values are hashed; anything else raises instead of
-guessing. A fingerprint that changes by accident throws work away, and one that fails to change serves an old result as new.
+Clocks, paths, spellings and stray files do not enter it. Only plain values are hashed; anything else raises instead of
+guessing. A fingerprint that changes by accident throws work away; one that fails to change passes off an old result as new.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raysift.errors import ConfigError
 from raysift.storage import Location, open_location
 
 BLOCK_BYTES = 8 * 2**20
-CACHED_BYTES = 64 * 2**20  # smaller files are hashed before an entry is found
+CACHED_BYTES = 64 * 2**20  # hashing a smaller file is faster than finding its entry
 SETTLED_NS = 10 * 10**9
 
 Part = Literal["all", "tokenizer", "weights"]
@@ -31,7 +31,7 @@ _ADAPTER_NOTES = ("base_model_name_or_path", "revision", "inference_mode", "peft
 
 
 def canonical(value: Any, path: str = "") -> Any:
-    """The value as plain JSON types with sorted keys; raises on what has no single spelling."""
+    """The value as plain JSON types with sorted keys; raises on values without a unique spelling."""
     if isinstance(value, BaseModel):
         return canonical(value.model_dump(mode="json"), path)
     if value is None or isinstance(value, bool | int | str):
@@ -73,9 +73,9 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def file_fingerprint(location: Location) -> str:
-    """Hash of all that a file holds; neither its name, its place nor its age has a part in it.
+    """Hash of a file's content; independent of its name, place and age.
 
-    Hashes of large local files are kept in the user's cache, for a model is not to be read twice for nothing.
+    Hashes of large local files are kept in the user's cache, so that models are not read again and again.
     """
     entry = _cache_entry(location)
     if entry and (known := _known_hash(*entry)):
@@ -85,16 +85,16 @@ def file_fingerprint(location: Location) -> str:
         while block := stream.read(BLOCK_BYTES):
             digest.update(block)
     found = digest.hexdigest()
-    if entry and entry == _cache_entry(location):  # else it was written to while it was read
-        with contextlib.suppress(OSError):  # a home that cannot be written into costs time, no more
+    if entry and entry == _cache_entry(location):  # else it changed while it was read
+        with contextlib.suppress(OSError):  # an unwritable home costs only time
             open_location(entry[0]).write(json.dumps({"file": entry[1], "hash": found}))
     return found
 
 
 def folder_fingerprint(folder: Location, part: Part = "all") -> str:
-    """Hash of what a model's folder holds, below the names that loading finds its files by.
+    """Hash of a model folder's files, each under the name by which loading finds it.
 
-    Hidden files (a download's notes) and descriptions count for nothing. `tokenizer` is all but the weights.
+    Hidden files (a download's notes) and `.md` descriptions are left out. `tokenizer` is everything but the weights.
     """
     found = {}
     for file in folder.files(recursive=True):
@@ -106,9 +106,9 @@ def folder_fingerprint(folder: Location, part: Part = "all") -> str:
 
 
 def adapter_fingerprint(folder: Location, known: Mapping[str, str] | None = None) -> str:
-    """Hash of a PEFT adapter's weights and of the settings that they are used by; `known` are hashes of files, by name.
+    """Hash of a PEFT adapter's weights and of the settings they are used with; `known` are hashes of files, by name.
 
-    What PEFT notes of the base model's place, of its own version and of how the adapter was loaded decides nothing.
+    PEFT's notes on the base model's place, its own version and how the adapter was loaded are left out.
     """
     settings = json.loads((folder / "adapter_config.json").read_text())
     decides = {name: _sorted_names(value) for name, value in settings.items() if name not in _ADAPTER_NOTES}
@@ -122,15 +122,15 @@ def _is_weights(name: str) -> bool:
 
 
 def _sorted_names(value: Any) -> Any:
-    """PEFT keeps names in sets, and writes them in any order."""
+    """A list of names sorted, because PEFT keeps them in sets and writes them in any order; other values as they are."""
     return sorted(value) if isinstance(value, list) and all(isinstance(item, str) for item in value) else value
 
 
 def _cache_entry(location: Location) -> tuple[str, list[Any]] | None:
-    """Where the hash of a large local file is kept, and what tells this file as it is now from all others.
+    """Where the hash of a large local file is kept, and the state that identifies the file as it is now.
 
-    The time of the last change to the file's inode cannot be set, so a file whose content was exchanged never passes for
-    the old one. A file changed a moment ago is none to remember: what is written next may bear the same time.
+    Nobody can set the inode's change time, so a file whose content was replaced never passes for the old one. A file
+    that changed a moment ago is not remembered: the next write may get the same time.
     """
     if not location.is_local:
         return None
@@ -143,7 +143,7 @@ def _cache_entry(location: Location) -> tuple[str, list[Any]] | None:
 
 
 def _known_hash(place: str, state: list[Any]) -> str | None:
-    """What an entry says of exactly this file; anything else in its place says nothing."""
+    """The hash in a cache entry, if the entry is of exactly this file; None for anything else in its place."""
     try:
         with open(place, encoding="utf-8") as stream:
             entry = json.load(stream)

@@ -1,4 +1,4 @@
-"""Joins by row id: which ids are among others, and the value that belongs to each."""
+"""Joins by row id: which ids occur in another array, and the value of each."""
 
 from __future__ import annotations
 

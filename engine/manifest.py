@@ -1,4 +1,4 @@
-"""What a finished stage was: written last, it is the mark that the stage is complete and names the files that count."""
+"""The account of a finished stage; it is written last, marks the stage as complete and names the files that count."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Manifest(BaseModel):
     stage: str
     fingerprint: str
     settings: dict[str, Any] = Field(default_factory=dict)
-    """What decides the result: settings of the stage and the seed."""
+    """The stage's settings and the seed, as far as they decide the result."""
     inputs: dict[str, Any] = Field(default_factory=dict)
     """Fingerprints of the stages, files and models that the stage read."""
     files: dict[str, list[str]] = Field(default_factory=dict)
-    """Paths relative to the stage's folder, by kind. A file that is not named here does not count."""
+    """Paths relative to the stage's folder, by kind. Files not named here do not count."""
     sizes: dict[str, int] = Field(default_factory=dict)
-    """Bytes of each of these files, and of those in the folders among them: a file that was cut off is no longer the stage's."""
+    """Bytes of each of these files, and of each file in the folders among them, to recognise truncated ones."""
     counts: dict[str, Any] = Field(default_factory=dict)
-    """Rows in, kept, rejected by reason, failed, and what else the stage counts."""
+    """Rows in, kept, rejected by reason, failed, and anything else the stage counts."""
     values: dict[str, Any] = Field(default_factory=dict)
     """Numbers that later stages and the report read, such as thresholds or mean learning rates."""
     versions: dict[str, str] = Field(default_factory=dict)
@@ -41,13 +41,13 @@ class Manifest(BaseModel):
     seconds: float = 0.0
     rows_per_second: float | None = None
     reused_from: str | None = None
-    """The run that did the stage and holds its files, where that is not the run in whose folder this lies."""
+    """The run that computed the stage and holds its files; None if it is the run in whose folder this manifest lies."""
 
     _home: Location = PrivateAttr()
 
     @property
     def home(self) -> Location:
-        """The stage's folder in the run that did it; known of a manifest that was written or read."""
+        """The stage's folder in the run that computed it; known once the manifest was written or read."""
         return self._home
 
     def locations(self, kind: str) -> list[Location]:
@@ -55,7 +55,7 @@ class Manifest(BaseModel):
         return [self.home / name for name in self.files.get(kind, [])]
 
     def damage(self) -> str | None:
-        """What is wrong with the first file without which the stage is not complete any more."""
+        """The first file that is missing or has another size, and what is wrong with it; None if the stage is complete."""
         here = read_manifest(self.home)
         if here is None or here.fingerprint != self.fingerprint:
             return f"{self.home / MANIFEST} is gone"
@@ -81,7 +81,7 @@ def installed_versions() -> dict[str, str]:
 
 
 def settle(folder: Location, files: Iterable[str]) -> dict[str, int]:
-    """See these files, and those in the folders among them, onto the disk; gives the bytes of each."""
+    """Flush these files, and those in the folders among them, to disk; returns the bytes of each."""
     sizes = {}
     infos = folder.fs.get_file_info([(folder / name).path for name in files])
     while infos:
@@ -95,13 +95,13 @@ def settle(folder: Location, files: Iterable[str]) -> dict[str, int]:
 
 
 def write_manifest(folder: Location, manifest: Manifest) -> Manifest:
-    """Commit a stage; gives the manifest as it is read from there."""
+    """Commit a stage; returns the manifest as reading it from there would."""
     (folder / MANIFEST).write(manifest.model_dump_json(indent=2) + "\n")
     return _placed(manifest, folder)
 
 
 def read_manifest(folder: Location) -> Manifest | None:
-    """The manifest of a stage's folder, or None where the stage is not complete."""
+    """The manifest of a stage's folder, or None if the stage is not complete."""
     place = folder / MANIFEST
     if not place.exists():
         return None
@@ -115,13 +115,13 @@ def read_manifest(folder: Location) -> Manifest | None:
 
 
 def changes(old: Manifest, settings: dict[str, Any], inputs: dict[str, Any]) -> list[str]:
-    """A line for every field in which a finished stage differs from what is wanted of it."""
+    """One line per field in which a finished stage differs from what is wanted now."""
     changed = differences({"settings": old.settings, "inputs": old.inputs}, {"settings": settings, "inputs": inputs})
     return changed or ["(the version of the stage)"]
 
 
 def require_same(old: Manifest, settings: dict[str, Any], inputs: dict[str, Any], run: str) -> None:
-    """Refuse to pass an old result off as a new one: name every field that differs, and the ways out."""
+    """Refuse to pass off an old result as new: raises with every field that differs, and the ways out."""
     lines = "\n".join(f"  {line}" for line in changes(old, settings, inputs))
     raise StaleRunError(
         f"{old.stage}: {run} holds results of other settings or inputs:\n{lines}\n"

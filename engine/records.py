@@ -1,4 +1,4 @@
-"""What a row, a pair and an example are. The one place that spells column names and Arrow schemas.
+"""Rows, pairs and examples: the one place that spells column names and Arrow schemas.
 
 A *row* is a conversation of the pool. A *pair* is a preference: one prompt, a better and a worse answer. An *example*
 is a question of an evaluation set. All three are keyed by text, never by position.
@@ -40,7 +40,7 @@ ROWS = pa.schema(
         pa.field(SOURCE, pa.string(), nullable=False),
         pa.field(MESSAGES, pa.list_(MESSAGE), nullable=False),
         pa.field(META, pa.string()),  # JSON text of every column that is not part of the conversation
-        pa.field(RAW, pa.string()),  # the record as it stood in a text file; null where messages + meta say it all
+        pa.field(RAW, pa.string()),  # the record as it stood in a text file; null where messages + meta hold everything
     ]
 )
 
@@ -51,7 +51,7 @@ KEPT_ROWS = ROWS.append(pa.field(FILE, pa.string(), nullable=False)).append(
 
 REJECTED = pa.schema(
     [
-        pa.field(ID, pa.int64()),  # null where a record never became a conversation
+        pa.field(ID, pa.int64()),  # null if the record never became a conversation
         pa.field(SOURCE, pa.string()),
         pa.field(FILE, pa.string(), nullable=False),
         pa.field(POSITION, pa.int64(), nullable=False),  # line in JSONL, else the record's number, both from 1
@@ -83,7 +83,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Example:
-    """A question with a checkable answer; `metric` names how (see raysift.evaluation.metrics.METRICS)."""
+    """A question with a checkable answer; `metric` names the check (see raysift.evaluation.metrics.METRICS)."""
 
     id: str
     task: str

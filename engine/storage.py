@@ -1,8 +1,8 @@
 """Files on a local disk or behind any pyarrow / fsspec URI, through one small class.
 
 Everything a run writes goes through `Location`, so that `runs/NAME` and `s3://bucket/runs/NAME` are the same to the
-rest of the code. There is no rename on an object store: a single PUT of a manifest is the commit there, and a write to
-a temporary name followed by a rename is the commit on a disk.
+rest of the code. An object store has no rename: there, a single PUT of a manifest is the commit. On a disk, it is a
+write to a temporary name followed by a rename.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Location:
         return [Location(self.fs, path) for path in sorted(found)]
 
     def first_entry(self) -> str | None:
-        """The name of something in this folder, hidden things aside; None where there is nothing, or no folder."""
+        """The alphabetically first name in this folder, hidden ones aside; None if there is none, or no folder."""
         found = self.fs.get_file_info(pafs.FileSelector(self.path, allow_not_found=True))
         return min((info.base_name for info in found if not info.base_name.startswith(".")), default=None)
 
@@ -76,12 +76,12 @@ class Location:
         return self
 
     def open_input(self) -> BinaryIO:
-        """A file that can be read and sought in."""
+        """The file, opened for reading and seeking."""
         stream: BinaryIO = self.fs.open_input_file(self.path)
         return stream
 
     def open_output(self) -> BinaryIO:
-        """A file to write from its beginning; what a crash leaves of it counts only once a manifest names it."""
+        """The file, opened for writing from its start; what a crash leaves behind counts only if a manifest names it."""
         stream: BinaryIO = self.fs.open_output_stream(self.path)
         return stream
 
@@ -93,17 +93,17 @@ class Location:
         return self.read_bytes().decode("utf-8")
 
     def write(self, content: bytes | str) -> None:
-        """Write whole or not at all: a reader never sees half a file, also after a crash or a full disk."""
+        """Write whole or not at all: a reader never sees half a file, even after a crash or on a full disk."""
         with self._whole() as stream:
             stream.write(content.encode("utf-8") if isinstance(content, str) else content)
 
     def copy_from(self, source: Location) -> None:
-        """Write what another file holds, whole or not at all, a bounded part of it in memory at a time."""
+        """Copy another file here, whole or not at all, with bounded memory."""
         with source.open_input() as content, self._whole() as stream:
             shutil.copyfileobj(content, stream, COPIED_BYTES)
 
     def sync(self) -> None:
-        """See a local file that was written piece by piece onto the disk, before anything says that it is there."""
+        """Flush a local file that was written piece by piece to disk, before a manifest names it."""
         if self.is_local:
             with open(self.path, "rb") as file:
                 os.fsync(file.fileno())
@@ -111,7 +111,7 @@ class Location:
     @contextlib.contextmanager
     def _whole(self) -> Iterator[BinaryIO]:
         if not self.is_local:
-            # A stream to elsewhere commits what it has when an error closes it: it is opened once all is at hand.
+            # A remote stream commits what it has when an error closes it, so it is opened only once all is at hand.
             with tempfile.SpooledTemporaryFile(COPIED_BYTES) as held:
                 yield held  # type: ignore[misc]
                 held.seek(0)
@@ -131,7 +131,7 @@ class Location:
                 os.remove(temporary)
 
     def delete(self) -> None:
-        """Remove a file or a folder with all it holds; nothing happens where there is nothing."""
+        """Remove a file, or a folder with its content; does nothing if neither exists."""
         kind = self.fs.get_file_info(self.path).type
         if kind == pafs.FileType.Directory:
             self.fs.delete_dir(self.path)
@@ -140,13 +140,13 @@ class Location:
 
 
 def extend_name(name: str, text: str) -> str:
-    """A path or URI with more text at its end, which of a URI is before its query."""
+    """A path or URI with text appended, before the query of a URI."""
     path, mark, query = name.partition("?") if "://" in name else (name, "", "")
     return f"{path.rstrip('/')}{text}{mark}{query}"
 
 
 def refuse_passwords(text: str) -> None:
-    """Refuses URIs such as `s3://KEY:SECRET@bucket`: names of files and runs are written into runs, logs and tables."""
+    """Refuses URIs such as `s3://KEY:SECRET@bucket`, because names of files and runs end up in runs, logs and tables."""
     if found := _PASSWORD.search(text):
         raise ConfigError(
             f"storage: '{found[1]}://...@{found[2]}' holds a password, and names of files and runs are written down in runs and "

@@ -1,19 +1,19 @@
-"""Chat messages to token ids, and which of those tokens count for the loss: the words of the assistant and their end.
+"""Chat messages to token ids, and which of those tokens count for the loss: the assistant's words and their end token.
 
-`auto` takes the tokenizer's own chat template. Where that marks what the assistant says (`{% generation %}`) the marks
-are used; elsewhere the spans are found by rendering prefixes of the conversation, since what follows a generation
-prompt is what a model has to say itself. `chatml`, `alpaca` (Stanford's two prompts: with an input, where a message has one
-beside it, and without) and `tulu` (LESS, ROSE) are ours, for base models; `auto` falls back on `tulu` where a tokenizer has
-no template.
+`auto` uses the tokenizer's own chat template. If that marks what the assistant says (`{% generation %}`), the marks
+are used. Otherwise the spans are found by rendering prefixes of the conversation, since whatever follows a generation
+prompt is what the model has to say itself. `chatml`, `alpaca` (Stanford's two prompts, with and without an input; a
+message carries its input beside it) and `tulu` (LESS, ROSE) are ours, for base models. `auto` falls back on `tulu` if
+a tokenizer has no template.
 
-A prompt's tokens are the same in training and when the model is asked. Where a tokenizer would merge the end of the prompt
-with the beginning of the answer (`:` and `(` to `:(`), the text is cut between them, so that every word of an answer counts.
+A prompt has the same tokens in training and in generation. Where a tokenizer would merge the end of the prompt with the
+beginning of the answer (`:` and `(` to `:(`), the text is cut between them, so that every word of an answer counts.
 
 Departures: the line break after an end token never counts (LESS counts it between turns); a token that would straddle the
 beginning of an answer is cut (the official codes drop it from the loss); a repeated BOS or EOS, which data and template may
 both add, is removed and reported in `doubled_special`.
 
-A tokenizer arrives as an object; it must be a fast one, because labels are placed by character offsets.
+Tokenizers are passed in as objects and must be fast ones, because labels are placed by character offsets.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from raysift.pool.given_input import INPUT, split_input
 IGNORED = -100
 FALLBACK = "tulu"
 TODAY = datetime(2024, 7, 26)
-"""What templates that print the date take for today: a result must not depend on the day of the run. Llama 3.1's own default."""
+"""Today, for templates that print the date: results must not depend on the day of the run. Llama 3.1's own default."""
 ALPACA_PREAMBLE = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
@@ -44,7 +44,7 @@ Message = dict[str, str]
 Span = tuple[int, int]
 Piece = tuple[str, bool]  # text, and whether it counts
 
-# Noncharacters: valid in a Python string, never in a text.
+# Noncharacters: valid in a Python string, but never part of a text.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
 _TAG = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
@@ -64,14 +64,14 @@ class Encoded:
 
     @property
     def has_labels(self) -> bool:
-        """Whether any token is left to learn; the first has nothing before it to be predicted from."""
+        """Whether any token is left to learn; the first does not count, as nothing precedes it to predict it from."""
         return any(label != IGNORED for label in self.labels[1:])
 
 
 def encode_conversation(
     tokenizer: Any, messages: Sequence[Message], max_length: int, template: str = "auto"
 ) -> Encoded:
-    """Token ids and labels of a whole conversation, cut at `max_length` tokens from the right."""
+    """Token ids and labels of a whole conversation, cut off on the right after `max_length` tokens."""
     name = resolve_template(tokenizer, template)
     text, spans = _render(tokenizer, messages, name)
     ids, offsets = _tokenize(tokenizer, text, [start for start, _ in spans])
@@ -104,11 +104,11 @@ def resolve_template(tokenizer: Any, template: str) -> str:
 
 
 def render_chat(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
-    """The text by the tokenizer's own template; one that refuses a conversation (`raise_exception`) refuses this row only."""
+    """The text by the tokenizer's own template. If that refuses the conversation (`raise_exception`), only this row fails."""
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, strftime_now=TODAY.strftime, **options)
     except Exception as error:
-        # jinja2's exceptions cannot be named here without importing it for the sake of a message.
+        # Naming jinja2's exceptions would mean importing it for a message alone.
         roles = [message["role"] for message in messages]
         raise DataError(
             f"template: the tokenizer's chat template refuses roles {roles}: {type(error).__name__}: {error}. "
@@ -118,7 +118,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], **options: Any) -> 
 
 
 def _render(tokenizer: Any, messages: Sequence[Message], name: str, ask: bool = False) -> tuple[str, list[Span]]:
-    """The text, and where the assistant speaks in it; `ask` ends it where the assistant is to speak next."""
+    """The text and the assistant's spans in it; with `ask` it ends where the assistant is to speak next."""
     return (_render_own if name == "chat" else _render_named)(tokenizer, messages, name, ask)
 
 
@@ -147,8 +147,8 @@ def _render_own(tokenizer: Any, messages: Sequence[Message], name: str, ask: boo
 def _marked_template(template: str) -> str:
     """The template with a mark printed where `{% generation %}` opens and closes.
 
-    transformers' own mask loses a span that begins with a space, because offsets skip it. A mark stands in a block of
-    its own, so that white space around the tag is trimmed as before.
+    transformers' own mask loses a span that begins with a space, because offsets skip it. Each mark is in its own
+    block, so that white space around the tag is trimmed as before.
     """
 
     def mark(tag: re.Match[str]) -> str:
@@ -174,9 +174,10 @@ def _strip_marks(marked: str) -> tuple[str, list[Span]]:
 def _spans_by_prefix(tokenizer: Any, messages: Sequence[Message], text: str, asking: Mapping[str, bool]) -> list[Span]:
     """Where each assistant turn begins and ends in `text`, for a template without marks.
 
-    A turn begins where the rendering of what precedes it, generation prompt included, ends; where a template writes old
-    turns unlike new ones (Qwen3 drops thoughts) or opens a new one with a thought (DeepSeek-R1), that prefix does not fit. The
-    turn then begins with its content, white space included: it is one token with the first word.
+    A turn begins where the rendering of the messages before it, generation prompt included, ends. That prefix does not
+    fit if a template writes old turns unlike new ones (Qwen3 drops thoughts) or opens a new one with a thought
+    (DeepSeek-R1). The turn then begins with its content, including leading white space, which shares a token with the
+    first word.
     """
     spans: list[Span] = []
     for number, (content_start, end) in _content_spans(tokenizer, messages, text, asking):
@@ -192,10 +193,10 @@ def _spans_by_prefix(tokenizer: Any, messages: Sequence[Message], text: str, ask
 def _content_spans(
     tokenizer: Any, messages: Sequence[Message], text: str, asking: Mapping[str, bool]
 ) -> list[tuple[int, Span]]:
-    """Number of each assistant message and where its content stands in `text`, without its outer white space.
+    """Number of each assistant message, and the span of its content in `text` without outer white space.
 
-    Rendering once more with marks around the contents tells exactly, unless the template looks into contents; then
-    they are searched for one after the other.
+    A second rendering with marks around the contents finds them exactly, unless the template inspects contents. Then
+    the contents are searched for in order.
     """
     spoken = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
     if not spoken:
@@ -219,7 +220,7 @@ def _content_spans(
 
 
 def _wrap(content: str) -> str:
-    """The content with marks inside its outer white space, which a template may trim."""
+    """The content with marks around it, inside the outer white space, which a template may trim."""
     core = content.strip()
     left = len(content) - len(content.lstrip()) if core else len(content)
     return f"{content[:left]}{_OPEN}{core}{_CLOSE}{content[left + len(core) :]}"
@@ -237,9 +238,9 @@ def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _through_end_token(text: str, start: int, end: int, specials: re.Pattern[str]) -> int:
-    """Where the turn ends if the special token that follows it, its end token, is part of it.
+    """The end of the turn, including its end token: the special token that follows it.
 
-    A span that holds its end token already stays as it is, or the next turn's opening would be taken for one.
+    A span that already holds its end token stays as it is, lest the next turn's opening be taken for one.
     """
     held = [found.end() for found in specials.finditer(text, start, end)]
     if held and not text[held[-1] : end].strip():
@@ -251,7 +252,7 @@ def _through_end_token(text: str, start: int, end: int, specials: re.Pattern[str
     return found.end() if found else end
 
 
-# --- templates of ours -----------------------------------------------------------------------------------------------
+# --- our own templates -----------------------------------------------------------------------------------------------
 
 
 def _render_named(tokenizer: Any, messages: Sequence[Message], name: str, ask: bool) -> tuple[str, list[Span]]:
@@ -264,7 +265,7 @@ def _render_named(tokenizer: Any, messages: Sequence[Message], name: str, ask: b
 
 
 def _opening(tokenizer: Any) -> str:
-    """The BOS, for tokenizers that write one by themselves."""
+    """The BOS, if the tokenizer writes one by itself; else empty."""
     bos = tokenizer.bos_token
     ids = tokenizer("a")["input_ids"]
     return str(bos) if bos is not None and ids and ids[0] == tokenizer.bos_token_id else ""
@@ -277,7 +278,7 @@ def _end_token(tokenizer: Any) -> str:
 
 
 def _chatml(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piece]:
-    """`<|im_end|>` ends a turn where the vocabulary has it, the EOS elsewhere: generation must know the end."""
+    """`<|im_end|>` ends a turn if the vocabulary has it, else the EOS: generation must recognise the end."""
     end = "<|im_end|>" if "<|im_end|>" in tokenizer.get_vocab() else _end_token(tokenizer)
     pieces: list[Piece] = []
     for message in messages:
@@ -303,7 +304,7 @@ def _tulu(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piece]
 
 
 def _alpaca(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piece]:
-    """A system message takes the place of the preamble; further turns repeat the headings."""
+    """A system message replaces the preamble; further turns repeat the headings."""
     end = _end_token(tokenizer)
     system = [message["content"] for message in messages if message["role"] == "system"]
     preamble = ALPACA_INPUT_PREAMBLE if any(message.get(INPUT) for message in messages) else ALPACA_PREAMBLE
@@ -330,8 +331,8 @@ _TEMPLATES: dict[str, Callable[[Any, Sequence[Message], bool], list[Piece]]] = {
 
 
 def _tokenize(tokenizer: Any, text: str, starts: Sequence[int]) -> tuple[list[int], list[Span]]:
-    """Ids and offsets. The tokens before each start are those of the text that ends there, as a prompt has them; where that
-    does not come by itself, the text is cut there."""
+    """Ids and offsets. The tokens before each start equal those of the text up to there, as in a prompt; if the tokenizer
+    would merge across the start, the text is cut there."""
     if not getattr(tokenizer, "is_fast", False):
         raise ModelError(
             f"template: {type(tokenizer).__name__} gives no character offsets, without which the words of the "
@@ -365,6 +366,6 @@ def _counted_tokens(offsets: Sequence[Span], spans: Sequence[Span]) -> list[bool
 
 
 def _without_doubles(tokenizer: Any, ids: Sequence[int]) -> list[int]:
-    """Positions that stay once a BOS or EOS directly after the same token is removed."""
+    """Positions that remain after removing each BOS or EOS that directly follows the same token."""
     single = {tokenizer.bos_token_id, tokenizer.eos_token_id} - {None}
     return [i for i, token in enumerate(ids) if not (i and token in single and ids[i - 1] == token)]

@@ -1,6 +1,6 @@
-"""Tensors in safetensors files whose bytes follow from their content: the library alone writes the metadata in random order.
+"""Tensors in safetensors files whose bytes follow from their content; the library by itself writes metadata in random order.
 
-Files of equal tensors and metadata are equal, so that their hashes tell whether two results are the same.
+Files of equal tensors and metadata are equal, so two results are the same if their hashes are.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Arrays = dict[str, NDArray[Any]]
 
 
 def save_tensors(place: Location, tensors: Mapping[str, NDArray[Any]], metadata: Mapping[str, str]) -> None:
-    """Write arrays and what is said of them, whole or not at all."""
+    """Write arrays and their metadata, whole or not at all."""
     from safetensors.numpy import save
 
-    # Not `ascontiguousarray`, which gives a single number a dimension.
+    # Not `ascontiguousarray`, which adds a dimension to a single number.
     content = save({name: np.asarray(value, order="C") for name, value in tensors.items()}, dict(metadata) or None)
     header, body = _split(content)
     text = json.dumps(header, sort_keys=True).encode()
@@ -32,7 +32,7 @@ def save_tensors(place: Location, tensors: Mapping[str, NDArray[Any]], metadata:
 
 
 def load_tensors(place: Location, what: str) -> tuple[Arrays, dict[str, str]]:
-    """The arrays and the metadata of a file; `what` names it in the message about one that cannot be read."""
+    """The arrays and the metadata of a file; `what` names it in the message if it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 

@@ -1,7 +1,7 @@
 """The k best rows of any number of scored chunks, in bounded memory, with ties broken by the smaller row id.
 
-The order is total (score descending, id ascending), so the answer is that of one full sort, whatever the chunks and
-their order. NaN has no place in an order and is refused.
+The order is total (score descending, id ascending), so the result equals one full sort, whatever the chunks and their
+order. NaN cannot be ordered and is refused.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _MIN_BUFFER = 65_536
 
 
 def top_k(ids: ArrayLike, scores: ArrayLike, k: int) -> tuple[Ids, Scores]:
-    """Ids and scores of the k best rows, best first; fewer where there are fewer."""
+    """Ids and scores of the k best rows, best first; all of them if there are fewer."""
     best = TopK(k)
     best.add(ids, scores)
     return best.result()
 
 
 class TopK:
-    """Collects (id, score) chunks and forgets all but the k best; `seen` counts what was offered."""
+    """Collects (id, score) chunks and keeps only the k best; `seen` counts all rows offered."""
 
     def __init__(self, k: int) -> None:
         if k < 1:
@@ -38,15 +38,14 @@ class TopK:
         self._held = 0
 
     def add(self, ids: ArrayLike, scores: ArrayLike) -> None:
-        """Offers one chunk; raises DataError, naming the first ids, where a score is NaN, and then takes nothing of
-        it."""
+        """Offers one chunk. If a score is NaN, takes nothing of it and raises DataError with the first such ids."""
         ids, scores = _checked(ids, scores)
         self.seen += len(ids)
         keep = scores >= self._bar
         self._append(ids[keep], scores[keep])
 
     def result(self) -> tuple[Ids, Scores]:
-        """The best rows, best first; raises DataError where an id was offered twice and both offers are among them."""
+        """The best rows, best first; raises DataError if an id is among them twice."""
         self._compact()
         if not self._ids:
             return np.empty(0, np.int64), np.empty(0, np.float64)
@@ -86,7 +85,7 @@ def _checked(ids: ArrayLike, scores: ArrayLike) -> tuple[Ids, Scores]:
         raise DataError(f"top-k: {id_array.shape} ids and {score_array.shape} scores; expected one score per id")
     if len(id_array) and id_array.dtype.kind not in "iu":
         raise DataError(f"top-k: ids are {id_array.dtype}, expected whole numbers of 64 bits")
-    id_array = id_array.astype(np.int64)  # a copy: a view would keep the whole chunk of the caller alive
+    id_array = id_array.astype(np.int64)  # a copy: a view would keep the caller's whole chunk alive
     bad = np.isnan(score_array)
     if bad.any():
         raise DataError(

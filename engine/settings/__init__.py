@@ -1,1 +1,1 @@
-"""Settings of a run: what decides the result, where and how fast, budgets, presets of training."""
+"""Settings of a run: those that decide the result, those for where and how fast, budgets and training presets."""

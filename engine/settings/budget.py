@@ -15,7 +15,7 @@ _TOKENS = {"tok": 1, "ktok": 1_000, "mtok": 1_000_000, "gtok": 1_000_000_000}
 
 @dataclass(frozen=True)
 class Budget:
-    """One of three: rows, a share of the pool, or tokens. Exact, as it was written: 8% of 10^8 rows are 8,000,000."""
+    """Exactly one of rows, share of the pool, and tokens is set. Shares are exact: 8% of 10^8 rows are 8,000,000."""
 
     rows: int | None = None
     share: Fraction | None = None
@@ -39,7 +39,7 @@ class Budget:
         return self.rows
 
     def require_tokens(self, pool_tokens: int) -> None:
-        """Refuses more tokens than the pool has, as more rows are refused."""
+        """Refuses more tokens than the pool has, just as `rows_of` refuses more rows."""
         if self.tokens is not None and self.tokens > pool_tokens:
             raise ConfigError(
                 f"budget: {self.tokens} tokens asked for, the pool has {pool_tokens} after ingest. Lower --budget, or give a "

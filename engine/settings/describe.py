@@ -1,4 +1,4 @@
-"""Settings told from their own source: key, default, meaning, and whether they decide the result."""
+"""Descriptions of settings, read from their source: key, default, meaning, and whether they decide the result."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 from pydantic import BaseModel
 
 UNDECIDING = ("resources", "run", "reuse")
-"""Sections and settings that say where and how fast; no result depends on them."""
+"""Sections and settings for where and how fast; no result depends on them."""
 
 
 class Setting(NamedTuple):
-    """One setting as a person asks for it."""
+    """One setting, described for people."""
 
     key: str
     default: Any
@@ -29,7 +29,7 @@ class Setting(NamedTuple):
 def describe(
     model: type[BaseModel], values: BaseModel, skip: frozenset[str] = frozenset(), at: str = ""
 ) -> Iterator[Setting]:
-    """The settings of a model, sections within it included; defaults are those of `values`, which may hold a preset's."""
+    """The settings of a model and of its sections; defaults come from `values`, which may hold a preset's."""
     meanings = meanings_of(model)
     for name, field in model.model_fields.items():
         key = f"{at}{name}"
@@ -44,7 +44,7 @@ def describe(
 
 
 def allowed_by(annotation: Any) -> str:
-    """What a field takes, in a few words: names of a choice, or the kind of value."""
+    """The values that a field takes, in a few words: the choices, or the kind of value."""
     options = [_bare(option) for option in (get_args(annotation) if _is_union(annotation) else [annotation])]
     choices = [value for option in options for value in (get_args(option) if get_origin(option) is Literal else ())]
     if choices:
@@ -68,7 +68,7 @@ def _name(option: Any) -> str:
 
 @cache
 def meanings_of(model: type[BaseModel]) -> dict[str, str]:
-    """The sentence that stands below each field in the source of the class, or of a class that it inherits from."""
+    """The sentence below each field in the source of the class or of its base classes."""
     found: dict[str, str] = {}
     for part in reversed(model.__mro__):
         if not (issubclass(part, BaseModel) and part is not BaseModel):

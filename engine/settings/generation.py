@@ -12,28 +12,28 @@ AUTO, VLLM, TRANSFORMERS = "auto", "vllm", "transformers"
 
 
 class GenerationSettings(Settings):
-    """How a model answers, and on which backend; those with numbers that differ in the last bits may answer differently."""
+    """How a model answers, and on which backend. Backends differ in the last bits, so their answers may differ."""
 
     max_new_tokens: int = Field(default=256, ge=1)
-    """Most tokens of an answer, its end token among them; one that needs more is cut off and marked as not finished."""
+    """Maximum tokens of an answer, including its end token. Longer answers are cut off and marked as not finished."""
     temperature: float = Field(default=0.0, ge=0)
-    """0 takes the most probable token each time; above it tokens are drawn, each row from a seed of its own."""
+    """0 always takes the most probable token; above 0 tokens are drawn, with a separate seed for each row."""
     top_p: float = Field(default=1.0, gt=0, le=1)
-    """Draws from the fewest tokens whose probabilities reach this sum. Without effect at temperature 0."""
+    """Draws from the fewest tokens whose probabilities reach this sum. No effect at temperature 0."""
     seed: Seed = 0
-    """Seeds the draws, together with the row's id. Without effect at temperature 0."""
+    """Seeds the draws, together with the row's id. No effect at temperature 0."""
     beams: int = Field(default=1, ge=1)
-    """Above 1 a beam search of so many beams looks for the most probable answer (a mean over its tokens), as the code of MoDS
-    does with 4; it costs as many times the memory and work, draws nothing, and needs transformers."""
+    """Above 1, a beam search of this width looks for the most probable answer (mean over its tokens), as MoDS' code does
+    with 4. It multiplies memory and work by the width, draws nothing, and needs transformers."""
     template: TaughtTemplate = TRAIN
     """How messages become text: as the model was trained (`train`), by the tokenizer's own chat template (`auto`), or by
-    `chatml`, `alpaca` or `tulu`. Where nothing tells how it was trained, `train` is `train.template`."""
+    `chatml`, `alpaca` or `tulu`. If it is unknown how the model was trained, `train` means `train.template`."""
     max_length: int | None = Field(default=None, ge=2)
-    """Most tokens of prompt and answer together, no more than the model has positions for. vLLM keeps room for one row
-    of this length, so models of very long context want it set where memory is scarce."""
+    """Maximum tokens of prompt and answer together, within the model's positions. vLLM reserves room for one row of this
+    length, so set it for models of very long context if memory is scarce."""
     backend: Literal["auto", "vllm", "transformers"] = "auto"
-    """`auto` takes vLLM where it is installed for the device that the workers have, and transformers elsewhere and for
-    beams. Both give the same columns; which one answered is recorded."""
+    """`auto` uses vLLM if it is installed for the workers' device, else transformers; beams always use transformers.
+    Both give the same columns, and the one that answered is recorded."""
 
     @model_validator(mode="after")
     def _room_for_a_prompt(self) -> GenerationSettings:
@@ -59,6 +59,6 @@ class GenerationSettings(Settings):
         return self
 
     def deciding(self) -> dict[str, Any]:
-        """What identifies answers. A field younger than runs that are kept counts only where it is set, or those would be
-        taken for others."""
+        """The settings that identify answers. A field added later counts only if it is set, so that answers of older runs
+        keep their identity."""
         return self.model_dump(mode="json", exclude={"beams"} if self.beams == 1 else set())

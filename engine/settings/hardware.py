@@ -1,4 +1,4 @@
-"""What the processor multiplies by itself: decides the number type where a setting says `auto`."""
+"""Number types that the processor multiplies in hardware; they decide the type if a setting is `auto`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
-"""Of x86 and of Arm. Where none is there, products of bfloat16 are emulated: 25 times slower than float32 on AVX2."""
+"""CPU flags of x86 and Arm. Without any of them, bfloat16 products are emulated: 25 times slower than float32 on AVX2."""
 
 
 @functools.cache
 def multiplies_bf16(cpu_info: Path = CPU_INFO) -> bool:
-    """Whether this machine's CPU has instructions for products of bfloat16; False where nothing tells."""
+    """Whether this machine's CPU has instructions for bfloat16 products; False if unknown."""
     try:
         lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -23,12 +23,12 @@ def multiplies_bf16(cpu_info: Path = CPU_INFO) -> bool:
 
 
 def usual_dtype(on_gpu: bool) -> str:
-    """bf16 where the hardware multiplies it, else fp32."""
+    """bf16 if the hardware multiplies it, else fp32."""
     return "bf16" if on_gpu or multiplies_bf16() else "fp32"
 
 
 def describe_cpu(cpu_info: Path = CPU_INFO) -> str:
-    """The processor's name, as far as the system tells it."""
+    """The processor's name, or its architecture if the system does not give one."""
     try:
         lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -38,30 +38,30 @@ ENGINE_ARGUMENTS = frozenset(
         "shutdown_timeout",
     }
 )
-"""Of vLLM's EngineArgs those that decide where and how fast. The others decide what is answered, or are set by us; and since
-no fingerprint holds resources, a new one is refused until it is known to be of the first kind."""
+"""Those of vLLM's EngineArgs that decide only where and how fast. The others decide what is answered, or are set by us.
+Fingerprints leave out resources, so a new argument is refused until it is known to be of the first kind."""
 
 
 class EngineResources(Settings):
-    """Engines of vLLM: how many, on what, and how they are kept at work."""
+    """vLLM engines: how many, on which devices, and how they are kept busy."""
 
     count: int | None = Field(default=None, ge=1)
     """Maximum engines per stage. None: `workers`, else as many as fit on the GPUs, or one per machine on CPUs (engines that
     give rewards: as many as other actors)."""
     gpus: float | None = Field(default=None, ge=0)
-    """GPUs per engine. None: `gpus_per_worker`. A fraction takes that share of a GPU's memory, several mean tensor parallelism."""
+    """GPUs per engine. None: `gpus_per_worker`. A fraction takes that share of a GPU's memory; several use tensor parallelism."""
     memory_share: float = Field(default=0.9, gt=0, le=1)
-    """Share of the engine's GPU (or of its fraction of one) that vLLM may use; libraries beside it need the rest."""
+    """Share of the engine's GPU (or of its fraction of one) that vLLM may use; other libraries need the rest."""
     cache_gib: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """Key-value cache of an engine on CPUs. By default vLLM would take nine tenths of the machine's memory."""
     prefix_caching: bool = True
     """Compute the common beginning of prompts only once."""
     concurrent_blocks: int = Field(default=16, ge=1)
-    """Blocks in an engine at a time, four batches of each. With few of them it waits for rows; many hold memory."""
+    """Blocks in an engine at a time, four batches of each. With too few, it waits for rows; many take memory."""
     restarts: int = Field(default=3, ge=0)
     """Restarts after an engine crashes, before the run ends with its message."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """More of vLLM's EngineArgs, such as `max_num_seqs: 64`. They replace ours; only those that change no result are taken."""
+    """Further vLLM EngineArgs, such as `max_num_seqs: 64`. They replace ours; only those that change no result are allowed."""
 
     @field_validator("arguments")
     @classmethod
@@ -81,47 +81,47 @@ class Resources(Settings):
     workers: int | None = Field(default=None, ge=1)
     """Maximum actors (or tasks) of one stage at a time. None: as many as the cluster has room for."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
-    """CPUs an actor or task asks for. Small values (0.25) leave room for readers when actors hold GPUs."""
+    """CPUs per actor or task. Small values (0.25) leave room for readers when actors hold GPUs."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs an actor asks for; a fraction lets several share one, several are for `device: spread`. 0 runs on the CPU."""
+    """GPUs per actor. A fraction lets actors share a GPU; more than one is for `device: spread`. 0 runs on the CPU."""
     batch_rows: int = Field(default=64, ge=1)
-    """Rows handed to an actor at once; within it an actor makes its own batches by length."""
+    """Rows handed to an actor at once; the actor splits them into its own batches by length."""
     block_rows: int = Field(default=2000, ge=1)
-    """Rows in a block: the unit of retry, of checkpointing and of loss. Aim at one to five minutes of work."""
+    """Rows in a block, the unit that is retried, checkpointed or lost. Aim at one to five minutes of work."""
     tokens_per_pass: int = Field(default=4096, ge=1)
     """Maximum tokens of a batch in one forward and backward pass; the gradient pass halves it when memory runs out."""
     train_workers: int = Field(default=1, ge=0)
     """Ray Train workers of a fine-tune; 0 trains inside the calling process."""
     train_workers_min: int | None = Field(default=None, ge=1)
-    """With it, training is elastic between this many and `train_workers`; the effective batch stays the same."""
+    """If set, training is elastic between this many workers and `train_workers`; the effective batch stays the same."""
     validation_workers: int = Field(default=0, ge=0)
     """Actors that share out the validation after each step of RAISE; 0 validates in the process that trains."""
     gradient_checkpointing: bool = False
-    """In training, compute activations twice instead of keeping them: a third slower, for much less memory."""
+    """Recompute activations in training instead of keeping them: a third slower, with much less memory."""
     threads: int | None = Field(default=None, ge=1)
-    """Torch threads per worker. None: the CPUs it asked for."""
+    """Torch threads per worker. None: its number of CPUs."""
     device: str = "auto"
-    """`auto`: the GPU that a worker was granted (`gpus_per_worker`), else the CPU. `cpu`, `cuda`, or `spread`: a language
-    model lies layer by layer on all GPUs that its process sees."""
+    """`auto`: the GPU that a worker was granted (`gpus_per_worker`), else the CPU. Or `cpu`, `cuda`, or `spread`, which
+    distributes a language model's layers over all GPUs that its process sees."""
     store: str | None = None
-    """Folder or URI of the gradient store (`matching: store`), which several runs may share; none: `store` in the run's folder."""
+    """Folder or URI of the gradient store (`matching: store`), which runs may share. None: `store` in the run's folder."""
     no_progress_timeout_s: int = Field(default=1800, ge=5)
-    """A stage that makes no progress for so many seconds is ended with an error."""
+    """A stage without progress for this many seconds ends with an error."""
     engine: EngineResources = Field(default_factory=EngineResources)
-    """Engines of vLLM, where stages are answered through it."""
+    """vLLM engines, for stages that answer through vLLM."""
 
     @field_validator("store")
     @classmethod
     def _from_anywhere(cls, store: str | None) -> str | None:
-        """The same folder for runs in other working directories, which read it in this one's `run.yaml`."""
+        """Makes the path absolute, because runs in other working directories read it from this run's `run.yaml`."""
         return store if store is None or "://" in store else os.path.abspath(os.path.expanduser(store))
 
     @property
     def placed_on(self) -> str:
-        """The device for workers: Ray leaves all GPUs visible to a worker that was granted none, so `auto` means the CPU there."""
+        """The device for workers. Ray leaves all GPUs visible to a worker that was granted none; there `auto` means the CPU."""
         return "cpu" if self.device == "auto" and not self.gpus_per_worker else self.device
 
     def of_engines(self) -> Resources:
-        """For a stage whose workers are engines: number and GPUs of the engines in place of the workers'."""
+        """Resources of a stage whose workers are engines: the engines' number and GPUs replace the workers'."""
         own = {"workers": self.engine.count, "gpus_per_worker": self.engine.gpus}
         return self.model_copy(update={name: value for name, value in own.items() if value is not None})

@@ -4,8 +4,8 @@ A schedule is a pure function of the step, spelled as transformers does: with W 
 at step i (from 0) is i / W while i < W; then (steps - i) / (steps - W) for linear, half of 1 + cos(pi x (i - W) /
 (steps - W)) for cosine, 1 for constant. So the first warm-up step has rate 0.
 
-LESS and ROSE weigh an epoch's checkpoint by its mean rate. They average what the trainer logged, and it logged the rate
-*after* each step; so do we, which gives their published weights to three digits.
+LESS and ROSE weight an epoch's checkpoint by its mean rate. They average the rates that the trainer logged *after* each
+step. So do we, which gives their published weights to three digits.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from raysift.settings.base import Seed, Settings, Template
 
 
 class TrainConfig(Settings):
-    """What decides the result of a fine-tune; rows per pass, workers and devices do not."""
+    """Settings that decide the result of a fine-tune; rows per pass, workers and devices do not."""
 
     method: Literal["lora", "full"] = "lora"
     """`lora` trains an adapter over frozen weights, `full` trains every weight."""
     quantization: Literal["none", "4bit"] = "none"
-    """`4bit` keeps the frozen weights in four bits (NF4), under training and in gradients; answers come from the whole ones."""
+    """`4bit` keeps the frozen weights in four bits (NF4) for training and gradients; answers use the full weights."""
     lora_rank: int = Field(default=16, ge=1)
-    """Columns of the adapter's matrices; more of them can learn more, and cost more per stored gradient."""
+    """Rank of the adapter's matrices; a higher one can learn more, and costs more per stored gradient."""
     lora_alpha: float = Field(default=32.0, gt=0)
     """The adapter's output is scaled by alpha / rank."""
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the adapter's inputs that is dropped at each step; 0 drops none."""
+    """Share of the adapter's inputs dropped at each step; 0 drops none."""
     lora_targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the layers that get an adapter; `all-linear` is every linear layer but the output head."""
+    """Names of the layers that get an adapter; `all-linear` means every linear layer except the output head."""
     learning_rate: float = Field(default=2e-4, gt=0)
-    """The peak, reached after the warm-up."""
+    """The peak rate, reached after the warm-up."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the rate falls from its peak; `constant` stays there."""
+    """How the rate falls after its peak; with `constant` it stays there."""
     warmup_ratio: float = Field(default=0.03, ge=0, le=1)
     """Share of all steps in which the rate climbs from 0 to its peak."""
     weight_decay: float = Field(default=0.0, ge=0)
-    """AdamW's, not applied to biases and norms; 0 switches it off."""
+    """AdamW's weight decay, not applied to biases and norms; 0 switches it off."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
-    """Memory of the mean gradient."""
+    """Decay rate of the mean gradient."""
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)
-    """Memory of the mean squared gradient."""
+    """Decay rate of the mean squared gradient."""
     adam_epsilon: float = Field(default=1e-8, gt=0)
     """Added to the root of the squared gradient; a large value turns Adam into plain descent with momentum."""
     max_grad_norm: float = Field(default=1.0, ge=0)
@@ -54,13 +54,13 @@ class TrainConfig(Settings):
     epochs: int = Field(default=3, ge=1)
     """Times each row is seen."""
     max_steps: int | None = Field(default=None, ge=1)
-    """Ends the training, and its schedule, earlier than the epochs would."""
+    """Ends the training and its schedule before the epochs would."""
     batch_size: int = Field(default=32, ge=1)
     """Rows in one optimizer step, over all workers and passes. The loss is the mean over its counted tokens."""
     max_length: int = Field(default=2048, ge=2)
-    """Longer conversations are cut from the right; rows left without an answer are not trained on, and listed."""
+    """Longer conversations are cut off on the right. Rows left without an answer are listed and not trained on."""
     dtype: Literal["bf16", "fp32"] = "bf16"
-    """Products in bfloat16 or float32. Trained weights and moments are float32 either way."""
+    """Compute products in bfloat16 or float32. Trained weights and moments are float32 either way."""
     template: Template = "auto"
     """The tokenizer's own chat template, or one of raysift.templates."""
     seed: Seed = 0
@@ -125,7 +125,7 @@ def _changed(config: TrainConfig, **changes: Any) -> TrainConfig:
 RECIPES: Mapping[str, TrainConfig] = {
     # LESS (Xia et al., ICML 2024), paper and code; the paper's card says cosine, its code and published weights linear.
     "less": _LESS,
-    # ROSE, official code: as LESS, with one row on each of four GPUs and no accumulation.
+    # ROSE, official code: like LESS, but with one row on each of four GPUs and no accumulation.
     "rose-official": _changed(_LESS, batch_size=4),
     # MoDS (Du et al., 2023), paper; the length is the repository's, the paper names none.
     "mods": _MODS,
@@ -146,15 +146,15 @@ RECIPES: Mapping[str, TrainConfig] = {
         max_length=2048,
         dtype="bf16",
     ),
-    # For the shipped 1.3M-parameter model and a few hundred rows: fewer steps show nothing.
+    # For the shipped 1.3M-parameter model and a few hundred rows; fewer steps have no visible effect.
     "nano": _NANO,
-    # Four epochs, as LESS and ROSE warm up: each is a checkpoint at which every row costs a backward pass.
+    # Four epochs, as in the warm-up of LESS and ROSE: each gives a checkpoint at which every row costs a backward pass.
     "nano-warmup": _changed(_NANO, epochs=4),
 }
 
 
 def recipe(name: str, **changes: Any) -> TrainConfig:
-    """A preset, with some of its settings changed."""
+    """A recipe, with some of its settings changed."""
     if name not in RECIPES:
         raise ConfigError(f"finetune: unknown recipe '{name}'; known: {', '.join(sorted(RECIPES))}.")
     try:
