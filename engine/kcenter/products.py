@@ -1,6 +1,6 @@
 """Computes the matrix products of k-center: threads with one buffer each, in full float32 precision.
 
-Each thread takes blocks of rows and runs single-threaded products on them, so that a block's result is still in its core's
+Each thread takes blocks of rows and runs single-threaded products on them, so that a block's result is still in the core's
 cache when its minimum is taken, and no thread waits for another at a barrier. On a machine with other work, such waits
 cost more than the products (small ones took 50 ms instead of 1). On devices other than a CPU, the caller's thread does
 all the work.
