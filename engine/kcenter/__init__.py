@@ -1,4 +1,4 @@
-"""Greedy k-center, exact and many times faster than one centre at a time (`picking.py`), in shards, with bounds and core-sets."""
+"""Greedy k-center: exact, sharded, many times faster than one centre at a time (`picking.py`); bounds, core-sets."""
 
 from __future__ import annotations
 

@@ -1,14 +1,14 @@
 """Squared Euclidean distances in two qualities: exact for a few pairs, fast with a known error for all of them.
 
-*Exact* is `sum((x - c)^2)` in float64, pair by pair: the same bits for a pair wherever it is computed, in any batch, order,
-thread or process. Equal vectors are at exactly 0, and pairs that are equally far apart by symmetry tie exactly.
+*Exact* is `sum((x - c)^2)` in float64, pair by pair: the same bits for a pair in any batch, order, thread or process.
+Equal vectors have distance exactly 0, and pairs that are equally far apart by symmetry tie exactly.
 
 *Fast* is `|x|^2 + |c|^2 - 2 x.c` with the product in float32. Whatever the order in which a library sums, with u = 2^-24
 
     |fast - exact| <= (d/2 + 12) u (|x| + |c|)^2 (1 + 1 %)
 
-for d numbers a vector: |fl(x.c) - x.c| <= d u |x| |c| <= d u (|x| + |c|)^2 / 4, and some five roundings of terms no larger than
-(|x| + |c|)^2 come on top. So fast distances may rule pairs out, and exact ones decide what is left.
+for vectors of d numbers: |fl(x.c) - x.c| <= d u |x| |c| <= d u (|x| + |c|)^2 / 4, plus some five roundings of terms no
+larger than (|x| + |c|)^2. So fast distances rule pairs out, and exact ones decide among the rest.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LONGEST = 1e18
 """Longest vector allowed: the square of twice its length must be a float32."""
 
 _PAIRS_A_TIME = 4096
-_FILTERED = 2**22  # fast distances held at once
+_FILTERED = 2**22  # fast distances in memory at once
 
 
 def exact_squares(left: Vectors, rows: Places, right: Vectors, columns: Places) -> Squares:
@@ -44,7 +44,7 @@ def exact_squares(left: Vectors, rows: Places, right: Vectors, columns: Places) 
 
 
 def nearest_squares(vectors: Vectors, rows: Places, centers: Vectors, error: Squares) -> Squares:
-    """Exact smallest squared distance of each of the rows to any centre; fast distances say which pairs to look at.
+    """Exact smallest squared distance of each of the rows to any centre; fast distances choose the pairs to compute.
 
     `error` bounds the error of each row's fast distances.
     """
@@ -62,7 +62,7 @@ def nearest_squares(vectors: Vectors, rows: Places, centers: Vectors, error: Squ
 
 
 def squared_lengths(vectors: Vectors) -> Squares:
-    """|x|^2 of every row, in float64 and a bounded number of rows at a time."""
+    """|x|^2 of every row in float64, computed for a bounded number of rows at a time."""
     lengths = np.empty(len(vectors))
     for start in range(0, len(vectors), _PAIRS_A_TIME):
         part = vectors[start : start + _PAIRS_A_TIME].astype(np.float64)
@@ -71,17 +71,17 @@ def squared_lengths(vectors: Vectors) -> Squares:
 
 
 def error_factor(dimension: int) -> float:
-    """What (|x| + |c|)^2 is to be multiplied by for the error bound of a fast distance."""
+    """Factor by which (|x| + |c|)^2 is multiplied for the error bound of a fast distance."""
     return 1.01 * (dimension / 2 + 12) * 2.0**-24
 
 
 def error_floor(dimension: int) -> float:
-    """What is to be added to the bound for numbers so small that a float32 cannot hold their products."""
+    """Term added to the error bound for numbers so small that a float32 cannot hold their products."""
     return (4 * dimension + 32) * 2.0**-126
 
 
 def as_points(ids: ArrayLike, vectors: ArrayLike, metric: str) -> tuple[Ids, Vectors]:
-    """Ids and float32 vectors, checked; of length 1 for the metric `cosine`. Copies only where it must."""
+    """Ids and float32 vectors, checked; vectors have length 1 for metric `cosine`. Copies only if necessary."""
     id_array, rows = np.ascontiguousarray(ids), np.ascontiguousarray(vectors, np.float32)
     if rows.ndim != 2 or id_array.shape != rows.shape[:1]:
         raise DataError(

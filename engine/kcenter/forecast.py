@@ -1,8 +1,9 @@
-"""How long k-center will take and how much memory, from a short trial on this machine.
+"""Forecasts time and memory of k-center from a short trial on this machine.
 
-    seconds = k * rows of a shard * (seconds a product) + passes * (seconds a pass for candidates) + rows * (seconds a row)
+    seconds = k * rows of a shard * (seconds per product) + passes * (seconds per pass for candidates)
+              + passes * rows of a shard * (seconds per row)
 
-The trial runs the very code on random rows, which bounds spare nothing of: it is the most that is to be expected, on a
+The trial runs the real code on random rows, for which bounds save no work, so the forecast is an upper estimate for a
 machine that does nothing else.
 """
 
@@ -17,12 +18,12 @@ from raysift.kcenter.picking import AIM, Picked, pick
 from raysift.kcenter.shard import PASS_CENTERS, Shard
 
 TRIAL_BYTES = 24 * 2**20
-ROW_BYTES = 56  # of bookkeeping beside the vector: ids, norms, distances and their passes, places of sorted ids
+ROW_BYTES = 56  # of bookkeeping besides the vector: ids, norms, distances and their passes, places of sorted ids
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What the trial measured."""
+    """Seconds per step of the work, measured by the trial."""
 
     product_s: float
     """Per row and centre."""
@@ -55,12 +56,12 @@ def measure_speed(dimension: int, device: str = "cpu", threads: int | None = Non
         shard.add(picked.since(told))
         products.append((time.perf_counter() - clock) / (rows * len(order)))
     shard.close()
-    # The first pass warms threads and caches up.
+    # The first pass warms up threads and caches.
     return Speed(min(products[1:]), min(candidates[1:]), min(bounds[1:]) / rows)
 
 
 def forecast_seconds(rows: int, k: int, shards: int, speed: Speed) -> float:
-    """Seconds for k centres among `rows` rows in shards that work side by side, without reading the vectors."""
+    """Seconds for k centres among `rows` rows in shards that work in parallel, without the time to read vectors."""
     own, passes = rows / shards, k / AIM
     return k * own * speed.product_s + passes * (speed.pass_s + own * speed.row_s)
 

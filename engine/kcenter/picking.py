@@ -1,14 +1,14 @@
-"""Greedy k-center: u = argmax over rows not chosen of min over centres c of |x - c|, again and again.
+"""Greedy k-center: repeatedly picks u = argmax over rows not chosen of min over centres c of |x - c|.
 
-Algorithm 1 of MoDS (arXiv 2311.15653), after Sener and Savarese: it starts from an existing pool of centres, or from one drawn
-by seed and id. Its radius is at most twice the smallest possible one. Ties go to the smaller id; chosen rows are never chosen
-again; it ends early where every row lies on a centre.
+Algorithm 1 of MoDS (arXiv 2311.15653), after Sener and Savarese: it starts from an existing pool of centres, or from a
+centre drawn by seed and id. Its radius is at most twice the smallest possible one. Ties go to the smaller id; no row is
+chosen twice; it ends early if every row lies on a centre.
 
-It is the greedy of the paper, centre for centre, and yet rows are multiplied with many centres at once. Each shard gives
-its m farthest rows, the candidates, and the first row after them, the bar. Adding centres only brings rows nearer, so as long
-as the best candidate comes before the bar it is the next centre, and all that has to be updated is the distances between
-candidates. What shards are told is then a whole batch of centres. Which row comes first is decided by exact distances
-(`distances.py`), so neither the number of shards, nor the order of rows, nor blocks or threads show in the result.
+It picks the same centres as the paper's greedy, but multiplies rows with many centres at once. Each shard returns its m
+farthest rows, the candidates, and the first row after them, the bar. Adding centres only brings rows nearer. So while
+the best candidate comes before the bar, it is the next centre, and only distances between candidates need updating.
+Shards then receive a whole batch of centres. Exact distances (`distances.py`) decide which row comes first, so the
+result depends on neither the number of shards, nor the order of rows, nor blocks, nor threads.
 """
 
 from __future__ import annotations
@@ -36,43 +36,43 @@ from raysift.kcenter.products import calm, multiply
 from raysift.kcenter.shard import Batch, Candidates, Shard
 from raysift.topk import Ids
 
-AIM = 192  # picks a pass: enough for a matrix product to be worth its name
+AIM = 192  # picks per pass: enough to make a matrix product efficient
 FIRST_WANTED, LEAST_WANTED, MOST_WANTED = 128, 64, 2048
 _ROWS_AHEAD = 32  # candidates whose distances to all others are multiplied together
 
 Exchange = Callable[[Batch, int], Sequence[Candidates]]
-"""Tells all shards of new centres, and gives the farthest rows of each: (new centres, how many in all) -> candidates."""
+"""Sends new centres to all shards and returns each one's farthest rows: (new centres, number in all) -> candidates."""
 
 
 @dataclass(frozen=True)
 class Centers:
-    """Rows that cover the others, in the order in which they were found."""
+    """Rows that cover the others, in picking order."""
 
     ids: Ids
     radii: Squares
-    """Distance of each pick to the centres before it; infinity for the first where nothing was before it."""
+    """Distance of each pick to the nearest centre before it; infinity for the first if there was none."""
     final_radius: float
-    """Largest distance of any row to its nearest centre, in the end."""
+    """Largest distance of any row to its nearest centre at the end."""
     asked: int
     lower_bound: float
-    """No choice of so many rows has a smaller radius, the initial centres given."""
+    """Lower bound of the radius of any choice of as many rows, given the initial centres."""
     exact: bool = True
     message: str | None = None
-    """Why there are fewer than asked."""
+    """Why there are fewer centres than asked."""
     passes: int = 0
     products: int = 0
-    """Pairs of a row and a centre that were multiplied, of `possible` ones; the difference was ruled out by bounds."""
+    """Pairs of a row and a centre that were multiplied, out of `possible`; bounds ruled out the others."""
     possible: int = 0
 
     @property
     def ratio(self) -> float:
-        """The radius against the lower bound of the smallest possible one; at most 2 for the exact greedy."""
+        """The radius divided by the lower bound of the smallest possible one; at most 2 for the exact greedy."""
         return self.final_radius / self.lower_bound if self.lower_bound else 1.0
 
 
 @dataclass
 class Picked:
-    """The centres so far; the first `initial` of them were given, and may be as near to each other as they like."""
+    """The centres so far; the first `initial` were given and may be arbitrarily near to each other."""
 
     ids: list[int] = field(default_factory=list)
     vectors: list[Vectors] = field(default_factory=list)
@@ -83,11 +83,11 @@ class Picked:
         return len(self.ids)
 
     def copy(self) -> Picked:
-        """The same centres, to which others can be added."""
+        """A copy to which centres can be added independently."""
         return Picked(list(self.ids), list(self.vectors), list(self.radii), self.initial)
 
     def without_initial(self) -> Picked:
-        """The centres that were picked, alone."""
+        """Only the picked centres, without the given ones."""
         start = self.initial
         return Picked(self.ids[start:], self.vectors[start:], self.radii[start:])
 
@@ -98,7 +98,7 @@ class Picked:
         self.radii += radii
 
     def since(self, start: int) -> Batch:
-        """The centres from number `start` on, as shards take them."""
+        """The centres from number `start` on, as a batch for shards."""
         return self.between(start, len(self))
 
     def between(self, start: int, end: int) -> Batch:
@@ -123,8 +123,9 @@ def k_center(
 ) -> Centers:
     """The k rows of a matrix that greedy k-center picks; computed on float32 values.
 
-    `ids` (the row numbers if not given) break ties and, with the seed, draw the first centre. `initial` (ids, vectors) are
-    centres to start from; they are not in the result, and rows with their ids are not picked. All else changes no result.
+    `ids` (default: row numbers) break ties and, with the seed, determine the first centre. `initial` (ids, vectors) are
+    centres to start from; they are not in the result, and rows with their ids are not picked. `shards`, `device`,
+    `threads`, `block_rows` and `prune` do not change the result.
     """
     matrix = np.asarray(points)
     id_array = np.arange(len(matrix)) if ids is None else np.asarray(ids)
@@ -153,7 +154,7 @@ def k_center(
 
 
 def start_from(initial: tuple[ArrayLike, ArrayLike] | None, metric: str) -> Picked:
-    """The initial centres, checked, or nothing."""
+    """The initial centres, checked; empty if there are none."""
     picked = Picked()
     if initial is not None:
         if len(initial) != 2 or (np.ndim(initial[0]), np.ndim(initial[1])) != (1, 2):
@@ -168,7 +169,7 @@ def start_from(initial: tuple[ArrayLike, ArrayLike] | None, metric: str) -> Pick
 
 
 def seed_first(picked: Picked, firsts: Sequence[tuple[float, int, Vectors]]) -> None:
-    """Take the row that seed and id put first, of what each shard's `first` gave, as the first centre."""
+    """Add the first centre: the row with the largest draw among the results of each shard's `first`."""
     draw, row, vector = max(firsts, key=lambda first: (first[0], -first[1]))
     if draw < 0:
         raise DataError("coverage: there are no vectors to choose from.")
@@ -176,14 +177,14 @@ def seed_first(picked: Picked, firsts: Sequence[tuple[float, int, Vectors]]) -> 
 
 
 def share(wanted: int, shards: int) -> int:
-    """How many of the farthest rows to ask of each shard: a little more than its part, for rows are dealt by chance."""
+    """Farthest rows to ask of each shard: slightly more than its part, since they are spread by chance."""
     return wanted if shards == 1 else math.ceil(1.25 * wanted / shards) + 8
 
 
 def greedy(exchange: Exchange, k: int, picked: Picked, on_pass: Callable[[Picked], None] | None = None) -> Centers:
-    """Pick until there are k beside the initial centres; `picked` holds the centres to start or to go on from.
+    """Pick until there are k centres besides the initial ones; `picked` holds the centres to start or continue from.
 
-    `on_pass` is called after each batch of picks, before the shards are told of it.
+    `on_pass` is called after each batch of picks, before the shards receive it.
     """
     if k < 1:
         raise DataError(f"coverage: {k} centres asked; ask for at least 1.")
@@ -210,7 +211,7 @@ def greedy(exchange: Exchange, k: int, picked: Picked, on_pass: Callable[[Picked
         radii=radii,
         final_radius=farthest,
         asked=k,
-        # k picks and the farthest row are k + 1 rows at least so far apart: two of them share a centre.
+        # k picks and the farthest row are k + 1 rows at least this far apart: two of them share a centre.
         lower_bound=farthest / 2,
         message=_shortage(k, len(radii), picked.initial),
         passes=passes,
@@ -220,9 +221,9 @@ def greedy(exchange: Exchange, k: int, picked: Picked, on_pass: Callable[[Picked
 
 
 def pick(found: Candidates, most: int) -> tuple[list[int], list[float]]:
-    """Numbers and squared distances of the candidates that come before the bar, one picked after the other.
+    """Numbers and squared distances of the candidates that come before the bar, picked one by one.
 
-    Candidates are in the order of their ids, so that the first of several maxima is the one with the smallest id.
+    Candidates are sorted by id, so the first of several maxima has the smallest id.
     """
     x, away = found.vectors, found.squares.copy()
     lengths = np.sqrt(squared_lengths(x))
@@ -249,18 +250,18 @@ def pick(found: Candidates, most: int) -> tuple[list[int], list[float]]:
 
 
 def _products_ahead(x: Vectors, norms: Vectors, away: Squares, done: list[int]) -> dict[int, Vectors]:
-    """Fast squared distances to all candidates from the farthest ones that have none yet: they may be picked next."""
+    """Fast squared distances to all candidates from the farthest ones without any yet, as these may be picked next."""
     left = away.copy()
     left[done] = -np.inf
     ahead = np.argpartition(-left, min(_ROWS_AHEAD, len(left)) - 1)[:_ROWS_AHEAD]
-    # The maximum itself must be among them, whichever of several equal ones the partition took.
+    # The first maximum must be among them, whichever of several equal ones the partition took.
     ahead = np.union1d(ahead, [away.argmax()])
     rows = norms[ahead, None] + norms - 2 * multiply(x[ahead], x)
     return dict(zip(ahead.tolist(), rows, strict=True))
 
 
 def _merge(answers: Sequence[Candidates]) -> Candidates:
-    """Candidates of all shards in the order of their ids, and the bar that comes first."""
+    """Candidates of all shards, sorted by id, and the bar that comes first."""
     ids = np.concatenate([answer.ids for answer in answers])
     order = np.argsort(ids)
     bars = [answer.bar for answer in answers if answer.bar]
@@ -273,7 +274,7 @@ def _merge(answers: Sequence[Candidates]) -> Candidates:
 
 
 def _adapt(wanted: int, taken: int) -> int:
-    """How many candidates give about AIM picks, should as large a share of them be taken as of the last."""
+    """How many candidates would give about AIM picks if the share picked stays that of the last pass."""
     return int(min(max(wanted * min(AIM / max(taken, 1), 4.0), LEAST_WANTED), MOST_WANTED))
 
 

@@ -1,9 +1,9 @@
-"""Where the fast distances of k-center are multiplied: a few threads with a buffer each, in full float32 precision.
+"""Computes the matrix products of k-center: threads with one buffer each, in full float32 precision.
 
-Each thread takes blocks of rows and runs single-threaded products on them, so that a block's result is still in its core's
-cache when its minimum is taken, and no thread waits for another at a barrier: on a machine with other work to do such
-waits cost more than the products (small ones took 50 ms instead of 1). On another device than a CPU the caller's thread
-does it all.
+Each thread takes blocks of rows and runs single-threaded products on them, so that a block's result is still in the core's
+cache when its minimum is taken, and no thread waits for another at a barrier. On a machine with other work, such waits
+cost more than the products (small ones took 50 ms instead of 1). On devices other than a CPU, the caller's thread does
+all the work.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ F = TypeVar("F", np.float32, np.float64)
 
 
 class Team:
-    """Calls a function for each block; `threads` none: as many as torch would use."""
+    """Calls a function for each block; `threads` defaults to as many as torch would use."""
 
     def __init__(self, device: str = "cpu", threads: int | None = None) -> None:
         import torch
@@ -36,16 +36,16 @@ class Team:
             self._start(threads or torch.get_num_threads())
 
     def each(self, work: Callable[[T], R], items: Sequence[T]) -> list[R]:
-        """Answers for all items, in no particular order."""
+        """Results for all items, in no particular order."""
         if not self._pool:
             return [work(item) for item in items]
-        # Handing over one small item at a time would cost more than many an item.
+        # Handing over items one by one would cost more than the work on many of them.
         hands = [items[start :: self._hands] for start in range(min(self._hands, len(items)))]
         answers = self._pool.map(lambda some: [work(item) for item in some], hands)
         return [answer for some in answers for answer in some]
 
     def buffer(self, size: int) -> Any:
-        """`size` float32 numbers of this thread's own, overwritten at its next call."""
+        """A buffer of `size` float32 numbers owned by this thread; its next call reuses the memory."""
         held = getattr(self._own, "buffer", None)
         if held is None or held.numel() < size:
             held = self._own.buffer = self._torch.empty(size, device=self._device)
@@ -61,15 +61,15 @@ class Team:
         ready = threading.Barrier(threads + 1)
 
         def single() -> None:
-            torch.set_num_threads(1)  # of this thread, but also the default of threads to come
+            torch.set_num_threads(1)  # for this thread, but also the default for later threads
             ready.wait()
 
-        self._hands = 4 * threads  # so that a thread that is held up leaves its share to the others
+        self._hands = 4 * threads  # so that other threads take over the share of a delayed one
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="k-center")
         for _ in range(threads):
             self._pool.submit(single)
         ready.wait()
-        torch.set_num_threads(usual)  # for the threads of others
+        torch.set_num_threads(usual)  # restores the default for other code's threads
 
 
 def multiply(left: NDArray[F], right: NDArray[F]) -> NDArray[F]:
@@ -82,9 +82,10 @@ def multiply(left: NDArray[F], right: NDArray[F]) -> NDArray[F]:
 
 @contextlib.contextmanager
 def calm() -> Iterator[None]:
-    """In this block torch computes on the calling thread alone, and in float32 proper.
+    """Inside the block torch computes only on the calling thread and in full float32 precision.
 
-    The error bound needs the latter, also where the host program has allowed TF32 or bfloat16. Afterwards all is as before.
+    The error bound needs that precision even if the host program has allowed TF32 or bfloat16. Afterwards, the previous
+    settings are restored.
     """
     import torch
 

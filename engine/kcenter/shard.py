@@ -1,18 +1,18 @@
-"""One shard of the points of a k-center: how far is each row from the nearest centre, and which rows are farthest?
+"""One shard of the points of a k-center: tracks each row's distance to the nearest centre and finds the farthest rows.
 
-Per row it keeps the *fast* (float32, see `distances.py`) squared distance to the nearest centre, which centre that is, and
-the runner-up among the other passes. A pass is one matrix product of all rows with a batch of new centres, block by
-block into buffers that are used again. The few rows that may be among the farthest get their exact distance: where the
-runner-up is farther off than the error, only the centres of one pass have to be looked at again.
+Per row it keeps the *fast* (float32, see `distances.py`) squared distance to the nearest centre, the number of that
+centre, and the runner-up among the other passes. A pass is one matrix product of all rows with a batch of new centres,
+block by block into reused buffers. The few rows that may be among the farthest get their exact distance: if the
+runner-up is farther off than the error, only the centres of one pass have to be checked again.
 
 Products that cannot matter are not computed:
-- *near rows*: new centres are at least r away from all centres before them, so a row whose distance so far is at most r/2
-  keeps it;
-- *far groups*: rows with the same nearest centre are laid side by side, and as groups skip the centres that are too far
-  off (see `groups.py`). They are regrouped, as long as centres are few, where that spares enough.
+- *near rows*: new centres are at least r away from all centres before them, so a row whose distance so far is at most
+  r/2 keeps it;
+- *far groups*: rows with the same nearest centre lie side by side and skip, as a group, the centres that are too far off
+  (see `groups.py`). While there are few centres, rows are regrouped if that saves enough products.
 
-The state is a function of the points and the centres alone, up to the error of fast distances, and all that is given away
-is exact: a shard that is built again from both answers as the lost one would have.
+The state depends only on the points and the centres, up to the error of fast distances, and all returned values are
+exact: a shard rebuilt from both answers as the lost one would have.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from raysift.kcenter.products import Team, calm
 from raysift.topk import Ids
 
 PASS_CENTERS = 256  # most centres of one matrix product
-CPU_BLOCK, DEVICE_BLOCK = 1024, 65_536  # rows of one product: on a CPU its result should stay in the cache
-GATHER_BELOW = 0.7  # share of rows of a block that still matter, under which they are copied together
+CPU_BLOCK, DEVICE_BLOCK = 1024, 65_536  # rows per product: on a CPU its result should stay in the cache
+GATHER_BELOW = 0.7  # rows that still matter are copied together if they are less than this share of a block
 FIRST_PIVOTS, MOST_PIVOTS, ROWS_A_PIVOT = 64, 4096, 64
-FEWEST_COMING = 16  # centres for which regrouping is worth a thought
-GROUP_BELOW = 0.6  # share of products left, against that of today's groups, under which rows are regrouped
+FEWEST_COMING = 16  # fewest new centres for which regrouping is considered
+GROUP_BELOW = 0.6  # regroup if products left fall below this share of those with the present groups
 
 
 @dataclass(frozen=True)
 class Batch:
-    """New centres, the first of them number `start` of all, and how far each is from all centres before it, at least."""
+    """New centres, the first with number `start`; `radii` are lower bounds of distances to all earlier centres."""
 
     start: int
     ids: Ids
@@ -69,15 +69,15 @@ class Candidates:
     squares: Squares
     """Exact squared distance to the nearest centre."""
     bar: tuple[float, int] | None
-    """Squared distance and id of the first row that is not among them; none: there is no other row."""
+    """Squared distance and id of the first row after the candidates; None if there is no other row."""
     products: int = 0
     """Pairs of a row and a centre that were multiplied since the last answer."""
     possible: int = 0
-    """Pairs that there were to multiply."""
+    """Pairs of a row and a centre without pruning, since the last answer."""
 
 
 class Shard:
-    """Some of the points; `device` is torch's, `threads` share the work on a CPU."""
+    """Some of the points; `device` is a torch device, `threads` share the work on a CPU."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Shard:
         prune: bool = True,
         owned: bool = False,
     ) -> None:
-        """`owned`: the array may be put into another order; otherwise it is copied should that pay."""
+        """`owned`: the array may be reordered in place; otherwise it is copied when reordering pays."""
         import torch
 
         self._torch = torch
@@ -109,16 +109,16 @@ class Shard:
         self._runner = torch.full((n,), torch.inf, device=device)
         self._nearest = torch.full((n,), -1, dtype=torch.int32, device=device)
         self._passes: list[Vectors] = []
-        self._starts = [0]  # number of the first centre of each pass, and of the next one
+        self._starts = [0]  # number of the first centre of each pass, then that of the next pass
         self._longest_center, self._errors = -1.0, torch.zeros(n, device=device)
         self.centers = self.masked = 0
         self._groups: Groups | None = None
         self._blocks = self._cut([0, n])
-        self._grouped_at = (0, np.inf)  # centres there were, and how far apart, when groups were last thought of
+        self._grouped_at = (0, np.inf)  # number of centres and their distance when regrouping was last considered
         self._products = self._possible = 0
 
     def first(self, seed: int) -> tuple[float, int, Vectors]:
-        """Draw, id and vector of the row that comes first by seed and id; the largest draw of all shards wins."""
+        """Draw, id and vector of the row with the largest draw by seed and id; the largest of all shards wins."""
         if not len(self.ids):
             return -1.0, 0, self.vectors
         draws = uniform_of(self.ids, seed_for(seed, "coverage"))
@@ -126,12 +126,12 @@ class Shard:
         return float(draws[row]), int(self.ids[row]), self.vectors[row : row + 1].copy()
 
     def vectors_of(self, ids: Ids) -> tuple[Ids, Vectors]:
-        """Those of the ids that are rows of this shard, and their vectors."""
+        """The given ids that belong to this shard, and their vectors."""
         rows, found = self._find(ids)
         return ids[found], self.vectors[rows]
 
     def add(self, batch: Batch) -> None:
-        """Take new centres into account; those that are rows of this shard are never candidates again."""
+        """Add new centres; those that are rows of this shard are never candidates again."""
         if batch.start != self.centers:
             raise StageError(f"coverage: a shard knows {self.centers} centres and was given those from {batch.start}.")
         rows, found = self._find(batch.ids)
@@ -145,7 +145,7 @@ class Shard:
             for start in range(0, len(batch.ids), PASS_CENTERS):
                 part = slice(start, start + PASS_CENTERS)
                 self._add_pass(np.ascontiguousarray(batch.vectors[part]), float(batch.radii[part].min()))
-            rows, _ = self._find(batch.ids)  # anew: rows may have been regrouped
+            rows, _ = self._find(batch.ids)  # again, as rows may have been regrouped
             self._near[self._torch.from_numpy(rows).to(self.device)] = -self._torch.inf
             self.masked = int(self._torch.isneginf(self._near).sum())
         self.centers += len(batch.ids)
@@ -163,11 +163,11 @@ class Shard:
         return Candidates(self.ids[rows], self.vectors[rows], squares, bar, products, possible)
 
     def _may_be_farthest(self, count: int) -> Places:
-        """All rows that may be among the so many farthest."""
+        """All rows that may be among the `count` farthest."""
         free = len(self.ids) - self.masked
         if not free:
             return np.empty(0, np.int64)
-        # At least so many rows are no nearer than `bound`: a row that cannot reach it comes after them.
+        # At least `count` rows are no nearer than `bound`: a row that cannot reach it comes after them.
         bound = self._torch.topk(self._near - self._errors, min(count, free)).values[-1]
         reach = (self._near + self._errors >= bound) & ~self._torch.isneginf(self._near)
         places: Places = self._torch.nonzero(reach).flatten().cpu().numpy()
@@ -183,7 +183,7 @@ class Shard:
         self._team.close()
 
     def _find(self, ids: Ids) -> tuple[Places, Any]:
-        """Rows of those of the ids that are here, and which ids these are."""
+        """Rows of the given ids that are in this shard, and a mask of these ids."""
         if not len(self.ids):
             return np.empty(0, np.int64), np.zeros(len(ids), bool)
         place = np.searchsorted(self.ids, ids, sorter=self._order)
@@ -192,7 +192,7 @@ class Shard:
         return rows[found], found
 
     def _lengthen(self, longest: float) -> None:
-        """Bound the error of each row's fast distance to any centre, none of which is longer than this."""
+        """Bound the error of each row's fast distance to any centre, none of which is longer than `longest`."""
         if longest > self._longest_center:
             self._longest_center = longest
             self._errors = (self._norms.sqrt() + longest).square() * self._factor + self._floor
@@ -229,7 +229,7 @@ class Shard:
         self._possible += len(self.ids) * len(vectors)
 
     def _spans(self, matters: Any, matter: NDArray[np.bool_] | None) -> list[tuple[int, int, int]]:
-        """Blocks of rows, each within one group, as start, end, group; those are left out in which nothing can change."""
+        """Blocks of rows within one group, as (start, end, group), without those in which nothing can change."""
         spans = self._blocks
         if matters is not None:
             before = np.concatenate([[0], np.cumsum(matters.cpu().numpy())])
@@ -239,7 +239,7 @@ class Shard:
         return [(start, end, group) for start, end, group in spans.tolist()]
 
     def _mattering(self, matters: Any, start: int, end: int) -> Any:
-        """The rows of a block whose distance can still change: a slice, or places where that spares enough."""
+        """The rows of a block whose distance can still change: a slice, or places if that saves enough."""
         if matters is not None:
             inside = self._torch.nonzero(matters[start:end]).flatten()
             if inside.shape[0] < GATHER_BELOW * (end - start):
@@ -247,7 +247,7 @@ class Shard:
         return slice(start, end)
 
     def _lower(self, rows: Any, centers: Any, norms: Any, numbers: Any) -> int:
-        """Bring the distances of some rows down to these centres; gives the number of pairs."""
+        """Update the nearest distances of some rows with these centres; returns the number of pairs."""
         torch, x = self._torch, self._x[rows]
         shape = x.shape[0], centers.shape[0]
         fast = self._team.buffer(shape[0] * shape[1]).view(shape)
@@ -266,7 +266,7 @@ class Shard:
         """Exact squared distances of rows to their nearest centres."""
         at = self._torch.from_numpy(rows).to(self.device)
         near, error = self._near[at], self._errors[at]
-        # The nearest centre came in the row's pass, unless another pass has one that is as near within the error.
+        # The nearest centre is of the recorded pass, unless another pass has one as near within the error.
         settled = (self._runner[at] > near + 2 * error).cpu().numpy()
         pass_of = np.searchsorted(self._starts, self._nearest[at].cpu().numpy(), side="right") - 1
         pass_of[~settled] = -1
@@ -282,9 +282,9 @@ class Shard:
         return squares
 
     def _regroup(self, coming: Vectors, apart: float) -> None:
-        """Lay rows side by side by their nearest centre so far, if that spares enough products with the coming centres.
+        """Sort rows by their nearest centre so far, if that saves enough products with the coming centres.
 
-        It is thought of again when there are half as many centres more, or they lie half as far apart.
+        Considered again when there are 1.5 times as many centres, or they lie half as far apart.
         """
         known, groups_now = self._starts[-1], len(self._groups.sizes) if self._groups else 1
         due = known >= 1.5 * self._grouped_at[0] or apart <= self._grouped_at[1] / 2
@@ -302,7 +302,7 @@ class Shard:
             self._blocks = self._cut(self._groups.bounds)
 
     def _cut(self, bounds: Sequence[int]) -> NDArray[np.int64]:
-        """Start, end and group of blocks of rows; groups end where `bounds` say."""
+        """Start, end and group of blocks of rows; `bounds` are the starts of the groups and the end of the last."""
         blocks = [
             (start, min(start + self.block_rows, last), group)
             for group, (first, last) in enumerate(pairwise(bounds))
@@ -326,14 +326,14 @@ class Shard:
 
 
 def _places_of(torch: Any, table: NDArray[np.bool_]) -> list[Any]:
-    """Where each row of a table is true."""
+    """The columns in which each row of a table is true."""
     row, column = np.nonzero(table)
     ends = np.searchsorted(row, np.arange(1, len(table))).tolist()
     return list(torch.tensor_split(torch.from_numpy(column), ends))
 
 
 def _permute_rows(matrix: Any, order: Any) -> None:
-    """Put rows in another order without a second matrix: some columns at a time."""
+    """Reorder rows without a second matrix, some columns at a time."""
     width = max(16, matrix.shape[1] // 12)
     for start in range(0, matrix.shape[1], width):
         matrix[:, start : start + width] = matrix[order, start : start + width]

@@ -1,8 +1,8 @@
 """The selectors, one file each: a class with a `name` in a file of this folder is a method.
 
-Each answers two moments. *score* looks at rows, in any order and any number of processes. *choose* is called once with
-all scores and the budget. A selector that only scores inherits `choose` from `base.Selector`. One that needs a model has
-a recipe in `jobs/recipes.py`.
+Each has two steps. *score* rates rows, in any order and any number of processes. *choose* is called once with all
+scores and the budget. A selector that only scores inherits `choose` from `base.Selector`. A selector that needs a model
+has a recipe in `jobs/recipes.py`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _find_methods() -> dict[str, type[Selector]]:
 
 
 METHODS = _find_methods()
-"""The methods by name: a section of the settings, a command and a function of `raysift` each."""
+"""The methods by name; each has a section of the settings, a command and a function of `raysift`."""
 
 
 def find_method(name: str) -> type[Selector]:

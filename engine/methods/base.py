@@ -1,4 +1,4 @@
-"""What a selector is: settings, a score per row, and a choice under a budget."""
+"""The base of all selectors: settings, a score per row, and a choice under a budget."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from raysift.topk import Ids, Scores
 
 
 class MethodConfig(Settings):
-    """Settings of a method that decide its result; all of them are part of its fingerprint."""
+    """Settings of a method that affect its result; all of them are part of its fingerprint."""
 
 
 class Selector:
-    """Base of all methods. Everything that the rest of the program must know of one is asked here."""
+    """Base of all methods. Everything the rest of the program must know about a method is defined here."""
 
     name: ClassVar[str]
     """Its command, its section of the settings and its function in Python."""
     summary: ClassVar[str]
-    """One sentence, which the command line shows."""
+    """One sentence for the command line."""
     Config: ClassVar[type[Settings]] = MethodConfig
     reads: ClassVar[tuple[str, ...]] = ()
-    """Columns of the length table, beside the id, that `score` reads; none: it needs no token counts."""
+    """Columns of the length table, besides the id, that `score` reads; if empty, it needs no token counts."""
     columns: ClassVar[pa.Schema] = pa.schema([])
-    """The method's own columns beside id and score; `choose` sees them too."""
+    """The method's own columns besides id and score; `choose` sees them too."""
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Named settings, for `METHOD.preset`: what official code and paper do where they differ."""
+    """Named settings for `METHOD.preset`: those of the official code and of the paper, where they differ."""
 
     trains_itself: ClassVar[bool] = False
-    """Its recipe trains the model on the selection as it makes it, in the stage `final`."""
+    """Whether its recipe trains the model while it makes the selection, in the stage `final`."""
     takes_target: ClassVar[bool] = False
-    """It selects for target files; other methods refuse `--target`."""
+    """Whether it selects for target files; other methods refuse `--target`."""
 
     def __init__(self, config: Settings, seed: int) -> None:
         self.config = config
@@ -45,11 +45,11 @@ class Selector:
 
     @property
     def picks_in_turn(self) -> bool:
-        """Whether rows are chosen in another order than that of their scores: the subtasks pick in turn."""
+        """Whether subtasks pick rows in turn, so that rows are not chosen in the order of their scores."""
         return False
 
     def score(self, rows: pa.Table) -> pa.Array:
-        """One number per row, higher is better; null where a row has none. Each row is judged by itself."""
+        """One number per row, higher is better; null if a row has none. Each row is judged by itself."""
         raise NotImplementedError(f"{self.name} is scored by its recipe, not row by row")
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:

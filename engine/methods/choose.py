@@ -1,7 +1,7 @@
-"""Choose by rank under a budget, from scores that stream by: best score first, ties to the smaller id.
+"""Choose by rank under a budget from streamed scores: best score first, ties to the smaller id.
 
-With a budget in tokens the chosen rows are the longest run of best rows whose tokens fit: the first row that does not
-fit ends it, so that a better row is never passed over for a shorter one.
+With a budget in tokens the chosen rows are the longest run of best rows whose tokens fit. The first row that does not
+fit ends it, so a better row is never passed over for a shorter one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raysift.topk import Ids, Scores, TopK
 def choose_top(chunks: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
     """Ids and scores of the chosen rows, best first.
 
-    `pool_rows` counts all rows after ingest, those without a score too, so that 5 % means 5 % of the pool. Rows whose
+    `pool_rows` counts all rows after ingest, including those without a score, so 5 % means 5 % of the pool. Rows whose
     score is null (they failed) are never chosen.
     """
     best = _BestTokens(budget.tokens) if budget.tokens is not None else TopK(budget.rows_of(pool_rows))
@@ -38,7 +38,7 @@ def choose_top(chunks: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tu
 
 
 def choose_in_order(chunks: Iterable[pa.Table], most: int | None = None) -> tuple[Ids, Scores]:
-    """Ids and scores of the rows in the order that a recipe has made, `most` of them; a row without a place is not chosen."""
+    """Ids and scores of at most `most` rows in the order set by a recipe; rows without a place are not chosen."""
     placed = [chunk.filter(chunk[ORDER].is_valid()).select([ID, SCORE, ORDER]) for chunk in chunks]
     table = pa.concat_tables(placed).sort_by(ORDER) if placed else None
     if table is None or len(table) == 0:
@@ -48,7 +48,7 @@ def choose_in_order(chunks: Iterable[pa.Table], most: int | None = None) -> tupl
 
 
 class _BestTokens:
-    """Keeps the best rows up to a number of tokens, plus the one that does not fit any more."""
+    """Keeps the best rows up to a number of tokens, plus the first one that no longer fits."""
 
     def __init__(self, tokens: int) -> None:
         self.budget = tokens
@@ -74,7 +74,7 @@ class _BestTokens:
         tokens = np.concatenate([np.empty(0, np.int64), *(kept[2] for kept in self._kept)])
         order = np.lexsort((ids, -scores))
         ids, scores, tokens = ids[order], scores[order], tokens[order]
-        # Rows that start past the budget cannot come back: more rows only push them further down.
+        # Rows that start past the budget will never fit: more rows only push them further down.
         keep = np.cumsum(tokens) - tokens < self.budget
         self._kept = [(ids[keep], scores[keep], tokens[keep])]
         self._held = self._compacted = int(keep.sum())

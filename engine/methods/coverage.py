@@ -1,7 +1,7 @@
-"""Coverage: the rows that leave no other row far away (k-center); the second stage of MoDS by itself, as a yardstick.
+"""Coverage: rows such that no other row is far away (k-center); the second stage of MoDS alone, as a yardstick.
 
-A row's score is minus its place, so that scores fall with rank; rows that were not chosen have none. Its radius is its distance
-to the nearest row chosen before it, infinite for the first.
+A row's score is minus its place, so scores fall with rank; rows not chosen have none. A row's radius is its distance to
+the nearest row chosen before it, infinite for the first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class CoverageConfig(MethodConfig):
 
 
 class Coverage(Selector):
-    """Ordered by its recipe: centres, in the order in which they were found."""
+    """Its recipe orders the rows: centres, in the order in which k-center found them."""
 
     name = "coverage"
     summary = "Select rows that leave no row of the pool far away (k-center)."
@@ -49,8 +49,8 @@ class Coverage(Selector):
 
 
 def place_centers(ids: Ids, centers: pa.Table, no_vector: Ids) -> pa.Table:
-    """A line for every row of the pool; `centers` (id, radius) are in the order in which they were found, and rows of
-    `no_vector` could not be among them."""
+    """One line per row of the pool; `centers` (id, radius) are in picking order, `no_vector` are rows without an
+    embedding, which cannot be centres."""
     places = pa.array(np.arange(1, len(centers) + 1))
     order = look_up(ids, centers[ID].to_numpy(), places)
     radius = look_up(ids, centers[ID].to_numpy(), centers[RADIUS])

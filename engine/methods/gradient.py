@@ -1,8 +1,8 @@
-"""What methods by gradient share: a warm-up on a random share, gradients of rows at its checkpoints, matched with a target.
+"""The base of gradient methods: warm-up on a random share, row gradients at its checkpoints, match with a target.
 
     score(z) = max over subtasks of sum over checkpoints i of  w_i cos(target_i, Gamma(z, theta_i))
 
-w_i is the mean learning rate of epoch i over the sum of all, Gamma the direction of Adam's step on the row alone.
+w_i is the mean learning rate of epoch i divided by the sum of all, Gamma the direction of Adam's step on the row alone.
 """
 
 from __future__ import annotations
@@ -30,61 +30,62 @@ if TYPE_CHECKING:
 
 class GradientConfig(MethodConfig):
     warmup_share: float = Field(0.05, gt=0, le=1)
-    """Share of the pool, drawn at random, on which the adapter is warmed up. Too small, and gradients say little."""
+    """Share of the pool, drawn at random, on which the adapter is warmed up. If too small, gradients are uninformative."""
     warmup: TrainConfig | None = None
-    """Recipe of the warm-up; none: that of the final training (`train`), as in the papers."""
+    """Recipe of the warm-up. Default: that of the final training (`train`), as in the papers."""
     warmup_from: str | None = None
-    """Checkpoints trained elsewhere, in place of a warm-up: a folder with `checkpoint-N` of transformers' Trainer or `epoch-N` of
-    `raysift finetune`, or a run. Rows become tokens as `warmup` says, so it should say what that training did."""
+    """Checkpoints trained elsewhere, used instead of a warm-up: a folder with `checkpoint-N` of transformers' Trainer or
+    `epoch-N` of `raysift finetune`, or a run. `warmup` decides how rows become tokens, so it should match that
+    training."""
     checkpoints: int | None = Field(None, ge=1)
-    """Only the last so many epochs of the warm-up are matched; none: all. One checkpoint costs a quarter of four."""
+    """Match only this many last epochs of the warm-up. Default: all. One checkpoint costs a quarter of four."""
     matching: Literal["exact", "store"] = "exact"
-    """`exact`: targets are known, nothing is projected, only scores are written. `store`: projected gradients are kept, so that
-    later targets (`raysift rescore`) and new rows cost no new pass."""
+    """`exact`: for known targets; nothing is projected, only scores are written. `store`: projected gradients are kept, so
+    later targets (`raysift rescore`) and new rows need no new pass over the pool."""
     adam: AdamSettings = Field(default_factory=AdamSettings)
     projection: ProjectionSettings = Field(default_factory=ProjectionSettings)
-    """Used by the store."""
+    """Used with `matching=store`."""
     targets: TargetSettings = Field(default_factory=TargetSettings)
     match: MatchSettings = Field(default_factory=MatchSettings)
 
 
 @dataclass
 class TargetFile:
-    """What a target file, or a folder of them, holds."""
+    """The content of a target file, or of a folder of them."""
 
     members: list[Any] = field(default_factory=list)
     """Pairs or examples."""
     places: list[tuple[str, int | str]] = field(default_factory=list)
-    """Where each stands: the file, and the number of a pair's record, from 1, or the id of an example."""
+    """Place of each member: the file, and the number of a pair's record, from 1, or the id of an example."""
     problems: Counter[str] = field(default_factory=Counter)
-    """Records that give no member, by reason."""
+    """Number of records that give no member, by reason."""
     notes: list[str] = field(default_factory=list)
-    """The same in words, with the first records of each reason."""
+    """The problems in words, with the first records of each reason."""
 
 
 class GradientSelector(Selector):
-    """Scored by its recipe: a row's score needs the model at several points of its training.
+    """Scored by its recipe, because a row's score needs the model at several points of its training.
 
-    A method says what a target is: how its files are read, and which actor's call gives its gradients.
+    A method defines its target: how to read target files, and which call of an actor gives the target's gradients.
     """
 
     takes_target = True
     columns: ClassVar[pa.Schema] = pa.schema([("subtask", pa.string()), ("by_subtask", pa.list_(pa.float64()))])
-    """The subtask that a row helps most, and its score for each."""
+    """The subtask that a row helps most, and the row's score for each subtask."""
     target_kind: ClassVar[str]
-    """What a target file holds, in words for messages: a name, a colon, its fields."""
+    """Content of a target file, in words for messages: a name, a colon, its fields."""
     unread: ClassVar[tuple[str, ...]]
-    """Settings of `targets` that belong to another kind of target."""
+    """Settings of `targets` that apply only to another kind of target."""
     of_target: ClassVar[tuple[str, ...]] = ()
-    """Settings of the method's own that decide the gradients of its target, and nothing else."""
+    """The method's own settings that affect only the gradients of its target."""
     config: GradientConfig
 
     def read_target(self, path: str) -> TargetFile:
-        """The members of a target path, and what was wrong with other records."""
+        """The members of a target path, and the problems of its other records."""
         raise NotImplementedError
 
     def target_gradients(self, actor: Any, members: Sequence[Any], keep_units: bool = False) -> list[Targets]:
-        """The target's gradients at each checkpoint, by an actor `TargetGradients`; `keep_units`: each member's, too."""
+        """The target's gradients at each checkpoint, from an actor `TargetGradients`; with `keep_units` also each member's."""
         raise NotImplementedError
 
     @property
@@ -92,7 +93,7 @@ class GradientSelector(Selector):
         return self.config.match.subtasks == "round_robin"
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
-        """By score; under `round_robin` the subtasks pick in turn."""
+        """The rows with the best scores; under `round_robin` the subtasks pick in turn."""
         if not self.picks_in_turn:
             return super().choose(scores, budget, pool_rows)
         from raysift.gradients.influence import InfluenceReduce, TargetColumns

@@ -1,8 +1,8 @@
 """LESS (Xia et al. 2024, arXiv 2402.04333): rows whose training step lowers the cross-entropy of a few target examples.
 
-The official code departs from the paper, and is the default here: epsilon stands inside the root of Adam's step without bias
-correction, and a subtask's target is the mean of its examples' unit gradients. `preset: paper` takes the other of each. Both
-presets train by the recipe that paper and code share.
+The official code departs from the paper and is the default here: epsilon is inside the root of Adam's step, without bias
+correction, and a subtask's target is the mean of its examples' unit gradients. `preset: paper` does both as in the paper.
+Both presets train with the recipe that paper and code share.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PAPER: dict[str, Any] = {
 
 
 class LessConfig(GradientConfig):
-    """Settings of LESS."""
+    """Settings of LESS: only those that all gradient methods share."""
 
 
 class Less(GradientSelector):

@@ -13,11 +13,11 @@ from raysift.records import RESPONSE_CHARS, RESPONSE_TOKENS
 
 class LongestConfig(MethodConfig):
     unit: Literal["tokens", "chars"] = "tokens"
-    """`tokens` counts with the model's tokenizer, as the paper does; `chars` needs no model."""
+    """`tokens` counts with the model's tokenizer, as in the paper; `chars` needs no model."""
 
 
 class Longest(Selector):
-    """The score is the length of all assistant turns together."""
+    """The score is the total length of all assistant turns."""
 
     name = "longest"
     summary = "Select the rows with the longest responses."

@@ -1,4 +1,4 @@
-"""MoDS (arXiv 2311.15653): rows that are good, that cover the good ones, and that the model does not know yet.
+"""MoDS (arXiv 2311.15653): rows that are good, cover the good ones, and are not yet known to the model.
 
 1. Quality: q(x, y), the reward of the row's own answer; keep q > alpha.
 2. Coverage: k-center over embeddings of the kept rows gives the *seeds*.
@@ -6,15 +6,18 @@
    k-center over those, starting from the seeds, gives the *augmented* rows.
 4. The selection is seeds, then augmented rows, each in the order in which k-center found them.
 
-Departures of the official code, kept as its preset: no second k-center (all rows with n < beta are taken, so the size is not
-controlled), a line break after a question without input when the model's own answer is scored, though not in stage 1, and
-answers by a beam search of 4 beams (the temperature and top-p that it sets have no effect on those). What the paper does there
-is not known: its preset answers greedily. The code also repeats rows that are both seed and needed in its training file; a row
-is selected once here, and such twins are counted.
+The official code departs from the paper as follows, and its preset keeps this:
+- no second k-center: all rows with n < beta are taken, so the size is not controlled;
+- a line break after a question without input when the model's own answer is scored, but not in stage 1;
+- answers by beam search with 4 beams, on which the temperature and top-p it sets have no effect. The paper does not
+  describe its decoding; its preset answers greedily.
+The official training file repeats rows that are both seed and needed; here a row is selected once, and such repeats are
+counted.
 
-Departures of ours from the official code that no setting undoes: the tuned model answers in the precision of its checkpoint,
-not in fp32, and no answer loses its last four characters. Where a row's meta tells no input (a pool without Alpaca's columns, or
-a record whose input is empty) a blank line in the question is taken to begin one: 350 of 52,002 Alpaca rows.
+Three departures from the official code cannot be undone by a setting: the tuned model answers in the precision of its
+checkpoint, not in fp32; no answer loses its last four characters; and if a row's meta records no input (a pool without
+Alpaca's columns, or a record with empty input), a blank line in the question is taken as the start of one, which
+affects 350 of 52,002 Alpaca rows.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ from raysift.topk import Ids, Scores
 
 QUALITY, NECESSITY = "quality", "necessity"
 
-# Fates of rows, as scores.parquet names them.
+# Fates of rows, as in scores.parquet.
 CHOSEN = SEED, AUGMENTED = "seed", "augmented"
 UNSCORED, POOR = "no quality: the scorer failed", "quality not above alpha"
 UNANSWERED, KNOWN = "no necessity: the model's answer or its score failed", "known: necessity not below beta"
@@ -51,30 +54,30 @@ class ModsConfig(MethodConfig):
     """Settings of MoDS."""
 
     scorer: QualitySettings = Field(default_factory=QualitySettings)
-    """What judges rows, and later the model's own answers."""
+    """Scorer of the rows and, later, of the model's own answers."""
     alpha: Threshold = Field(default_factory=lambda: Threshold(quantile=0.5))
-    """Rows with a quality above it are kept. The papers' bars are numbers that hold for their reward model (see the presets); a
-    quantile holds for any. High, and only what the scorer likes best remains."""
+    """Keep rows with a quality above this. The paper's values hold only for its reward model (see the presets); a quantile
+    works with any scorer. If high, only the scorer's favourites remain."""
     embedding: EmbeddingSettings = Field(default_factory=EmbeddingSettings)
     centers: CoverageSettings = Field(default_factory=CoverageSettings)
     seed_share: float = Field(0.5, gt=0, le=1)
-    """Seeds as a share of the budget; at 1 nothing is left for augmented rows, and no model is tuned on the way."""
+    """Seeds as a share of the budget; at 1 there are no augmented rows, and no model is tuned on the seeds."""
     seed_train: TrainConfig | None = None
-    """Recipe by which the model is tuned on the seeds; none: that of the final training (`train`)."""
+    """Recipe for tuning the model on the seeds. Default: that of the final training (`train`)."""
     generation: GenerationSettings = Field(default_factory=GenerationSettings)
-    """How the tuned model answers. Its decoding moves the necessity score, so it is recorded."""
+    """How the tuned model answers. Decoding changes the necessity score, so it is recorded."""
     beta: Threshold = Field(default_factory=lambda: Threshold(quantile=0.5))
-    """Rows whose own answer scores below it are needed. Low, and few are."""
+    """Rows are needed if the tuned model's answer scores below this. If low, few rows are needed."""
     necessity_newline: bool = False
-    """End questions without an input with a line break when the model's own answers are scored, as the official code does."""
+    """End questions without input with a line break when the model's own answers are scored, as in the official code."""
     second_coverage: bool = True
-    """Choose the augmented rows by k-center. Off, all needed rows are taken, however many."""
+    """Choose the augmented rows by k-center. Off: take all needed rows, however many."""
     second_from: Literal["seeds", "nothing"] = "seeds"
-    """Whether the second k-center keeps its distance from the seeds, or starts anew."""
+    """Start the second k-center with the seeds as centres, or without any."""
 
     @property
     def necessity_scorer(self) -> QualitySettings:
-        """What judges the model's own answers."""
+        """Scorer of the model's own answers."""
         newline = self.scorer.trailing_newline or self.necessity_newline
         return self.scorer.model_copy(update={"trailing_newline": newline})
 
@@ -136,35 +139,35 @@ class Mods(Selector):
     config: ModsConfig
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
-        """Seeds, then augmented rows; the recipe keeps to the budget, or says that it does not (`second_coverage` off)."""
+        """Seeds, then augmented rows; the recipe keeps to the budget or reports that it does not (`second_coverage` off)."""
         return choose_in_order(scores)
 
 
 def seed_count(config: ModsConfig, total: int) -> int:
-    """How many of the rows to select are seeds; at least one."""
+    """Number of seeds among `total` rows to select; at least one."""
     return max(1, int(config.seed_share * total + 1e-9))
 
 
 @dataclass(frozen=True)
 class Stages:
-    """What the stages of MoDS found, by id; necessity, needed and augmented are None where the seeds are the whole selection."""
+    """Results of the stages of MoDS, by id; necessity, needed and augmented are None if all selected rows are seeds."""
 
     quality: pa.Table
-    """id, quality; of every row, null where the scorer failed."""
+    """id and quality of every row, null if the scorer failed."""
     good: Ids
     seeds: pa.Table
-    """id, radius; in the order in which they were found."""
+    """id and radius, in picking order."""
     necessity: pa.Table | None = None
-    """id, necessity; of every good row, null where something failed."""
+    """id and necessity of every good row, null if its answer or score failed."""
     needed: Ids | None = None
     augmented: pa.Table | None = None
-    """As `seeds`."""
+    """id and radius, in picking order."""
     no_vector: Ids = field(default_factory=lambda: np.empty(0, np.int64))
     """Rows whose embedding failed."""
 
 
 def place_rows(found: Stages) -> pa.Table:
-    """What became of every row: its scores, its place in the selection if it has one, and its fate in words."""
+    """Scores of every row, its place in the selection, if any, and its fate in words."""
     ids = found.quality[ID].to_numpy()
     fate = np.where(found.quality[QUALITY].is_null().to_numpy(), UNSCORED, POOR).astype(object)
     fate[np.isin(ids, found.good)] = COVERED

@@ -1,4 +1,4 @@
-"""Quality: the rows that a reward model, a judge or IFD scores highest; the first stage of MoDS by itself, as a yardstick."""
+"""Quality: the rows that a reward model, a judge or IFD scores highest; the first stage of MoDS alone, as a yardstick."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class QualityConfig(MethodConfig):
 
 
 class Quality(Selector):
-    """Scored by its recipe, which asks the scorer's actor."""
+    """Scored by its recipe, which calls the scorer's actor."""
 
     name = "quality"
     summary = "Select the rows that a reward model, a judge or IFD scores highest."
@@ -29,5 +29,5 @@ class Quality(Selector):
         self.reads = (SCORE_COLUMN[config.scorer.kind],)  # type: ignore[misc]
 
     def score(self, rows: pa.Table) -> pa.Array:
-        """The scorer's own score."""
+        """The scorer's score, unchanged."""
         return rows[self.reads[0]]

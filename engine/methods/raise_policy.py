@@ -1,14 +1,15 @@
-"""RAISE (arXiv 2504.07282): a policy, learned by reinforcement, picks every batch of the training.
+"""RAISE (arXiv 2504.07282): a policy, trained by reinforcement learning, picks every batch of the training.
 
-1. Features: of each row, lengths, log-probability of the answer with and without the prompt, and an embedding of 32 numbers.
-2. Rounds: the model is trained from the start under the policy; each step's gain in validation performance is its reward,
-   and PPO moves the policy (see `raysift.policy`).
-3. With the policy frozen the model is trained once more. The batches of that training, in their order, are the curriculum.
-   It makes as many steps as `epochs` passes over the budget would, so it may meet more different rows than the budget has:
-   the selection are those picked first, by step and then by id, up to the budget. The curriculum keeps them all.
+1. Features of each row: lengths, log-probability of the answer with and without the prompt, an embedding of 32 numbers.
+2. Rounds: the model is trained from the start under the policy; each step's gain in validation performance is its
+   reward, and PPO updates the policy (see `raysift.policy`).
+3. With the policy frozen the model is trained once more. The batches of that training, in order, are the curriculum. It
+   makes as many steps as `epochs` passes over the budget would, so it may see more distinct rows than the budget has.
+   The selection is the rows picked first, by step and then by id, up to the budget. The curriculum keeps them all.
 
-The paper names no batch, number of steps, exploration, critic or class default, and there is no code. What it does say is the
-preset `paper`; the defaults depart from it where the letter learns nothing (see `raysift.policy.settings`).
+The paper gives no batch size, number of steps, exploration, critic or class default, and there is no code. The preset
+`paper` has all values that it gives; the defaults depart from it where its literal settings learn nothing (see
+`raysift.policy.settings`).
 """
 
 from __future__ import annotations
@@ -63,11 +64,11 @@ _SILENT = {
     "validation_rows",
     "report_share",
 }
-"""Settings for which the paper names no one value, or that are not its business."""
+"""Settings for which the paper gives no single value, or which it does not cover."""
 
 
 class Raise(Selector):
-    """Picked by its recipe, which ranks the rows; `choose` takes the first of them."""
+    """The recipe picks and ranks the rows; `choose` takes the first of them."""
 
     name = "raise"
     summary = "Learn a policy that picks every batch; select what it picked (RAISE)."
@@ -81,12 +82,12 @@ class Raise(Selector):
     config: RaiseConfig
 
     def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
-        """By first step, up to the budget."""
+        """The rows picked first, by first step, up to the budget."""
         return choose_in_order(scores, budget.rows_of(pool_rows))
 
 
 def departures(config: RaiseConfig) -> dict[str, Any]:
-    """Settings of policy, learning and episode that are not the paper's, with their values; for the manifest."""
+    """Settings of policy, learning and episode that differ from the paper's, with their values; for the manifest."""
     paper = RaiseConfig.model_validate(_LETTER)
     found = {}
     for part in ("policy", "learning", "episode"):
@@ -97,14 +98,14 @@ def departures(config: RaiseConfig) -> dict[str, Any]:
 
 
 def count_policy_steps(config: RaiseConfig, train: TrainConfig, rows: int) -> int:
-    """Steps of one training: given, or those that a static choice of so many rows would make in `epochs`."""
+    """Steps of one training: `episode.steps`, or as many as `epochs` passes over a fixed choice of `rows` rows."""
     if config.episode.steps is not None:
         return config.episode.steps
     return max(1, round(-(-rows // train.batch_size) * config.episode.epochs))
 
 
 def place_picks(ids: Ids, picks: Sequence[Ids], with_features: Ids, trainable: Ids) -> pa.Table:
-    """What became of every row: how often and when it was picked, or why it never could be."""
+    """For every row, how often and when it was picked, or why it could not be."""
     every = np.concatenate([np.empty(0, np.int64), *picks])
     steps = np.repeat(np.arange(1, len(picks) + 1), [len(batch) for batch in picks])
     chosen, first, counts = np.unique(every, return_index=True, return_counts=True)

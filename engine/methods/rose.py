@@ -1,8 +1,8 @@
 """ROSE (arXiv 2412.00631): rows whose training step lowers a pairwise preference loss (DPO) on a few pairs per subtask.
 
-All of LESS, but the target is the gradient of the preference loss of the warmed-up model against its base. With pairs normalised
-one by one (`mean_of_units`, the official code) beta and the reference cancel; they matter in `preset: paper`. Departures of
-the official code that are kept as its preset: an end token between prompt and answer, and training in batches of 4.
+Like LESS, except that the target is the gradient of the preference loss of the warmed-up model against its base. With pairs
+normalised one by one (`mean_of_units`, the official code) beta and the reference cancel; they matter in `preset: paper`.
+The preset of the official code keeps two of its departures: an end token between prompt and answer, and batches of 4.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from raysift.pool.pairs import PAIR_PROBLEMS, PairReader
 if TYPE_CHECKING:
     from raysift.gradients.preference import Targets
 
-SHOWN = 3  # records that a note names
+SHOWN = 3  # records listed in a note
 
 
 class RoseConfig(GradientConfig):
@@ -29,8 +29,8 @@ class RoseConfig(GradientConfig):
 
     preference: PreferenceSettings = Field(default_factory=PreferenceSettings)
     end_prompt: bool = False
-    """Put an end-of-sequence token between prompt and answer, as the official code does with its plain-text prompts. With a chat
-    template the turn has an end of its own."""
+    """Put an end-of-sequence token between prompt and answer, as the official code does with its plain-text prompts. Chat
+    templates already end the turn."""
 
 
 class Rose(GradientSelector):
@@ -53,7 +53,7 @@ class Rose(GradientSelector):
     def read_target(self, path: str) -> TargetFile:
         found, wanted, problems = TargetFile(), self.config.targets, []
         for file in find_files([path]):
-            reader = PairReader([file], wanted.columns, wanted.subtask, keep_identical=True)  # counted as zeros
+            reader = PairReader([file], wanted.columns, wanted.subtask, keep_identical=True)  # they count as zeros
             for pair in reader:
                 found.members.append(pair)
                 found.places.append((file.name, reader.pairs + reader.problems.total()))

@@ -1,4 +1,4 @@
-"""Uniform: every row has the same chance. The yardstick that any method must beat."""
+"""Uniform: every row has the same chance; the baseline that any method must beat."""
 
 from __future__ import annotations
 
