@@ -54,8 +54,8 @@ def choose_centers(
     beside: Manifest | None = None,
     apart: bool = True,
 ) -> Manifest:
-    """Cover the rows by `count` of them, or all there are; those of `beside` are not taken again and, if `apart`, count as
-    centres that are there already."""
+    """Cover the rows by `count` of them, or all there are; rows of `beside` are not taken again and, if `apart`, count as
+    existing centres."""
     from raysift.jobs.coverage.covering import cover
 
     def body(folder: Location) -> StageResult:
@@ -94,7 +94,7 @@ def choose_centers(
 def chosen_rows(
     run: Run, rows: Manifest, ids: np.ndarray, asked: int, folder: Location, values: dict[str, Any]
 ) -> StageResult:
-    """What a stage that chose these rows leaves, `centers.parquet` aside."""
+    """The result of a stage that chose these rows, apart from `centers.parquet`."""
     return StageResult(
         files={"centers": ["centers.parquet"], "rows": write_rows(run.files(rows, "rows"), ids, folder)},
         counts={"rows_in": rows.counts["kept"], "kept": len(ids), "asked": asked},
@@ -104,7 +104,7 @@ def chosen_rows(
 
 
 def write_centers(ids: np.ndarray, folder: Location) -> None:
-    """Rows that no k-center chose, in the form in which `cover` writes its centres."""
+    """Write rows that no k-center chose, in the form in which `cover` writes its centres."""
     table = pa.table({ID: ids, RANK: np.arange(1, len(ids) + 1), RADIUS: pa.nulls(len(ids), pa.float64())})
     pq.write_table(table, (folder / "centers.parquet").path, filesystem=folder.fs)
 
@@ -116,7 +116,7 @@ def rows_without_vector(run: Run, vectors: Manifest) -> np.ndarray:
 
 
 def order_centers(run: Run, rows: Manifest, vectors: Manifest, chosen: Manifest) -> Manifest:
-    """The centres in their order, and of every other row that it is none."""
+    """The centres in their order, and every other row marked as none."""
 
     def body(folder: Location) -> StageResult:
         ids = read_ids(run.files(rows, "rows"))

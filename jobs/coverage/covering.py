@@ -1,12 +1,12 @@
 """Cover a table of embeddings by k of its rows: k-center over shards, with a checkpoint of the centres found so far.
 
     FOLDER/centers.parquet   id, rank from 1, radius (distance to the centres before it; null for a first one without any)
-    FOLDER/picked.parquet    the same of a run that is under way: started again it goes on from there, to the same centres
+    FOLDER/picked.parquet    the same columns of an unfinished run: restarted, it resumes there and finds the same centres
 
-FOLDER is of one cover alone: its caller names it by all that decides the centres, as `Run.stage` does.
+FOLDER belongs to one cover alone: the caller names it by everything that decides the centres, as `Run.stage` does.
 
 The exact mode holds all rows in shards (`shards.py`); the labelled approximation by core-sets (`raysift.kcenter.coresets`)
-reads a part of the pool at a time, each in a Ray task, or one after the other in this process where Ray does not run.
+reads one part of the pool at a time, each in a Ray task, or one after the other in this process if Ray does not run.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from raysift.topk import Ids
 CENTERS, PICKED = "centers.parquet", "picked.parquet"
 CHECKPOINT_S = 20.0
 CURVE_POINTS = 200
-TRIAL_WORTH = 1e11  # multiplications under which a forecast takes longer than what it foretells
+TRIAL_WORTH = 1e11  # multiplications; below that, a forecast takes longer than the work it forecasts
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,8 @@ def cover(
     """Choose k rows that cover a table of embeddings, and write them to `folder`.
 
     `initial` are centres to start from, by id if they are rows of the table, else (ids, vectors); they are not chosen again.
-    `among` are the ids of the rows to cover and to choose from; none: all that have a vector. On Ray where it runs and the
-    table is large, or `resources.workers` is set; in this process otherwise. `section` is where the settings stand, for messages.
+    `among` are the ids of the rows to cover and to choose from (default: all with a vector). Uses Ray if it runs and the
+    table is large or `resources.workers` is set, else this process. `section` names the settings' section in messages.
     """
     settings, resources = settings or CoverageSettings(), resources or Resources()
     clock = time.perf_counter()
@@ -140,7 +140,7 @@ class _Work:
 
 
 def _points(table: EmbeddingTable, among: Ids | None) -> Ids:
-    """Ids of the rows to cover, rising; those asked for must have a vector or have failed to get one."""
+    """Ids of the rows to cover, ascending; those asked for must have a vector or have failed to get one."""
     if among is None:
         return table.ids
     points = np.sort(np.asarray(among, np.int64))
@@ -197,7 +197,7 @@ def _cover_by_coresets(work: _Work) -> tuple[Centers, dict[str, Any]]:
         tasks = [(number, *shared, count, work.picked) for number in range(parts)]
         found = _each_part(core_set_of_part, tasks, work, 0)
         centers, picked = cover_union(found, work.k, work.seed, work.picked, load.options())
-        # Too few centres are all there are only where each part has sent all its different rows.
+        # Fewer than k centres is final only if each part has sent all its different rows.
         if len(centers.ids) == work.k or all(len(part) < count for part in found):
             break
         count *= 2
@@ -210,13 +210,13 @@ def _cover_by_coresets(work: _Work) -> tuple[Centers, dict[str, Any]]:
 def core_set_of_part(
     number: int, load: Load, among: Ids | None, seed: int, parts: int, count: int, initial: Picked
 ) -> Picked:
-    """The core-set of one part of the pool, which it reads."""
+    """Read one part of the pool and return its core-set."""
     ids, vectors = _read_part(number, load, among, seed, parts)
     return core_set(ids, vectors, count, seed, initial, load.options())
 
 
 def radius_of_part(number: int, load: Load, among: Ids | None, seed: int, parts: int, centers: Any) -> float:
-    """How far the farthest row of one part of the pool is from the centres."""
+    """Distance of the farthest row of one part of the pool from the centres."""
     ids, vectors = _read_part(number, load, among, seed, parts)
     return farthest_row(ids, vectors, centers, load.options())
 
@@ -247,7 +247,7 @@ def _each_part(body: Callable[..., Any], tasks: Sequence[tuple[Any, ...]], work:
 
 
 def _resume(work: _Work, ask: Callable[..., list[Any]]) -> int:
-    """Take over the centres of a run that was cut off; gives their number."""
+    """Take over the centres of an interrupted run; returns their number."""
     place = work.folder / PICKED
     if not place.exists():
         return 0
@@ -266,7 +266,7 @@ def _resume(work: _Work, ask: Callable[..., list[Any]]) -> int:
 
 
 def _write(place: Location, ids: Ids, radii: Any) -> None:
-    """Centres in their order; whole or not at all."""
+    """Write the centres in their order, whole or not at all."""
     table = pa.table(
         {
             ID: pa.array(ids, pa.int64()),
@@ -296,7 +296,7 @@ def _values(centers: Centers) -> dict[str, Any]:
 
 
 def _shortage(points: Ids, initial: Any, centers: Centers) -> str | None:
-    """Why there are fewer centres than asked: too few rows, or among them too few different ones."""
+    """Why there are fewer centres than asked for: too few rows, or too few different ones."""
     asked, given = centers.asked, len(centers.ids)
     if given >= asked:
         return None

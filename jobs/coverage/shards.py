@@ -1,8 +1,8 @@
-"""The shards of a k-center on Ray: actors that hold rows and their distances, one exchange with all of them a pass.
+"""The shards of a k-center on Ray: actors that hold rows and their distances, one exchange with all of them per pass.
 
-An actor that dies is replaced: its state is a function of its files and of the centres so far, so the new one reads the
-files, is told all centres, and answers as the lost one would have. Past MAX_RESTARTS the run ends with the reason. Without
-Ray one shard in this process answers in the same way.
+An actor that dies is replaced: its state depends only on its files and the centres so far, so the new one reads the files,
+gets all centres, and answers as the lost one would have. Past MAX_RESTARTS the run ends with the reason. Without Ray, one
+shard in this process gives the same answers.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from raysift.topk import Ids
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS = 5  # of all shards together
-SHARD_BYTES = 128 * 2**20  # a shard of less is not worth a process
-LOCAL_BYTES = 256 * 2**20  # a table of less is covered in this process, where no number of workers is asked for
+SHARD_BYTES = 128 * 2**20  # a smaller shard is not worth a process
+LOCAL_BYTES = 256 * 2**20  # a smaller table is covered in this process, unless a number of workers is set
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one shard reads, and how it works."""
+    """The files that one shard reads, and how it computes."""
 
     pieces: tuple[Piece, ...]
     dimension: int
@@ -45,30 +45,30 @@ class Load:
 
 
 def only(among: Ids | None) -> Keep | None:
-    """Keeps the ids that occur in `among`, which is sorted; none keeps all."""
+    """A filter for the ids that occur in `among`, which is sorted; None keeps all ids."""
     return None if among is None else lambda ids: is_among(ids, among)
 
 
 class ShardWorker:
-    """A shard that loads itself; Ray makes an actor of it. The constructor does nothing, so that errors rise from calls."""
+    """A shard that loads itself; Ray makes an actor of it. The constructor does nothing, so errors come from calls."""
 
     def __init__(self, load: Load) -> None:
         self.load_plan = load
         self.shard: Shard | None = None
 
     def load(self, among: Ids | None) -> int:
-        """Read the rows; gives their number."""
+        """Read the rows; returns their number."""
         plan = self.load_plan
         ids, vectors = read_embeddings(plan.pieces, plan.dimension, only(among))
         self.shard = Shard(ids, vectors, owned=True, **plan.options())
         return len(ids)
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """A method of the shard."""
+        """Call a method of the shard."""
         return getattr(self.shard, name)(*arguments)
 
     def measure_speed(self) -> Speed:
-        """What this process and its device can do."""
+        """Speed of this process and its device."""
         plan = self.load_plan
         return measure_speed(plan.dimension, pick_device(plan.device), plan.threads)
 
@@ -88,7 +88,7 @@ class LocalShards:
         return [self._worker.call(name, *arguments)]
 
     def exchange(self, batch: Batch, wanted: int) -> list[Candidates]:
-        """Tell of new centres, get the farthest rows."""
+        """Send new centres, get the farthest rows."""
         return self.ask("step", batch, wanted)
 
     def measure_speed(self) -> Speed:
@@ -99,7 +99,7 @@ class LocalShards:
 
 
 class RayShards:
-    """One Ray actor a shard; `picked` is the list of centres that a replacement has to be told."""
+    """One Ray actor per shard; `picked` lists the centres that a replacement has to get."""
 
     def __init__(self, loads: Sequence[Load], among: Ids | None, picked: Picked, resources: Resources) -> None:
         import ray
@@ -120,13 +120,13 @@ class RayShards:
         return self._gather(lambda actor: _call(actor, name, shared), self._catch_up)
 
     def exchange(self, batch: Batch, wanted: int) -> list[Candidates]:
-        """Tell of new centres, get the farthest rows of each shard."""
+        """Send new centres, get the farthest rows of each shard."""
         answers = self.ask("step", batch, share(wanted, self.count))
         self._told = batch.start + len(batch.ids)
         return answers
 
     def measure_speed(self) -> Speed:
-        """Of one of the actors; all are taken to be alike."""
+        """Speed of one actor; all are assumed to be alike."""
         speed: Speed = self._gather(lambda actor: actor.measure_speed.remote(), self._catch_up, [0])[0]
         return speed
 
@@ -164,7 +164,7 @@ class RayShards:
         return self._ray.get(answer)
 
     def _replace(self, number: int, error: Exception, catch_up: Callable[[int], None]) -> None:
-        """A new actor in the place of a lost one; it too may be lost on the way."""
+        """Put a new actor in the place of a lost one; it too may be lost while catching up."""
         while True:
             cause = str(error).strip().splitlines()[-1]
             if self.restarts >= MAX_RESTARTS:
@@ -185,7 +185,7 @@ class RayShards:
                 error = raised
 
     def _catch_up(self, number: int) -> None:
-        """Tell a new shard of all centres that the others know."""
+        """Send a new shard all centres that the others know."""
         if self._told:
             self._wait(self.actors[number].call.remote("add", self._picked.between(0, self._told)))
 
@@ -197,7 +197,7 @@ def _call(actor: Any, name: str, arguments: Sequence[Any]) -> Any:
 def make_shards(
     table: EmbeddingTable, among: Ids | None, metric: str, picked: Picked, resources: Resources
 ) -> LocalShards | RayShards:
-    """Actors where Ray runs and the table is large or workers are asked for; else one shard in this process."""
+    """Actors if Ray runs and the table is large or `resources.workers` is set; else one shard in this process."""
 
     def load(pieces: Sequence[Piece]) -> Load:
         return Load(tuple(pieces), table.dimension, metric, resources.placed_on, resources.threads)
@@ -209,7 +209,7 @@ def make_shards(
 
 
 def count_shards(table: EmbeddingTable, resources: Resources) -> int:
-    """What was asked for and the cluster carries; where nothing was asked for, no shard of less than SHARD_BYTES."""
+    """As many shards as `resources.workers` asks for and the cluster can hold; if unset, none smaller than SHARD_BYTES."""
     from raysift.jobs.on_ray.raydata import pool_size
 
     room = pool_size(resources)

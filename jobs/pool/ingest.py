@@ -1,11 +1,11 @@
 """From files in any layout to rows with ids, without exact duplicates, in shards of Parquet. `raysift ingest`.
 
 Three rounds of plain Ray tasks: read every chunk, find ids that occur twice, write every shard. The driver holds one
-line of counts a chunk. Chunks follow from the files alone and the first of equal conversations in the order of the
-input stays, so the result is the same for any number of workers. A killed ingest continues with what is not yet done.
+line of counts per chunk. Chunks depend on the files alone, and of equal conversations the first in input order is kept,
+so the result is the same for any number of workers. A killed ingest continues with what is not yet done.
 
-What is left in the folder: `rows/` (records.KEPT_ROWS), `rejected/` (records.REJECTED: what was not understood, not wanted,
-or there already) and `ingest.json`, the report. Rows of a file that was set aside as a whole are in neither.
+The folder then holds `rows/` (records.KEPT_ROWS), `rejected/` (records.REJECTED: not understood, not wanted or
+duplicate) and `ingest.json`, the report. Rows of a file that was set aside as a whole are in neither.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from raysift.storage import Location
 
 REPORT = "ingest.json"
 PLAN = "plan.json"
-VERSION = 3  # of what rows are made of: 3 keeps the file and the position of each row
+VERSION = 3  # of the rows' content: 3 keeps the file and the position of each row
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class IngestReport:
     rows_in: int
     kept: int
     rejected: dict[str, int]
-    """Rows that were understood and not wanted, by reason (raysift.pool.checks.REASONS), duplicates among them."""
+    """Rows that were understood but not wanted, by reason (raysift.pool.checks.REASONS), including duplicates."""
     failed: int
     """Records that could not be understood."""
     failures: dict[str, int]
-    """The same by reason."""
+    """Records that could not be understood, by reason."""
     duplicates: int
-    """Rows whose conversation stands earlier in the pool; the same number as in `rejected`."""
+    """Rows whose conversation occurs earlier in the pool; the same number as in `rejected`."""
     trimmed: int
     """Kept or rejected conversations that were cut after their last answer (trailing_user="trim")."""
     bad_files: dict[str, str]
-    """Files that were set aside as a whole, and why; their records are in no other count."""
+    """Files that were set aside as a whole, and why; no other count includes their records."""
     empty_files: list[str]
     by_source: dict[str, int]
     """Kept rows of each source."""
@@ -90,9 +90,9 @@ def ingest_pool(
     *,
     progress: Progress | None = None,
 ) -> IngestReport:
-    """Read files, or those that paths stand for, into `out`; Ray is joined, or started and left running.
+    """Read files, given as such or as paths, into `out`; joins a running Ray, or starts one and leaves it running.
 
-    A file that is no longer as it was when it was found ends the ingest: a fingerprint taken of it would be of other rows.
+    A file that has changed since it was found ends the ingest: its fingerprint would be that of other rows.
     """
     config = config or IngestConfig()
     files = [file for one in sources for file in ([one] if isinstance(one, SourceFile) else find_files([one]))]
@@ -111,9 +111,9 @@ def ingest_dataset(
     *,
     progress: Progress | None = None,
 ) -> IngestReport:
-    """The same for a Ray dataset, whose blocks are first written below `out` in their order.
+    """Read a Ray dataset into `out`, below which its blocks are first written in their order.
 
-    Whether the dataset is the one that an earlier attempt wrote there cannot be told: another one needs another folder.
+    Nothing shows whether an earlier attempt wrote the same dataset there, so give each dataset its own folder.
     """
     config = config or IngestConfig()
     if report := _claim(out, {"dataset": True}, config):
@@ -135,7 +135,7 @@ def ingest_dataset(
 
 
 def list_pool(sources: Sequence[str], config: IngestConfig) -> list[SourceFile]:
-    """The files that an ingest would read; a wrong path or format name is told before anything is read."""
+    """The files that an ingest would read; raises on a wrong path or format name before anything is read."""
     if config.format != "auto":
         find_layout(config.format)
     return find_files(sources)
@@ -225,9 +225,9 @@ def _ingest(
 
 
 def _claim(out: Location, inputs: dict[str, Any], config: IngestConfig) -> IngestReport | None:
-    """The report of a finished ingest of the same inputs and settings; refuses a folder that holds another one.
+    """The report of a finished ingest of the same inputs and settings; refuses a folder that holds a different one.
 
-    Where only the times of files differ they were written again, and what was made of them is thrown away.
+    If only the files' times differ, the files were written again, and what was made of them is deleted.
     """
     wanted = canonical({**inputs, "config": config, "version": VERSION})
     place = out / PLAN
@@ -293,7 +293,7 @@ def _read_all(
 
 
 def _first_error(plan: _Ingest, tasks: list[tuple[Any, ...]], file: str, found: RaysiftError) -> RaysiftError:
-    """The first error of a file: cuts behind it may be wrong, and chunks there may complain before their turn."""
+    """The first error in the file's order: later chunks may be cut wrongly because of it, and may fail sooner."""
     for number, chunk in enumerate(plan.chunks):
         if chunk.file.name == file:
             answer = read_part(*tasks[number])

@@ -1,10 +1,10 @@
-"""What one Ray task of ingest does. Each leaves files of fixed names and, last of all, a small file of counts.
+"""The Ray tasks of ingest. Each leaves files of fixed names and, last of all, a small file of counts.
 
 1. `read_part` turns a chunk into rows and problems, in quick temporary files, and notes the rows' ids.
 2. `find_twins` looks for ids that occur twice within a bucket of ids, over all shards.
-3. `finish_shard` writes a shard's rows without its duplicates, and all that is not a row, with places in the files.
+3. `finish_shard` writes a shard's rows without duplicates, and what did not become a row, with its place in the file.
 
-A shard is named `00012-000`: the chunk's number and the shard's within it; only a chunk of very many rows has several.
+A shard is named `00012-000`: the chunk's number and the shard's within it; only a chunk with very many rows has several.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Counts = dict[str, Any]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where in a file a shard's rows stood: position p of the shard is record (or line) `base + p + 1` of the file."""
+    """Where in a file a shard's rows come from: position p of the shard is record (or line) `base + p + 1` of the file."""
 
     file: str
     base: int
@@ -54,7 +54,7 @@ class Origin:
 
 
 def plan_and_recognise(file: SourceFile, chunk_bytes: int, config: IngestConfig) -> tuple[FilePlan, str] | RaysiftError:
-    """How to read a file and the name of its layout; an error is given back, for the driver to judge."""
+    """How to read a file and the name of its layout; returns an error instead of raising it, for the driver to judge."""
     try:
         plan = plan_file(file, chunk_bytes)
         if not plan.chunks:
@@ -67,7 +67,7 @@ def plan_and_recognise(file: SourceFile, chunk_bytes: int, config: IngestConfig)
 
 
 def read_part(number: int, chunk: Chunk, layout: str, config: IngestConfig, work: Location) -> Counts | RaysiftError:
-    """Read a chunk into shards; gives its counts, also when an earlier attempt had done it."""
+    """Read a chunk into shards, unless an earlier attempt did; returns its counts."""
     done = work / f"part-{number:05d}.json"
     if (earlier := _counts_in(done, work)) is not None:
         return earlier
@@ -93,7 +93,7 @@ def read_part(number: int, chunk: Chunk, layout: str, config: IngestConfig, work
 
 
 def _normalised(chunk: Chunk, layout: str, config: IngestConfig) -> Iterator[tuple[int, Normalised]]:
-    """The chunk's batches as rows, with the positions used up so far. Whatever goes wrong here is the file's fault."""
+    """The chunk's batches as rows, with the positions used up so far. Any error here is the file's fault."""
     normalise = Normaliser(chunk.file, LAYOUTS[layout], config)
     try:
         for batch in read_chunk(chunk):
@@ -109,7 +109,7 @@ def _unexpected(file: SourceFile, error: Exception) -> BadFile:
 
 
 def find_twins(number: int, bucket: tuple[int, int], shards: Sequence[str], work: Location) -> int:
-    """Find the duplicates among the ids of a bucket; gives how many there are."""
+    """Find the duplicates among the ids of a bucket; returns their number."""
     table, starts = find_losers([work / f"ids-{shard}.bin" for shard in shards], bucket)
     write_parts(work / f"twins-{number:03d}.bin", starts, table)
     return len(table)
@@ -118,7 +118,7 @@ def find_twins(number: int, bucket: tuple[int, int], shards: Sequence[str], work
 def finish_shard(
     number: int, shards: Sequence[str], places: Sequence[Origin], twins: Sequence[str], work: Location, out: Location
 ) -> Counts:
-    """Write the rows of a shard that stay, and what does not with its reason; gives the counts."""
+    """Write the rows of a shard that are kept, and the others with their reasons; returns the counts."""
     shard, place = shards[number], places[number]
     done = work / f"done-{shard}.json"
     if (earlier := _counts_in(done, out)) is not None:
@@ -162,13 +162,13 @@ def finish_shard(
 
 
 def _note_counts(place: Location, counts: Counts, folder: Location, files: Sequence[str]) -> Counts:
-    """Say that a task is done, once what it wrote is on the disk."""
+    """Record that a task is done, once its files are on the disk."""
     place.write(json.dumps(counts | {"files": settle(folder, files)}))
     return counts
 
 
 def _counts_in(place: Location, folder: Location) -> Counts | None:
-    """The counts of a task whose files are all there; a node that loses its power may leave half of one."""
+    """The counts of a task, if its files are all complete; a node that loses power may leave half a file."""
     try:
         counts: Counts = json.loads(place.read_bytes())
     except (FileNotFoundError, ValueError):
@@ -180,7 +180,7 @@ def _counts_in(place: Location, folder: Location) -> Counts | None:
 
 
 def _is_finished(name: str, work: Location) -> bool:
-    """Whether these are rows of a shard that is finished; they are deleted then."""
+    """Whether these are the rows of a finished shard, which are deleted by then."""
     shard = name.removeprefix("rows-").removesuffix(".arrow")
     return name.startswith("rows-") and _counts_in(work / f"done-{shard}.json", work.parent) is not None
 
@@ -208,7 +208,7 @@ class _Shards:
         self._bytes += rows.nbytes
 
     def close(self) -> list[tuple[str, int]]:
-        """Name and rows of each shard; there is always one, also without rows."""
+        """Name and number of rows of each shard; there is always at least one, even without rows."""
         self._finish()
         return list(zip(self._names, self._rows, strict=True))
 
@@ -224,13 +224,13 @@ class _Shards:
 
     def _finish(self) -> None:
         self._writer.close()
-        self._stream.close()  # on an object store this is what makes the file
+        self._stream.close()  # on an object store only this creates the file
         ids = self._work / f"ids-{self._names[-1]}.bin"
         write_ids(ids, np.concatenate(self._ids), np.concatenate(self._positions))
 
 
 class _ParquetFile:
-    """A Parquet file that comes into being with its first rows; each table becomes a row group."""
+    """A Parquet file that is created with its first rows; each table becomes a row group."""
 
     def __init__(self, place: Location, schema: pa.Schema, dictionaries: list[str]) -> None:
         self._place, self._schema, self._dictionaries = place, schema, dictionaries
@@ -256,7 +256,7 @@ class _ParquetFile:
 
 
 def _quick(work: Location) -> pa.ipc.IpcWriteOptions:
-    """Compressing temporary files takes a fifth of the time of a read; over a network it is worth it."""
+    """Compresses temporary files only over a network: it takes a fifth of the time of a read."""
     return pa.ipc.IpcWriteOptions(compression=None if work.is_local else "lz4")
 
 
@@ -299,7 +299,7 @@ def _duplicate_table(rows: pa.Table, twins: np.ndarray[Any, Any], places: Sequen
 
 
 def _placed(rows: pa.Table, place: Origin, schema: pa.Schema) -> pa.Table:
-    """The rows with their place in the file, from 1, as the schema has them."""
+    """The rows with their place in the file, counted from 1, in the schema's columns."""
     position = pa.array(rows[POSITION].to_numpy() + place.base + 1, pa.int64())
     columns = {name: rows[name] for name in rows.column_names}
     return pa.table(columns | {FILE: pa.repeat(place.file, rows.num_rows), POSITION: position}).select(schema.names)

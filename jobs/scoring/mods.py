@@ -1,7 +1,7 @@
 """The stages of MoDS beyond quality and coverage: the model's own answers, what they are worth, and the order of the rows.
 
-Rows that a stage sets aside keep their scores in its tables, and the last stage, `order`, says of every row of the pool what
-became of it.
+Rows that a stage sets aside keep their scores in its tables. The last stage, `order`, records what became of every row of
+the pool.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _TOLD = pa.schema([(ANSWER, pa.string()), (ERROR, pa.string())])
 
 
 def check_room(config: CommonConfig, settings: ModsConfig) -> None:
-    """Refuse answers so long that no prompt fits before them, where the model's own files tell how much it takes."""
+    """Refuse answers so long that no prompt fits before them, if the model's own files state its maximum length."""
     card = open_location(resolve_model(config.model)) / "config.json"
     described = json.loads(card.read_text()) if card.exists() else {}
     positions, asked = described.get("max_position_embeddings"), settings.generation.max_new_tokens
@@ -50,7 +50,7 @@ def check_room(config: CommonConfig, settings: ModsConfig) -> None:
 
 
 def only_seeds(run: Run, settings: ModsConfig, good: Manifest, seeds: Manifest, total: int) -> bool:
-    """Whether the seeds are the whole selection: all that was asked, or all good rows there are."""
+    """Whether the seeds are the whole selection: all the rows asked for, or all good rows there are."""
     found, there = seeds.counts["kept"], good.counts["kept"]
     if found < min(total, there) and settings.seed_share < 1:
         return False
@@ -104,7 +104,7 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
 
 
 def necessity(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifest, answers: Manifest) -> Manifest:
-    """Score the model's own answers as the rows' were scored; a row without one has no necessity."""
+    """Score the model's own answers as the rows' answers were scored; a row without one has no necessity."""
     scorer = settings.necessity_scorer
     judge = find_model(run, config, scorer.scorer)
 
@@ -156,7 +156,7 @@ def order(
     seeds: Manifest,
     needed: Sequence[Manifest] = (),
 ) -> Manifest:
-    """Seeds, then augmented rows, and of every row what became of it; `needed`: necessity, needed rows, augmented rows."""
+    """Seeds, then augmented rows, and the fate of every row; `needed`: necessity, needed rows, augmented rows."""
     settings: Any = selector.config
     column = score_column(settings)
 
@@ -202,13 +202,13 @@ def _own_conversations(
 ) -> tuple[list[Location], int]:
     """The rows with the model's own answer in place of theirs, as files, and how many have none.
 
-    They lie in the order of the rows: what is judged side by side then does not depend on how the answers came to lie in
-    their files, which is otherwise after a kill.
+    They are in the order of the rows: which rows are judged side by side then does not depend on the order of the answers
+    in their files, which differs after a kill.
     """
     parts = (folder / "conversations").make_folder()
     files: list[Location] = []
     failed = 0
-    # Both lie in slices by id, so that few files of answers concern a chunk of rows.
+    # Both are in slices by id, so a chunk of rows needs only a few files of answers.
     ranges = [(place, ids.min(), ids.max()) for place in answers if len(ids := read_ids([place]))]
     there = pq.read_schema(rows[0].path, filesystem=rows[0].fs).names if rows else []
     for chunk in read_chunks(rows, [name for name in (ID, MESSAGES, META) if name in there]):

@@ -33,9 +33,9 @@ from raysift.scoring.thresholds import Cut, cut_above, cut_below, describe_cut, 
 from raysift.settings.config import CommonConfig
 from raysift.storage import Location
 
-UNPARSABLE = "unparsable:"  # how the message of a reply that is no rating begins (raysift.scoring.judging)
+UNPARSABLE = "unparsable:"  # prefix of the message for a reply that is no rating (raysift.scoring.judging)
 
-# What scores by itself; a judge on vLLM does not, see `_judge_through_vllm`.
+# Actors that score by themselves; a judge on vLLM does not, see `_judge_through_vllm`.
 SCORERS: dict[tuple[str, str], type[RowActor]] = {
     ("reward", "transformers"): Reward,
     ("reward", "vllm"): VllmReward,
@@ -66,9 +66,9 @@ def keep(
     column: str,
     needed_by: str | None = None,
 ) -> Manifest:
-    """The rows strictly beyond a bar, as files of their own; the bar, and how scores lie, are in the manifest.
+    """The rows strictly beyond a bar, as files of their own; the manifest holds the bar and the distribution of scores.
 
-    `needed_by` names the setting of the bar where a run cannot go on without a row beyond it.
+    `needed_by` names the setting of the bar if a run cannot go on without a row beyond it.
     """
 
     def body(folder: Location) -> StageResult:
@@ -94,7 +94,7 @@ def keep(
 
 
 def score_column(settings: Any) -> str:
-    """The column of the scorer's answers that counts."""
+    """The column of the scorer's answers that holds the score."""
     return SCORE_COLUMN[settings.scorer.kind]
 
 
@@ -107,7 +107,7 @@ def score_answers(
     expected: int,
     folder: Location,
 ) -> StageResult:
-    """Every row of the files, scored by what scores that kind on that backend."""
+    """Every row of the files, scored by the scorer for the settings' kind and backend."""
     if settings.backend == "vllm":
         require_vllm(stage)
     score = _judge_through_vllm if (settings.kind, settings.backend) == ("judge", "vllm") else _score_on_actors
@@ -137,7 +137,7 @@ def score_answers(
 
 
 def count_unparsable(answers: Sequence[Location]) -> int:
-    """Rows that failed because the judge's reply was none of those it was asked for."""
+    """Number of rows that failed because the judge's reply was none of those it was asked for."""
     errors = (chunk[ERROR] for chunk in read_chunks(answers, [ERROR]))
     return sum(pc.sum(pc.starts_with(error, UNPARSABLE)).as_py() or 0 for error in errors)
 
@@ -171,7 +171,7 @@ def _judge_through_vllm(
 
 
 def judge_arguments(config: CommonConfig, model: str, max_length: int | None, settings: Any) -> dict[str, Any]:
-    """What a judge's asking and reading actors are made with, where an engine holds its weights."""
+    """Arguments of a judge's asking and reading actors when an engine holds its weights."""
     return {
         "model": model,
         "settings": settings,
@@ -192,7 +192,7 @@ def judge_through_vllm(
     spellings: Mapping[str, Sequence[int]],
     beside: Mapping[str, Any],
 ) -> list[Location]:
-    """Rows whose reply is told by the probabilities of its first token's spellings; `beside` as in `Request`."""
+    """Files of rows judged by the probabilities of the reply's first token's spellings; `beside` as in `Request`."""
     model, limit, trusted = (arguments[name] for name in ("model", "max_length", "trust_remote_code"))
     request = Request(logprobs_of([number for _, number in flatten(spellings)]), LOGPROBS, beside=beside)
 
@@ -210,7 +210,7 @@ def _bins(scores: np.ndarray) -> list[dict[str, Any]]:
 
 
 def _nothing_beyond(name: str, setting: str, threshold: Threshold, cut: Cut, scores: np.ndarray) -> DataError:
-    """That no row is left to go on with, and what would leave some."""
+    """The error that no row is left to go on with, and what would leave some."""
     low, high = float(scores.min()), float(scores.max())
     if threshold.quantile is None:
         bar, remedy = f"{setting}.value={cut.value:g}", f"Set {setting}.value below {high:.6g}"

@@ -56,7 +56,7 @@ def evaluate(
 ) -> EvalReport:
     """Answer and score the examples on pools of actors; writes `answers.parquet` and `report.json` below `out`.
 
-    Killed and started again with the same settings it keeps the answers that were written.
+    When restarted with the same settings after a kill, it keeps the answers already written.
     """
     resolve_model(model)
     started = time.perf_counter()
@@ -87,7 +87,7 @@ def evaluate_here(
     device: str = "auto",
     threads: int | None = None,
 ) -> EvalReport:
-    """Answer and score the examples in this process, with a model that is loaded once or was loaded before."""
+    """Answer and score the examples in this process, with a model that is loaded once here or already loaded."""
     chosen = choose_examples(examples, config)
     loaded = load(model, adapter, device=device, threads=threads, trust_remote_code=trust_remote_code)
     started = time.perf_counter()

@@ -1,17 +1,17 @@
-"""Fine-tune a language model on rows, on Ray Train or in this process, and leave a checkpoint an epoch.
+"""Fine-tune a language model on rows, on Ray Train or in this process, and leave one checkpoint per epoch.
 
     OUT/epoch-1/adapter/, moments.safetensors, epoch.json      (`model/` for a full fine-tune)
     OUT/untrained.parquet                                      rows that hold nothing to learn, with the reason
     OUT/train.json                                             config, counts, epochs, speed; written last
 
-With `resources.train_workers=0` all of it happens in the calling process, which may be a Ray task. Otherwise Ray Data
-makes tokens of the rows and Ray Train starts the workers, which read all of them (`get_dataset_shard`, not split) and
-share out each effective batch themselves. Elastic training changes the number of passes, not the batch.
+With `resources.train_workers=0` everything runs in the calling process, which may be a Ray task. Otherwise Ray Data
+tokenises the rows and Ray Train starts the workers, which all read every row (`get_dataset_shard`, not split) and share
+out each effective batch themselves. Elastic training changes the number of passes, not the batch.
 
-Resuming is ours: a restarted worker group and a restarted driver look into OUT for the last whole checkpoint. OUT is of one
-training alone: its caller names it by all that decides the result, as `Run.stage` does. Ray registers a reported checkpoint
-up to seconds late and resumes silently by run name, so it gets a small record for its dashboard, under a name of its own
-for each attempt.
+Resuming does not use Ray: a restarted worker group or driver looks into OUT for the last whole checkpoint. OUT belongs to
+one training alone: the caller names it by everything that decides the result, as `Run.stage` does. Ray registers a reported
+checkpoint up to seconds late and resumes silently by run name, so it only gets a small record for its dashboard, under a
+new name for each attempt.
 """
 
 from __future__ import annotations
@@ -63,14 +63,14 @@ class FinetuneReport(BaseModel):
     config: TrainConfig
     model: str
     counts: dict[str, int]
-    """Rows in, trained, left out by reason; among the trained those truncated or with a doubled special token."""
+    """Rows in, trained and left out by reason; of the trained rows, those truncated or with a doubled special token."""
     tokens: int
     """Tokens of the trained rows, read once an epoch; padding is not counted."""
     steps_per_epoch: int
     steps: int
     epochs: list[EpochRecord]
     seconds: float
-    """In steps and checkpoints, of all attempts that count; loading and encoding are not in it."""
+    """Time in steps and checkpoints, over all attempts that count, without loading and encoding."""
     tokens_per_second: float
     workers: int
     path: str
@@ -169,7 +169,7 @@ def _train_on_ray(
     account.close()
 
     workers = resources.train_workers
-    # Workers hold their CPUs all the time; what is left over feeds them.
+    # Workers hold their CPUs all the time; the remaining CPUs read data for them.
     cpus = min(resources.cpus_per_worker, max(0.01, round((cluster_cpus() - 1) / workers, 2)))
     asked = {"CPU": cpus} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
     ray_home = (out / "ray").make_folder()
@@ -190,7 +190,7 @@ def _train_on_ray(
                 failure_config=FailureConfig(max_failures=MAX_RESTARTS),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
-            # Read before the workers take the CPUs that reading needs, and once for all of them and their restarts.
+            # Read before the workers take the CPUs that reading needs, and only once for all workers and restarts.
             datasets={"train": read_rows(encoded, ENCODED_COLUMNS, resources).materialize()},
             dataset_config=DataConfig(datasets_to_split=[]),
         )
@@ -207,7 +207,7 @@ def _train_on_ray(
 
 
 def _train_as_worker(job: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
+    """The training loop that each Ray Train worker runs."""
     from ray import train as ray_train
 
     from raysift.actors.trainee import train
@@ -230,7 +230,7 @@ def _train_as_worker(job: dict[str, Any]) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """The first message of ours among the workers' failures, or what Ray says."""
+    """The first of our own error messages among the workers' failures, or else Ray's message."""
     failures = getattr(error, "worker_failures", None) or {}
     for failure in [*failures.values(), error]:
         cause: BaseException | None = failure
