@@ -189,11 +189,11 @@ def _final(run: Run) -> tuple[Manifest, Episode]:
 
 def _network(run: Run) -> Acquisition:
     """The policy of the final training, learned here or in the run that `policy_from` names."""
-    from raysift.jobs.policy.transfer import learnt_by
+    from raysift.jobs.policy.transfer import learned_by
 
     learned = read_manifest(run.folder / "learn")
     return load_policy(
-        run.files(learned, "policy")[0] if learned else learnt_by(getattr(run.config(), "raise")).policy
+        run.files(learned, "policy")[0] if learned else learned_by(getattr(run.config(), "raise")).policy
     )[0]
 
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
 from raysift.pool.files import SourceFile, fingerprint_files
-from raysift.pool.likeness import MOST_TEXTS, compare, remarks, sample_of, spread
+from raysift.pool.likeness import MOST_TEXTS, compare_samples, evenly, remarks, sample_of
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
 
@@ -41,7 +41,7 @@ def compare_with_pool(
     def body(folder: Location) -> StageResult:
         pool = sample_of(texts_of(sample_rows(run.files(rows, "rows"))))
         targets = read()
-        found = {name: compare(pool, sample_of(spread(texts))) for name, texts in targets.items()}
+        found = {name: compare_samples(pool, sample_of(evenly(texts))) for name, texts in targets.items()}
         for name, figures in found.items():
             for remark in remarks(name, figures):
                 run.console.note(f"{LIKENESS}: {remark}")
@@ -58,7 +58,7 @@ def sample_rows(files: Sequence[Location], most: int = MOST_TEXTS) -> pa.Table:
     For a pool in many files, it is drawn from MOST_FILES evenly spaced ones.
     """
     kept: pa.Table | None = None
-    for place in spread(files, MOST_FILES):
+    for place in evenly(files, MOST_FILES):
         with pq.ParquetFile(place.path, filesystem=place.fs) as file:
             for batch in file.iter_batches(_STEP_ROWS, columns=[ID, MESSAGES]):
                 table = pa.Table.from_batches([batch])
