@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .forked_workers import forked_workers
+from .forked_workers import VLLM, forked_workers
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -37,17 +38,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
             shared = "ray_local" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("ray" if shared else str(item.path)))
+            item.add_marker(pytest.mark.xdist_group("ray" if shared else item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")
-def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Four logical CPUs on however many cores: pools, readers and filters each find room."""
     import ray
 
     from raysift.jobs.on_ray.raydata import start_ray
 
-    with forked_workers(tmp_path_factory.mktemp("ray")):
+    extras = any(item.get_closest_marker("extra") for item in request.session.items)
+    with forked_workers(tmp_path_factory.mktemp("ray"), VLLM if extras and importlib.util.find_spec("vllm") else ()):
         started = start_ray(num_cpus=4, object_store_memory=300 * 2**20)
         yield
         if started:
