@@ -22,6 +22,8 @@ os.environ["RAY_ADDRESS"] = "local"  # drivers that tests start never join the c
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # engines side by side would choose the same core
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ.setdefault(threads, "1")  # several workers share the cores
 
@@ -34,11 +36,15 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Over several processes (`-n 2 --dist loadgroup`) one takes all tests of the shared Ray, the others go file by file."""
+    """Over several processes (`-n 2 --dist loadgroup`) one takes all tests of the shared Ray, the others go file by file.
+
+    Tests of extras go folder by folder, each process with a Ray of its own: engines take long to start, and little else.
+    """
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            shared = "ray_local" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("ray" if shared else item.nodeid.partition("::")[0]))
+            group = "ray" if "ray_local" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
+            extra = item.get_closest_marker("extra")
+            item.add_marker(pytest.mark.xdist_group(item.path.parent.name if extra else group))
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 An engine is two processes that import vLLM, some fifteen seconds of CPU, so each test looks at several things in one run.
 """
 
-import os
 import time
 from functools import partial
 from itertools import pairwise
@@ -305,6 +304,3 @@ def test_ratings_are_those_of_transformers_also_when_the_engine_is_killed_and_ro
     assert result.counts == {
         "rows_in": 62, "kept": 60 - unparsable, "failed": unparsable + 2, "truncated": 0, "unparsable": unparsable
     }  # fmt: skip
-
-
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
