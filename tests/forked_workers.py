@@ -24,6 +24,7 @@ IMPORTED = (
     *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
     *("transformers.models.llama.modeling_llama", "transformers.trainer"),
 )
+VLLM = ("vllm.entrypoints.llm", "vllm.v1.engine.async_llm", "vllm.v1.engine.core_client")  # ten seconds to import
 
 
 @contextlib.contextmanager
