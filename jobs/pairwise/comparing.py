@@ -69,7 +69,9 @@ def _on_actors(
     }
     files = [write_table(rows, folder / ASKED_FILE)]
     shown = run.console.shows_progress
-    return map_rows(files, Comparer, arguments | loading(config), folder, config.resources, progress=shown)
+    return map_rows(
+        files, Comparer, arguments | loading(config, settings.judge_model), folder, config.resources, progress=shown
+    )
 
 
 def _through_vllm(

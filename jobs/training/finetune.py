@@ -45,7 +45,7 @@ from raysift.errors import ConfigError, RaysiftError, StageError
 from raysift.jobs.runs.tables import columns_of
 from raysift.records import ERROR, ID, REASON
 from raysift.settings.resources import Resources
-from raysift.settings.training import TrainConfig, count_steps
+from raysift.settings.training import TrainConfig, count_steps, settle_training
 from raysift.storage import Location, open_location
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ def finetune(
     `callbacks` are transformers' TrainerCallbacks, called on every worker.
     """
     resources, out = resources or Resources(), open_location(out)
+    config = settle_training(config, resources.on_gpu)
     if resources.device == SPREAD and resources.train_workers:
         raise ConfigError(
             f"finetune: resources.device is 'spread' and resources.train_workers {resources.train_workers}: workers of Ray "
