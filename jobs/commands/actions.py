@@ -42,7 +42,7 @@ def run_rescore(
     """Select for other targets from the gradients that a run has stored."""
     from raysift.jobs.gradients.rescore import rescore
 
-    with own_session() as start:
+    with own_session(console) as start:
         found = rescore(
             *(source, target),
             new_run=run,
@@ -87,5 +87,5 @@ def run_evaluate(config: CommonConfig, console: Console) -> None:
 @contextlib.contextmanager
 def _session(config: CommonConfig, console: Console) -> Iterator[Run]:
     """Yield a run whose first stage starts Ray; that session ends with the block."""
-    with own_session() as start:
+    with own_session(console) as start:
         yield Run(config.run, console, config.reuse, start)

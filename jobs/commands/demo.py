@@ -134,8 +134,7 @@ def compare_cells(cells: list[Cell], config: CommonConfig, work: Location, conso
         while waiting:
             done, waiting = ray.wait(waiting)
             ray.get(done)
-            if bar:
-                bar.advance(bar.task_ids[0])
+            bar.advance()
     results = [json.loads((work / f"{c.name}-{c.seed}.json").read_text()) for c in cells]
     return StageResult(counts={"rows_in": len(cells), "kept": len(results)}, values={"results": results})
 

@@ -83,7 +83,8 @@ def answer(
             spread(config.resources, len(examples)),
             adapter=source.adapter,
             trust_remote_code=config.trust_remote_code,
-            progress=run.console.shows_progress,
+            rows=len(examples),
+            progress=run.progress,
         )
         run.console.note(f"{name}: {describe_backend(asked, config.resources, folder)}")
         counts = count_answers(name, answers, len(examples))

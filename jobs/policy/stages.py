@@ -63,7 +63,8 @@ def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
             "trust_remote_code": config.trust_remote_code,
         }
         files = run.files(rows, "rows")
-        answers = map_rows(files, EncodeRows, arguments, folder, config.resources, progress=run.console.shows_progress)
+        total = rows.counts["kept"]
+        answers = map_rows(files, EncodeRows, arguments, folder, config.resources, rows=total, progress=run.progress)
         counts = count_answers("encode", answers, rows.counts["kept"])
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 
@@ -115,6 +116,11 @@ def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manif
         for name, part in (("validation", chosen), ("report", order[:kept])):
             pq.write_table(rows.take(pa.array(np.sort(part))), (folder / f"{name}.parquet").path, filesystem=folder.fs)
         unused = len(ids) - kept - len(chosen)
+        if unused:
+            run.console.note(
+                f"validation: {len(chosen):,} of {len(ids) - kept:,} examples measure progress, drawn by seed {config.seed}; "
+                f"{config.method}.episode.validation_rows=null takes all, each read after every {wanted.validate_every} steps"
+            )
         counts: dict[str, Any] = {"rows_in": total, "kept": len(chosen), "report": kept}
         counts |= {"rejected": {"no reference answer": without, "beyond validation_rows": unused}}
         return StageResult(
@@ -165,20 +171,25 @@ def learn(
         setup = make_setup(run, config, settings, features, encoded, target, steps)
         own = ", ".join(f"{name}={value}" for name, value in departures(settings).items())
         run.console.note(f"learn: settings that are not the paper's: {own or 'none'}")
-        with ray_fleet(setup, config.resources, settings.learning.episodes) as fleet:
+        rounds = settings.learning.rounds
+        with (
+            run.progress(rounds, "rounds") as bar,
+            ray_fleet(setup, config.resources, settings.learning.episodes) as fleet,
+        ):
             for found in learn_rounds(folder / ROUNDS, setup, settings.learning, fleet, config.seed):
                 run.record("round", "learn", **_headline(found))
-        rounds = finished_rounds(folder / ROUNDS)[: settings.learning.rounds]
-        kept = kept_round(rounds, settings.learning.keep)
+                bar.update(found["round"], rounds)
+        finished = finished_rounds(folder / ROUNDS)[:rounds]
+        kept = kept_round(finished, settings.learning.keep)
         return StageResult(
             files={
                 "policy": relative([kept / POLICY], folder),
-                "rounds": relative([place / ROUND for place in rounds], folder),
+                "rounds": relative([place / ROUND for place in finished], folder),
             },
             counts={"rows_in": features.counts["kept"], "kept": len(setup.pool)},
             values={
                 "steps": steps,
-                "rounds": settings.learning.rounds,
+                "rounds": rounds,
                 "kept": kept.name,
                 "departures": departures(settings),
             },
