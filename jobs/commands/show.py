@@ -92,6 +92,8 @@ def show_targets(manifest: Manifest, console: Console) -> None:
         for kind, name in (("unreadable", "unreadable"), ("set aside", "set_aside"))
         for reason, count in sorted(counts.get(name, {}).items())
     ]
+    if counts.get("not_drawn"):
+        without.append(["not drawn (targets.limit)", counts["not_drawn"]])
     rows = [["with a gradient", counts["rows_in"] - sum(count for _, count in without)]]
     if counts.get("truncated"):
         rows.append(["with a gradient, of a part of the answer", counts["truncated"]])
