@@ -276,6 +276,7 @@ def _keeper(
         loss_before = last[1].loss_sum if last and not last[2] else 0.0
         seconds_before = last[1].seconds if last and not last[2] else 0.0
         marks_before = last[1].marks if last and not last[2] else ()
+        marks: list[tuple[int, Any, int]]
         clock = time.perf_counter()
         told = (0.0, trainer.label_tokens, float("-inf"))
 

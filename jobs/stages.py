@@ -212,7 +212,8 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
                 "losses": loss_curve(report.epochs),
                 "steps": report.steps,
                 "tokens_per_second": report.tokens_per_second,
-            },
+            }
+            | ({"toys": run.toys} if run.toys else {}),
             rows=report.counts["rows_in"],
         )
 

@@ -23,11 +23,12 @@ from raysift.evaluation.examples import example_key, read_examples, reference_an
 from raysift.fingerprint import file_fingerprint
 from raysift.jobs.policy.episodes import ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
-from raysift.jobs.pool.target_check import compare_with_pool, texts_of
+from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.chosen_rows import chosen_chunks
 from raysift.jobs.runs.models import adapter_input, find_model
 from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.samples import texts_of
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import count_policy_steps, departures, place_picks

@@ -85,6 +85,7 @@ class Run:
         self.console = console or Console("quiet")
         self.reuse, self._reuse_is_new = named or sources_of(self.folder), bool(named)
         self._settings: str | None = None
+        self.toys: dict[str, float] = {}
         self._plan: tuple[str, ...] = ()
         self._stage = ""
         events = self.folder / EVENTS
