@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from raysift.jobs import stages
 from raysift.jobs.api import own_session
 from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.show import show_evaluation, show_ingest, show_selection
+from raysift.jobs.commands.show import show_evaluation, show_ingest
+from raysift.jobs.commands.show_selection import show_selection
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run
