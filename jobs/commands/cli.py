@@ -6,7 +6,7 @@ One grammar for every method:
                    [--config FILE] [section.key=value ...]
 
 Exit codes: 0 done, 1 unexpected, 2 settings, 3 data, 4 the run holds other results, 5 a stage failed, 6 model,
-130 interrupted, 143 terminated.
+7 a comparison's --assert does not hold, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
@@ -141,6 +141,38 @@ def evaluate(given: dict[str, Any]) -> None:
     from raysift.jobs.commands.actions import run_evaluate
 
     run_evaluate(settings, console)
+
+
+@app.command(rich_help_panel="Look")
+@takes("pool", "target", "test", "model", "adapter", "budget", "run", "seed", "log")
+def compare(
+    given: dict[str, Any],
+    named: Annotated[
+        list[str] | None,
+        typer.Argument(help="One YAML file, or finished runs; and section.key=value ...", show_default=False),
+    ] = None,
+    methods: Annotated[
+        str | None, typer.Option("--methods", help="Methods by name: less,rose,mods. In a YAML: compare.methods.")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Selections of each method; default: 3.")] = None,
+    form: Annotated[str, typer.Option("--format", help="table, md, csv or json.")] = "table",
+    claims: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--assert", help="Such as 'rose>uniform' (better) or 'rose>=uniform' (not worse); else exit code 7."
+        ),
+    ] = None,
+) -> None:
+    """Compare methods under one budget and recipe: score, difference to uniform, cost, overlap, and a verdict in words."""
+    overrides = [name for name in named or [] if is_override(name)]
+    places = [name for name in named or [] if name not in overrides]
+    extra = {"compare.methods": methods and list(methods.split(",")), "compare.seeds": seeds}
+    overrides += [f"{key}={json.dumps(value)}" for key, value in extra.items() if value]
+    console = make_console(given.pop("log"))
+    folder = given.pop("run") or "runs/compare"
+    from raysift.jobs.commands.compare import compare_command
+
+    compare_command(places, given, overrides, claims or [], form, folder, console)
 
 
 @app.command("win-rate", rich_help_panel="Steps")
