@@ -213,7 +213,7 @@ def rescore(
 def show(
     run: Annotated[str, typer.Argument(help="A run folder.")],
     by: Annotated[
-        str | None, typer.Option("--by", help="RAISE: tell picks apart by a column of the rows' meta.")
+        str | None, typer.Option("--by", help="Group the selection by a column of the rows' meta, such as skill.")
     ] = None,
     log: Log = None,
 ) -> None:

@@ -123,7 +123,8 @@ def gradients(
             arguments | loading(config, settings),
             folder,
             config.resources,
-            progress=run.console.shows_progress,
+            rows=rows.counts["kept"],
+            progress=run.progress,
         )
         counts = count_answers("gradients", answers, rows.counts["kept"]) | {"truncated": count_true(answers, CUT)}
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])

@@ -84,7 +84,8 @@ def answer(
             adapter=source.adapter,
             dtype=number_type(config, source.model),
             trust_remote_code=config.trust_remote_code,
-            progress=run.console.shows_progress,
+            rows=len(examples),
+            progress=run.progress,
         )
         run.console.note(f"{name}: {describe_backend(asked, config.resources, folder)}")
         counts = count_answers(name, answers, len(examples))

@@ -54,7 +54,7 @@ def win_rate(
 
 def win_rate_command(config: CommonConfig, settings: WinRateSettings, console: Console) -> None:
     """Compare in a Ray session of its own, and show the table."""
-    with own_session() as start:
+    with own_session(console) as start:
         run = Run(config.run, console, config.reuse, start)
         manifest = compare(run, config, settings)
     show_win_rate(manifest, console)

@@ -62,7 +62,8 @@ def difficulty(run: Run, config: CommonConfig, settings: FeatureSettings, rows: 
     def body(folder: Location) -> StageResult:
         arguments = {"model": model.name} | decides | loading(config, model.name)
         files = run.files(rows, "rows")
-        answers = map_rows(files, Difficulty, arguments, folder, config.resources, progress=run.console.shows_progress)
+        total = rows.counts["kept"]
+        answers = map_rows(files, Difficulty, arguments, folder, config.resources, rows=total, progress=run.progress)
         expected = rows.counts["kept"]
         counts = count_answers("difficulty", answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
         if counts["truncated"]:

@@ -82,7 +82,8 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
             adapter=adapter,
             dtype=number_type(config, base.name),
             trust_remote_code=config.trust_remote_code,
-            progress=run.console.shows_progress,
+            rows=rows.counts["kept"],
+            progress=run.progress,
         )
         run.console.note(f"generate: {describe_backend(asked, config.resources, folder)}")
         counts = count_answers("generate", answers, rows.counts["kept"])

@@ -31,6 +31,7 @@ from raysift.evaluation.report import (
     make_report,
     question_rows,
 )
+from raysift.jobs.commands.progress import Showing, silent
 from raysift.records import Example
 from raysift.settings.resources import Resources
 from raysift.storage import Location
@@ -53,7 +54,7 @@ def evaluate(
     adapter: str | Location | None = None,
     dtype: str = "auto",
     trust_remote_code: bool = False,
-    progress: bool = False,
+    progress: Showing = silent,
 ) -> EvalReport:
     """Answer and score the examples on pools of actors; writes `answers.parquet` and `report.json` below `out`.
 
@@ -130,10 +131,10 @@ def _on_ray(
     arguments: dict[str, Any],
     out: Location,
     resources: Resources,
-    progress: bool,
+    progress: Showing,
 ) -> pa.Table:
     """All answers of a pool of actors."""
     from raysift.jobs.on_ray.raydata import map_rows, spread
 
-    answers = map_rows(files, actor, arguments, out, spread(resources, count), progress=progress)
+    answers = map_rows(files, actor, arguments, out, spread(resources, count), rows=count, progress=progress)
     return pa.concat_tables([pq.read_table(file.path, filesystem=file.fs) for file in answers])
