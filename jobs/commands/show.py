@@ -15,6 +15,8 @@ from raysift.errors import ConfigError
 from raysift.evaluation.lift import sparkline
 from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show_selection import show_selection
+from raysift.jobs.compare import rendering
+from raysift.jobs.compare.result import is_comparison, read_result
 from raysift.jobs.pool.target_check import LIKENESS
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.stage_names import WHAT_IT_DOES
@@ -29,7 +31,6 @@ BAR_WIDTH = 40
 BY_STAGE = {
     "win_rate": "raysift.jobs.pairwise.win_rate:show_win_rate",
     "search": "raysift.jobs.policy.search:show_search",
-    "compare": "raysift.jobs.commands.demo:show_comparison",
 }
 """Functions of a manifest and a console that show the results of a stage, imported when there is one."""
 
@@ -37,6 +38,9 @@ BY_STAGE = {
 def show_run(folder: str, console: Console, by: str | None = None) -> None:
     """Print all that a finished or unfinished run holds; `by` is a column of the rows' meta by which to group picks."""
     run = open_run(folder, console)
+    if is_comparison(run.folder):
+        show_comparison(run, console)
+        return
     manifests = run.manifests()
     has_policy = (run.folder / "learn").exists() or any("curriculum" in manifest.files for manifest in manifests)
     if by and not any(manifest.stage == "choose" for manifest in manifests):
@@ -58,6 +62,16 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
 
         show_policy(run, console, by)
     show_evaluation(run, console)
+
+
+def show_comparison(run: Run, console: Console) -> None:
+    """Print the result of a comparison, and where its selections lie."""
+    found = read_result(run.folder)
+    if found is None:
+        console.note("the comparison is not finished; the command that began it continues it")
+    else:
+        rendering.show(found, console)
+    console.note(f"each selection is a run: raysift show {run.name}/METHOD/seed-N")
 
 
 def show_stage(run: Run, manifest: Manifest, others: list[Manifest], console: Console, by: str | None) -> None:
