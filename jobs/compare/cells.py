@@ -111,8 +111,7 @@ def run_cells(run: Run, cells: Sequence[Cell]) -> list[dict[str, Any]]:
         with run.console.progress("train and test", len(todo)) as bar:
             for done in _one_by_one(list(todo.values())) if several else _side_by_side(list(todo.values())):
                 run.record("finished", "train", rows_of=done.name, seed=done.seed)
-                if bar:
-                    bar.advance(bar.task_ids[0])
+                bar.advance()
     return [cell.result() or {} for cell in cells]
 
 
