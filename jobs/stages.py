@@ -17,7 +17,7 @@ from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import EvalConfig
 from raysift.jobs.runs.checks import require_loadable
-from raysift.jobs.runs.models import adapter_input, find_model, without_models
+from raysift.jobs.runs.models import adapter_input, computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import publish_selection, rows_of_run, write_selection
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, sum_tokens, with_tokens
@@ -242,6 +242,7 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
             asked,
             config.resources,
             adapter=adapter,
+            dtype=number_type(config, base.name),
             trust_remote_code=config.trust_remote_code,
             progress=run.progress,
         )
@@ -251,7 +252,7 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
 
     inputs: dict[str, Any] = {
         "test": fingerprint_files(find_files(config.test)),
-        "model": base.identity,
+        "model": computing(config, base),
     }
     inputs |= {"trained": trained.fingerprint} if trained else adapter_input(config.adapter)
     return run.stage(name, {"evaluate": asked}, inputs, body)
@@ -277,10 +278,15 @@ def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location
     return full.path, None
 
 
-def loading(config: CommonConfig) -> dict[str, Any]:
+def placing(config: CommonConfig) -> dict[str, Any]:
     """Where an actor loads its model, and whether code shipped with the model may run."""
     own = config.resources
     return {"device": own.placed_on, "threads": own.threads, "trust_remote_code": config.trust_remote_code}
+
+
+def loading(config: CommonConfig, model: str) -> dict[str, Any]:
+    """`placing`, and the number type of a model that scores, embeds or answers."""
+    return placing(config) | {"dtype": number_type(config, model)}
 
 
 def require_answers(

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from raysift.actors.embedder import Embedder
 from raysift.errors import DataError
 from raysift.jobs.runs.chosen_rows import write_rows
-from raysift.jobs.runs.models import find_model, without_models
+from raysift.jobs.runs.models import computing, find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
 from raysift.jobs.stages import loading, require_answers
@@ -32,7 +32,7 @@ def embed(run: Run, config: CommonConfig, settings: EmbeddingSettings, rows: Man
     model = find_model(run, config, settings.model)
 
     def body(folder: Location) -> StageResult:
-        arguments = {"settings": settings.model_copy(update={"model": model.name})} | loading(config)
+        arguments = {"settings": settings.model_copy(update={"model": model.name})} | loading(config, model.name)
         files = run.files(rows, "rows")
         total = rows.counts["kept"]
         answers = map_rows(files, Embedder, arguments, folder, config.resources, rows=total, progress=run.progress)
@@ -40,7 +40,7 @@ def embed(run: Run, config: CommonConfig, settings: EmbeddingSettings, rows: Man
         require_answers("embed", run, answers, counts, folder)
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 
-    inputs = {"rows": rows.fingerprint, "encoder": model.identity}
+    inputs = {"rows": rows.fingerprint, "encoder": computing(config, model)}
     return run.stage("embed", {"embedding": without_models(settings)}, inputs, body)
 
 

@@ -210,7 +210,7 @@ def empty_scores(schema: pa.Schema, ids: np.ndarray) -> pa.Table:
 
 
 def loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:
-    """As `stages.loading`, with how the warm-up loaded the model and turned rows into tokens."""
+    """As `stages.placing`, with how the warm-up loaded the model and turned rows into tokens."""
     train = warmup_recipe(config, settings)
     own = {name: getattr(train, name) for name in ("template", "max_length", "dtype", "quantization")}
-    return own | {"token_budget": config.resources.tokens_per_pass} | stages.loading(config)
+    return own | {"token_budget": config.resources.tokens_per_pass} | stages.placing(config)

@@ -108,6 +108,7 @@ def build_engine(
     resources: Resources,
     max_length: int | None,
     trust_remote_code: bool,
+    dtype: str = "auto",
 ) -> Processor:
     """Build `ray.data.llm`'s processor for rows of an asking actor; Ray must be running."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -120,6 +121,7 @@ def build_engine(
         engine_kwargs=engine_arguments(
             model,
             max_length=max_length,
+            dtype=dtype,
             adapter=adapter,
             gpus=gpus,
             trust_remote_code=trust_remote_code,

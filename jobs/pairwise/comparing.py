@@ -68,7 +68,7 @@ def _on_actors(
         "settings": settings.comparison,
     }
     files = [write_table(rows, folder / ASKED_FILE)]
-    placed, resources = arguments | loading(config), config.resources
+    placed, resources = arguments | loading(config, settings.judge_model), config.resources
     return map_rows(files, Comparer, placed, folder, resources, rows=len(rows), progress=run.progress)
 
 

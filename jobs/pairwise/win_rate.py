@@ -19,7 +19,7 @@ from raysift.jobs.commands.console import Console
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
 from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, answers_file
 from raysift.jobs.runs import checks
-from raysift.jobs.runs.models import find_model
+from raysift.jobs.runs.models import computing, find_model
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import Question
@@ -75,7 +75,7 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
     examples = sample_examples(read_examples(config.test, split=settings.split), settings.limit, config.seed)
     files = {"test": fingerprint_files(find_files(config.test))}
     identities = {name: source.identity(run, config) for name, source in sources.items()}
-    judge_identity = find_model(run, config, settings.judge_model).identity
+    judge_identity = computing(config, find_model(run, config, settings.judge_model))
     if settings.judge.backend == "vllm":
         from raysift.jobs.scoring.generation import require_vllm
 

@@ -146,7 +146,9 @@ class Run:
         changed = tell_changes(self.reuse, name, wanted_settings, wanted_inputs)
         differs = {"differs": changed} if changed else {}
         self._go_on()
-        self.record("continued" if work.exists() else "started", name, fingerprint=identity, **differs)
+        types = ", ".join(sorted({*named_values(wanted_settings, "dtype"), *named_values(wanted_inputs, "dtype")}))
+        told = {"dtype": types} if types else {}
+        self.record("continued" if work.exists() else "started", name, fingerprint=identity, **differs, **told)
         self.start()
         self._stage = name
         started, clock = datetime.now(UTC), time.perf_counter()
@@ -278,6 +280,14 @@ class Run:
                 order.append(event["stage"])
         found = [read_manifest(self.folder / stage) for stage in order]
         return [manifest for manifest in found if manifest]
+
+
+def named_values(tree: Any, name: str) -> Iterator[str]:
+    """The values under this name anywhere in canonical settings."""
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        if key == name and value is not None:
+            yield str(value)
+        yield from named_values(value, name)
 
 
 def require_own(folder: str | Location) -> Location:

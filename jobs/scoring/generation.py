@@ -39,6 +39,7 @@ def generate(
     resources: Resources,
     *,
     adapter: str | Location | None = None,
+    dtype: str = "auto",
     trust_remote_code: bool = False,
     rows: int | None = None,
     progress: Showing = silent,
@@ -60,11 +61,17 @@ def generate(
     }
     if backend == TRANSFORMERS:
         decoding = settings.model_dump(include={"temperature", "top_p", "seed", "beams"})
-        placed = {"device": resources.placed_on, "threads": resources.threads}
+        placed = {"device": resources.placed_on, "threads": resources.threads, "dtype": dtype}
         arguments = {"model": model, "adapter": place, **rules, **decoding, **placed}
         return map_rows(files, Responder, arguments, out, resources, rows=rows, progress=progress)
     answer = partial(
-        _answer_through_vllm, model=model, adapter=place, settings=settings, resources=resources, rules=rules
+        _answer_through_vllm,
+        model=model,
+        adapter=place,
+        settings=settings,
+        resources=resources,
+        rules=rules,
+        dtype=dtype,
     )
     with explained("generate"):
         columns = columns_of(files, Asker, rules)
@@ -149,10 +156,11 @@ def _answer_through_vllm(
     settings: GenerationSettings,
     resources: Resources,
     rules: dict[str, Any],
+    dtype: str,
 ) -> Dataset:
     request = Request(
         sampling_of(settings, load_prompts(model, **rules).ends),
         seed=settings.seed if settings.temperature > 0 else None,
     )
-    engine = build_engine(model, adapter, request, resources, settings.max_length, rules["trust_remote_code"])
+    engine = build_engine(model, adapter, request, resources, settings.max_length, rules["trust_remote_code"], dtype)
     return answer_through_engine(dataset, Asker, engine, Reader, {"model": model, **rules}, resources, counts)

@@ -20,7 +20,7 @@ from raysift.errors import DataError
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
 from raysift.jobs.runs.chosen_rows import write_rows
-from raysift.jobs.runs.models import find_model, without_models
+from raysift.jobs.runs.models import computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
 from raysift.jobs.scoring.generation import require_vllm
@@ -52,7 +52,7 @@ def judge(run: Run, config: CommonConfig, settings: QualitySettings, rows: Manif
         found = settings.model_copy(update={"model": model.name})
         return score_answers("quality", run, config, found, run.files(rows, "rows"), rows.counts["kept"], folder)
 
-    inputs = {"rows": rows.fingerprint, "scorer": model.identity}
+    inputs = {"rows": rows.fingerprint, "scorer": computing(config, model)}
     return run.stage("quality", {"scorer": without_models(settings)}, inputs, body)
 
 
@@ -153,13 +153,14 @@ def _score_on_actors(
 ) -> list[Location]:
     part: Any = settings if settings.kind == "reward" else getattr(settings, settings.kind)
     arguments = {"model": settings.scorer, "max_length": settings.max_length, "settings": part}
-    resources, placed = config.resources, loading(config)
+    resources, placed = config.resources, loading(config, settings.scorer)
     if settings.backend == "vllm":
         resources = resources.of_engines()
         placed = {
             "gpus": resources.gpus_per_worker,
             "engine": resources.engine,
             "trust_remote_code": config.trust_remote_code,
+            "dtype": placed["dtype"],
         }
     actor = SCORERS[settings.kind, settings.backend]
     return map_rows(files, actor, arguments | placed, folder, resources, rows=expected, progress=run.progress)
@@ -219,8 +220,10 @@ def judge_through_vllm(
     model, limit, trusted = (arguments[name] for name in ("model", "max_length", "trust_remote_code"))
     request = Request(logprobs_of([number for _, number in flatten(spellings)]), LOGPROBS, beside=beside)
 
+    dtype = number_type(config, model)
+
     def answer(dataset: Dataset, counts: str | None) -> Dataset:
-        engine = build_engine(model, None, request, config.resources, limit, trusted)
+        engine = build_engine(model, None, request, config.resources, limit, trusted, dtype)
         return answer_through_engine(dataset, asker, engine, reader, arguments, config.resources, counts)
 
     columns = [ID, *asker.inputs]

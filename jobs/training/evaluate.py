@@ -52,6 +52,7 @@ def evaluate(
     resources: Resources,
     *,
     adapter: str | Location | None = None,
+    dtype: str = "auto",
     trust_remote_code: bool = False,
     progress: Showing = silent,
 ) -> EvalReport:
@@ -69,6 +70,7 @@ def evaluate(
         with questions.open_output() as stream:
             pq.write_table(rows, stream)
         arguments = _placed(_arguments(name, config, model, adapter, trust_remote_code), resources)
+        arguments["dtype"] = dtype
         answers = _on_ray([questions], rows.num_rows, ACTORS[name], arguments, folder, resources, progress)
         found[name] = answers_by_id(name, rows, answers)
     report = make_report(chosen, found, config, time.perf_counter() - started)

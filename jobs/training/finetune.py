@@ -46,7 +46,7 @@ from raysift.jobs.commands.progress import Showing, silent
 from raysift.jobs.runs.tables import columns_of
 from raysift.records import ERROR, ID, REASON
 from raysift.settings.resources import Resources
-from raysift.settings.training import TrainConfig, count_steps
+from raysift.settings.training import TrainConfig, count_steps, settle_training
 from raysift.storage import Location, open_location
 
 log = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ def finetune(
     `callbacks` are transformers' TrainerCallbacks, called on every worker.
     """
     resources, out = resources or Resources(), open_location(out)
+    config = settle_training(config, resources.on_gpu)
     if resources.device == SPREAD and resources.train_workers:
         raise ConfigError(
             f"finetune: resources.device is 'spread' and resources.train_workers {resources.train_workers}: workers of Ray "
