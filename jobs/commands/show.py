@@ -43,7 +43,7 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
         return
     manifests = run.manifests()
     has_policy = (run.folder / "learn").exists() or any("curriculum" in manifest.files for manifest in manifests)
-    if by and not any(manifest.stage == "choose" for manifest in manifests):
+    if by and not has_policy and not any(manifest.stage == "choose" for manifest in manifests):
         raise ConfigError(f"show: '{folder}' holds no finished selection whose rows --by could group. Leave it out.")
     show_settings(run, console)
     console.table(
@@ -92,7 +92,7 @@ def show_stage(run: Run, manifest: Manifest, others: list[Manifest], console: Co
     if "fates" in manifest.values:
         fates = [[fate, count] for fate, count in manifest.values["fates"].items()]
         console.table("What became of the rows", ["", "rows"], fates)
-    if "mean_losses" in manifest.values:
+    if "epochs" in manifest.files and "mean_losses" in manifest.values:
         show_training(run, manifest, console)
     if manifest.stage in BY_STAGE:
         module, _, name = BY_STAGE[manifest.stage].partition(":")
