@@ -43,6 +43,12 @@ class ModelError(RaysiftError):
     exit_code = 6
 
 
+class ClaimError(RaysiftError):
+    """A comparison does not bear out what was claimed of it with `--assert`."""
+
+    exit_code = 7
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT)
 WAYS_OUT = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "Change its permissions, or name another place."),

@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, create_model
 
 from raysift.errors import ConfigError, system_words
+from raysift.evaluation.entries import CompareSettings
 from raysift.evaluation.metrics import EvalConfig
 from raysift.fingerprint import canonical
 from raysift.methods import METHODS, Selector, find_method
@@ -25,8 +26,9 @@ from raysift.pool.checks import IngestConfig
 from raysift.settings.base import Seed, Settings
 from raysift.settings.budget import parse_budget
 from raysift.settings.generation import GenerationSettings
+from raysift.settings.hardware import Dtype
 from raysift.settings.resources import Resources
-from raysift.settings.training import TrainConfig, recipe
+from raysift.settings.training import TrainConfig, recipe, settle_training
 from raysift.storage import open_location
 
 MOST_VALUES = 100_000  # in a settings file, with its aliases expanded
@@ -57,6 +59,9 @@ class CommonConfig(Settings):
     """A PEFT adapter to start from or to evaluate."""
     trust_remote_code: bool = False
     """Run code that ships with a model. When on, it is recorded in the manifests."""
+    dtype: Dtype = "auto"
+    """Number type of the models that score, embed and answer; trainings and gradients have `train.dtype`. `auto`: bfloat16 if the
+    workers' hardware multiplies it, else float32. A model whose weights are stored in float32 then stays in float32."""
     budget: str = "5%"
     """`5%` of the pool, `2000` rows, `1.5Mtok` tokens."""
     seed: Seed = 0
@@ -80,6 +85,8 @@ class CommonConfig(Settings):
     """Settings of `raysift win-rate`."""
     search: SearchSettings | None = None
     """Settings of `raysift search`."""
+    compare: CompareSettings | None = None
+    """Settings of `raysift compare`."""
     resources: Resources = Field(default_factory=Resources)
 
 
@@ -97,13 +104,20 @@ def load_config(
 
     A preset or recipe on the command line replaces everything that it decides, even in a complete `run.yaml`.
     """
+    return make_config(gather_settings(file, given, overrides))
+
+
+def gather_settings(
+    file: str | None = None, given: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The settings that are named, in the order of `load_config`, unchecked and without defaults."""
     values = _read_yaml(file) if file else {}
     values |= {key: value for key, value in (given or {}).items() if value is not None}
     for override in overrides:
         _make_way(values, override)
     for override in overrides:
         _set_dotted(values, override)
-    return make_config(values)
+    return values
 
 
 def make_config(values: Mapping[str, Any]) -> CommonConfig:
@@ -131,7 +145,7 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
         more = [f"and {len(found) - SHOWN_PROBLEMS:,} others"] if len(found) > SHOWN_PROBLEMS else []
         raise ConfigError("\n".join([*map(_explain, found[:SHOWN_PROBLEMS]), *more])) from None
     parse_budget(config.budget)
-    return config
+    return settle_training(config, config.resources.on_gpu)
 
 
 def make_selector(config: CommonConfig) -> Selector:
@@ -143,7 +157,9 @@ def make_selector(config: CommonConfig) -> Selector:
 def replayed(config: CommonConfig) -> dict[str, Any]:
     """The content of `run.yaml`: every setting that the run's method reads, so that changed defaults change no replay.
     Settings that differ from the method's defaults for this model come first."""
-    unread = METHODS.keys() - {config.method} | {name for name in ("win_rate", "search") if not getattr(config, name)}
+    unread = METHODS.keys() - {config.method} | {
+        name for name in ("win_rate", "search", "compare") if not getattr(config, name)
+    }
     usual = make_config({"method": config.method, "model": config.model, "seed": config.seed})
     found, default = (one.model_dump(mode="json", exclude=unread) for one in (config, usual))
     return _differing_first(found, default | dict.fromkeys(("method", "model", "seed")))
@@ -193,14 +209,15 @@ def _with_preset(method: type[Selector], section: Mapping[str, Any], values: Map
     }
     if _is_nano(values) and "warmup" in method.Config.model_fields:
         merged["warmup"] = {"recipe": "nano-warmup"}
-    return _laid_over(merged, own)
+    return lay_over(merged, own)
 
 
-def _laid_over(below: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+def lay_over(below: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with others laid over them, section by section."""
     laid = dict(below)
     for key, value in own.items():
         under = laid.get(key, {})
-        laid[key] = _laid_over(under, value) if _is_more_of(value, under) else value
+        laid[key] = lay_over(under, value) if _is_more_of(value, under) else value
     return laid
 
 
