@@ -145,7 +145,7 @@ def as_alpaca(row: Row) -> bytes:
     in_turn = all(role == "user" for role, _ in asks) and all(role == "assistant" for role, _ in answers)
     if not spoken or len(asks) != len(answers) or not in_turn:
         raise DataError(
-            f"export: row {row[ID]} is no alternation of user and assistant ({', '.join(role for role, _ in turns)}), "
+            f"export: row {id_text(row[ID])} is no alternation of user and assistant ({', '.join(role for role, _ in turns)}), "
             "which alpaca records cannot hold. Use the output format messages, sharegpt or original."
         )
     pairs = [[ask, answer] for (_, ask), (_, answer) in zip(asks, answers, strict=True)]

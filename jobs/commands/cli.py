@@ -26,6 +26,7 @@ from raysift.jobs.commands.options import (
     AgainstAnswers,
     AgainstModel,
     Answers,
+    AsJson,
     BudgetOption,
     Fresh,
     JudgeModel,
@@ -231,17 +232,18 @@ def show(
 @app.command(rich_help_panel="Look", context_settings={"ignore_unknown_options": True})
 def explain(
     run: Annotated[str, typer.Argument(help="A run folder.")],
-    row: Annotated[str, typer.Argument(help="A row's id, as in scores.parquet.", metavar="ID")],
+    row: Annotated[str, typer.Argument(help="The first digits of a row's id, as `show` prints it.", metavar="ID")],
     pairs: Annotated[
         bool, typer.Option("--pairs/--no-pairs", help="Load the model and tell which target pairs pull most.")
     ] = True,
-    text: Annotated[bool, typer.Option("--text", help="Print the row's text.")] = False,
+    text: Annotated[bool, typer.Option("--text/--no-text", help="Print the row's text.")] = True,
+    as_json: AsJson = False,
     log: Log = None,
 ) -> None:
     """Explain why a row was selected or not: its score, rank, cosines, and the pairs that pull most."""
-    from raysift.jobs.commands.explain import explain_command
+    from raysift.jobs.commands.explained import explain_command
 
-    explain_command(run, row, pairs, text, make_console(log))
+    explain_command(run, row, pairs, text, as_json, make_console(log))
 
 
 @app.command(rich_help_panel="Look")

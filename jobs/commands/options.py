@@ -40,6 +40,7 @@ OnBadFile = Annotated[str | None, typer.Option("--on-bad-file", help="stop, or q
 Train = Annotated[bool, typer.Option("--train", help="Fine-tune the model on the selection.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Write under the next free name instead of an existing run.")]
 Log = Annotated[str | None, typer.Option("--log", help="rich, plain, quiet or json; default: rich on a terminal.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead; ids are text.")]
 AgainstModel = Annotated[str | None, typer.Option("--against-model", help="The model to compare with.")]
 AgainstAdapter = Annotated[str | None, typer.Option("--against-adapter", help="A PEFT adapter on it.")]
 Answers = Annotated[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,8 +16,9 @@ from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.selection import SELECTED
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
+from raysift.pool.id_text import short_id
 from raysift.pool.likeness import remarks
-from raysift.records import ERROR, RANK, SCORE
+from raysift.records import ERROR, ID, RANK, SCORE
 from raysift.storage import Location
 
 TOP_ROWS = 5
@@ -193,6 +195,5 @@ def _stage_line(manifest: Manifest) -> list[object]:
     ]
 
 
-def _as_text_ids(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Ids without thousands separators, so that they can be copied."""
-    return [{key: str(value) if key == "id" else value for key, value in row.items()} for row in rows]
+def _as_text_ids(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: short_id(value) if key == ID else value for key, value in row.items()} for row in rows]
