@@ -6,11 +6,13 @@ All backends share it, so that prompts, limits, ends of answers and failures are
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from raysift.actors.contract import Failed, Row
-from raysift.actors.language_model import load_tokenizer, source_of
+from raysift.actors.language_model import load_tokenizer, resolve_model, source_of
 from raysift.actors.loaded import LoadedModel, end_tokens, longest_input
 from raysift.errors import DataError, ModelError
 from raysift.scoring.questions import Message, split_exchange
@@ -102,6 +104,18 @@ def vocabulary_size(model: Any) -> int | None:
     """How many tokens a model has embeddings for, according to its configuration; None if that does not say."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     return getattr(config, "vocab_size", None)
+
+
+def stored_type(model: str, trust_remote_code: bool = False) -> str:
+    """`bf16` if the model's weights are stored in half precision, `fp32` if in float32 or if its files do not say."""
+    try:
+        with open(os.path.join(resolve_model(model), "config.json"), encoding="utf-8") as file:
+            card = json.load(file)
+    except (OSError, ValueError):  # on the hub, or damaged
+        card = load_card(model, trust_remote_code).config.to_dict()
+    parts = (card, card.get("text_config") or {})
+    named = (str(part[key]) for part in parts for key in ("dtype", "torch_dtype") if part.get(key))
+    return "bf16" if next(named, "float32").removeprefix("torch.") in ("bfloat16", "float16") else "fp32"
 
 
 def load_card(model: str, trust_remote_code: bool = False) -> ModelCard:

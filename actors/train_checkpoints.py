@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,20 @@ class EpochRecord(BaseModel):
     """Content hash of each file of the epoch, such as `moments.safetensors`."""
     template: str | None = None
     """The chat template of the training; None in records older than this field."""
+    marks: tuple[tuple[int, float, int], ...] = ()
+    """Step, loss_sum and label_tokens at some twenty steps of the epoch: the curve of the loss."""
+
+
+def loss_curve(records: Sequence[EpochRecord]) -> list[tuple[int, float]]:
+    """Step and mean loss since the point before, in nats per counted token, over all epochs."""
+    points = []
+    for record in records:
+        sums, tokens = 0.0, 0
+        for step, loss_sum, label_tokens in record.marks:
+            if label_tokens > tokens:
+                points.append((step, (loss_sum - sums) / (label_tokens - tokens)))
+            sums, tokens = loss_sum, label_tokens
+    return points
 
 
 def epoch_records(out: Location) -> list[EpochRecord]:

@@ -28,6 +28,8 @@ class Selector:
     Config: ClassVar[type[Settings]] = MethodConfig
     reads: ClassVar[tuple[str, ...]] = ()
     """Columns of the length table, besides the id, that `score` reads; if empty, it needs no token counts."""
+    reading: ClassVar[str] = ""
+    """How to read its scores and columns, in a sentence or two below their table."""
     columns: ClassVar[pa.Schema] = pa.schema([])
     """The method's own columns besides id and score; `choose` sees them too."""
 

@@ -22,6 +22,7 @@ class Longest(Selector):
     name = "longest"
     summary = "Select the rows with the longest responses."
     Config = LongestConfig
+    reading = "score: the length of all answers of the row."
     reads = (RESPONSE_TOKENS, RESPONSE_CHARS)
     columns = pa.schema([(RESPONSE_TOKENS, pa.int64()), (RESPONSE_CHARS, pa.int64())])
     config: LongestConfig

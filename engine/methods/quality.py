@@ -22,6 +22,7 @@ class Quality(Selector):
     name = "quality"
     summary = "Select the rows that a reward model, a judge or IFD scores highest."
     Config = QualityConfig
+    reading = "score: what the scorer thinks of the row's answer; higher is better."
     config: QualityConfig
 
     def __init__(self, config: QualityConfig, seed: int) -> None:

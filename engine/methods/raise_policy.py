@@ -73,6 +73,10 @@ class Raise(Selector):
     name = "raise"
     summary = "Learn a policy that picks every batch; select what it picked (RAISE)."
     Config = RaiseConfig
+    reading = (
+        "score (and picks): how often the final training picked the row; first step: when it did so first, which is the order "
+        "of the selection."
+    )
     trains_itself = True
     takes_target = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": _PAPER, "letter": _LETTER}

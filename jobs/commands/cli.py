@@ -12,15 +12,13 @@ Exit codes: 0 done, 1 unexpected, 2 settings, 3 data, 4 the run holds other resu
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from raysift.errors import ConfigError, RaysiftError, find_cause
+from raysift.errors import ConfigError
+from raysift.jobs.commands.guard import run_guarded
 from raysift.jobs.commands.options import (
     AgainstAdapter,
     AgainstAnswers,
@@ -42,9 +40,6 @@ from raysift.jobs.commands.options import (
     takes,
 )
 from raysift.methods import METHODS
-
-INTERRUPTED, TERMINATED = 130, 143
-CONTINUES = "the same command continues the run."
 
 app = typer.Typer(
     name="raysift",
@@ -219,7 +214,7 @@ def rescore(
 def show(
     run: Annotated[str, typer.Argument(help="A run folder.")],
     by: Annotated[
-        str | None, typer.Option("--by", help="RAISE: tell picks apart by a column of the rows' meta.")
+        str | None, typer.Option("--by", help="Group the selection by a column of the rows' meta, such as skill.")
     ] = None,
     log: Log = None,
 ) -> None:
@@ -289,11 +284,11 @@ def doctor(given: dict[str, Any]) -> None:
 @app.command(rich_help_panel="Look")
 def demo(
     run: Annotated[str, typer.Option("--run", help="Folder for the results.")] = "runs/demo",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds under which each training set is trained.")] = 2,
     fresh: Fresh = False,
     log: Log = None,
 ) -> None:
-    """Run the nano world end to end: select by yardsticks, fine-tune, evaluate, compare."""
+    """Compare every method on a small synthetic world, in minutes and offline."""
     from raysift.jobs.commands.demo import run_demo
     from raysift.jobs.runs.run import free_name
 
@@ -347,65 +342,9 @@ def nano_pool(
     write_pool(path, rows, seed, WorldConfig())
 
 
-def run_guarded(body: Callable[[], None]) -> int:
-    """Run a command and turn errors into a message and an exit code. RAYSIFT_DEBUG=1 shows the traceback."""
-    terminated: list[int] = []
-
-    def terminate(number: int, _: object) -> None:
-        terminated.append(number)
-        sys.exit(TERMINATED)
-
-    # A library may turn the exit into an error of its own, or swallow it; the list still records it.
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        code = _run(body)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return _stopped(TERMINATED) if terminated else code
-
-
-def _run(body: Callable[[], None]) -> int:
-    try:
-        body()
-    except KeyboardInterrupt:
-        return _stopped(INTERRUPTED)
-    except SystemExit as stop:
-        if _was_interrupted(stop):
-            return _stopped(INTERRUPTED)
-        return stop.code if isinstance(stop.code, int) else 1
-    except Exception as error:
-        cause = find_cause(error)  # our own errors too: raised inside a Ray task, their text is Ray's traceback
-        if os.environ.get("RAYSIFT_DEBUG") and not isinstance(error, RaysiftError):
-            raise
-        _complain(str(cause or f"{type(error).__name__}: {error}\nSet RAYSIFT_DEBUG=1 for the traceback."))
-        return cause.exit_code if cause else 1
-    return 0
-
-
-def _was_interrupted(stop: SystemExit) -> bool:
-    """Whether Typer made this exit from Ctrl-C. A command that handles Ctrl-C itself, like `submit`, exits on its own."""
-    error: BaseException | None = stop
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
-def _stopped(code: int) -> int:
-    _complain(f"{'terminated' if code == TERMINATED else 'interrupted'}; {CONTINUES}")
-    return code
-
-
 def main() -> None:
     """Entry point of the `raysift` command."""
     sys.exit(run_guarded(lambda: app(args=spread_multiple(sys.argv[1:]), standalone_mode=True)))
-
-
-def _complain(text: str) -> None:
-    log = next((b for a, b in zip(sys.argv, sys.argv[1:], strict=False) if a == "--log"), None)
-    log = "json" if "--log=json" in sys.argv else log
-    from raysift.jobs.commands.console import Console
-
-    Console("json" if log == "json" else "plain").error(text)
 
 
 if __name__ == "__main__":

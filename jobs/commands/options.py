@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 MULTIPLE = ("--pool", "--target", "--test", "--reuse")
 OVERRIDE = re.compile(r"^([a-z_][a-z0-9_]*)(\.[a-z_][a-z0-9_]*)*=")
 
+LOOKS = ("look", "doctor")  # commands that start no Ray
+
 Pool = Annotated[list[str] | None, typer.Option("--pool", help="Files, folders, globs or URIs of the pool.")]
 Target = Annotated[list[str] | None, typer.Option("--target", help="Examples or preference pairs to select for.")]
 Model = Annotated[str | None, typer.Option("--model", help="nano, smol, a Hugging Face id or a local folder.")]
@@ -113,6 +115,8 @@ def prepare(command: str, given: dict[str, Any], more: Sequence[str] = ()) -> tu
 
     named = dict(given)
     console = make_console(named.pop("log", None))
+    if command not in LOOKS and console.voice in ("rich", "plain"):
+        console.line(command, "checking settings, pool and models ...")  # libraries and Ray take seconds to load
     file, fresh, bad = (named.pop(name, None) for name in ("config", "fresh", "on_bad_file"))
     named["train_on_selection"] = named.pop("train", None) or None
     overrides = [*more, *(named.pop("overrides", None) or []), *([f"ingest.on_bad_file={bad}"] if bad else [])]

@@ -225,7 +225,8 @@ def compute_segment(
         arguments,
         folder,
         config.resources,
-        progress=run.console.shows_progress,
+        rows=len(share.ids),
+        progress=run.progress,
     )
     counts = count_answers("gradients", answers, len(share.ids))
     shards = seal(answers, share.checkpoints, store.form, folder, config.resources)

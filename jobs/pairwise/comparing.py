@@ -68,8 +68,8 @@ def _on_actors(
         "settings": settings.comparison,
     }
     files = [write_table(rows, folder / ASKED_FILE)]
-    shown = run.console.shows_progress
-    return map_rows(files, Comparer, arguments | loading(config), folder, config.resources, progress=shown)
+    placed, resources = arguments | loading(config, settings.judge_model), config.resources
+    return map_rows(files, Comparer, placed, folder, resources, rows=len(rows), progress=run.progress)
 
 
 def _through_vllm(
@@ -84,7 +84,18 @@ def _through_vllm(
     arguments = judge_arguments(config, settings.judge_model, settings.judge.max_length, settings.comparison)
     spellings = load_weigher(**arguments).spellings
     found = judge_through_vllm(
-        *(stage, run, config, files, folder, ComparisonAsker, ComparisonReader, arguments, spellings),
+        *(
+            stage,
+            run,
+            config,
+            files,
+            len(rows) * len(ORDERS),
+            folder,
+            ComparisonAsker,
+            ComparisonReader,
+            arguments,
+            spellings,
+        ),
         beside={INPUT_TOKENS: 0, TRUNCATED: False, ORDER: ""},
     )
     count_answers(stage, found, len(rows) * len(ORDERS))

@@ -19,7 +19,7 @@ from raysift.jobs.commands.console import Console
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
 from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, answers_file
 from raysift.jobs.runs import checks
-from raysift.jobs.runs.models import find_model
+from raysift.jobs.runs.models import computing, find_model
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import Question
@@ -54,7 +54,7 @@ def win_rate(
 
 def win_rate_command(config: CommonConfig, settings: WinRateSettings, console: Console) -> None:
     """Compare in a Ray session of its own, and show the table."""
-    with own_session() as start:
+    with own_session(console) as start:
         run = Run(config.run, console, config.reuse, start)
         manifest = compare(run, config, settings)
     show_win_rate(manifest, console)
@@ -75,7 +75,7 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
     examples = sample_examples(read_examples(config.test, split=settings.split), settings.limit, config.seed)
     files = {"test": fingerprint_files(find_files(config.test))}
     identities = {name: source.identity(run, config) for name, source in sources.items()}
-    judge_identity = find_model(run, config, settings.judge_model).identity
+    judge_identity = computing(config, find_model(run, config, settings.judge_model))
     if settings.judge.backend == "vllm":
         from raysift.jobs.scoring.generation import require_vllm
 

@@ -60,7 +60,7 @@ BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.s
 
 def search_command(config: CommonConfig, console: Console) -> None:
     """Search in a separate Ray session, and show the results."""
-    with own_session() as start:
+    with own_session(console) as start:
         run = Run(config.run, console, config.reuse, start)
         manifest = find_settings(run, config)
     show_search(manifest, console)

@@ -6,7 +6,6 @@ picks_over_time("runs/raise", by="skill").to_pandas()
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from raysift.errors import ConfigError, DataError
+from raysift.errors import ConfigError
 from raysift.ids import look_up
 from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.labels import labels_of
 from raysift.jobs.runs.reuse import read_events
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.tables import read_chunks
@@ -29,7 +29,7 @@ from raysift.policy.pool import PolicyPool, positions, read_pool, restrict
 from raysift.policy.saved import finished_rounds, load_episodes, load_policy, read_account
 from raysift.policy.settings import PolicySettings
 from raysift.policy.state import Episode, replay
-from raysift.records import ID, META, SCORE, SOURCE
+from raysift.records import ID, SCORE, SOURCE
 from raysift.storage import Location
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def picks_over_time(run: str | Run, by: str | None = None, stretches: int = STRE
     """Picks of the final training by source, class and a column of the rows' meta, with each value's share of the pool."""
     run = open_run(run) if isinstance(run, str) else run
     pool, episode = _pool(run), _final(run)[1]
-    labels = {SOURCE: _labels(run, pool, None), CLASS: pa.array(pool.classes).cast(pa.string())}
+    labels = {SOURCE: _labels(run, pool, SOURCE), CLASS: pa.array(pool.classes).cast(pa.string())}
     labels |= {by: _labels(run, pool, by)} if by else {}
     lines = []
     for column, values in labels.items():
@@ -197,24 +197,9 @@ def _network(run: Run) -> Acquisition:
     )[0]
 
 
-def _labels(run: Run, pool: PolicyPool, column: str | None) -> pa.Array:
-    """The source of each row of the pool, or a column of its meta: text as it is, other values as JSON."""
-    seen: set[str] = set()
-
-    def value(text: str | None) -> str | None:
-        meta = json.loads(text) if text else {}
-        seen.update(meta)
-        found = meta.get(column)
-        return found if found is None or isinstance(found, str) else json.dumps(found, sort_keys=True)
-
-    ids, values = [], []
-    for chunk in read_chunks(run.files(_finished(run, "ingest"), "rows"), [ID, META if column else SOURCE]):
-        ids.append(chunk[ID].to_numpy())
-        texts = chunk[1].to_pylist()
-        values.append(pa.array(map(value, texts) if column else texts, pa.string()))
-    if column and column not in seen:
-        raise DataError(f"raise: no row has '{column}' in its meta; there are: {', '.join(sorted(seen)) or 'none'}.")
-    return look_up(pool.ids, np.concatenate(ids), pa.chunked_array(values))
+def _labels(run: Run, pool: PolicyPool, column: str) -> pa.Array:
+    """The group of each row of the pool."""
+    return look_up(pool.ids, *labels_of(run, _finished(run, "ingest"), column))
 
 
 def _codes(values: pa.Array) -> tuple[NDArray[np.int64], list[str | None]]:

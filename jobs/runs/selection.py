@@ -78,7 +78,7 @@ def write_selection(
             "selected": relative(exported, folder),
         },
         counts={"rows_in": rows.counts["kept"], "kept": len(ids)},
-        values={"by_source": by_source},
+        values={"by_source": by_source} | ({"toys": run.toys} if run.toys else {}),
         rows=rows.counts["kept"],
     )
 

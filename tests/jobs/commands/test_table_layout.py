@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console as RichConsole
 
 from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.show import show_selection
+from raysift.jobs.commands.show_selection import show_selection
 from raysift.jobs.commands.table_layout import lay_out
 from raysift.jobs.runs.run import Run, StageResult
 

@@ -51,12 +51,16 @@ def data(tmp_path_factory):
     return folder
 
 
+HERE = {"threads": 1}
+
+
 def settings_of(data, **search):
     return {
         "target": str(data / "target.jsonl"),
         "budget": "12",
         "raise": {"episode": {"steps": STEPS}},
         "train": {"batch_size": BATCH},
+        "resources": HERE,
         "search": SEARCH | search,
     }
 
@@ -219,14 +223,14 @@ def test_the_best_settings_replay_and_the_best_policy_is_taken_over(searched, da
     replay = load_config(str(data / "short.yaml"), {"run": str(data / "replay")})
     from raysift.jobs.recipes import run_method
 
-    run_method(Run(replay.run), replay)
+    run_method(Run(replay.run, reuse=[str(searched.folder)]), replay)
     theirs = searched.folder / f"classes-{best['classes']}" / "features"
     features = read_manifest(open_location(str(data / "replay")) / "features")
     assert features.fingerprint == read_manifest(open_location(str(theirs))).fingerprint
 
     settings = settings_of(data) | {"raise": {"policy_from": str(searched.folder), "episode": {"steps": STEPS}}}
     settings.pop("search")
-    taken = raysift.raise_(str(data / "pool.jsonl"), run=str(data / "taken"), **settings)
+    taken = raysift.raise_(str(data / "pool.jsonl"), run=str(data / "taken"), reuse=str(searched.folder), **settings)
     assert len(taken) > 0
 
 
@@ -255,6 +259,7 @@ def command(data, run):
         *(sys.executable, "-m", "raysift.jobs", "search", "--pool", str(data / "pool.jsonl"), "--log", "json"),
         *("--target", options["target"], "--budget", options["budget"], "--run", str(run)),
         *(f"raise.episode.steps={STEPS}", f"train.batch_size={BATCH}", *search),
+        *(f"resources.{name}={value}" for name, value in HERE.items()),
     ]
 
 
