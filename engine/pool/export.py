@@ -34,6 +34,7 @@ from raysift.storage import Location
 
 Row = dict[str, Any]
 BATCH_ROWS = 2000
+INFO = "dataset_info.json"
 SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 
@@ -47,7 +48,7 @@ def write_export(files: Sequence[Location], folder: Location, shape: str, card: 
     data = folder / f"{name}.{'parquet' if shape == 'parquet' else 'jsonl'}"
     data.copy_from(draft)
     draft.delete()
-    info, readme = folder / "dataset_info.json", folder / "README.md"
+    info, readme = folder / INFO, folder / "README.md"
     entry = found.entry(data.name) if shape == "original" else dataset_info(data.name, shape, tools)
     info.write(json.dumps({name: entry} if entry else {}, indent=2) + "\n")
     columns = found.fields if shape == "original" else COLUMNS[shape] + [TOOLS] * tools

@@ -18,7 +18,9 @@ from typing import Annotated, Any
 import typer
 
 from raysift.errors import ConfigError
+from raysift.jobs.commands import nano
 from raysift.jobs.commands.guard import run_guarded
+from raysift.jobs.commands.method_help import MethodCommand
 from raysift.jobs.commands.options import (
     AgainstAdapter,
     AgainstAnswers,
@@ -45,13 +47,11 @@ app = typer.Typer(
     name="raysift",
     help="Pick the few per cent of an instruction pool worth training on, and train on them.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-nano_app = typer.Typer(help="The nano world and its models.", no_args_is_help=True)
-app.add_typer(nano_app, name="nano")
+app.add_typer(nano.app, name="nano", no_args_is_help=True, rich_help_panel="Look")
 
 
 @app.callback()
@@ -80,6 +80,7 @@ def add_method(name: str, summary: str, method: str | None = None) -> None:
     @takes(
         *("pool", "target", "model", "budget", "run", "reuse", "config", "seed", "adapter", "train", "test"),
         *("on_bad_file", "fresh", "log", "overrides"),
+        hide_target=not METHODS[method or name].takes_target,
     )
     def command(given: dict[str, Any]) -> None:
         settings, console = prepare(name, given | {"method": method or name})
@@ -89,7 +90,8 @@ def add_method(name: str, summary: str, method: str | None = None) -> None:
         check_named(settings, given["target"], given["test"])
         (run_search if method else run_selection)(settings, console)
 
-    app.command(name, help=summary, rich_help_panel="Steps" if method else "Methods")(command)
+    panel = "Steps" if method else "Methods"
+    app.command(name, cls=MethodCommand, help=summary, rich_help_panel=panel)(command)
 
 
 for _name, _method in METHODS.items():
@@ -210,18 +212,61 @@ def rescore(
     run_rescore(source, target, run, budget, overrides or [], make_console(log), reuse or [])
 
 
+@app.command("run", rich_help_panel="Steps")
+@takes("run", "reuse", "fresh", "log", "overrides")
+def run_file(
+    given: dict[str, Any],
+    file: Annotated[
+        str, typer.Argument(help="Settings, such as `raysift look POOL --write FILE` makes.", metavar="FILE")
+    ],
+) -> None:
+    """Do what a YAML file describes: its key `method` names a method, or ingest, finetune, evaluate.
+
+    Its relative paths are relative to the current folder, as with --config. Exit codes: 2 for settings, 3 for data,
+    and those of the method.
+    """
+    from raysift.jobs.commands.run_yaml import run_command
+
+    run_command(file, given, given.pop("overrides") or [])
+
+
+@app.command(rich_help_panel="Look")
+def export(
+    run: Annotated[str, typer.Argument(help="A run with a finished selection.", metavar="RUN")],
+    to: Annotated[str, typer.Option("--to", help="messages, alpaca, sharegpt, original or parquet.")],
+    out: Annotated[
+        str | None, typer.Option("--out", help="Folder or URI; default: selected-FORMAT in the run's folder.")
+    ] = None,
+    log: Log = None,
+) -> None:
+    """Write the rows of a finished selection in another format, with a data card. Needs no Ray.
+
+    Exit codes: 2 for a run without a selection, a format or a folder that cannot be used; 3 for rows that the format
+    cannot hold.
+    """
+    from raysift.jobs.commands.export import export_command
+
+    export_command(run, to, out, make_console(log))
+
+
 @app.command(rich_help_panel="Look")
 def show(
     run: Annotated[str, typer.Argument(help="A run folder.")],
     by: Annotated[
         str | None, typer.Option("--by", help="Group the selection by a column of the rows' meta, such as skill.")
     ] = None,
+    as_json: AsJson = False,
     log: Log = None,
 ) -> None:
     """Show what a run did: its stages, rows kept or dropped and why, rows selected."""
-    from raysift.jobs.commands.show import show_run
+    if as_json:
+        from raysift.jobs.commands.describe_run import print_run
 
-    show_run(run, make_console(log), by)
+        print_run(run, by)
+    else:
+        from raysift.jobs.commands.show import show_run
+
+        show_run(run, make_console(log), by)
 
 
 @app.command(rich_help_panel="Look", context_settings={"ignore_unknown_options": True})
@@ -314,32 +359,6 @@ def submit(
     from raysift.jobs.commands.submit import submit_command
 
     raise typer.Exit(submit_command(context.args, address, submission_id, wait, dry_run))
-
-
-@nano_app.command("build")
-def nano_build(
-    out: Annotated[str, typer.Option("--out", help="Folder for the models.")] = "runs/nano",
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    only: Annotated[list[str] | None, typer.Option("--only", help="foundation, reward or encoder.")] = None,
-) -> None:
-    """Train the three nano models from scratch."""
-    from pathlib import Path
-
-    from raysift.jobs.nano_build import build
-
-    build(Path(out), seed, only, print)
-
-
-@nano_app.command("pool")
-def nano_pool(
-    path: Annotated[str, typer.Argument(help="JSONL file to write.")],
-    rows: Annotated[int, typer.Option("--rows", min=1)] = 4000,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-) -> None:
-    """Write a nano-world pool of any size."""
-    from raysift.nano.world import WorldConfig, write_pool
-
-    write_pool(path, rows, seed, WorldConfig())
 
 
 def main() -> None:
