@@ -32,6 +32,7 @@ from raysift.jobs.commands.options import (
     JudgeModel,
     Log,
     Overrides,
+    PoolArgument,
     Reuse,
     RunName,
     Target,
@@ -40,6 +41,7 @@ from raysift.jobs.commands.options import (
     prepare,
     spread_multiple,
     takes,
+    with_paths,
 )
 from raysift.methods import METHODS
 
@@ -103,12 +105,10 @@ add_method("search", "Search policy settings of RAISE (Ray Tune); best.yaml is f
 @takes("pool", "run", "reuse", "config", "on_bad_file", "fresh", "log")
 def ingest(
     given: dict[str, Any],
-    paths: Annotated[list[str] | None, typer.Argument(help="PATH ... and section.key=value ...")] = None,
+    paths: PoolArgument = None,
 ) -> None:
     """Read a pool: detect its format, assign ids, check rows, remove exact duplicates."""
-    overrides = [path for path in paths or [] if is_override(path)]
-    named = [path for path in paths or [] if path not in overrides] + (given["pool"] or [])
-    settings, console = prepare("ingest", given | {"pool": named or None}, overrides)
+    settings, console = prepare("ingest", *with_paths(given, paths))
     from raysift.jobs.commands.actions import run_ingest
 
     run_ingest(settings, console)
@@ -287,15 +287,16 @@ def explain(
 
 
 @app.command(rich_help_panel="Look")
-@takes("pool", "target", "model", "budget", "config", "seed", "log", "overrides")
+@takes("pool", "target", "model", "budget", "config", "seed", "log")
 def look(
     given: dict[str, Any],
+    paths: PoolArgument = None,
     write: Annotated[
         str | None, typer.Option("--write", help="YAML file to make: the settings that matter, commented.")
     ] = None,
 ) -> None:
     """Show what is in a pool and its targets, and which methods can use them. Needs no model and no Ray."""
-    settings, console = prepare("look", given)
+    settings, console = prepare("look", *with_paths(given, paths))
     from raysift.jobs.commands.look import look as look_at
     from raysift.jobs.runs.checks import check_pool
 

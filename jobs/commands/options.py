@@ -100,6 +100,10 @@ Overrides = Annotated[
         autocompletion=complete_setting,
     ),
 ]
+PoolArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="The pool, as with --pool, and settings.", metavar="[PATH]... [SECTION.KEY=VALUE]..."),
+]
 
 HIDDEN_TARGET = Annotated[list[str] | None, typer.Option("--target", hidden=True)]
 
@@ -181,6 +185,13 @@ def prepare(command: str, given: dict[str, Any], more: Sequence[str] = ()) -> tu
 
         run = free_name(run)
     return settings.model_copy(update={"run": run}), console
+
+
+def with_paths(given: dict[str, Any], arguments: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
+    """The options with the pool's paths among the arguments, and the other arguments, which are settings."""
+    overrides = [argument for argument in arguments or [] if is_override(argument)]
+    paths = [argument for argument in arguments or [] if argument not in overrides] + (given["pool"] or [])
+    return given | {"pool": paths or None}, overrides
 
 
 def is_override(argument: str) -> bool:
