@@ -20,6 +20,7 @@ from raysift.jobs.runs.selection import SELECTED
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
 from raysift.methods import METHODS
+from raysift.pool.id_text import short_id
 from raysift.records import ID, MESSAGES, RANK, SCORE
 from raysift.scoring.thresholds import histogram
 from raysift.storage import Location
@@ -63,7 +64,7 @@ def show_selection(run: Run, manifest: Manifest, console: Console, whole: bool =
     console.note(f"selected rows: {run.folder / SELECTED / written.name}")
     if not whole:
         console.note(
-            f"more of it: raysift show {run.folder}; why a row: raysift explain {run.folder} {chosen[ID][0].as_py()}"
+            f"more of it: raysift show {run.folder}; why a row: raysift explain {run.folder} {short_id(chosen[ID][0].as_py())}"
         )
 
 
@@ -128,7 +129,7 @@ def _with_texts(parts: Sequence[tuple[str, pa.Table]], files: Sequence[Location]
         for chunk, _ in chosen_chunks(files, np.array([row_id for _, row_id, _ in found], np.int64), [ID, MESSAGES])
         for row in chunk.to_pylist()
     }
-    return [[name, str(row_id), score, texts[row_id]] for name, row_id, score in found]
+    return [[name, short_id(row_id), score, texts[row_id]] for name, row_id, score in found]
 
 
 def _left_out(chosen: pa.Table, scored: pa.Table) -> list[tuple[str, pa.Table]]:
@@ -153,7 +154,7 @@ def show_columns(run: Run, chosen: pa.Table, console: Console) -> None:
     # Skip a method's own column that repeats the rank or the score; space is short.
     again = [name for name in told if name not in (RANK, SCORE) and _repeats(chosen, name)]
     first = chosen.slice(0, TOP_ROWS).select([name for name in told if name not in again])
-    rows = [[str(value) if name == ID else value for name, value in row.items()] for row in first.to_pylist()]
+    rows = [[short_id(value) if name == ID else value for name, value in row.items()] for row in first.to_pylist()]
     console.table("First ranks", first.column_names, rows)
     method = METHODS.get(str((run.made_with() or {}).get("method")))
     if method and method.reading:
