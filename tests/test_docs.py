@@ -26,7 +26,10 @@ from raysift.jobs.commands import cli
 from raysift.jobs.commands.options import is_override, spread_multiple
 from raysift.methods import METHODS
 from raysift.nano.world import examples, preference_pairs, write_pool
+from raysift.pool.checks import IngestConfig
+from raysift.pool.files import find_files
 from raysift.pool.pairs import read_pairs
+from raysift.pool.survey import survey_pool
 from raysift.settings.config import load_config, make_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,8 +62,12 @@ class Page(NamedTuple):
                 found[name[1]] = text
         return found
 
+    def runs(self) -> bool:
+        return bool({"bash", "console", "python"} & {kind for kind, _ in self.blocks})
+
     def trains(self) -> bool:
-        return any(words[:1] == ["raysift"] and words[1] in TRAINING for words in self.commands())
+        typed = any(words[:1] == ["raysift"] and words[1] in TRAINING for words in self.commands())
+        return typed or any(kind == "python" and "finetune" in text for kind, text in self.blocks)
 
 
 def page(name: str) -> Page:
@@ -128,6 +135,16 @@ def test_settings_and_records_can_be_read(one, tmp_path):
                     assert len(read_examples(str(record))) == 1
 
 
+RECORDS = re.findall(r"^\| ([\w -]+) \| `(\{.*?\})`", (ROOT / "docs" / "data.md").read_text(), re.M)
+
+
+@pytest.mark.parametrize(("layout", "record"), RECORDS, ids=[layout for layout, _ in RECORDS])
+def test_a_record_of_each_layout_is_read_as_a_row(layout, record, tmp_path):
+    file = tmp_path / "pool.jsonl"
+    file.write_text(record.replace("...", layout) + "\n")
+    assert survey_pool(find_files([str(file)]), IngestConfig()).kept == 1
+
+
 def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= LINES_OF_README
 
@@ -188,7 +205,7 @@ def slow_if(trains: bool) -> list[Any]:
     return [pytest.mark.slow, pytest.mark.timeout(1800)] if trains else []
 
 
-RUNNABLE = [pytest.param(one, id=one.name, marks=slow_if(one.trains())) for one in ALL if one.commands()]
+RUNNABLE = [pytest.param(one, id=one.name, marks=slow_if(one.trains())) for one in ALL if one.runs()]
 
 
 @pytest.mark.ray
