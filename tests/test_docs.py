@@ -24,6 +24,7 @@ import yaml
 from raysift.evaluation.examples import read_examples
 from raysift.jobs.commands import cli
 from raysift.jobs.commands.options import is_override, spread_multiple
+from raysift.jobs.commands.settings import settings_of
 from raysift.methods import METHODS
 from raysift.nano.world import examples, preference_pairs, write_pool
 from raysift.pool.checks import IngestConfig
@@ -48,6 +49,7 @@ TAKES_ROWS = re.compile(r"--rows \d+")
 
 class Page(NamedTuple):
     name: str
+    text: str
     blocks: list[tuple[str, str]]
     """Kind and text."""
 
@@ -71,7 +73,8 @@ class Page(NamedTuple):
 
 
 def page(name: str) -> Page:
-    return Page(name, [(kind, text) for kind, text in BLOCK.findall((ROOT / name).read_text())])
+    text = (ROOT / name).read_text()
+    return Page(name, text, BLOCK.findall(text))
 
 
 def lines_of(kind: str, text: str) -> list[list[str]]:
@@ -133,6 +136,19 @@ def test_settings_and_records_can_be_read(one, tmp_path):
                     assert len(list(read_pairs(str(record)))) == 1
                 else:
                     assert len(read_examples(str(record))) == 1
+
+
+KNOWN = {setting.key for method in METHODS for setting in settings_of(method)}
+KNOWN |= {f"{method}.preset" for method in METHODS if METHODS[method].presets} | {"train.recipe"}
+SECTIONS = {key.partition(".")[0] for key in KNOWN if "." in key}
+KEY = re.compile(rf"`((?:{'|'.join(sorted(SECTIONS))})(?:\.[a-z_0-9]+)+)(?:=[^`]*)?`")
+NAMED = sorted({(one.name, key) for one in ALL for key in KEY.findall(one.text)})
+
+
+@pytest.mark.parametrize(("name", "key"), NAMED, ids=[": ".join(pair) for pair in NAMED])
+def test_a_setting_that_a_page_names_exists(name, key):
+    """Or is a section; below `columns` any name may stand."""
+    assert any(one == key or one.startswith(f"{key}.") or key.startswith(f"{one}.") for one in KNOWN)
 
 
 RECORDS = re.findall(r"^\| ([\w -]+) \| `(\{.*?\})`", (ROOT / "docs" / "data.md").read_text(), re.M)
