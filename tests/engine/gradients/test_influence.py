@@ -26,7 +26,7 @@ from raysift.gradients.influence import (
 )
 from raysift.gradients.match import ExactMatch
 from raysift.gradients.preference import TokenExample, TokenPair, cross_entropy_targets, preference_targets
-from raysift.gradients.rows import IGNORED, TokenRow
+from raysift.gradients.rows import TokenRow
 from raysift.gradients.settings import (
     AdamSettings,
     MatchSettings,
@@ -36,6 +36,7 @@ from raysift.gradients.settings import (
 )
 from raysift.store.projection import Projection
 from raysift.store.vectors import VectorForm, unit_rows
+from raysift.templates import IGNORED
 
 
 @pytest.fixture(autouse=True)
