@@ -165,7 +165,9 @@ def choose(
     inputs = {"scores": scores.fingerprint} | (
         {"lengths": tokens.fingerprint} if budget.counts_tokens and tokens else {}
     )
-    manifest = run.stage("choose", settings, inputs, body, version=2)  # 2: RAISE keeps to the budget
+    manifest = run.stage(
+        "choose", settings, inputs, body, version=3
+    )  # 2: RAISE keeps to the budget; 3: hexadecimal ids in exports
     publish_selection(run, manifest)
     return manifest
 

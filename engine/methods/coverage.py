@@ -39,6 +39,8 @@ class Coverage(Selector):
 
     name = "coverage"
     summary = "Select rows that leave no row of the pool far away (k-center)."
+    needs = "a pool and an encoder (coverage.embedding.model)"
+    main_settings = ("embedding.model", "embedding.text", "centers.mode")
     Config = CoverageConfig
     reading = (
         "score: minus the row's place in the order of picking; radius: its distance to the nearest row picked before it, so "

@@ -116,6 +116,8 @@ class Mods(Selector):
 
     name = "mods"
     summary = "Select rows that are good, diverse and still unknown to the model (MoDS)."
+    needs = "a pool, a scorer (mods.scorer.model) and an encoder (mods.embedding.model)"
+    main_settings = ("scorer.kind", "scorer.model", "embedding.model", "alpha.quantile", "seed_share")
     Config = ModsConfig
     reading = (
         "quality (and score): what the scorer thinks of the row's own answer; necessity: what it thinks of the tuned model's "

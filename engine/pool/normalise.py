@@ -245,7 +245,7 @@ def _is_row(record: dict[str, Any], turns: Turns) -> bool:
     if not isinstance(record.get(ID), int | str) or not isinstance(record.get(RAW), str | None):
         return False
     found = row_id(Message(canonical_role(role) or role, content) for role, content in turns)
-    return str(record[ID]) == id_text(found)
+    return str(record[ID]) in (id_text(found), str(found))  # earlier versions wrote decimal numbers
 
 
 def _own_columns(row: dict[str, Any]) -> set[str]:

@@ -52,7 +52,7 @@ def look(config: CommonConfig, write: str | None, console: Console) -> None:
     console.note(f"these files serve: {', '.join(methods)}")
     if write:
         open_location(write).write(starter_yaml(config, methods))
-        console.note(f"settings written to {write}; raysift {methods[0]} --config {write} runs them")
+        console.note(f"settings written to {write}; raysift run {write} runs them")
 
 
 def look_at_target(file: str) -> TargetLook:

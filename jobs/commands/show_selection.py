@@ -20,6 +20,7 @@ from raysift.jobs.runs.selection import SELECTED
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
 from raysift.methods import METHODS
+from raysift.pool.id_text import short_id
 from raysift.records import ID, MESSAGES, RANK, SCORE
 from raysift.scoring.thresholds import histogram
 from raysift.storage import Location
@@ -58,12 +59,12 @@ def show_selection(run: Run, manifest: Manifest, console: Console, whole: bool =
         _show_scores(scored, chosen, console)
     _show_rows(run, manifest, ingested, chosen, scored, console)
     if whole:
-        _show_columns(run, chosen, console)
+        show_columns(run, chosen, console)
     written = run.files(manifest, "selected")[0]
     console.note(f"selected rows: {run.folder / SELECTED / written.name}")
     if not whole:
         console.note(
-            f"more of it: raysift show {run.folder}; why a row: raysift explain {run.folder} {chosen[ID][0].as_py()}"
+            f"more of it: raysift show {run.folder}; why a row: raysift explain {run.folder} {short_id(chosen[ID][0].as_py())}"
         )
 
 
@@ -128,7 +129,7 @@ def _with_texts(parts: Sequence[tuple[str, pa.Table]], files: Sequence[Location]
         for chunk, _ in chosen_chunks(files, np.array([row_id for _, row_id, _ in found], np.int64), [ID, MESSAGES])
         for row in chunk.to_pylist()
     }
-    return [[name, str(row_id), score, texts[row_id]] for name, row_id, score in found]
+    return [[name, short_id(row_id), score, texts[row_id]] for name, row_id, score in found]
 
 
 def _left_out(chosen: pa.Table, scored: pa.Table) -> list[tuple[str, pa.Table]]:
@@ -147,13 +148,13 @@ def _left_out(chosen: pa.Table, scored: pa.Table) -> list[tuple[str, pa.Table]]:
     ]
 
 
-def _show_columns(run: Run, chosen: pa.Table, console: Console) -> None:
+def show_columns(run: Run, chosen: pa.Table, console: Console) -> None:
     """Print the first ranks with the method's own columns, and what these mean."""
     told = [name for name in chosen.column_names if not pa.types.is_nested(chosen.schema.field(name).type)]
     # Skip a method's own column that repeats the rank or the score; space is short.
     again = [name for name in told if name not in (RANK, SCORE) and _repeats(chosen, name)]
     first = chosen.slice(0, TOP_ROWS).select([name for name in told if name not in again])
-    rows = [[str(value) if name == ID else value for name, value in row.items()] for row in first.to_pylist()]
+    rows = [[short_id(value) if name == ID else value for name, value in row.items()] for row in first.to_pylist()]
     console.table("First ranks", first.column_names, rows)
     method = METHODS.get(str((run.made_with() or {}).get("method")))
     if method and method.reading:

@@ -30,6 +30,8 @@ class Pull:
     file: str
     record: int | str
     """The record's number in the file, from 1, of a pair; the id of an example."""
+    text: str
+    """What the pair or the example asks."""
     subtask: str
     pull: float
     cosines: list[float | None]
@@ -74,7 +76,8 @@ def compute_pulls(
         cosines = [at.get(number) for at in by_checkpoint]
         if any(cosine is not None for cosine in cosines):
             total = sum(w * c for w, c in zip(weights, cosines, strict=True) if c is not None)
-            pulls.append(Pull(file, record, subtask_of(member), total, cosines))
+            asked = "\n".join(message.content for message in member.prompt)
+            pulls.append(Pull(file, record, asked, subtask_of(member), total, cosines))
     return sorted(pulls, key=lambda pull: -abs(pull.pull))
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from raysift.storage import Location, extend_name, open_location
 from raysift.topk import Ids, Scores
 
 SELECTED, SELECTION = "selected", "selection.parquet"
+HASH_DIGITS = 16  # of a file's content, in a card
 
 
 def write_selection(
@@ -57,19 +59,7 @@ def write_selection(
     place = folder / SELECTION
     pq.write_table(selection, place.path, filesystem=place.fs, compression="zstd")
     by_source = summary_by_source(rows.values["by_source"], origin[SOURCE])
-    card = Card(
-        method=str(config.method),
-        settings={
-            "model": config.model,
-            "budget": config.budget,
-            "seed": config.seed,
-            "pool": list(config.pool) or ["a Ray dataset"],
-            "target": list(config.target),
-        },
-        by_source=by_source,
-        scores=(float(np.min(scores)), float(np.max(scores))),
-        pool_rows=rows.counts["kept"],
-    )
+    card = card_of(config, rows, by_source, scores, rows.counts["kept"])
     exported = write_export(files, (folder / SELECTED).make_folder(), config.output_format, card)
     return StageResult(
         files={
@@ -81,6 +71,27 @@ def write_selection(
         values={"by_source": by_source} | ({"toys": run.toys} if run.toys else {}),
         rows=rows.counts["kept"],
     )
+
+
+def card_of(
+    config: CommonConfig,
+    rows: Manifest | None,
+    by_source: Mapping[str, Mapping[str, float]],
+    scores: Scores,
+    pool_rows: int,
+) -> Card:
+    """What a selection's card tells; `rows` is the ingest of its pool."""
+    read = rows.inputs.get("pool", []) if rows else []
+    settings: dict[str, Any] = {
+        "model": config.model,
+        "budget": config.budget,
+        "seed": config.seed,
+        "pool": list(config.pool) or ["a Ray dataset"],
+        "content of the pool": [f"{name} {content[:HASH_DIGITS]}" for name, content in read],
+        "target": list(config.target),
+    }
+    span = (float(np.min(scores)), float(np.max(scores)))
+    return Card(str(config.method), settings, by_source, span, pool_rows)
 
 
 def publish_selection(run: Run, chosen: Manifest) -> None:

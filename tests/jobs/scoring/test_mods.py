@@ -31,6 +31,7 @@ from raysift.manifest import Manifest
 from raysift.methods.coverage import COVERED
 from raysift.methods.mods import AUGMENTED, KNOWN, POOR, SEED
 from raysift.nano.world import generate_pool
+from raysift.pool.id_text import id_text
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META
 from raysift.scoring.columns import SCORE_COLUMN
 from raysift.scoring.settings import QualitySettings, Threshold
@@ -149,7 +150,7 @@ def test_explain_tells_what_became_of_a_row_and_what_is_near_it(chosen):
     assert raysift.explain(folder, of[SEED]).verdict.startswith("selected as number")
     covered = raysift.explain(folder, of[COVERED])
     assert "covered" in covered.verdict
-    assert covered.own["nearest chosen row"] in chosen.ids
+    assert covered.own["nearest chosen row"] in map(id_text, chosen.ids)
     assert covered.own["distance"] >= 0
 
 
