@@ -12,9 +12,9 @@ from raysift.actors.loaded import LoadedModel, load, longest_input
 from raysift.draws import seed_for
 from raysift.errors import ModelError
 from raysift.gradients.moments import load_moments
-from raysift.gradients.settings import AdamSettings, ProjectionSettings
 from raysift.pool.given_input import prompt_of
 from raysift.records import Example, Pair
+from raysift.settings.gradients import AdamSettings, ProjectionSettings
 from raysift.storage import Location
 from raysift.store.gradient_store import checkpoint_hash
 from raysift.templates import IGNORED, encode_conversation

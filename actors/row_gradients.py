@@ -10,9 +10,9 @@ import pyarrow as pa
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.errors import DataError
-from raysift.gradients.settings import AdamSettings, ProjectionSettings
 from raysift.pool.given_input import conversation_of
 from raysift.records import ID, MESSAGES
+from raysift.settings.gradients import AdamSettings, ProjectionSettings
 from raysift.storage import Location
 from raysift.store.gradient_store import CUT
 from raysift.store.vectors import VectorForm

@@ -11,8 +11,8 @@ import numpy as np
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
 from raysift.errors import DataError, ModelError
 from raysift.evaluation.examples import reference_answer
-from raysift.gradients.settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.records import Example, Pair
+from raysift.settings.gradients import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.storage import Location
 from raysift.tensors import save_tensors
 

@@ -33,8 +33,8 @@ _HOMES = {
     "finetune": "raysift.jobs.api",
     "evaluate": "raysift.jobs.api",
     "explain": "raysift.jobs.commands.explain",
-    "rescore": "raysift.jobs.gradients.rescore",
-    "search": "raysift.jobs.policy.search",
+    "rescore": "raysift.jobs.commands.rescore",
+    "search": "raysift.jobs.commands.search",
     "win_rate": "raysift.jobs.pairwise.win_rate",
     "k_center": "raysift.kcenter",
 }

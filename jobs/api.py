@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysift.config import CommonConfig, make_config
 from raysift.errors import ConfigError, StaleRunError
-from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, free_name, open_run
 from raysift.manifest import Manifest, read_manifest
 from raysift.methods import find_method
-from raysift.settings.config import CommonConfig, make_config
 from raysift.storage import Location
 
 if TYPE_CHECKING:

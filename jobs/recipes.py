@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import singledispatch
 from typing import Any
 
+from raysift.config import CommonConfig, make_selector, replayed
 from raysift.jobs import stages
 from raysift.jobs.coverage import centers
 from raysift.jobs.gradients import stages as gradients
@@ -29,7 +30,6 @@ from raysift.methods.mods import Mods, seed_count
 from raysift.methods.quality import Quality
 from raysift.methods.raise_policy import Raise
 from raysift.settings.budget import parse_budget
-from raysift.settings.config import CommonConfig, make_selector, replayed
 from raysift.settings.training import TrainConfig
 
 

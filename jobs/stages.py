@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.actors.train_checkpoints import loss_curve, template_of
+from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import EvalConfig
@@ -26,7 +27,6 @@ from raysift.methods import Selector
 from raysift.pool.files import find_files, fingerprint_files
 from raysift.records import ERROR, ID, SCORE
 from raysift.settings.budget import Budget, parse_budget
-from raysift.settings.config import CommonConfig
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.training import TrainConfig
 from raysift.storage import Location

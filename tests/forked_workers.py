@@ -20,7 +20,7 @@ from pathlib import Path
 SOCKET = "RAYSIFT_TEST_FORKS"
 # What most workers import, but not Ray, which reads a worker's settings from the environment at import.
 IMPORTED = (
-    *("faiss", "pandas", "peft", "pyarrow.dataset", "pyarrow.parquet", "raysift.settings.config", "requests"),
+    *("faiss", "pandas", "peft", "pyarrow.dataset", "pyarrow.parquet", "raysift.config", "requests"),
     *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
     *("transformers.models.llama.modeling_llama", "transformers.trainer"),
 )

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from raysift.config import load_config, make_config
 from raysift.evaluation.examples import read_examples
 from raysift.jobs.commands import cli
 from raysift.jobs.commands.options import is_override, spread_multiple
@@ -31,7 +32,6 @@ from raysift.pool.checks import IngestConfig
 from raysift.pool.files import find_files
 from raysift.pool.pairs import read_pairs
 from raysift.pool.survey import survey_pool
-from raysift.settings.config import load_config, make_config
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]

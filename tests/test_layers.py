@@ -23,7 +23,7 @@ TENSOR_MATHS = (
     "raysift.store.rotation",
     "raysift.store.sign_products",
 )
-LIGHT_MATHS = ("raysift.gradients.settings", "raysift.gradients.influence", "raysift.gradients.moments")
+LIGHT_MATHS = ("raysift.gradients.influence", "raysift.gradients.moments")
 # What runs before a command's settings are checked: no heavy library may be loaded by then.
 LIGHT_JOBS = [
     "raysift.jobs.api",
@@ -39,18 +39,6 @@ MAY_NOT_IMPORT = {
 # `raysift/__init__.py` offers the whole API by name; what it names is imported when it is first used.
 LAZY_API = ROOT / "engine" / "__init__.py"
 MOST_AT_A_ROOT, MOST_LINES = 12, 400
-# Not of their folder when folders are compared: what every folder reads, what gathers the settings of all, and functions of
-# `raysift` that stand above the recipes.
-STAND_ALONE = {
-    "raysift.settings.config",
-    "raysift.gradients.settings",
-    "raysift.jobs.commands.console",
-    "raysift.jobs.commands.progress",
-    "raysift.jobs.commands.table_layout",
-    "raysift.jobs.gradients.rescore",
-    "raysift.jobs.policy.search",
-}
-
 LOADED_BY = """
 import importlib, json, sys
 seen, loaded_by = set(), {}
@@ -129,9 +117,7 @@ def circle_in(graph: Mapping[str, Iterable[str]]) -> list[str]:
 
 
 def package_of(name: str) -> str:
-    """The folder at the root of its layer that a module lies in; a module at the root, or of STAND_ALONE, is its own."""
-    if name in STAND_ALONE:
-        return name
+    """The folder at the root of its layer that a module lies in; a module at the root is its own."""
     parts = name.split(".")
     return ".".join(parts[: 3 if parts[1:2] in (["actors"], ["jobs"]) else 2])
 
@@ -224,7 +210,7 @@ def test_actor_modules_load_no_model_library_and_never_ray():
 
 
 def test_job_modules_that_check_a_command_load_nothing_heavy():
-    assert heavy_loaded_by(["raysift", "raysift.settings.config", *LIGHT_JOBS]) == {}
+    assert heavy_loaded_by(["raysift", "raysift.config", *LIGHT_JOBS]) == {}
 
 
 def test_a_module_that_loads_ray_is_seen_to_do_so():

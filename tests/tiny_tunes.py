@@ -8,8 +8,8 @@ import pyarrow as pa
 from raysift.actors.checkpointed import Checkpoint
 from raysift.actors.effective_batches import Place
 from raysift.actors.row_gradients import VECTORS, GradientVectors
-from raysift.gradients.settings import AdamSettings, ProjectionSettings
 from raysift.records import ERROR, ID, MESSAGES
+from raysift.settings.gradients import AdamSettings, ProjectionSettings
 from raysift.settings.training import TrainConfig
 from raysift.storage import open_location
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from raysift.errors import ModelError
-from raysift.gradients.settings import AdamSettings
+from raysift.settings.gradients import AdamSettings
 from raysift.store.projection import ParameterLayout
 
 _ADAPTER_NAME = re.compile(r"\.(lora_[AB])\.[^.]+\.weight$")

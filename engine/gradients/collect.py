@@ -34,7 +34,7 @@ from raysift.gradients.rows import (
     pad_rows,
     plan_batches,
 )
-from raysift.gradients.settings import ProjectionSettings
+from raysift.settings.gradients import ProjectionSettings
 from raysift.store.projection import Projection
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from raysift.errors import DataError
-from raysift.gradients.settings import MatchSettings
+from raysift.settings.gradients import MatchSettings
 from raysift.store.vectors import Array, Stored, dimension_of
 from raysift.topk import TopK
 

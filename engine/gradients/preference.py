@@ -26,7 +26,7 @@ from raysift.errors import DataError
 from raysift.gradients.adapter import adapter_off
 from raysift.gradients.collect import RowGradients, RowVectors
 from raysift.gradients.rows import NOT_FINITE, ZERO, SetAside, TokenRow, check_row
-from raysift.gradients.settings import PreferenceSettings, TargetSettings
+from raysift.settings.gradients import PreferenceSettings, TargetSettings
 
 T = TypeVar("T")
 

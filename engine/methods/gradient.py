@@ -17,10 +17,10 @@ import pyarrow as pa
 from pydantic import Field
 
 from raysift.errors import ConfigError
-from raysift.gradients.settings import AdamSettings, MatchSettings, ProjectionSettings, TargetSettings
 from raysift.methods.base import MethodConfig, Selector
 from raysift.records import ID, SCORE
 from raysift.settings.budget import Budget
+from raysift.settings.gradients import AdamSettings, MatchSettings, ProjectionSettings, TargetSettings
 from raysift.settings.training import TrainConfig
 from raysift.topk import Ids, Scores
 

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from raysift.gradients.settings import PreferenceSettings
 from raysift.methods.gradient import GradientConfig, GradientSelector, TargetFile
 from raysift.methods.less import PAPER
 from raysift.pool.files import find_files
 from raysift.pool.pairs import PAIR_PROBLEMS, PairReader
+from raysift.settings.gradients import PreferenceSettings
 
 if TYPE_CHECKING:
     from raysift.gradients.preference import Targets

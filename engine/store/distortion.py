@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from raysift.gradients.settings import ProjectionSettings
+from raysift.settings.gradients import ProjectionSettings
 
 
 @dataclass(frozen=True)

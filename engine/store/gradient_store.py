@@ -29,9 +29,9 @@ from pydantic import BaseModel, ConfigDict
 
 from raysift.errors import StaleRunError
 from raysift.fingerprint import adapter_fingerprint, differences, file_fingerprint, fingerprint
-from raysift.gradients.settings import AdamSettings, ProjectionSettings
 from raysift.ids import look_up
 from raysift.records import ERROR, ID
+from raysift.settings.gradients import AdamSettings, ProjectionSettings
 from raysift.storage import Location
 from raysift.store.vectors import Stored, VectorForm
 from raysift.topk import Ids

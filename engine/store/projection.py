@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from raysift.errors import ConfigError
-from raysift.gradients.settings import ProjectionSettings
+from raysift.settings.gradients import ProjectionSettings
 from raysift.store.rotation import rotate
 
 _GOLDEN = 0x9E3779B97F4A7C15

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysift.errors import DataError
-from raysift.gradients.settings import ProjectionSettings
+from raysift.settings.gradients import ProjectionSettings
 
 Array = NDArray[np.floating]
 Stored = NDArray[Any]

@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
+from raysift.config import CommonConfig, replayed
 from raysift.jobs import stages
 from raysift.jobs.api import own_session
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show import show_evaluation, show_ingest
 from raysift.jobs.commands.show_selection import show_selection
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs import checks
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
-from raysift.settings.config import CommonConfig, replayed
 
 
 def run_selection(config: CommonConfig, console: Console) -> None:
@@ -26,7 +26,7 @@ def run_selection(config: CommonConfig, console: Console) -> None:
 
 def run_search(config: CommonConfig, console: Console) -> None:
     """Search for settings of a method that learns."""
-    from raysift.jobs.policy.search import search_command
+    from raysift.jobs.commands.search import search_command
 
     search_command(config, console)
 
@@ -41,7 +41,7 @@ def run_rescore(
     reuse: Sequence[str],
 ) -> None:
     """Select for other targets from the gradients that a run has stored."""
-    from raysift.jobs.gradients.rescore import rescore
+    from raysift.jobs.commands.rescore import rescore
 
     with own_session(console) as start:
         found = rescore(

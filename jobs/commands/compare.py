@@ -6,15 +6,15 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from raysift.config import gather_settings
 from raysift.errors import ConfigError
 from raysift.jobs.api import own_session
-from raysift.jobs.commands.console import Console
 from raysift.jobs.compare import rendering
 from raysift.jobs.compare.compare import compare, require_claims
 from raysift.jobs.compare.plan import Plan, make_plan
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.reuse import run_name
 from raysift.jobs.runs.run import Run
-from raysift.settings.config import gather_settings
 
 Format = Literal["table", "md", "csv", "json"]
 FORMATS = ("table", "md", "csv", "json")

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.jobs.api import own_session
-from raysift.jobs.commands.console import Console, printable
-from raysift.jobs.commands.table_layout import duration
 from raysift.jobs.compare import rendering
 from raysift.jobs.compare.compare import compare
 from raysift.jobs.compare.plan import make_plan
+from raysift.jobs.runs.console import Console, printable
 from raysift.jobs.runs.run import Run
+from raysift.jobs.runs.table_layout import duration
 from raysift.methods import METHODS
 from raysift.nano.world import examples, generate_pool, is_clean, is_relevant, preference_pairs, write_pool
 from raysift.records import MESSAGES, META

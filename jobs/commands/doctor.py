@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import raysift
+from raysift.config import CommonConfig
 from raysift.errors import RaysiftError
-from raysift.jobs.commands.console import Console
-from raysift.settings.config import CommonConfig
+from raysift.jobs.runs.console import Console
 from raysift.settings.hardware import describe_cpu, usual_dtype
 from raysift.storage import open_location
 

@@ -14,9 +14,10 @@ import numpy as np
 import pyarrow.compute as pc
 
 from raysift.actors.row_gradients import MATCHES
+from raysift.config import CommonConfig, make_selector
 from raysift.errors import ConfigError, DataError
-from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.pulls import Pull, changed_targets, compute_pulls
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
@@ -25,7 +26,6 @@ from raysift.pool.id_text import id_ranges, id_text
 from raysift.records import ERROR, FATE, FILE, ID, MESSAGES, META, ORDER, POSITION, RANK, RAW, REASON, SCORE, SOURCE
 from raysift.scoring.embeddings import find_vectors
 from raysift.settings.budget import parse_budget
-from raysift.settings.config import CommonConfig, make_selector
 from raysift.storage import Location
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.explain import Explanation, explain
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import open_run
 from raysift.pool.id_text import id_text
 

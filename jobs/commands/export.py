@@ -6,13 +6,13 @@ from typing import get_args
 
 import pyarrow.parquet as pq
 
+from raysift.config import CommonConfig
 from raysift.errors import ConfigError, system_words
 from raysift.jobs.api import load_selection
-from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.selection import SELECTED, card_of
 from raysift.pool.export import INFO, write_export
 from raysift.records import SCORE
-from raysift.settings.config import CommonConfig
 from raysift.storage import Location, open_location
 
 FORMATS = get_args(CommonConfig.model_fields["output_format"].annotation)

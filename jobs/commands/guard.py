@@ -64,6 +64,6 @@ def _stopped(code: int) -> int:
 def _complain(text: str) -> None:
     log = next((b for a, b in zip(sys.argv, sys.argv[1:], strict=False) if a == "--log"), None)
     log = "json" if "--log=json" in sys.argv else log
-    from raysift.jobs.commands.console import Console
+    from raysift.jobs.runs.console import Console
 
     Console("json" if log == "json" else "plain").error(text)

@@ -12,16 +12,16 @@ from typing import Any
 
 import yaml
 
+from raysift.config import CommonConfig
 from raysift.errors import ConfigError, RaysiftError
 from raysift.evaluation.examples import read_examples, reference_answer
-from raysift.jobs.commands.console import Console, printable
+from raysift.jobs.runs.console import Console, printable
 from raysift.pool.checks import REASONS
 from raysift.pool.files import find_files
 from raysift.pool.likeness import Sample, compare_samples, remarks, sample_of
 from raysift.pool.pairs import read_pairs
 from raysift.pool.survey import Survey, survey_pool
 from raysift.records import Message
-from raysift.settings.config import CommonConfig
 from raysift.storage import open_location
 
 SHOWN_CHARACTERS = 160

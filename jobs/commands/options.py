@@ -14,8 +14,8 @@ import typer
 from raysift.errors import ConfigError
 
 if TYPE_CHECKING:
-    from raysift.jobs.commands.console import Console
-    from raysift.settings.config import CommonConfig
+    from raysift.config import CommonConfig
+    from raysift.jobs.runs.console import Console
 
 MULTIPLE = ("--pool", "--target", "--test", "--reuse")
 OVERRIDE = re.compile(r"^([a-z_][a-z0-9_]*)(\.[a-z_][a-z0-9_]*)*=")
@@ -157,7 +157,7 @@ def takes(*names: str, hide_target: bool = False) -> Callable[[Callable[..., Non
 
 def make_console(log: str | None) -> Console:
     """Return a console in the requested voice and set library logs to match."""
-    from raysift.jobs.commands.console import Console, set_up_logging
+    from raysift.jobs.runs.console import Console, set_up_logging
 
     voices = ("rich", "plain", "quiet", "json")
     voice = log or ("rich" if sys.stderr.isatty() else "plain")
@@ -169,7 +169,7 @@ def make_console(log: str | None) -> Console:
 
 def prepare(command: str, given: dict[str, Any], more: Sequence[str] = ()) -> tuple[CommonConfig, Console]:
     """Return checked settings and a console before heavy imports; `more` holds overrides that come from options."""
-    from raysift.settings.config import load_config
+    from raysift.config import load_config
 
     named = dict(given)
     console = make_console(named.pop("log", None))
@@ -199,7 +199,7 @@ def is_override(argument: str) -> bool:
     found = OVERRIDE.match(argument)
     if not found or os.path.exists(argument):
         return False
-    from raysift.settings.config import RunConfig
+    from raysift.config import RunConfig
 
     return found[1] in RunConfig.model_fields
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from raysift.config import CommonConfig, gather_settings
 from raysift.errors import ConfigError
 from raysift.jobs.commands import actions
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.options import prepare
+from raysift.jobs.runs.console import Console
 from raysift.methods import METHODS
-from raysift.settings.config import CommonConfig, gather_settings
 
 STEPS: dict[str, Callable[[CommonConfig, Console], None]] = {
     "ingest": actions.run_ingest,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import textwrap
 
+from raysift.config import make_config
 from raysift.errors import ConfigError
-from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.console import Console
 from raysift.methods import METHODS, find_method
-from raysift.settings.config import make_config
 from raysift.settings.describe import Setting, default_of, describe
 
 

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 
 from raysift.errors import ConfigError
 from raysift.evaluation.lift import sparkline
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show_selection import show_selection
 from raysift.jobs.compare import rendering
 from raysift.jobs.compare.result import is_comparison, read_result
 from raysift.jobs.pool.target_check import LIKENESS
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.stage_names import WHAT_IT_DOES
 from raysift.jobs.runs.tables import read_chunks
@@ -30,7 +30,7 @@ TOP_REASONS = 5
 BAR_WIDTH = 40
 BY_STAGE = {
     "win_rate": "raysift.jobs.pairwise.win_rate:show_win_rate",
-    "search": "raysift.jobs.policy.search:show_search",
+    "search": "raysift.jobs.commands.search:show_search",
 }
 """Functions of a manifest and a console that show the results of a stage, imported when there is one."""
 

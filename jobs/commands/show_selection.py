@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from raysift.draws import seed_for, uniform_of
 from raysift.evaluation.lift import Lift, lifts
-from raysift.jobs.commands.console import Console
 from raysift.jobs.runs.chosen_rows import chosen_chunks
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.labels import labels_of
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.selection import SELECTED

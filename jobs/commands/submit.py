@@ -35,8 +35,8 @@ import raysift
 import raysift.actors
 import raysift.jobs
 from raysift.errors import ConfigError, StageError
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.options import is_override, spread_multiple
+from raysift.jobs.runs.console import Console
 from raysift.methods import METHODS
 from raysift.storage import refuse_passwords
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raysift.config import CommonConfig
 from raysift.evaluation.entries import BASE
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import EvalConfig
@@ -24,7 +25,6 @@ from raysift.jobs.runs.models import adapter_input, computing, find_model, numbe
 from raysift.jobs.runs.run import Run
 from raysift.pool.files import find_files, fingerprint_files
 from raysift.records import ERROR
-from raysift.settings.config import CommonConfig
 from raysift.settings.resources import Resources
 from raysift.settings.training import TrainConfig, count_steps
 from raysift.storage import Location

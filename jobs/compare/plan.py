@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raysift.config import CommonConfig, lay_over, make_config, make_selector
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.entries import ROWS, UNIFORM, YARDSTICKS, CompareSettings
 from raysift.evaluation.examples import read_examples
@@ -17,7 +18,6 @@ from raysift.manifest import read_manifest
 from raysift.methods import METHODS
 from raysift.methods.gradient import GradientSelector
 from raysift.pool.files import find_files, fingerprint_files
-from raysift.settings.config import CommonConfig, lay_over, make_config, make_selector
 
 SHARED = ("pool", "budget", "model")
 """What every method of a comparison must have in common."""

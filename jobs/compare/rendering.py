@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raysift.evaluation.entries import BASE, LONGEST, UNIFORM
-from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.table_layout import duration
+from raysift.jobs.runs.console import Console
+from raysift.jobs.runs.table_layout import duration
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, heads, lines."""

@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from raysift.config import CommonConfig
 from raysift.draws import uniform_of
 from raysift.evaluation.standings import Ranked
 from raysift.jobs import stages
-from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.table_layout import duration
 from raysift.jobs.compare.plan import Contender, Plan
 from raysift.jobs.recipes import run_method
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.reuse import is_run
 from raysift.jobs.runs.run import Run, open_run
+from raysift.jobs.runs.table_layout import duration
 from raysift.jobs.runs.tables import read_chunks, read_ids
 from raysift.manifest import Manifest, read_manifest
 from raysift.records import ID, SCORE
-from raysift.settings.config import CommonConfig
 from raysift.storage import Location
 
 RANKED_ROWS = 200_000

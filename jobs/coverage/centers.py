@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.actors.embedder import Embedder
+from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import computing, find_model, without_models
@@ -21,7 +22,6 @@ from raysift.methods.coverage import place_centers
 from raysift.records import ERROR, ID, RADIUS, RANK
 from raysift.scoring.columns import TRUNCATED
 from raysift.scoring.settings import EmbeddingSettings
-from raysift.settings.config import CommonConfig
 from raysift.storage import Location
 
 

@@ -23,8 +23,8 @@ import pyarrow.parquet as pq
 
 from raysift.errors import DataError, StageError
 from raysift.ids import is_among
-from raysift.jobs.commands.progress import Bar
 from raysift.jobs.coverage.shards import Load, make_shards
+from raysift.jobs.runs.progress import Bar
 from raysift.kcenter.coresets import core_set, cover_union, farthest_row, part_of, with_radius
 from raysift.kcenter.forecast import Speed, forecast_bytes, forecast_seconds
 from raysift.kcenter.picking import Centers, Picked, greedy, seed_first, start_from

@@ -20,16 +20,16 @@ import numpy as np
 from raysift.actors.checkpointed import Checkpoint, find_moments
 from raysift.actors.language_model import resolve_model
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
+from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.fingerprint import file_fingerprint, folder_fingerprint
-from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.stages import checkpoints_of
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.reuse import CONFIG, run_name
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.jobs.runs.tables import relative
 from raysift.manifest import Manifest
-from raysift.settings.config import CommonConfig
 from raysift.storage import Location, open_location
 from raysift.store.gradient_store import checkpoint_hash
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from raysift.config import CommonConfig
 from raysift.jobs import stages
 from raysift.jobs.gradients import stages as gradients
 from raysift.jobs.gradients import store, store_match, targeting
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientSelector
-from raysift.settings.config import CommonConfig
 
 
 def match_and_choose(

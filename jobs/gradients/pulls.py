@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from raysift.config import CommonConfig, make_selector
 from raysift.errors import DataError
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
 from raysift.jobs.gradients.targeting import read_targets, subtask_of
@@ -17,7 +18,6 @@ from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientSelector
 from raysift.pool.files import find_files, fingerprint_files
-from raysift.settings.config import CommonConfig, make_selector
 from raysift.storage import open_location
 
 HELD_NUMBERS = 2**27  # of the pairs' gradients at once; more are compared by their projections

@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 from raysift.actors.checkpointed import Checkpoint, find_moments
 from raysift.actors.row_gradients import MATCHES, GradientMatch
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
+from raysift.config import CommonConfig
 from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, StageError
 from raysift.gradients.influence import TargetColumns, aggregate_subtasks, checkpoint_weights, weigh_checkpoints
-from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs import stages
 from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import find_model
@@ -28,7 +28,7 @@ from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
 from raysift.records import ERROR, ID, SCORE
-from raysift.settings.config import CommonConfig
+from raysift.settings.gradients import ProjectionSettings
 from raysift.settings.training import TrainConfig
 from raysift.storage import Location, open_location
 from raysift.store.gradient_store import CUT

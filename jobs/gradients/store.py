@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from raysift.actors.checkpointed import Checkpoint
 from raysift.actors.row_gradients import LOSSES, NORMS, VECTORS, GradientVectors
+from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.fingerprint import fingerprint
 from raysift.ids import is_among
@@ -30,7 +31,6 @@ from raysift.manifest import Manifest, settle
 from raysift.methods.gradient import GradientConfig
 from raysift.pool.given_input import INPUT, conversation_of, split_input
 from raysift.records import ERROR, ID, MESSAGES, META
-from raysift.settings.config import CommonConfig
 from raysift.settings.resources import Resources
 from raysift.storage import Location, extend_name, open_location
 from raysift.store.distortion import estimate_distortion

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from raysift.actors.row_gradients import MATCHES
 from raysift.actors.target_gradients import load_targets
+from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.gradients.influence import match_rows
 from raysift.ids import is_among
@@ -25,7 +26,6 @@ from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import read_chunks, relative
 from raysift.manifest import Manifest
 from raysift.records import ERROR, ID
-from raysift.settings.config import CommonConfig
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 from raysift.store.gradient_store import Segment, Share, holds_store, read_shard, share_missing, share_reading

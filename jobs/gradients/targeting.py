@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from raysift.actors.checkpointed import Checkpoint
+from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import reference_answer
-from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading, warmup_recipe
 from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs.models import find_model
@@ -31,7 +31,7 @@ from raysift.pool.id_text import exact
 from raysift.pool.likeness import evenly
 from raysift.pool.row_ids import row_id
 from raysift.records import Example, Message, Pair
-from raysift.settings.config import CommonConfig
+from raysift.settings.gradients import ProjectionSettings
 from raysift.storage import Location
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
-from raysift.jobs.commands.progress import Bar
+from raysift.jobs.runs.progress import Bar
 
 TELL_EVERY_S = 0.5
 

@@ -29,8 +29,8 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from raysift import errors
 from raysift.actors.contract import RowActor
 from raysift.errors import ConfigError, StageError, find_cause
-from raysift.jobs.commands.progress import Showing, silent
 from raysift.jobs.on_ray.counts import Count, counted
+from raysift.jobs.runs.progress import Showing, silent
 from raysift.jobs.runs.tables import columns_of, count_rows
 from raysift.records import ID
 from raysift.settings.resources import Resources

@@ -13,6 +13,7 @@ import pyarrow as pa
 from raysift.actors.comparer import Comparer, join_orders, load_weigher
 from raysift.actors.contract import Failed, Row
 from raysift.actors.vllm_comparer import ComparisonAsker, ComparisonReader
+from raysift.config import CommonConfig
 from raysift.jobs.on_ray.raydata import map_rows
 from raysift.jobs.pairwise.sides import read_row_dicts, write_table
 from raysift.jobs.runs.run import Run, StageResult
@@ -23,7 +24,6 @@ from raysift.pairwise.rows import ORDER, ORDERS, order_key, rows_by_order
 from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID
 from raysift.scoring.columns import INPUT_TOKENS, TRUNCATED
-from raysift.settings.config import CommonConfig
 from raysift.storage import Location
 
 ASKED_FILE, BY_ORDER_FILE, JOINED_FILE = "questions.parquet", "questions-by-order.parquet", "compared.parquet"

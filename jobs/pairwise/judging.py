@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.jobs.pairwise.sides import drawn_examples, read_row_dicts, write_table
 from raysift.jobs.runs.models import find_model, without_models
@@ -29,7 +30,6 @@ from raysift.pairwise.settings import WinRateSettings
 from raysift.pairwise.verdicts import RESULT, decide, result_record, win_line, win_table
 from raysift.records import ERROR, ID
 from raysift.scoring.columns import SCORE_COLUMN
-from raysift.settings.config import CommonConfig
 from raysift.storage import Location
 
 RESULT_FILE = "win_rate.parquet"

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.actors.prompts import ANSWER, FINISHED
+from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.evaluation.examples import example_key
 from raysift.fingerprint import file_fingerprint
@@ -21,7 +22,6 @@ from raysift.manifest import read_manifest
 from raysift.pairwise.rows import Answer, rows_to_answer
 from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID, Example
-from raysift.settings.config import CommonConfig
 from raysift.storage import Location, open_location
 
 OWN, AGAINST = "own", "against"

@@ -12,13 +12,14 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from raysift.config import CommonConfig, replayed
 from raysift.errors import ConfigError
 from raysift.evaluation.examples import read_examples, sample_examples
 from raysift.jobs.api import Paths, open_new, own_session, paths_of
-from raysift.jobs.commands.console import Console
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
 from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, answers_file
 from raysift.jobs.runs import checks
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.models import computing, find_model
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
@@ -26,7 +27,6 @@ from raysift.pairwise.rows import Question
 from raysift.pairwise.settings import WinRateSettings
 from raysift.pool.files import find_files, fingerprint_files
 from raysift.records import ERROR, ID
-from raysift.settings.config import CommonConfig, replayed
 
 
 def win_rate(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from raysift.actors.difficulty import Difficulty
+from raysift.config import CommonConfig
 from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.fingerprint import canonical, differences, file_fingerprint
@@ -38,7 +39,6 @@ from raysift.policy.settings import FeatureSettings
 from raysift.records import ERROR, ID
 from raysift.scoring.columns import ANSWER_TOKENS, LOGPROB_ALONE, LOGPROB_GIVEN, PROMPT_TOKENS, TRUNCATED
 from raysift.scoring.embeddings import EmbeddingTable, read_embeddings, survey
-from raysift.settings.config import CommonConfig
 from raysift.storage import Location
 from raysift.topk import Ids
 

@@ -17,6 +17,7 @@ from raysift.actors.encoded_rows import by_id
 from raysift.actors.episode import EpisodeSetup
 from raysift.actors.frozen_training import FrozenTraining
 from raysift.actors.language_model import portable_name
+from raysift.config import CommonConfig
 from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import example_key, read_examples, reference_answer
@@ -41,7 +42,6 @@ from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.given_input import input_meta
 from raysift.pool.id_text import id_text
 from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, META, Example
-from raysift.settings.config import CommonConfig
 from raysift.storage import Location
 
 ROUNDS = "rounds"

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.errors import ConfigError
-from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.reuse import read_events
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.tables import read_chunks

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import yaml
 
+from raysift.config import make_config
 from raysift.errors import ConfigError
 from raysift.jobs.runs.run import open_run
 from raysift.manifest import read_manifest
 from raysift.policy.settings import RaiseConfig
-from raysift.settings.config import make_config
 from raysift.storage import Location
 
 

@@ -24,7 +24,6 @@ from ray.data.datasource import FilenameProvider
 
 from raysift.errors import DataError, RaysiftError, StageError, StaleRunError
 from raysift.fingerprint import canonical, differences
-from raysift.jobs.commands.progress import Bar
 from raysift.jobs.on_ray.ray_tasks import run_tasks
 from raysift.jobs.on_ray.raydata import start_ray
 from raysift.jobs.pool.ingest_tasks import (
@@ -35,6 +34,7 @@ from raysift.jobs.pool.ingest_tasks import (
     plan_and_recognise,
     read_part,
 )
+from raysift.jobs.runs.progress import Bar
 from raysift.pool.checks import FAILURES, IngestConfig
 from raysift.pool.chunks import chunk_bytes_for
 from raysift.pool.dedup import bucket_bounds

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from raysift.actors.language_model import pinned_name, resolve_model
+from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError, ModelError, StaleRunError
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import CHOICE_METRICS, JUDGED_ELSEWHERE, METRICS
@@ -22,7 +23,6 @@ from raysift.manifest import read_manifest
 from raysift.methods import find_method
 from raysift.pool.files import find_files
 from raysift.pool.formats import find_layout
-from raysift.settings.config import CommonConfig
 from raysift.settings.training import TrainConfig
 from raysift.storage import Location, open_location
 

@@ -16,12 +16,12 @@ from pydantic import BaseModel
 from raysift.actors.language_model import pinned_name, resolve_model
 from raysift.actors.prompts import stored_type
 from raysift.actors.smol import is_smol
+from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.fingerprint import Part, adapter_fingerprint, folder_fingerprint
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.toys import warn_of_toy
 from raysift.nano import is_nano
-from raysift.settings.config import CommonConfig
 from raysift.settings.hardware import settle_dtype
 from raysift.storage import Location, open_location
 

@@ -19,10 +19,11 @@ from typing import Any
 
 import yaml
 
+from raysift.config import CommonConfig, load_config
 from raysift.errors import ConfigError, DataError, find_cause, system_words
 from raysift.fingerprint import canonical, fingerprint
-from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.progress import Bar
+from raysift.jobs.runs.console import Console
+from raysift.jobs.runs.progress import Bar
 from raysift.jobs.runs.replay import name_from_anywhere
 from raysift.jobs.runs.reuse import (
     CONFIG,
@@ -47,7 +48,6 @@ from raysift.manifest import (
     write_manifest,
 )
 from raysift.pool.id_text import exact
-from raysift.settings.config import CommonConfig, load_config
 from raysift.storage import Location, extend_name, open_location, refuse_passwords
 
 CHANGES_NOTHING = ("skipped", "reused")

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
 from raysift.jobs.runs.chosen_rows import chosen_chunks, rows_in_order
 from raysift.jobs.runs.reuse import is_run
@@ -20,7 +21,6 @@ from raysift.methods import Selector
 from raysift.pool.card import Card
 from raysift.pool.export import write_export
 from raysift.records import FILE, ID, KEPT_ROWS, POSITION, RANK, ROWS, SCORE, SOURCE
-from raysift.settings.config import CommonConfig
 from raysift.storage import Location, extend_name, open_location
 from raysift.topk import Ids, Scores
 

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from raysift.actors.smol import INSTALL
+from raysift.config import CommonConfig
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.samples import sample_rows, texts_of
 from raysift.manifest import read_manifest
 from raysift.nano.language import OWN_SHARE, known_share
 from raysift.scoring.settings import QualitySettings
-from raysift.settings.config import CommonConfig
 
 SAMPLED_ROWS = 400
 INSTEAD = {"nano": "smol", "nano:encoder": "smol:encoder", "nano:reward": "ID of a reward model"}

@@ -20,9 +20,9 @@ from raysift.actors.prompts import load_prompts
 from raysift.actors.responder import Asker, Reader, Responder
 from raysift.actors.train_checkpoints import template_of
 from raysift.errors import ConfigError, StageError
-from raysift.jobs.commands.progress import Showing, silent
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, sampling_of
+from raysift.jobs.runs.progress import Showing, silent
 from raysift.jobs.runs.tables import columns_of
 from raysift.settings.generation import AUTO, TRANSFORMERS, VLLM, GenerationSettings
 from raysift.settings.resources import Resources

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from raysift.actors.language_model import resolve_model
 from raysift.actors.prompts import ANSWER, FINISHED
+from raysift.config import CommonConfig
 from raysift.errors import ConfigError
 from raysift.jobs.coverage.centers import choose_centers, chosen_rows, rows_without_vector, write_centers
 from raysift.jobs.runs.models import computing, find_model, number_type, without_models
@@ -31,7 +32,6 @@ from raysift.methods import Selector
 from raysift.methods.mods import CHOSEN, NECESSITY, QUALITY, ModsConfig, Stages, place_rows
 from raysift.records import ERROR, FATE, ID, MESSAGES, META, ORDER, RADIUS, ROWS
 from raysift.scoring.questions import split_exchange
-from raysift.settings.config import CommonConfig
 from raysift.storage import Location, open_location
 
 _TOLD = pa.schema([(ANSWER, pa.string()), (ERROR, pa.string())])

@@ -16,6 +16,7 @@ from raysift.actors.responder import LOGPROBS
 from raysift.actors.reward import Reward
 from raysift.actors.vllm_judge import JudgeAsker, JudgeReader
 from raysift.actors.vllm_reward import VllmReward
+from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
@@ -30,7 +31,6 @@ from raysift.records import ERROR, ID
 from raysift.scoring.columns import INPUT_TOKENS, SCORE_COLUMN, TRUNCATED
 from raysift.scoring.settings import QualitySettings, Threshold
 from raysift.scoring.thresholds import Cut, cut_above, cut_below, describe_cut, describe_scale, gather_scores, histogram
-from raysift.settings.config import CommonConfig
 from raysift.storage import Location
 
 UNPARSABLE = "unparsable:"  # prefix of the message for a reply that is no rating (raysift.scoring.judging)

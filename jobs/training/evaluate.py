@@ -31,7 +31,7 @@ from raysift.evaluation.report import (
     make_report,
     question_rows,
 )
-from raysift.jobs.commands.progress import Showing, silent
+from raysift.jobs.runs.progress import Showing, silent
 from raysift.records import Example
 from raysift.settings.resources import Resources
 from raysift.storage import Location

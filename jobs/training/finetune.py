@@ -42,7 +42,7 @@ from raysift.actors.effective_batches import (
 from raysift.actors.language_model import SPREAD, portable_name
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord, delete_steps, epoch_records
 from raysift.errors import ConfigError, RaysiftError, StageError
-from raysift.jobs.commands.progress import Showing, silent
+from raysift.jobs.runs.progress import Showing, silent
 from raysift.jobs.runs.tables import columns_of
 from raysift.records import ERROR, ID, REASON
 from raysift.settings.resources import Resources

@@ -21,8 +21,8 @@ from raysift.actors.trainee import train
 from raysift.actors.validator import Validator
 from raysift.errors import ModelError
 from raysift.gradients.preference import Targets
-from raysift.gradients.settings import AdamSettings, PreferenceSettings, TargetSettings
 from raysift.records import ID, MESSAGES, Message, Pair
+from raysift.settings.gradients import AdamSettings, PreferenceSettings, TargetSettings
 from raysift.storage import open_location
 from raysift.store.projection import Projection
 

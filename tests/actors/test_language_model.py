@@ -8,10 +8,10 @@ import shutil
 import pytest
 
 from raysift.actors.language_model import load_language_model, load_tokenizer, portable_name
+from raysift.config import make_config
 from raysift.errors import ConfigError, ModelError
 from raysift.jobs.gradients.stages import gradient_loading
 from raysift.nano import nano_path
-from raysift.settings.config import make_config
 
 
 def test_four_bits_without_the_package_says_what_to_install(tiny, monkeypatch):

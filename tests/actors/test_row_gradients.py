@@ -19,10 +19,10 @@ from raysift.actors.row_gradients import CUT, MATCHES, VECTORS, GradientMatch, G
 from raysift.actors.target_gradients import TargetGradients, save_targets
 from raysift.errors import DataError, ModelError
 from raysift.gradients.moments import Moments, save_moments
-from raysift.gradients.settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.pool.given_input import conversation_of
 from raysift.pool.pairs import make_pair
 from raysift.records import ERROR, ID, MESSAGES, Example, Message, Pair
+from raysift.settings.gradients import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.storage import open_location
 
 ADAM, WHOLE = AdamSettings(), ProjectionSettings(kind="none")

@@ -36,7 +36,7 @@ from raysift.gradients.adam import AdamDirection, FlatMoments
 from raysift.gradients.collect import RowGradients
 from raysift.gradients.match import ExactMatch
 from raysift.gradients.rows import TokenRow, plan_batches
-from raysift.gradients.settings import AdamSettings, ProjectionSettings
+from raysift.settings.gradients import AdamSettings, ProjectionSettings
 from raysift.store.distortion import estimate_distortion
 from raysift.store.projection import Projection
 from raysift.templates import IGNORED

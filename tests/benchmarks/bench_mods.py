@@ -29,11 +29,12 @@ from ranking import auc
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import raysift
+from raysift.config import make_config
 from raysift.fingerprint import fingerprint
 from raysift.jobs.api import own_session
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.demo import PASSES_OVER_ALL, Cell, compare_cells, show_comparison
 from raysift.jobs.nano_build.training import Conversation, encode_conversations, length_batches, pad
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
@@ -41,7 +42,6 @@ from raysift.nano import nano_path
 from raysift.nano.skills import SKILLS
 from raysift.nano.world import WorldConfig, examples, generate_pool, is_clean, write_pool
 from raysift.records import ID, META
-from raysift.settings.config import make_config
 from raysift.storage import open_location
 
 BUDGET = "2%"

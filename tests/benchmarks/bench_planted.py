@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 import raysift
 from raysift.jobs.api import own_session
-from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, open_run
 
 MAX_CHARS = 600

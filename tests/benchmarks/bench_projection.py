@@ -25,16 +25,16 @@ from numpy.typing import NDArray
 import raysift
 from raysift.actors.checkpointed import CheckpointedModel
 from raysift.actors.target_gradients import load_targets
+from raysift.config import make_selector
 from raysift.gradients.influence import checkpoint_weights, match_rows
-from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.api import own_session
-from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.nano.world import examples, preference_pairs, write_pool
 from raysift.records import ID, MESSAGES
-from raysift.settings.config import make_selector
+from raysift.settings.gradients import ProjectionSettings
 from raysift.storage import Location
 from raysift.store.vectors import VectorForm
 

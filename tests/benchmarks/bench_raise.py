@@ -27,10 +27,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import raysift
+from raysift.config import make_config
 from raysift.draws import uniform_of
 from raysift.jobs.api import own_session
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.demo import Cell, compare_cells, show_comparison, tested_scores
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
@@ -40,7 +41,6 @@ from raysift.policy.saved import load_episodes
 from raysift.policy.settings import Block
 from raysift.policy.state import Episode
 from raysift.records import ID, META, ROWS
-from raysift.settings.config import make_config
 from raysift.storage import Location, open_location
 
 BLOCKS: tuple[Block, ...] = ("stage", "difficulty", "semantic", "availability")

@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 
 from raysift.actors.checkpointed import Checkpoint
 from raysift.actors.row_gradients import GradientVectors
-from raysift.gradients.settings import AdamSettings, ProjectionSettings
 from raysift.records import ID, MESSAGES
+from raysift.settings.gradients import AdamSettings, ProjectionSettings
 from raysift.storage import Location, open_location
 
 BATCH_ROWS = 64

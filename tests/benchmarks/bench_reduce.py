@@ -36,9 +36,9 @@ from pathlib import Path
 
 import numpy as np
 
-from raysift.gradients.settings import AdamSettings, ProjectionSettings
 from raysift.jobs.gradients.store import SHARD_BYTES, Store
 from raysift.jobs.gradients.store_match import match_segments, match_shard
+from raysift.settings.gradients import AdamSettings, ProjectionSettings
 from raysift.settings.resources import Resources
 from raysift.storage import open_location
 from raysift.store.gradient_store import Segment, Share, StoreIdentity, read_shard, shard_table, write_shard

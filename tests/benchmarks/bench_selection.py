@@ -20,9 +20,9 @@ from typing import Any
 import orjson
 
 import raysift
+from raysift.config import CommonConfig, make_config
 from raysift.jobs import stages
 from raysift.jobs.api import own_session
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.demo import (
     PASSES_OVER_ALL,
     POOL_ROWS,
@@ -33,11 +33,11 @@ from raysift.jobs.commands.demo import (
     oracle_rows,
     show_comparison,
 )
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.nano.styles import style_answer
 from raysift.nano.world import examples, is_clean, is_relevant, preference_pairs, write_pool
-from raysift.settings.config import CommonConfig, make_config
 
 SHOTS = 24
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from raysift.actors.train_checkpoints import template_of
+from raysift.config import make_config
 from raysift.methods import METHODS
 from raysift.settings.base import TRAIN
-from raysift.settings.config import make_config
 from raysift.settings.training import RECIPES
 from raysift.templates import IGNORED, encode_conversation, encode_prompt
 

@@ -58,12 +58,12 @@ def rose_run(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def repeat(rose_run: str) -> Callable[..., Any]:
     """Match and choose again in a run of its own, with other settings, on what `rose_run` did before."""
+    from raysift.config import make_selector
     from raysift.jobs.gradients.matching import match_and_choose
     from raysift.jobs.gradients.store import own_store
     from raysift.jobs.gradients.targeting import read_targets
     from raysift.jobs.runs.reuse import REUSED
     from raysift.jobs.runs.run import Run, open_run
-    from raysift.settings.config import make_selector
 
     def again(folder: Path, **changes: Any) -> Any:
         source = open_run(rose_run)

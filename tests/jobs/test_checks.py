@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import raysift
+from raysift.config import make_config
 from raysift.errors import ConfigError, DataError, ModelError, StaleRunError
 from raysift.jobs.commands import cli, guard
 from raysift.jobs.commands.options import is_override, spread_multiple
@@ -18,7 +19,6 @@ from raysift.jobs.runs.checks import check_models, check_run
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.nano import nano_path
 from raysift.nano.world import examples, generate_pool, preference_pairs
-from raysift.settings.config import make_config
 
 METHODS = ("uniform", "longest", "quality", "coverage", "mods", "less", "rose", "raise")
 

@@ -72,7 +72,7 @@ USE = """
 import json, sys
 import raysift
 from raysift.jobs.api import own_session
-from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.console import Console
 
 pool, run, other = sys.argv[1:]
 with own_session():
@@ -126,7 +126,7 @@ def test_the_command_line_shows_a_new_method_and_takes_its_settings(grown):
     shown = run_python(grown, "-m", "raysift.jobs", "--help").stdout
     assert re.search(r"shortest +Select the rows with the shortest responses\.", shown)
     assert re.search(r"lambda +Select the rows with the largest ids\.", shown)
-    code = "from raysift.settings.config import load_config; import sys; print(load_config(None, None, sys.argv[1:]))"
+    code = "from raysift.config import load_config; import sys; print(load_config(None, None, sys.argv[1:]))"
     assert "shortest=ShortestConfig(sign=1.0)" in run_python(grown, "-c", code, "shortest.preset=reversed").stdout
 
 

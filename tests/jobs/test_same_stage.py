@@ -14,17 +14,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysift.actors.language_model import load_tokenizer, resolve_model
+from raysift.config import make_config
 from raysift.errors import DataError, ModelError
 from raysift.evaluation.examples import example_key, read_examples
 from raysift.gradients.moments import Moments, save_moments
+from raysift.jobs.commands.search import find_settings
 from raysift.jobs.pairwise.win_rate import compare
-from raysift.jobs.policy.search import find_settings
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.methods import METHODS
 from raysift.nano.world import examples, generate_pool, preference_pairs
-from raysift.settings.config import make_config
 from raysift.storage import Location, open_location
 from raysift.tensors import save_tensors
 

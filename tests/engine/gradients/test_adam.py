@@ -14,7 +14,7 @@ from raysift.gradients.adam import (
     named_moments,
     optimizer_moments,
 )
-from raysift.gradients.settings import AdamSettings
+from raysift.settings.gradients import AdamSettings
 from raysift.store.projection import ParameterLayout
 
 LAYOUT = ParameterLayout(("a.lora_A.weight", "a.lora_B.weight", "b.lora_A.weight"), ((2, 5), (4, 2), (2, 5)))

@@ -21,7 +21,7 @@ from raysift.gradients.collect import RowGradients, _Sums
 from raysift.gradients.cpu_products import WORTH_IT
 from raysift.gradients.match import ExactMatch
 from raysift.gradients.rows import TokenRow, plan_batches
-from raysift.gradients.settings import ProjectionSettings
+from raysift.settings.gradients import ProjectionSettings
 from raysift.store.projection import Projection
 from raysift.templates import IGNORED
 
@@ -482,7 +482,7 @@ def test_repeated_ids_are_refused() -> None:
 
 def test_gradients_need_neither_ray_nor_transformers_and_settings_not_even_torch() -> None:
     code = (
-        "import sys, raysift.gradients.settings, raysift.gradients.influence, raysift.topk\n"
+        "import sys, raysift.settings.gradients, raysift.gradients.influence, raysift.topk\n"
         "assert 'torch' not in sys.modules\n"
         "import raysift.gradients, raysift.gradients.preference\n"
         "assert not {'ray', 'transformers', 'peft'} & set(sys.modules)"

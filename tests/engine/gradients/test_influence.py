@@ -27,7 +27,7 @@ from raysift.gradients.influence import (
 from raysift.gradients.match import ExactMatch
 from raysift.gradients.preference import TokenExample, TokenPair, cross_entropy_targets, preference_targets
 from raysift.gradients.rows import TokenRow
-from raysift.gradients.settings import (
+from raysift.settings.gradients import (
     AdamSettings,
     MatchSettings,
     PreferenceSettings,

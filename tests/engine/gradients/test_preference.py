@@ -23,7 +23,7 @@ from raysift.gradients.preference import (
     preference_targets,
 )
 from raysift.gradients.rows import TokenRow
-from raysift.gradients.settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
+from raysift.settings.gradients import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.store.projection import Projection
 from raysift.templates import IGNORED
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pytest
 
+from raysift.config import make_config
 from raysift.errors import ConfigError, DataError
 from raysift.ids import look_up
 from raysift.methods.coverage import COVERED, NO_VECTOR, Coverage, CoverageConfig, place_centers
@@ -22,7 +23,6 @@ from raysift.methods.mods import (
     seed_count,
 )
 from raysift.settings.budget import parse_budget
-from raysift.settings.config import make_config
 
 
 def worked_example() -> Stages:

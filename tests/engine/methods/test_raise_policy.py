@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from raysift.config import make_config
 from raysift.errors import ConfigError
 from raysift.methods import find_method
 from raysift.methods.raise_policy import (
@@ -20,7 +21,6 @@ from raysift.methods.raise_policy import (
 )
 from raysift.policy.settings import EpisodeSettings, LearningSettings, PolicySettings
 from raysift.settings.budget import parse_budget
-from raysift.settings.config import make_config
 from raysift.settings.training import TrainConfig, count_steps
 
 

@@ -5,11 +5,11 @@ import json
 import pytest
 from pydantic import ValidationError
 
+from raysift.config import load_config, make_config
 from raysift.errors import ConfigError
 from raysift.policy.search_settings import PLACES, SearchSettings, SearchSpace
 from raysift.policy.settings import RaiseConfig
 from raysift.policy.trials import apply_settings
-from raysift.settings.config import load_config, make_config
 from raysift.settings.training import TrainConfig
 
 

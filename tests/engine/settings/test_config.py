@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from raysift.config import load_config, make_config, replayed
 from raysift.errors import ConfigError
 from raysift.fingerprint import fingerprint
 from raysift.methods import METHODS
 from raysift.settings import training
-from raysift.settings.config import load_config, make_config, replayed
 from raysift.settings.training import settle_training
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
+from raysift.config import make_config
 from raysift.settings import hardware
-from raysift.settings.config import make_config
 
 
 @pytest.mark.parametrize(

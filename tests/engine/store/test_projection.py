@@ -12,7 +12,7 @@ import torch
 
 from raysift.errors import ConfigError
 from raysift.gradients.influence import match_rows
-from raysift.gradients.settings import ProjectionSettings
+from raysift.settings.gradients import ProjectionSettings
 from raysift.store.distortion import estimate_distortion
 from raysift.store.projection import (
     ParameterLayout,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from raysift.errors import DataError
-from raysift.gradients.settings import ProjectionSettings
+from raysift.settings.gradients import ProjectionSettings
 from raysift.store.vectors import VectorForm, dimension_of, unit_rows
 
 

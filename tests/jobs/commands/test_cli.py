@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from raysift.config import make_config
 from raysift.errors import DataError, find_cause
 from raysift.jobs.commands import cli
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.options import spread_multiple
 from raysift.jobs.commands.show import show_run
+from raysift.jobs.runs.console import Console
 from raysift.nano.world import WorldConfig, write_pool
-from raysift.settings.config import make_config
 from raysift.settings.training import RECIPES
 
 

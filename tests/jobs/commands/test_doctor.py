@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from raysift.jobs.commands.console import Console
+from raysift.config import make_config
 from raysift.jobs.commands.doctor import checks, doctor, machine, memory_gib, packages
-from raysift.settings.config import make_config
+from raysift.jobs.runs.console import Console
 
 
 def config(**settings):

@@ -11,14 +11,14 @@ import pytest
 import yaml
 
 import raysift
+from raysift.config import make_config, make_selector
 from raysift.errors import ConfigError, DataError
-from raysift.jobs.commands.console import Console, printable
 from raysift.jobs.commands.explain import explain
 from raysift.jobs.commands.explained import explain_command
 from raysift.jobs.gradients.targeting import read_targets
+from raysift.jobs.runs.console import Console, printable
 from raysift.jobs.runs.run import open_run
 from raysift.pool.id_text import id_text, short_id
-from raysift.settings.config import make_config, make_selector
 
 from ..conftest import PAIRS, nano_pairs, write_lines  # noqa: TID252
 

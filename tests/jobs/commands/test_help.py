@@ -5,13 +5,13 @@ import re
 import pytest
 import yaml
 
+from raysift.config import load_config, make_config
 from raysift.jobs.commands import actions, cli, guard
 from raysift.jobs.commands.look import starter_yaml
 from raysift.jobs.commands.method_help import method_help
 from raysift.jobs.commands.options import complete_setting, spread_multiple
 from raysift.jobs.commands.settings import settings_of
 from raysift.methods import METHODS
-from raysift.settings.config import load_config, make_config
 
 
 def command(*arguments):

@@ -5,16 +5,16 @@ import json
 import pytest
 import yaml
 
+from raysift.config import load_config, make_config
 from raysift.errors import ConfigError
 from raysift.jobs.commands import cli, guard
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.look import look, look_at_target, served_methods, starter_yaml
 from raysift.jobs.commands.options import spread_multiple
+from raysift.jobs.runs.console import Console
 from raysift.nano.world import examples, generate_pool, preference_pairs
 from raysift.pool.checks import IngestConfig
 from raysift.pool.files import find_files
 from raysift.pool.survey import survey_pool
-from raysift.settings.config import load_config, make_config
 
 
 def write(path, records):

@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console as RichConsole
 
 from raysift.actors.train_checkpoints import EpochRecord, loss_curve
-from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.progress import LOG_EVERY_S, Bar, clock_time
+from raysift.jobs.runs.console import Console
+from raysift.jobs.runs.progress import LOG_EVERY_S, Bar, clock_time
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.stage_names import WHAT_IT_DOES
 

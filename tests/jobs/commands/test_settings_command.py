@@ -4,11 +4,11 @@ import json
 
 import pytest
 
+from raysift.config import load_config
 from raysift.errors import ConfigError
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.settings import settings_of, show_settings
+from raysift.jobs.runs.console import Console
 from raysift.methods import METHODS
-from raysift.settings.config import load_config
 from raysift.settings.describe import allowed_by
 
 

@@ -9,15 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console as RichConsole
 
+from raysift.config import make_config, make_selector, replayed
 from raysift.errors import DataError
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show import command_of, show_run
 from raysift.jobs.commands.show_selection import shorten
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import write_selection
 from raysift.jobs.runs.stage_names import WHAT_IT_DOES
 from raysift.records import KEPT_ROWS
-from raysift.settings.config import make_config, make_selector, replayed
 
 COUNT, TAKEN = 40, 8
 EVIL = "\x1b[31mred [bold]markup[/]\n" + "word " * 60

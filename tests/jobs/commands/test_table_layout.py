@@ -7,10 +7,10 @@ import pyarrow as pa
 import pytest
 from rich.console import Console as RichConsole
 
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show_selection import show_columns
-from raysift.jobs.commands.table_layout import lay_out
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
+from raysift.jobs.runs.table_layout import lay_out
 
 WIDTH = 80
 ID = "-8701312519435136481"

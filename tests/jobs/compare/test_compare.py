@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from raysift.config import make_config
 from raysift.errors import ConfigError, StaleRunError
 from raysift.jobs import stages
 from raysift.jobs.commands.compare import read_plan
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show import show_run
 from raysift.jobs.compare.compare import compare, require_claims
 from raysift.jobs.compare.plan import make_plan
 from raysift.jobs.compare.result import SETTINGS, read_result
 from raysift.jobs.recipes import run_method
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
-from raysift.settings.config import make_config
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -8,9 +8,9 @@ import pytest
 
 import raysift
 from raysift.errors import DataError
-from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.given_checkpoints import check_base, find_checkpoints
 from raysift.jobs.gradients.stages import checkpoints_of
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import open_run
 from raysift.nano.world import generate_pool

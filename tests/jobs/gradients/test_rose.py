@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysift.errors import ConfigError, DataError, StaleRunError
-from raysift.gradients.settings import ProjectionSettings
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.explain import explain, show
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import open_run
 from raysift.manifest import read_manifest
 from raysift.nano.world import examples, write_pool
+from raysift.settings.gradients import ProjectionSettings
 from raysift.store.distortion import estimate_distortion
 
 from ..conftest import PAIRS, nano_pairs, write_lines  # noqa: TID252

@@ -11,19 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 
 import raysift
+from raysift.config import make_config, make_selector
 from raysift.errors import ConfigError, DataError, StageError, StaleRunError
-from raysift.gradients.settings import AdamSettings, ProjectionSettings
-from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.rescore import rescore
 from raysift.jobs.commands.show import show_run
 from raysift.jobs.gradients import store as jobs_store
-from raysift.jobs.gradients.rescore import rescore
 from raysift.jobs.gradients.store import Store, fill, filled_store, ids_of, read_inputs, seal, store_of
 from raysift.jobs.gradients.store_match import MATCHES, match, match_segments, merge
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.manifest import Manifest, read_manifest
 from raysift.nano.world import generate_pool
 from raysift.records import ID, ROWS
-from raysift.settings.config import make_config, make_selector
+from raysift.settings.gradients import AdamSettings, ProjectionSettings
 from raysift.settings.resources import Resources
 from raysift.storage import Location, open_location
 from raysift.store.gradient_store import (

@@ -5,13 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from raysift.config import make_config, make_selector
 from raysift.errors import ConfigError, DataError
 from raysift.gradients.preference import Member, Targets
 from raysift.gradients.rows import SetAside
 from raysift.jobs.gradients.targeting import count_members, read_targets, subtask_of, target_files, tell_drawn
 from raysift.nano.world import examples
 from raysift.pool.few_shot import SHOTS, draw_few
-from raysift.settings.config import make_config, make_selector
 
 from ..conftest import nano_pairs, write_lines  # noqa: TID252
 

@@ -196,7 +196,7 @@ def test_an_actor_is_told_to_compute_on_the_gpu_it_was_granted_and_else_on_the_c
         from raysift.actors.contract import RowActor
         from raysift.jobs.on_ray.raydata import map_rows, start_ray
         from raysift.jobs.scoring.quality import loading
-        from raysift.settings.config import make_config
+        from raysift.config import make_config
         from raysift.storage import open_location
 
         class Where(RowActor):

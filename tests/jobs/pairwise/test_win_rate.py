@@ -92,8 +92,8 @@ def test_the_base_model_loses_against_the_right_answers(against_truth, test_file
 
 @pytest.mark.ray
 def test_the_table_is_shown_and_names_what_failed(against_truth, capsys):
-    from raysift.jobs.commands.console import Console
     from raysift.jobs.pairwise.win_rate import show_win_rate
+    from raysift.jobs.runs.console import Console
 
     _, manifest, _ = against_truth
     show_win_rate(manifest, Console("plain"))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.jobs import stages
 from raysift.jobs.coverage.centers import embed
@@ -22,7 +23,6 @@ from raysift.policy.pool import read_pool
 from raysift.policy.settings import FeatureSettings
 from raysift.records import ERROR, ID
 from raysift.scoring.columns import DIFFICULTY_SCHEMA
-from raysift.settings.config import CommonConfig
 
 from ... import tiny_embeddings  # noqa: TID252
 from ...tiny_embeddings import write_embeddings  # noqa: TID252

@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 import raysift
+from raysift.config import load_config
 from raysift.errors import ConfigError
-from raysift.jobs.commands.console import Console
-from raysift.jobs.policy.search import curves, open_classes, ranked, show_search
+from raysift.jobs.commands.search import curves, open_classes, ranked, show_search
 from raysift.jobs.policy.tuning import SparingASHA, Teller, name_trial
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest, read_manifest
 from raysift.nano.world import examples, generate_pool
@@ -26,7 +27,6 @@ from raysift.policy.saved import ROUND
 from raysift.policy.search_settings import SearchSettings
 from raysift.policy.settings import RaiseConfig
 from raysift.policy.trials import TrialResult, draw_trials
-from raysift.settings.config import load_config
 from raysift.storage import open_location
 
 ROWS, STEPS, BATCH, ROUNDS, TRIALS = 150, 4, 4, 3, 4
@@ -114,7 +114,7 @@ def test_the_table_puts_whole_trials_first_and_says_what_differs(capsys):
         ),
         TrialResult(3, {"clip": 0.2, "hidden": [8]}, [], reason="it died"),
     ]
-    from raysift.jobs.policy.search import describe
+    from raysift.jobs.commands.search import describe
 
     assert [outcome.number for outcome in ranked(outcomes, wanted)] == [2, 0, 1, 3]
     lines = [describe(outcome, wanted) for outcome in ranked(outcomes, wanted)]

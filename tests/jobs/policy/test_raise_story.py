@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from raysift.errors import ConfigError
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.explain import explain, explain_command
 from raysift.jobs.commands.show import show_run
 from raysift.jobs.policy import story
 from raysift.jobs.policy.story import learning_curve, row_story
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.methods.raise_policy import place_picks
 from raysift.policy.drawing import Draw

@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from raysift.config import make_config
 from raysift.jobs.runs.models import computing, find_model, number_type
 from raysift.jobs.runs.run import Run, named_values
 from raysift.settings import hardware
-from raysift.settings.config import make_config
 
 
 @pytest.fixture(params=[True, False], ids=["bf16 in hardware", "no bf16"])

@@ -8,6 +8,7 @@ import yaml
 
 import raysift
 from raysift.actors.loaded import load
+from raysift.config import make_config
 from raysift.errors import ConfigError
 from raysift.jobs import stages
 from raysift.jobs.commands.cli import app
@@ -18,7 +19,6 @@ from raysift.jobs.recipes import run_method
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.nano.world import examples, generate_pool, write_pool
 from raysift.records import ROWS
-from raysift.settings.config import make_config
 from raysift.storage import open_location
 
 TRAIN = {"recipe": "nano", "epochs": 1, "max_length": 128}

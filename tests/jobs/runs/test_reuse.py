@@ -11,14 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import raysift
+from raysift.config import make_config
 from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.jobs.commands.cli import app
-from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show import show_run
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.manifest import read_manifest
 from raysift.nano.world import generate_pool
-from raysift.settings.config import make_config
 from raysift.storage import open_location
 
 ROWS = 200

@@ -10,7 +10,7 @@ import yaml
 from pyarrow.fs import LocalFileSystem
 
 from raysift.errors import ConfigError, DataError, StageError, StaleRunError
-from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, StageResult, free_name, open_run
 from raysift.jobs.runs.tables import publish
 from raysift.manifest import read_manifest

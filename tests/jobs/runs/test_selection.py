@@ -9,16 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 import raysift
+from raysift.config import make_config, make_selector
 from raysift.errors import ConfigError, StageError
 from raysift.jobs import stages
-from raysift.jobs.commands.console import Console
 from raysift.jobs.runs.chosen_rows import row_bytes, rows_in_order, write_rows
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.jobs.runs.selection import publish_selection
 from raysift.jobs.runs.tables import read_chunks
 from raysift.nano.world import generate_pool
 from raysift.records import ROWS
-from raysift.settings.config import make_config, make_selector
 from raysift.storage import open_location
 
 

@@ -4,12 +4,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from raysift.jobs.commands.console import Console
+from raysift.config import make_config
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.nano.world import generate_pool
 from raysift.records import ROWS
-from raysift.settings.config import make_config
 
 REAL = [f"Describe chapter {i} of the novel and explain why critics admired its unusual structure." for i in range(40)]
 

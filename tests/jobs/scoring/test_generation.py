@@ -285,7 +285,7 @@ def test_auto_leaves_a_beam_search_to_transformers_and_says_so(monkeypatch, tmp_
 )
 @pytest.mark.parametrize("section", ["mods", "win_rate"])
 def test_what_a_beam_search_does_not_go_with_is_refused_with_the_settings(section, asked, message):
-    from raysift.settings.config import make_config
+    from raysift.config import make_config
 
     with pytest.raises(ConfigError, match=message):
         make_config({section: {"generation": asked}})

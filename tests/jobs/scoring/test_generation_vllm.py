@@ -192,11 +192,11 @@ def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_p
 
 @pytest.mark.parametrize(("asked_by", "restarts"), [("generation", 1), ("quality", 0)])
 def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, monkeypatch, asked_by, restarts):
+    from raysift.config import CommonConfig
     from raysift.jobs.on_ray import vllm_stage
     from raysift.jobs.runs.run import Run
     from raysift.jobs.scoring import generation, quality
     from raysift.scoring.settings import QualitySettings
-    from raysift.settings.config import CommonConfig
 
     build, starts, kill = generation.build_engine, tmp_path / "starts", engine_killer()
 
@@ -261,11 +261,11 @@ def test_ratings_are_those_of_transformers_also_when_the_engine_is_killed_and_ro
 ):
     """A judge of 1.3M parameters rates nothing of its own accord: the bar is put where half of its replies are below."""
     from raysift.actors.judge import Judge
+    from raysift.config import CommonConfig
     from raysift.jobs.on_ray import vllm_stage
     from raysift.jobs.runs.run import Run
     from raysift.jobs.scoring import quality
     from raysift.scoring.settings import JudgeSettings, QualitySettings
-    from raysift.settings.config import CommonConfig
 
     # The engine is given less room than the rows were measured by, so it raises at the one that is cut to 1023 tokens.
     room = partial(vllm_stage.engine_arguments, max_length=600)

@@ -18,10 +18,11 @@ import pytest
 
 import raysift
 from raysift.actors.prompts import ANSWER
+from raysift.config import make_config
 from raysift.errors import ConfigError, DataError, ModelError, StageError
-from raysift.jobs.commands.console import Console
 from raysift.jobs.coverage import centers
 from raysift.jobs.recipes import run_method
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.jobs.scoring import mods, quality
@@ -35,7 +36,6 @@ from raysift.pool.id_text import id_text
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META
 from raysift.scoring.columns import SCORE_COLUMN
 from raysift.scoring.settings import QualitySettings, Threshold
-from raysift.settings.config import make_config
 from raysift.storage import open_location
 
 ROWS, BUDGET = 150, 12

@@ -11,7 +11,7 @@ from raysift.errors import DataError, ModelError, StageError
 from raysift.evaluation.examples import example_key, parse_example, read_examples
 from raysift.evaluation.metrics import EvalConfig
 from raysift.evaluation.report import answers_by_id, choose_examples, make_report, question_rows
-from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.stages import asked_as_trained
 from raysift.jobs.training.evaluate import evaluate, evaluate_here

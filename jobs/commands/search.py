@@ -20,16 +20,17 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import yaml
 
+from raysift.config import CommonConfig, replayed
 from raysift.errors import ConfigError, StageError
 from raysift.jobs import stages
 from raysift.jobs.api import Paths, open_new, own_session, paths_of
-from raysift.jobs.commands.console import Console
 from raysift.jobs.coverage import centers
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.trials import ROUNDS, TrialWork
 from raysift.jobs.policy.tuning import fit
 from raysift.jobs.runs import checks
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.models import adapter_input, find_model, without_models
 from raysift.jobs.runs.reuse import is_run
 from raysift.jobs.runs.run import Run, StageResult
@@ -52,7 +53,6 @@ from raysift.policy.trials import (
     criterion,
     draw_trials,
 )
-from raysift.settings.config import CommonConfig, replayed
 from raysift.storage import Location, extend_name
 
 BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.safetensors"

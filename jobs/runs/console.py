@@ -18,8 +18,8 @@ from rich.console import Console as RichConsole
 from rich.markup import escape
 from rich.table import Table
 
-from raysift.jobs.commands.progress import Bar, Place
-from raysift.jobs.commands.table_layout import ABSENT, lay_out
+from raysift.jobs.runs.progress import Bar, Place
+from raysift.jobs.runs.table_layout import ABSENT, lay_out
 from raysift.pool.id_text import exact
 
 HEAD = 16  # columns of what a line is about

@@ -8,20 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from raysift.config import CommonConfig, make_selector, replayed
 from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.fingerprint import differences
 from raysift.jobs import stages
 from raysift.jobs.api import Selection, start_session
-from raysift.jobs.commands.console import Console
 from raysift.jobs.gradients.matching import match_and_choose
 from raysift.jobs.gradients.store import filled_store
 from raysift.jobs.gradients.targeting import like_pool, read_targets
+from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.reuse import EVENTS, sources_of
 from raysift.jobs.runs.run import Run, free_name, open_run
 from raysift.methods import METHODS
 from raysift.methods.gradient import GradientSelector
 from raysift.settings.budget import parse_budget
-from raysift.settings.config import CommonConfig, make_selector, replayed
 from raysift.storage import extend_name, open_location
 
 # What may differ from the run whose rows, warm-up and vectors are read; all other settings decided those.
