@@ -13,7 +13,7 @@ from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.samples import sample_rows, texts_of
 from raysift.manifest import Manifest
 from raysift.pool.files import SourceFile, fingerprint_files
-from raysift.pool.likeness import compare_samples, remarks, sample_of
+from raysift.pool.likeness import compare_samples, evenly, remarks, sample_of
 from raysift.storage import Location
 
 LIKENESS = "likeness"
