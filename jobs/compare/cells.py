@@ -110,11 +110,10 @@ def run_cells(run: Run, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     if todo:
         run.start()
         several = next(iter(todo.values())).resources.train_workers > 1
-        with run.console.progress("train and test", len(todo)) as bar:
+        with run.console.progress("train and test", len(todo), "trainings") as bar:
             for done in _one_by_one(list(todo.values())) if several else _side_by_side(list(todo.values())):
                 run.record("finished", "train", rows_of=done.name, seed=done.seed)
-                if bar:
-                    bar.advance(bar.task_ids[0])
+                bar.advance()
     return [cell.result() or {} for cell in cells]
 
 
@@ -184,7 +183,8 @@ def _test(cell: Cell, model: str, adapter: Any, on_ray: bool) -> dict[str, Any]:
 
 def target_loss(paths: Sequence[str], loaded: Any, template: str) -> float | None:
     """Mean loss over the tokens of the target's right answers; None if no answer can be read by the model."""
-    from raysift.actors.likelihood import LABEL_TOKENS, LOSS, AnswerLoss
+    from raysift.actors.likelihood import LOSS, AnswerLoss
+    from raysift.scoring.columns import LABEL_TOKENS
 
     answers = AnswerLoss(loaded, template=template)(target_conversations(paths))
     answers = answers.filter(answers[ERROR].is_null())

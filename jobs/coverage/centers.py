@@ -35,8 +35,8 @@ def embed(run: Run, config: CommonConfig, settings: EmbeddingSettings, rows: Man
     def body(folder: Location) -> StageResult:
         def work(own: CommonConfig) -> list[Location]:
             arguments = {"settings": settings.model_copy(update={"model": model.name})} | loading(own, model.name)
-            files, shown = run.files(rows, "rows"), run.console.shows_progress
-            return map_rows(files, Embedder, arguments, folder, own.resources, progress=shown)
+            files, total = run.files(rows, "rows"), rows.counts["kept"]
+            return map_rows(files, Embedder, arguments, folder, own.resources, rows=total, progress=run.progress)
 
         answers = with_room(run, "embed", config, need_to_answer(config, model.name), work)
         counts = count_answers("embed", answers, rows.counts["kept"]) | {"truncated": count_true(answers, TRUNCATED)}
@@ -75,17 +75,19 @@ def choose_centers(
             run.console.note(found)
             write_centers(ids, folder)
             return chosen_rows(run, rows, ids, count, folder, {})
-        report = cover(
-            run.files(vectors, "answers"),
-            count,
-            settings,
-            config.resources,
-            folder=folder,
-            seed=config.seed,
-            initial=taken if apart and beside else None,
-            among=ids,
-            section=section,
-        )
+        with run.progress(count, "centres") as bar:
+            report = cover(
+                run.files(vectors, "answers"),
+                count,
+                settings,
+                config.resources,
+                folder=folder,
+                seed=config.seed,
+                initial=taken if apart and beside else None,
+                among=ids,
+                progress=bar,
+                section=section,
+            )
         for note in report.notes:
             run.console.note(f"{name}: {note}")
         return chosen_rows(run, rows, report.ids, count, folder, report.values)

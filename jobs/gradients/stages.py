@@ -121,8 +121,9 @@ def gradients(
         }
 
         def match(own: CommonConfig) -> list[Location]:
-            files, loaded = run.files(rows, "rows"), arguments | loading(own, settings)
-            return map_rows(files, GradientMatch, loaded, folder, own.resources, progress=run.console.shows_progress)
+            files, loaded = run.files(rows, "rows"), arguments | gradient_loading(own, settings)
+            total = rows.counts["kept"]
+            return map_rows(files, GradientMatch, loaded, folder, own.resources, rows=total, progress=run.progress)
 
         subtasks = len(target.values["subtasks"])
         need = room_needed(config, settings, model.name, len(points), moments_of(settings) + subtasks, subtasks)
@@ -228,7 +229,7 @@ def empty_scores(schema: pa.Schema, ids: np.ndarray) -> pa.Table:
     return pa.table({ID: ids, **missing}, schema=schema)
 
 
-def loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:
+def gradient_loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:
     """As `stages.placing`, with how the warm-up loaded the model and turned rows into tokens."""
     train = warmup_recipe(config, settings)
     own = {name: getattr(train, name) for name in ("template", "max_length", "dtype", "quantization")}

@@ -21,7 +21,7 @@ from raysift.actors.row_gradients import LOSSES, NORMS, VECTORS, GradientVectors
 from raysift.errors import StageError
 from raysift.fingerprint import fingerprint
 from raysift.ids import is_among
-from raysift.jobs.gradients.stages import checkpoints_of, loading, moments_of, room_needed, warmup_recipe
+from raysift.jobs.gradients.stages import checkpoints_of, gradient_loading, moments_of, room_needed, warmup_recipe
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.reuse import lineage
 from raysift.jobs.runs.run import Run, StageResult, open_run
@@ -221,8 +221,8 @@ def compute_segment(
         files = [_write_subset(files, columns, share.ids, folder / "rows.parquet")]
 
     def compute(own: CommonConfig) -> list[Location]:
-        loaded, shown = arguments | loading(own, settings), run.console.shows_progress
-        return map_rows(files, GradientVectors, loaded, folder, own.resources, progress=shown)
+        loaded, total = arguments | gradient_loading(own, settings), len(share.ids)
+        return map_rows(files, GradientVectors, loaded, folder, own.resources, rows=total, progress=run.progress)
 
     signs = 0.25  # a byte for each number of a gradient
     per_checkpoint, points = moments_of(settings) + signs, len(share.checkpoints)

@@ -63,8 +63,8 @@ def difficulty(run: Run, config: CommonConfig, settings: FeatureSettings, rows: 
     def body(folder: Location) -> StageResult:
         def work(own: CommonConfig) -> list[Location]:
             arguments = {"model": model.name} | decides | loading(own, model.name)
-            files, shown = run.files(rows, "rows"), run.console.shows_progress
-            return map_rows(files, Difficulty, arguments, folder, own.resources, progress=shown)
+            files, total = run.files(rows, "rows"), rows.counts["kept"]
+            return map_rows(files, Difficulty, arguments, folder, own.resources, rows=total, progress=run.progress)
 
         answers = with_room(run, "difficulty", config, need_to_answer(config, model.name), work)
         expected = rows.counts["kept"]

@@ -19,6 +19,7 @@ from raysift.actors.smol import is_smol
 from raysift.errors import DataError
 from raysift.fingerprint import Part, adapter_fingerprint, folder_fingerprint
 from raysift.jobs.runs.run import Run
+from raysift.jobs.runs.toys import warn_of_toy
 from raysift.nano import is_nano
 from raysift.settings.config import CommonConfig
 from raysift.settings.hardware import settle_dtype
@@ -39,6 +40,8 @@ class Model(NamedTuple):
 def find_model(run: Run, config: CommonConfig, name: str | None = None, part: Part = "all") -> Model:
     """Find the run's model, or the named one. `part` limits its identity to what the stage reads."""
     name = name or config.model
+    if is_nano(name):
+        warn_of_toy(run, config, name)
     place = resolve_model(name)
     trusted = {"trust_remote_code": True} if config.trust_remote_code else {}
     if os.path.isdir(place):

@@ -113,7 +113,7 @@ def score_answers(
         require_vllm(stage)
     score = _judge_through_vllm if (settings.kind, settings.backend) == ("judge", "vllm") else _score_on_actors
     need = None if settings.backend == "vllm" else need_to_answer(config, settings.scorer)
-    answers = with_room(run, stage, config, need, lambda own: score(stage, run, own, settings, files, folder))
+    answers = with_room(run, stage, config, need, lambda own: score(stage, run, own, settings, files, expected, folder))
     counts = count_answers(stage, answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
     if counts["truncated"]:
         run.console.note(
@@ -145,7 +145,13 @@ def count_unparsable(answers: Sequence[Location]) -> int:
 
 
 def _score_on_actors(
-    stage: str, run: Run, config: CommonConfig, settings: QualitySettings, files: Sequence[Location], folder: Location
+    stage: str,
+    run: Run,
+    config: CommonConfig,
+    settings: QualitySettings,
+    files: Sequence[Location],
+    expected: int,
+    folder: Location,
 ) -> list[Location]:
     part: Any = settings if settings.kind == "reward" else getattr(settings, settings.kind)
     arguments = {"model": settings.scorer, "max_length": settings.max_length, "settings": part}
@@ -159,16 +165,32 @@ def _score_on_actors(
             "dtype": placed["dtype"],
         }
     actor = SCORERS[settings.kind, settings.backend]
-    shown = run.console.shows_progress
-    return map_rows(files, actor, arguments | placed, folder, resources, progress=shown)
+    return map_rows(files, actor, arguments | placed, folder, resources, rows=expected, progress=run.progress)
 
 
 def _judge_through_vllm(
-    stage: str, run: Run, config: CommonConfig, settings: QualitySettings, files: Sequence[Location], folder: Location
+    stage: str,
+    run: Run,
+    config: CommonConfig,
+    settings: QualitySettings,
+    files: Sequence[Location],
+    expected: int,
+    folder: Location,
 ) -> list[Location]:
     arguments = judge_arguments(config, settings.scorer, settings.max_length, settings.judge)
     return judge_through_vllm(
-        *(stage, run, config, files, folder, JudgeAsker, JudgeReader, arguments, load_rater(**arguments).spellings),
+        *(
+            stage,
+            run,
+            config,
+            files,
+            expected,
+            folder,
+            JudgeAsker,
+            JudgeReader,
+            arguments,
+            load_rater(**arguments).spellings,
+        ),
         beside={INPUT_TOKENS: 0, TRUNCATED: False},
     )
 
@@ -188,6 +210,7 @@ def judge_through_vllm(
     run: Run,
     config: CommonConfig,
     files: Sequence[Location],
+    expected: int,
     folder: Location,
     asker: type[RowActor],
     reader: type[RowActor],
@@ -201,13 +224,13 @@ def judge_through_vllm(
 
     dtype = number_type(config, model)
 
-    def answer(dataset: Dataset) -> Dataset:
+    def answer(dataset: Dataset, counts: str | None) -> Dataset:
         engine = build_engine(model, None, request, config.resources, limit, trusted, dtype)
-        return answer_through_engine(dataset, asker, engine, reader, arguments, config.resources)
+        return answer_through_engine(dataset, asker, engine, reader, arguments, config.resources, counts)
 
-    columns, shown = [ID, *asker.inputs], run.console.shows_progress
+    columns = [ID, *asker.inputs]
     with explained(stage):
-        return answer_rows(files, columns, answer, folder, config.resources, progress=shown)
+        return answer_rows(files, columns, answer, folder, config.resources, rows=expected, progress=run.progress)
 
 
 def _bins(scores: np.ndarray) -> list[dict[str, Any]]:
