@@ -6,7 +6,7 @@
     its logits     8 V                               logits and the gradient at them, one of them in float32
 
 with L layers of width h, f in the feed-forward, V tokens in the vocabulary. A worker holds `fixed` bytes and those of the
-tokens in one pass, of which a long row alone has many. The figures are upper estimates: `RESULTS.md` compares them.
+tokens in one pass, of which a long row alone has many. The figures are upper estimates.
 """
 
 from __future__ import annotations

@@ -111,6 +111,9 @@ def data_context(resources: Resources) -> Iterator[DataContext]:
         warnings.filterwarnings(
             "ignore", "The minimum number of concurrent actors"
         )  # a resumed stage may have too few rows for them
+        warnings.filterwarnings(
+            "ignore", ".ray_remote_args. is deprecated"
+        )  # restarts have no other name before Ray 2.64
         yield context
 
 
