@@ -29,6 +29,7 @@ from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
 from raysift.records import ERROR, ID, SCORE
 from raysift.settings.config import CommonConfig
+from raysift.settings.memory import Need, row_gradients
 from raysift.settings.training import TrainConfig
 from raysift.storage import Location, open_location
 from raysift.store.gradient_store import CUT
@@ -99,6 +100,7 @@ def gradients(
     run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest, trained: Manifest, target: Manifest
 ) -> Manifest:
     """One backward pass per row and checkpoint, matched with the targets as it arises: nothing but cosines is written."""
+    from raysift.jobs.on_ray.fitting import with_room
     from raysift.jobs.on_ray.raydata import map_rows
 
     model, points = find_model(run, config), checkpoints_of(run, trained, settings.checkpoints)
@@ -117,15 +119,15 @@ def gradients(
             "adam": settings.adam,
             "targets": place.parent,
         }
-        answers = map_rows(
-            run.files(rows, "rows"),
-            GradientMatch,
-            arguments | gradient_loading(config, settings),
-            folder,
-            config.resources,
-            rows=rows.counts["kept"],
-            progress=run.progress,
-        )
+
+        def match(own: CommonConfig) -> list[Location]:
+            files, loaded = run.files(rows, "rows"), arguments | gradient_loading(own, settings)
+            total = rows.counts["kept"]
+            return map_rows(files, GradientMatch, loaded, folder, own.resources, rows=total, progress=run.progress)
+
+        subtasks = len(target.values["subtasks"])
+        need = room_needed(config, settings, model.name, len(points), moments_of(settings) + subtasks, subtasks)
+        answers = with_room(run, "gradients", config, need, match)
         counts = count_answers("gradients", answers, rows.counts["kept"]) | {"truncated": count_true(answers, CUT)}
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 
@@ -135,6 +137,24 @@ def gradients(
     inputs: dict[str, Any] = {"rows": rows.fingerprint, "warmup": trained.fingerprint, "targets": target.fingerprint}
     inputs |= {"model": model.identity}
     return run.stage("gradients", decides, inputs, body)
+
+
+def room_needed(
+    config: CommonConfig, settings: GradientConfig, model: str, points: int, per_checkpoint: float, width: int | None
+) -> Need | None:
+    """What an actor takes that computes row gradients, into accumulators of `width` numbers, or of a gradient's own."""
+    from raysift.jobs.on_ray.fitting import model_shape
+
+    train, shape = warmup_recipe(config, settings), model_shape(config, model)
+    if shape is None:
+        return None
+    adapter = shape.adapter(train.lora_rank, train.lora_targets)
+    return row_gradients(shape, train.dtype, train.max_length, adapter, points, per_checkpoint, width or adapter)
+
+
+def moments_of(settings: GradientConfig) -> int:
+    """Vectors of moments at each checkpoint."""
+    return 0 if settings.adam.form == "none" else 2
 
 
 def influence(
@@ -213,4 +233,4 @@ def gradient_loading(config: CommonConfig, settings: GradientConfig) -> dict[str
     """As `stages.placing`, with how the warm-up loaded the model and turned rows into tokens."""
     train = warmup_recipe(config, settings)
     own = {name: getattr(train, name) for name in ("template", "max_length", "dtype", "quantization")}
-    return own | {"token_budget": config.resources.tokens_per_pass} | stages.placing(config)
+    return own | {"token_budget": config.resources.tokens} | stages.placing(config)

@@ -19,7 +19,7 @@ from raysift.actors.checkpointed import Checkpoint
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import reference_answer
 from raysift.gradients.settings import ProjectionSettings
-from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading, warmup_recipe
+from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading, room_needed, warmup_recipe
 from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
@@ -198,15 +198,26 @@ def targets(
     def body(folder: Location) -> StageResult:
         import ray
 
+        from raysift.jobs.on_ray.fitting import with_room
+
         for note in found.notes:
             run.console.note(f"targets: {note}")
         members, problems = found.members, found.problems
-        task = ray.remote(
-            num_cpus=min(1.0, config.resources.cpus_per_worker),
-            num_gpus=config.resources.gpus_per_worker,
-            max_retries=2,
-        )(_compute_targets)
-        values = ray.get(task.remote(members, points, config, selector, projection, model.name, folder))
+
+        def compute(own: CommonConfig) -> dict[str, Any]:
+            placed: dict[str, Any] = {
+                "num_cpus": min(1.0, own.resources.cpus),
+                "num_gpus": own.resources.gpus_per_worker,
+            }
+            task = ray.remote(**placed, memory=own.resources.memory, max_retries=2)(_compute_targets)
+            found: dict[str, Any] = ray.get(task.remote(members, points, own, selector, projection, model.name, folder))
+            return found
+
+        subtasks = len({subtask_of(member) for member in members})
+        width = None if projection.kind == "none" else projection.dimension
+        need = room_needed(config, settings, model.name, len(points), 3 * subtasks if width is None else 0, width)
+        alone = config.model_copy(update={"resources": config.resources.model_copy(update={"workers": 1})})
+        values = with_room(run, "targets", alone, need, compute)
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")
