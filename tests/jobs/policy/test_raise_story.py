@@ -15,7 +15,8 @@ import torch
 
 from raysift.errors import ConfigError, DataError
 from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.explain import explain, explain_command
+from raysift.jobs.commands.explain import explain
+from raysift.jobs.commands.explained import explain_command
 from raysift.jobs.commands.show import show_run
 from raysift.jobs.policy import story
 from raysift.jobs.policy.story import learning_curve, picks_by_value, row_story
@@ -216,7 +217,7 @@ def test_explain_and_show_print_escaped_data_and_no_text(laid_out, capsys, monke
     assert "secret" not in told
     for title in ("Rounds (3", "Final picks by skill"):
         assert title in told
-    explain_command(folder, str(int(picks[0][0])), False, False, Console("plain"))
+    explain_command(folder, str(int(picks[0][0])), False, False, False, Console("plain"))
     told = capsys.readouterr().out
     assert "picked in the final training" in told
     assert "picked in learning" in told
