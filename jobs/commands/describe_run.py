@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.jobs.commands.show import command_of
+from raysift.jobs.commands.show import command_of, require_selection
 from raysift.jobs.runs.labels import labels_of
 from raysift.jobs.runs.run import Run, open_run
 from raysift.manifest import Manifest
@@ -26,6 +26,7 @@ def print_run(folder: str, by: str | None) -> None:
 def describe_run(run: Run, by: str | None = None) -> dict[str, Any]:
     """All that a finished or unfinished run holds, without the text of rows; `by` groups the selection by a column of meta."""
     manifests, settings = run.manifests(), run.made_with()
+    require_selection(run.name, manifests, by)
     found: dict[str, Any] = {"run": run.name, "settings": settings}
     if settings:
         found["command"] = command_of(settings)

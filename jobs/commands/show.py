@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -39,8 +39,7 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
     run = open_run(folder, console)
     manifests = run.manifests()
     has_policy = (run.folder / "learn").exists() or any("curriculum" in manifest.files for manifest in manifests)
-    if by and not any(manifest.stage == "choose" for manifest in manifests):
-        raise ConfigError(f"show: '{folder}' holds no finished selection whose rows --by could group. Leave it out.")
+    require_selection(folder, manifests, by)
     show_settings(run, console)
     console.table(
         f"Stages of {folder}",
@@ -58,6 +57,12 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
 
         show_policy(run, console, by)
     show_evaluation(run, console)
+
+
+def require_selection(folder: str, manifests: Sequence[Manifest], by: str | None) -> None:
+    """Refuse to group the rows of a selection that is not there."""
+    if by and not any(manifest.stage == "choose" for manifest in manifests):
+        raise ConfigError(f"show: '{folder}' holds no finished selection whose rows --by could group. Leave it out.")
 
 
 def show_stage(run: Run, manifest: Manifest, others: list[Manifest], console: Console, by: str | None) -> None:
