@@ -15,7 +15,8 @@ from raysift.actors.contract import Failed, Row
 from raysift.actors.language_model import load_tokenizer, resolve_model, source_of
 from raysift.actors.loaded import LoadedModel, end_tokens, longest_input
 from raysift.errors import DataError, ModelError
-from raysift.scoring.questions import Message, split_exchange
+from raysift.records import ChatMessage
+from raysift.scoring.questions import split_exchange
 from raysift.templates import encode_prompt
 
 ANSWER = "answer"
@@ -42,7 +43,7 @@ class Prompts(NamedTuple):
     """How many tokens the model has embeddings for. A tokenizer may know more. Fed such a token, a model on a GPU
     crashes, and vLLM answers from whatever is in memory there."""
 
-    def encode(self, messages: Sequence[Message]) -> list[int] | Failed:
+    def encode(self, messages: Sequence[ChatMessage]) -> list[int] | Failed:
         """The prompt's tokens, or why it cannot be asked; the failure's message holds no text of the row."""
         try:
             prompt = encode_prompt(self.tokenizer, messages, self.template)
@@ -60,7 +61,7 @@ class Prompts(NamedTuple):
             return Failed(f"the prompt has token {max(prompt)}; the model knows those below {self.vocabulary}")
         return prompt
 
-    def encode_question(self, messages: Sequence[Message]) -> list[int] | Failed:
+    def encode_question(self, messages: Sequence[ChatMessage]) -> list[int] | Failed:
         """The prompt's tokens for a whole conversation without its last answer, or why it cannot be asked."""
         try:
             return self.encode(question_of(messages))
@@ -79,7 +80,7 @@ class Prompts(NamedTuple):
         return self.decode(tokens[:-1] if finished else tokens, finished)
 
 
-def question_of(messages: Sequence[Message]) -> list[Message]:
+def question_of(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """A conversation without the assistant's last turn; one that ends with another turn is unchanged."""
     return split_exchange(messages, answer="").before
 

@@ -86,8 +86,8 @@ def template_of(named: str, model: Any, adapter: str | Location | None, usual: s
     if not isinstance(place, Location) or not place.is_folder():
         return usual
     record = Location(place.fs, place.path.rstrip("/").rpartition("/")[0]) / EPOCH_RECORD
-    told = json.loads(record.read_bytes()) if record.exists() else {}  # from any version: only one field is read
-    return told.get("template") or usual
+    recorded = json.loads(record.read_bytes()) if record.exists() else {}  # from any version: only one field is read
+    return recorded.get("template") or usual
 
 
 def _checkpoints(out: Location, name: str) -> list[tuple[Location, EpochRecord]]:
@@ -111,7 +111,7 @@ def write_checkpoint(
         else:
             model.save_pretrained(path)
             tokenizer.save_pretrained(path)
-    save_moments(folder / MOMENTS, read_moments(model, optimizer, record.step))
+    save_moments(folder / MOMENTS, moments_of(model, optimizer, record.step))
     files = folder.files(recursive=True)
     for file in files:
         file.sync()
@@ -135,7 +135,7 @@ def _filled_folder(place: Location) -> Iterator[str]:
         pafs.copy_files(folder, place.path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=place.fs)
 
 
-def read_moments(model: Any, optimizer: Any, step: int) -> Moments:
+def moments_of(model: Any, optimizer: Any, step: int) -> Moments:
     """Adam's state by name of the model's trainable parameters; zeros for a parameter that was never stepped."""
     group = optimizer.param_groups[0]
     first, second = {}, {}
@@ -150,7 +150,7 @@ def read_moments(model: Any, optimizer: Any, step: int) -> Moments:
 
 
 def restore_moments(model: Any, optimizer: Any, moments: Moments) -> None:
-    """Put the moments back where `read_moments` found them."""
+    """Put the moments back where `moments_of` found them."""
     import torch
 
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

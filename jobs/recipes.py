@@ -17,7 +17,7 @@ from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints, find_che
 from raysift.jobs.gradients.matching import match_and_choose
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
-from raysift.jobs.policy.transfer import Learnt, learnt_by
+from raysift.jobs.policy.transfer import LearnedPolicy, learned_by
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run
 from raysift.jobs.scoring import mods, quality
@@ -125,7 +125,7 @@ def learned_policy(selector: Raise, run: Run, config: CommonConfig, pool: Pool) 
     """RAISE: compute row features; learn a policy in rounds or load one; train once with it; its picks are the selection."""
     settings = selector.config
     stages.row_budget(config)
-    source: Learnt | None = learnt_by(settings) if settings.policy_from else None
+    source: LearnedPolicy | None = learned_by(settings) if settings.policy_from else None
     if source:
         settings = source.settings_for(settings)
     raise_policy.check_input(config, settings)

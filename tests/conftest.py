@@ -35,6 +35,7 @@ os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Over several processes (`-n 2 --dist loadgroup`) one takes all tests of the shared Ray, the others go file by file.
 
@@ -45,6 +46,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             group = "ray" if "ray_local" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
             extra = item.get_closest_marker("extra")
             item.add_marker(pytest.mark.xdist_group(item.path.parent.name if extra else group))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse groups that have no effect: every process would start a Ray and set up all that tests share."""
+    if getattr(session.config.option, "loadgroup", False):
+        assert all("@" in item.nodeid for item in session.items), "xdist did not see the groups of tests"
 
 
 @pytest.fixture(scope="session")

@@ -43,7 +43,7 @@ def write_export(files: Sequence[Location], folder: Location, shape: str, card: 
     tools = shape == "messages" and _have_tools(files)
     found = RecordShape()
     draft = folder / "draft"
-    count = write_rows(read_rows(files), draft, shape, tools, found.look_at if shape == "original" else None)
+    count = write_rows(read_row_tables(files), draft, shape, tools, found.look_at if shape == "original" else None)
     name = f"{card.method}-{file_fingerprint(draft)[:8]}"
     data = folder / f"{name}.{'parquet' if shape == 'parquet' else 'jsonl'}"
     data.copy_from(draft)
@@ -81,7 +81,7 @@ def write_rows(
     return count
 
 
-def read_rows(files: Sequence[Location]) -> Iterator[pa.Table]:
+def read_row_tables(files: Sequence[Location]) -> Iterator[pa.Table]:
     """Rows of Parquet files, in order, a bounded number at a time."""
     for file in files:
         with file.open_input() as stream:

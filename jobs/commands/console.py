@@ -22,6 +22,7 @@ from raysift.jobs.commands.progress import Bar, Place
 from raysift.jobs.commands.table_layout import ABSENT, lay_out
 from raysift.pool.id_text import exact
 
+HEAD = 16  # columns of what a line is about
 LINES = "\n"  # errors and cells may have several lines
 # People need no hash on every line, and a failure's error is also raised, and printed once when the command ends.
 FOR_MACHINES = ("fingerprint", "error")
@@ -66,27 +67,27 @@ class Console:
     def line(self, head: str, text: str, step: str = "") -> None:
         """Print a line of a run for people."""
         head = f"{step} {head}" if step else head
-        self.err.print(f"[bold]{plain(head):<13}[/] {plain(text)}", soft_wrap=True)
+        self.err.print(f"[bold]{plain(head):<{HEAD}}[/]{plain(text)}", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print a remark that the user should read, such as a warning about the data."""
         if self.voice == "json":
             self.event("note", text=text)
         elif self.voice != "quiet":
-            self.err.print(f"[yellow]note[/]          {plain(text)}", soft_wrap=True)
+            self.err.print(f"[yellow]{'note':<{HEAD}}[/]{plain(text)}", soft_wrap=True)
 
     def warn(self, text: str) -> None:
         """Print a warning that no one must miss: also in the voice `quiet`."""
         if self.voice == "json":
             self.event("warning", text=text)
         else:
-            self.err.print(f"[bold yellow]WARNING       {plain(text)}[/]", soft_wrap=True)
+            self.err.print(f"[bold yellow]{'WARNING':<{HEAD}}{plain(text)}[/]", soft_wrap=True)
 
     def error(self, text: str) -> None:
         if self.voice == "json":
             self.event("error", text=text)
         else:
-            self.err.print(f"[bold red]error[/]         {plain(text, kept=LINES)}", soft_wrap=True)
+            self.err.print(f"[bold red]{'error':<{HEAD}}[/]{plain(text, kept=LINES)}", soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Print a result to standard output; the voice `json` writes one object with the rows instead."""

@@ -87,7 +87,7 @@ def _write(place: Location, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def oracle_rows() -> list[dict[str, Any]]:
     """As many rows as the budget allows, all of the target skill and known to be right; no method can know them."""
-    right = {}
+    right: dict[str, dict[str, Any]] = {}
     for row in generate_pool(POOL_ROWS, WORLD_SEED):
         if is_clean(row) and is_relevant(row, TARGET) and row["duplicate"] is None:
             right.setdefault(json.dumps(row["messages"]), row)

@@ -137,8 +137,9 @@ def _writable(name: str) -> str:
 def _ray() -> str:
     from raysift.jobs.api import own_session
 
-    with own_session():
+    with own_session() as start:
         import ray
 
+        start()
         there = ray.cluster_resources()
         return f"starts; {there.get('CPU', 0):g} CPUs, {there.get('GPU', 0):g} GPUs, {there.get('memory', 0) / 2**30:.0f} GiB"

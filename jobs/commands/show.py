@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -15,6 +15,8 @@ from raysift.errors import ConfigError
 from raysift.evaluation.lift import sparkline
 from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show_selection import show_selection
+from raysift.jobs.compare import rendering
+from raysift.jobs.compare.result import is_comparison, read_result
 from raysift.jobs.pool.target_check import LIKENESS
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.stage_names import WHAT_IT_DOES
@@ -29,7 +31,6 @@ BAR_WIDTH = 40
 BY_STAGE = {
     "win_rate": "raysift.jobs.pairwise.win_rate:show_win_rate",
     "search": "raysift.jobs.policy.search:show_search",
-    "compare": "raysift.jobs.commands.demo:show_comparison",
 }
 """Functions of a manifest and a console that show the results of a stage, imported when there is one."""
 
@@ -37,9 +38,13 @@ BY_STAGE = {
 def show_run(folder: str, console: Console, by: str | None = None) -> None:
     """Print all that a finished or unfinished run holds; `by` is a column of the rows' meta by which to group picks."""
     run = open_run(folder, console)
+    if is_comparison(run.folder):
+        show_comparison(run, console)
+        return
     manifests = run.manifests()
     has_policy = (run.folder / "learn").exists() or any("curriculum" in manifest.files for manifest in manifests)
-    require_selection(folder, manifests, by)
+    if by and not has_policy and not any(manifest.stage == "choose" for manifest in manifests):
+        raise ConfigError(f"show: '{folder}' holds no finished selection whose rows --by could group. Leave it out.")
     show_settings(run, console)
     console.table(
         f"Stages of {folder}",
@@ -59,10 +64,14 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
     show_evaluation(run, console)
 
 
-def require_selection(folder: str, manifests: Sequence[Manifest], by: str | None) -> None:
-    """Refuse to group the rows of a selection that is not there."""
-    if by and not any(manifest.stage == "choose" for manifest in manifests):
-        raise ConfigError(f"show: '{folder}' holds no finished selection whose rows --by could group. Leave it out.")
+def show_comparison(run: Run, console: Console) -> None:
+    """Print the result of a comparison, and where its selections lie."""
+    found = read_result(run.folder)
+    if found is None:
+        console.note("the comparison is not finished; the command that began it continues it")
+    else:
+        rendering.show(found, console)
+    console.note(f"each selection is a run: raysift show {run.name}/METHOD/seed-N")
 
 
 def show_stage(run: Run, manifest: Manifest, others: list[Manifest], console: Console, by: str | None) -> None:
@@ -83,7 +92,7 @@ def show_stage(run: Run, manifest: Manifest, others: list[Manifest], console: Co
     if "fates" in manifest.values:
         fates = [[fate, count] for fate, count in manifest.values["fates"].items()]
         console.table("What became of the rows", ["", "rows"], fates)
-    if "mean_losses" in manifest.values:
+    if "epochs" in manifest.files and "mean_losses" in manifest.values:
         show_training(run, manifest, console)
     if manifest.stage in BY_STAGE:
         module, _, name = BY_STAGE[manifest.stage].partition(":")

@@ -59,7 +59,7 @@ def show_selection(run: Run, manifest: Manifest, console: Console, whole: bool =
         _show_scores(scored, chosen, console)
     _show_rows(run, manifest, ingested, chosen, scored, console)
     if whole:
-        _show_columns(run, chosen, console)
+        show_columns(run, chosen, console)
     written = run.files(manifest, "selected")[0]
     console.note(f"selected rows: {run.folder / SELECTED / written.name}")
     if not whole:
@@ -148,7 +148,7 @@ def _left_out(chosen: pa.Table, scored: pa.Table) -> list[tuple[str, pa.Table]]:
     ]
 
 
-def _show_columns(run: Run, chosen: pa.Table, console: Console) -> None:
+def show_columns(run: Run, chosen: pa.Table, console: Console) -> None:
     """Print the first ranks with the method's own columns, and what these mean."""
     told = [name for name in chosen.column_names if not pa.types.is_nested(chosen.schema.field(name).type)]
     # Skip a method's own column that repeats the rank or the score; space is short.

@@ -183,7 +183,8 @@ def _test(cell: Cell, model: str, adapter: Any, on_ray: bool) -> dict[str, Any]:
 
 def target_loss(paths: Sequence[str], loaded: Any, template: str) -> float | None:
     """Mean loss over the tokens of the target's right answers; None if no answer can be read by the model."""
-    from raysift.actors.likelihood import LABEL_TOKENS, LOSS, AnswerLoss
+    from raysift.actors.likelihood import LOSS, AnswerLoss
+    from raysift.scoring.columns import LABEL_TOKENS
 
     answers = AnswerLoss(loaded, template=template)(target_conversations(paths))
     answers = answers.filter(answers[ERROR].is_null())

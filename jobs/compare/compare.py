@@ -8,7 +8,6 @@ RUN/compare.json     the result, beside compare.md and compare.csv
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -18,15 +17,13 @@ import yaml
 from raysift.errors import ClaimError, ConfigError, StaleRunError
 from raysift.evaluation.entries import BASE
 from raysift.evaluation.standings import Measured, check_claim, claim_holds, standings
-from raysift.jobs.compare import rendering
 from raysift.jobs.compare.cells import Cell, plan_cells, run_cells
 from raysift.jobs.compare.plan import Plan
+from raysift.jobs.compare.result import SETTINGS, write_result
 from raysift.jobs.compare.selections import Chosen, make_selections
 from raysift.jobs.runs.replay import name_from_anywhere
 from raysift.jobs.runs.run import Run
-from raysift.storage import Location, refuse_passwords
-
-RESULT, SETTINGS = "compare.json", "compare.yaml"
+from raysift.storage import refuse_passwords
 
 
 def compare(
@@ -98,16 +95,3 @@ def measure(
             own.steps.append(result["steps"])
             own.training_seconds.append(result["seconds"])
     return measured
-
-
-def write_result(folder: Location, found: Mapping[str, Any]) -> None:
-    """Write the result in three forms; the JSON comes last, since it marks a finished comparison."""
-    (folder / "compare.md").write(rendering.as_markdown(found))
-    (folder / "compare.csv").write(rendering.as_csv(found))
-    (folder / RESULT).write(json.dumps(found, indent=1) + "\n")
-
-
-def read_result(folder: Location) -> dict[str, Any] | None:
-    """The result of a finished comparison; None if the folder holds none."""
-    file = folder / RESULT
-    return dict(json.loads(file.read_bytes())) if file.exists() else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raysift.evaluation.entries import BASE, LONGEST, UNIFORM
@@ -136,7 +136,7 @@ def _spreads(lines: Sequence[Mapping[str, Any]]) -> list[Table]:
     return [("Standard deviation of the score", heads, rows)] if rows else []
 
 
-def _matrix(title: str, found: Mapping[str, Any], shown: Any) -> Table:
+def _matrix(title: str, found: Mapping[str, Any], shown: Callable[[float | None], str]) -> Table:
     names = found["names"]
     return title, ["", *names], [[name, *map(shown, line)] for name, line in zip(names, found["values"], strict=True)]
 
@@ -157,7 +157,7 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
-def _interval(line: Mapping[str, Any], mean: str, low: str, high: str, shown: Any) -> str:
+def _interval(line: Mapping[str, Any], mean: str, low: str, high: str, shown: Callable[..., str]) -> str:
     """A mean, with its interval where there is one."""
     return shown(line[mean]) + ("" if line[low] is None else f" ({shown(line[low])} to {shown(line[high])})")
 

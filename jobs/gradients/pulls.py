@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysift.errors import DataError
-from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading
+from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
 from raysift.jobs.gradients.targeting import read_targets, subtask_of
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run
@@ -91,7 +91,9 @@ def _pulls_in_task(
     from raysift.actors.target_gradients import TargetGradients
 
     settings = selector.config
-    actor = TargetGradients(config.model, points, settings.projection, settings.adam, **loading(config, settings))
+    actor = TargetGradients(
+        config.model, points, settings.projection, settings.adam, **gradient_loading(config, settings)
+    )
     if len(members) * actor.model.layout.total <= HELD_NUMBERS:
         actor.project(WHOLE)
     return actor.pulls(messages, selector.target_gradients(actor, members, keep_units=True))

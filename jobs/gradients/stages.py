@@ -120,7 +120,7 @@ def gradients(
         answers = map_rows(
             run.files(rows, "rows"),
             GradientMatch,
-            arguments | loading(config, settings),
+            arguments | gradient_loading(config, settings),
             folder,
             config.resources,
             rows=rows.counts["kept"],
@@ -209,7 +209,7 @@ def empty_scores(schema: pa.Schema, ids: np.ndarray) -> pa.Table:
     return pa.table({ID: ids, **missing}, schema=schema)
 
 
-def loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:
+def gradient_loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:
     """As `stages.placing`, with how the warm-up loaded the model and turned rows into tokens."""
     train = warmup_recipe(config, settings)
     own = {name: getattr(train, name) for name in ("template", "max_length", "dtype", "quantization")}

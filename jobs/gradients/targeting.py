@@ -19,7 +19,7 @@ from raysift.actors.checkpointed import Checkpoint
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import reference_answer
 from raysift.gradients.settings import ProjectionSettings
-from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
+from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading, warmup_recipe
 from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
@@ -28,7 +28,7 @@ from raysift.methods.gradient import GradientSelector
 from raysift.pool.few_shot import draw_few
 from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.id_text import exact
-from raysift.pool.likeness import spread
+from raysift.pool.likeness import evenly
 from raysift.pool.row_ids import row_id
 from raysift.records import Example, Message, Pair
 from raysift.settings.config import CommonConfig
@@ -144,7 +144,7 @@ def like_pool(
     """How like the pool each target file is, said before anything is trained."""
 
     def texts() -> dict[str, list[str]]:
-        return {path: [_text_of(member) for member in spread(members)] for path, members in found.by_file}
+        return {path: [_text_of(member) for member in evenly(members)] for path, members in found.by_file}
 
     if told := tell_drawn(found, selector):
         run.console.note(told)
@@ -257,7 +257,7 @@ def _compute_targets(
     """In a task of its own, for it needs the model: writes the vectors, gives what the manifest keeps."""
     from raysift.actors.target_gradients import TargetGradients, save_targets
 
-    actor = TargetGradients(model, points, projection, **loading(config, selector.config))
+    actor = TargetGradients(model, points, projection, **gradient_loading(config, selector.config))
     found = selector.target_gradients(actor, members)
     save_targets(folder, points, found, actor.hash)
     account = {

@@ -14,7 +14,7 @@ from raysift.actors.comparer import Comparer, join_orders, load_weigher
 from raysift.actors.contract import Failed, Row
 from raysift.actors.vllm_comparer import ComparisonAsker, ComparisonReader
 from raysift.jobs.on_ray.raydata import map_rows
-from raysift.jobs.pairwise.sides import read_rows, write_table
+from raysift.jobs.pairwise.sides import read_row_dicts, write_table
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, relative
 from raysift.jobs.scoring.quality import count_unparsable, judge_arguments, judge_through_vllm
@@ -104,7 +104,7 @@ def _through_vllm(
 
 def _joined(rows: pa.Table, answers: Sequence[Location]) -> pa.Table:
     """A comparer's columns from one answer for each order."""
-    by_key = {row[ID]: row for row in read_rows(answers)}
+    by_key = {row[ID]: row for row in read_row_dicts(answers)}
     records = []
     for number in rows[ID].to_pylist():
         halves = {order: by_key[order_key(number, order)] for order in ORDERS}

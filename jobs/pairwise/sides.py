@@ -89,7 +89,7 @@ def answer(
         )
         run.console.note(f"{name}: {describe_backend(asked, config.resources, folder)}")
         counts = count_answers(name, answers, len(examples))
-        cut_off = sum(row[FINISHED] is False for row in read_rows(answers))
+        cut_off = sum(row[FINISHED] is False for row in read_row_dicts(answers))
         if cut_off:
             run.console.note(f"{name}: {cut_off} of {len(examples)} answers reached max_new_tokens and were cut off")
         return StageResult(
@@ -101,7 +101,7 @@ def answer(
 
     decides = {"generation": asked.deciding()} | drawn_examples(config, settings)
     manifest = run.stage(name, decides, inputs, body)
-    found = {row[ID]: Answer(row[ANSWER], row[ERROR]) for row in read_rows(run.files(manifest, "answers"))}
+    found = {row[ID]: Answer(row[ANSWER], row[ERROR]) for row in read_row_dicts(run.files(manifest, "answers"))}
     return Side({e.id: found[example_key(e.id)] for e in examples}, manifest.fingerprint)
 
 
@@ -152,7 +152,7 @@ def write_table(table: pa.Table, place: Location) -> Location:
     return place
 
 
-def read_rows(files: Sequence[Location]) -> Iterator[dict[str, Any]]:
+def read_row_dicts(files: Sequence[Location]) -> Iterator[dict[str, Any]]:
     """The rows of Parquet files, file by file."""
     for file in files:
         yield from pq.read_table(file.path, filesystem=file.fs).to_pylist()

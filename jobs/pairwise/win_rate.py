@@ -98,15 +98,27 @@ def show_win_rate(manifest: Manifest, console: Console) -> None:
     lines = [*(values["subsets"] or values["sets"])]
     lines += [total] if len(lines) > 1 else []
     compared = total["flipped"] is not None
-    heads = ["set", "judged", "win/tie/lose", "failed", *(["flipped"] if compared else []), "score", "from", "to"]
+    heads = [
+        "set",
+        "judged",
+        "win/tie/lose",
+        "in %",
+        "failed",
+        *(["flipped"] if compared else []),
+        "score",
+        "from",
+        "to",
+    ]
     rows = []
     for line in lines:
-        counts = [line["n"], f"{line['win']}/{line['tie']}/{line['lose']}", line["failed"]]
+        ends = [line[end] for end in ("win", "tie", "lose")]
+        shares = "/".join(f"{100 * count / line['n']:.0f}" for count in ends) if line["n"] else None
+        counts = [line["n"], "/".join(map(str, ends)), shares, line["failed"]]
         counts += [line["flipped"]] if compared else []
         scores = [None if line[name] is None else round(line[name], 3) for name in ("score", "low", "high")]
         rows.append([line["name"], *counts, *scores])
     console.table("Win rate: score = 1 + (win - lose) / judged", heads, rows)
-    console.note(f"win rate: of {values[OWN]} against {values[AGAINST]}")
+    console.note(f"win rate: of {values[OWN]} against {values[AGAINST]}; a score of 1 is even, 2 wins all, 0 loses all")
     if values["failed"]:
         first = values["failed"][0]
         console.note(f"win rate: {total['failed']} questions failed; the first ({first[ID]}): {first[ERROR]}")

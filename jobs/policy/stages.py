@@ -38,7 +38,7 @@ from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, loa
 from raysift.policy.settings import RaiseConfig
 from raysift.policy.state import Episode
 from raysift.pool.files import SourceFile, find_files, fingerprint_files
-from raysift.pool.given_input import told_meta
+from raysift.pool.given_input import input_meta
 from raysift.pool.id_text import id_text
 from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, META, Example
 from raysift.settings.config import CommonConfig
@@ -152,7 +152,7 @@ def target_rows(examples: Sequence[Example]) -> tuple[pa.Table, int]:
             key = example_key(example.id)
             if key in rows:
                 raise DataError(f"validation: two examples have the id '{example.id}'; ids must be unique.")
-            rows[key] = {ID: key, MESSAGES: turns, META: told_meta(example)}
+            rows[key] = {ID: key, MESSAGES: turns, META: input_meta(example)}
     return pa.Table.from_pylist([rows[key] for key in sorted(rows)], schema=_TARGET), len(examples) - len(rows)
 
 

@@ -313,10 +313,10 @@ def _set_bad_files_aside(plan: _Ingest, parts: list[Counts | None], config: Inge
     for name, reasons in failed.items():
         count = sum(reasons.values())
         if name not in plan.bad and count > config.max_failed_share * rows[name]:
-            told = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
+            listed = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
             error = BadFile(
                 name,
-                f"{count} of {rows[name]} records cannot be understood ({told}); at most a share of "
+                f"{count} of {rows[name]} records cannot be understood ({listed}); at most a share of "
                 f"{config.max_failed_share:g} may (ingest.max_failed_share).",
             )
             if config.on_bad_file == "stop":
@@ -354,9 +354,9 @@ def _say(progress: Bar | None, done: int, total: int) -> None:
 def _require_rows(report: IngestReport, out: Location) -> IngestReport:
     if report.kept:
         return report
-    told = ", ".join(f"{reason} {n}" for reason, n in (report.rejected | report.failures).items())
+    listed = ", ".join(f"{reason} {n}" for reason, n in (report.rejected | report.failures).items())
     raise DataError(
-        f"ingest: no row is left of {report.rows_in} ({told or _listed(report.bad_files)}). The reason of each is in "
+        f"ingest: no row is left of {report.rows_in} ({listed or _listed(report.bad_files)}). The reason of each is in "
         f"{out}/rejected."
     )
 

@@ -13,7 +13,7 @@ from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.samples import sample_rows, texts_of
 from raysift.manifest import Manifest
 from raysift.pool.files import SourceFile, fingerprint_files
-from raysift.pool.likeness import compare, remarks, sample_of, spread
+from raysift.pool.likeness import compare_samples, evenly, remarks, sample_of
 from raysift.storage import Location
 
 LIKENESS = "likeness"
@@ -34,7 +34,7 @@ def compare_with_pool(
     def body(folder: Location) -> StageResult:
         pool = sample_of(texts_of(sample_rows(run.files(rows, "rows"))))
         targets = read()
-        found = {name: compare(pool, sample_of(spread(texts))) for name, texts in targets.items()}
+        found = {name: compare_samples(pool, sample_of(evenly(texts))) for name, texts in targets.items()}
         for name, figures in found.items():
             for remark in remarks(name, figures):
                 run.console.note(f"{LIKENESS}: {remark}")

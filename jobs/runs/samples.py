@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.pool.likeness import MOST_TEXTS, spread
+from raysift.pool.likeness import MOST_TEXTS, evenly
 from raysift.records import ID, MESSAGES
 from raysift.storage import Location
 
@@ -23,7 +23,7 @@ def sample_rows(files: Sequence[Location], most: int = MOST_TEXTS) -> pa.Table:
     For a pool in many files, it is drawn from MOST_FILES evenly spaced ones.
     """
     kept: pa.Table | None = None
-    for place in spread(files, MOST_FILES):
+    for place in evenly(files, MOST_FILES):
         with pq.ParquetFile(place.path, filesystem=place.fs) as file:
             for batch in file.iter_batches(_STEP_ROWS, columns=[ID, MESSAGES]):
                 table = pa.Table.from_batches([batch])

@@ -45,13 +45,13 @@ def write_selection(
             "is as short as a budget in tokens. Raise the budget, or see the failures of the stages before."
         )
     parts = (folder / "rows").make_folder()
-    files, told = [], []
+    files, origins = [], []
     for number, table in enumerate(rows_in_order(run.files(rows, "rows"), ids, KEPT_ROWS.names, folder / "work")):
         place = parts / f"part-{number:05d}.parquet"
         pq.write_table(table.select(ROWS.names), place.path, filesystem=place.fs, compression="zstd")
         files.append(place)
-        told.append(table.select([SOURCE, FILE, POSITION]))
-    origin = pa.concat_tables(told)
+        origins.append(table.select([SOURCE, FILE, POSITION]))
+    origin = pa.concat_tables(origins)
     own = columns_in_order(score_files, selector.columns, ids)
     ranks = pa.array(np.arange(1, len(ids) + 1))
     columns = {ID: ids, RANK: ranks, SCORE: scores, SOURCE: origin[SOURCE], **own}

@@ -37,5 +37,4 @@ WHAT_IT_DOES = {
     "judge": "asks the judge which answer is better, in both orders",
     "win_rate": "counts wins, ties and losses",
     "search": "tries settings of the policy",
-    "compare": "trains and tests each selection",
 }

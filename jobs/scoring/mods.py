@@ -216,9 +216,9 @@ def _own_conversations(
     for chunk in read_chunks(rows, [name for name in (ID, MESSAGES, META) if name in there]):
         ids = chunk[ID].to_numpy()
         near = [place for place, low, high in ranges if low <= ids.max() and high >= ids.min()]
-        told = columns_in_order(near, _TOLD, ids)
-        answered = told[ERROR].is_null()
-        sound, own = chunk.filter(answered), told[ANSWER].filter(answered)
+        known = columns_in_order(near, _TOLD, ids)
+        answered = known[ERROR].is_null()
+        sound, own = chunk.filter(answered), known[ANSWER].filter(answered)
         failed += len(chunk) - len(sound)
         talks = [
             split_exchange(messages, text).messages

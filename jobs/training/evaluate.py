@@ -24,8 +24,8 @@ from raysift.evaluation.report import (
     CHOOSE,
     GENERATE,
     LOSS,
-    Answer,
     EvalReport,
+    Record,
     answers_by_id,
     choose_examples,
     make_report,
@@ -63,7 +63,7 @@ def evaluate(
     resolve_model(model)
     started = time.perf_counter()
     chosen = choose_examples(examples, config)
-    found: dict[str, dict[int, Answer]] = {}
+    found: dict[str, dict[int, Record]] = {}
     for name, rows in question_rows(chosen, config).items():
         folder = (out / name).make_folder()
         questions = folder / "questions.parquet"

@@ -53,7 +53,7 @@ log = logging.getLogger(__name__)
 
 REPORT, UNTRAINED_FILE = "train.json", "untrained.parquet"
 ENCODED_COLUMNS = [ID, INPUT_IDS, COUNTED, TRUNCATED, DOUBLED, ERROR]
-MAX_RESTARTS = 3  # of the worker group, before the training is given up
+TRAINING_RESTARTS = 3  # of the worker group, before the training is given up
 
 
 class FinetuneReport(BaseModel):
@@ -196,7 +196,7 @@ def _train_on_ray(
                 name=f"finetune-{uuid.uuid4().hex}",
                 storage_path=ray_home.path,
                 storage_filesystem=ray_home.fs,
-                failure_config=FailureConfig(max_failures=MAX_RESTARTS),
+                failure_config=FailureConfig(max_failures=TRAINING_RESTARTS),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
             # Read before the workers take the CPUs that reading needs, and only once for all workers and restarts.
@@ -207,7 +207,7 @@ def _train_on_ray(
             trainer.fit()
         except Exception as error:
             raise StageError(
-                f"finetune: training failed after {MAX_RESTARTS} restarts of its workers: {_cause(error)} "
+                f"finetune: training failed after {TRAINING_RESTARTS} restarts of its workers: {_cause(error)} "
                 f"Finished epochs are in {out}; the same command continues from the last one."
             ) from error
     ray_home.delete()

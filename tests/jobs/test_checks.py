@@ -202,10 +202,10 @@ def test_a_file_may_name_a_target_for_several_methods(world, monkeypatch):
     assert seen == ["runs/uniform", "runs/less", "r"]  # a run of its own for each method
 
 
-def test_show_refuses_a_column_where_no_policy_picked(tmp_path, capsys):
+def test_show_refuses_a_column_where_nothing_was_selected(tmp_path, capsys):
     finished(tmp_path / "r", ["ingest"], method="less")
     assert command("show", tmp_path / "r", "--by", "skill") == 2
-    assert "no policy" in capsys.readouterr().err
+    assert "no finished selection" in capsys.readouterr().err
 
 
 def test_what_is_a_setting_and_what_a_path(tmp_path, monkeypatch):

@@ -1,5 +1,9 @@
 """`raysift doctor`: what would stand in a run's way is a problem, and all else is told beside it."""
 
+import re
+import subprocess
+import sys
+
 import pytest
 
 from raysift.jobs.commands.console import Console
@@ -16,6 +20,15 @@ def test_a_sound_machine_has_no_problem(ray_local, tmp_path, capsys):
     assert doctor(config(run=str(tmp_path / "run")), Console("plain"))
     shown = capsys.readouterr().out
     assert "PROBLEM" not in shown and "number type" in shown and "transformers" in shown
+
+
+@pytest.mark.slow
+def test_it_starts_a_ray_of_its_own_where_there_is_none(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "raysift.jobs", "doctor"], cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"starts; \d+ CPUs", done.stdout), done.stdout
 
 
 @pytest.mark.ray

@@ -9,8 +9,11 @@ import pytest
 from raysift.errors import ConfigError, StaleRunError
 from raysift.jobs import stages
 from raysift.jobs.commands.compare import read_plan
-from raysift.jobs.compare.compare import compare, read_result, require_claims
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.show import show_run
+from raysift.jobs.compare.compare import compare, require_claims
 from raysift.jobs.compare.plan import make_plan
+from raysift.jobs.compare.result import SETTINGS, read_result
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs.run import Run
 from raysift.settings.config import make_config
@@ -109,6 +112,18 @@ def test_runs_of_other_budgets_are_refused(done, values, tmp_path):
         read_plan([f"{folder}/quality/seed-0", other.run], {"test": values["test"]}, [])
     with pytest.raises(StaleRunError, match="holds a selection"):
         compare(Run(other.run), make_plan(values), values)
+
+
+def test_show_prints_the_comparison_again(done, tmp_path, capsys):
+    folder, found = done
+    show_run(folder, Console("plain"))
+    shown = capsys.readouterr()
+    assert all(line["name"] in shown.out for line in found["methods"])
+    begun = Run(str(tmp_path / "begun"))
+    begun.claim()
+    (begun.folder / SETTINGS).write("{}")
+    show_run(begun.name, Console("plain"))
+    assert "not finished" in capsys.readouterr().err
 
 
 def test_claims_are_told_after_the_result_is_written(done):

@@ -25,7 +25,7 @@ from raysift.nano.world import examples, generate_pool
 from raysift.policy.saved import ROUND
 from raysift.policy.search_settings import SearchSettings
 from raysift.policy.settings import RaiseConfig
-from raysift.policy.trials import Outcome, draw_trials
+from raysift.policy.trials import TrialResult, draw_trials
 from raysift.settings.config import load_config
 from raysift.storage import open_location
 
@@ -105,10 +105,14 @@ def test_asha_stops_the_worse_half_but_never_the_run_s_own_settings():
 def test_the_table_puts_whole_trials_first_and_says_what_differs(capsys):
     wanted = SearchSettings(rounds=2, last_rounds=1)
     outcomes = [
-        Outcome(0, {"clip": 0.2, "hidden": [64, 64]}, [-3.0, -2.0], [-4.0, None], [1.0, 1.0], folder="trial-0000/a"),
-        Outcome(1, {"clip": 0.1, "hidden": [8]}, [-1.0], [-1.0], [1.0], folder="trial-0001/a"),
-        Outcome(2, {"clip": 0.4, "hidden": [64, 64]}, [-1.0, -1.5], [-4.0, -3.0], [1.0, 1.0], folder="trial-0002/a"),
-        Outcome(3, {"clip": 0.2, "hidden": [8]}, [], reason="it died"),
+        TrialResult(
+            0, {"clip": 0.2, "hidden": [64, 64]}, [-3.0, -2.0], [-4.0, None], [1.0, 1.0], folder="trial-0000/a"
+        ),
+        TrialResult(1, {"clip": 0.1, "hidden": [8]}, [-1.0], [-1.0], [1.0], folder="trial-0001/a"),
+        TrialResult(
+            2, {"clip": 0.4, "hidden": [64, 64]}, [-1.0, -1.5], [-4.0, -3.0], [1.0, 1.0], folder="trial-0002/a"
+        ),
+        TrialResult(3, {"clip": 0.2, "hidden": [8]}, [], reason="it died"),
     ]
     from raysift.jobs.policy.search import describe
 
