@@ -43,7 +43,11 @@ POOL_ROWS, SKILL = 160, ["last_letters"]
 TRAINING = {"less", "rose", "mods", "raise", "search", "compare", "finetune"}
 DEMO = "demo"
 """Not run here: it takes minutes by itself."""
-SMALL = {"raise": ["raise.learning.rounds=2"], "search": ["search.trials=2", "search.rounds=2"]}
+SMALL = {
+    "raise": ["raise.learning.rounds=2"],
+    "search": ["search.trials=2", "search.rounds=2"],
+    "compare": ["--seeds", "1"],
+}
 TAKES_ROWS = re.compile(r"--rows \d+")
 
 
