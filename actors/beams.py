@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 
-class Answer(NamedTuple):
+class AnswerTokens(NamedTuple):
     """The tokens of an answer, without the token that ended it."""
 
     tokens: list[int]
@@ -34,7 +34,7 @@ class BeamSearch:
     def __init__(self, beams: int, ends: frozenset[int], longest: int) -> None:
         self.beams, self.ends, self.longest = beams, ends, longest
         self.running: list[list[int]] = [[]]
-        self._over: list[tuple[float, Answer]] = []
+        self._over: list[tuple[float, AnswerTokens]] = []
 
     def step(self, scores: Sequence[float], parents: Sequence[int], tokens: Sequence[int]) -> list[int]:
         """Take a step's continuations (summed log-probability, beam, token), best first; return the places of those that go on.
@@ -47,7 +47,7 @@ class BeamSearch:
             ends = token in self.ends
             if ends or length == self.longest:
                 if place < self.beams:
-                    self._keep(score / length, Answer([*self.running[parent], *([] if ends else [token])], ends))
+                    self._keep(score / length, AnswerTokens([*self.running[parent], *([] if ends else [token])], ends))
             elif len(going) < self.beams:
                 going.append(place)
         if not going or self._is_settled(scores[going[0]] / length):
@@ -55,11 +55,11 @@ class BeamSearch:
         self.running = [[*self.running[parents[place]], tokens[place]] for place in going]
         return going
 
-    def best(self) -> Answer:
+    def best(self) -> AnswerTokens:
         """The answer with the highest mean log-probability."""
         return self._over[0][1]
 
-    def _keep(self, score: float, answer: Answer) -> None:
+    def _keep(self, score: float, answer: AnswerTokens) -> None:
         self._over.append((score, answer))
         self._over.sort(key=lambda each: -each[0])  # stable: equal answers stay in the order they were found
         del self._over[self.beams :]

@@ -103,9 +103,9 @@ class CheckpointedModel:
 
     def encode(self, row_id: int, messages: Sequence[dict[str, str]]) -> TokenRow:
         """A conversation as tokens; every assistant turn counts."""
-        return self.encode_and_tell(row_id, messages)[0]
+        return self.encode_and_cut(row_id, messages)[0]
 
-    def encode_and_tell(self, row_id: int, messages: Sequence[dict[str, str]]) -> tuple[TokenRow, bool]:
+    def encode_and_cut(self, row_id: int, messages: Sequence[dict[str, str]]) -> tuple[TokenRow, bool]:
         """A conversation as tokens, and whether tokens that count were cut off, as the training cuts them."""
         import numpy as np
 

@@ -19,12 +19,11 @@ from raysift.errors import DataError
 from raysift.pairwise.comparing import share_among, verdict_tokens, weigh_verdicts
 from raysift.pairwise.rows import ORDERS
 from raysift.pairwise.settings import ComparisonSettings
-from raysift.records import MESSAGES
+from raysift.records import MESSAGES, ChatMessage
 from raysift.scoring.columns import INPUT_TOKENS, TRUNCATED
 from raysift.scoring.judging import CUT_MARK, defuse, frame, special_texts
 from raysift.scoring.questions import (
     Exchange,
-    Message,
     question_text,
     split_exchange,
     token_ends,
@@ -98,7 +97,7 @@ class Weigher:
             prompts.append(self._encode_message({"role": "user", "content": content}))
         return prompts[0], prompts[1]
 
-    def _encode_message(self, message: Message) -> list[int]:
+    def _encode_message(self, message: ChatMessage) -> list[int]:
         return [*encode_prompt(self.tokenizer, [message], self.settings.template), *self.prefix]
 
     def _excess(self, asked: Asked) -> int:

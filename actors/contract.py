@@ -43,7 +43,7 @@ class RowActor:
 
     inputs: ClassVar[Sequence[str]] = ()
     outputs: ClassVar[pa.Schema]
-    tells_inputs: ClassVar[bool] = False
+    renders_rows: ClassVar[bool] = False
     """The actor renders rows by a template; `alpaca` separates input from instruction (raysift.pool.given_input)."""
 
     max_failures_in_a_row: int = 200
@@ -57,7 +57,7 @@ class RowActor:
     def reads_meta(cls, arguments: Mapping[str, Any]) -> bool:
         """Whether an actor made with these arguments looks for inputs in the rows' meta, where there is one."""
         template = arguments.get("template", getattr(arguments.get("settings"), "template", None))
-        return cls.tells_inputs and template == TOLD_APART_BY
+        return cls.renders_rows and template == TOLD_APART_BY
 
     @property
     def name(self) -> str:

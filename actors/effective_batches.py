@@ -54,7 +54,7 @@ class EncodeRows(RowActor):
     """Encodes conversations as token ids and marks the tokens that count for the loss."""
 
     inputs = (MESSAGES,)
-    tells_inputs = True
+    renders_rows = True
     outputs = pa.schema(
         [
             pa.field(INPUT_IDS, pa.list_(pa.int32())),

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from raysift.actors.beams import Answer, BeamSearch, candidates
+from raysift.actors.beams import AnswerTokens, BeamSearch, candidates
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.loaded import LoadedModel, budget_on, end_tokens, load, longest_input, takes
 from raysift.actors.prompts import ANSWER, FINISHED, NEW_TOKENS, Prompts, row_seed, vocabulary_size
@@ -40,7 +40,7 @@ class Generator(RowActor):
     """
 
     inputs = (MESSAGES,)
-    tells_inputs = True
+    renders_rows = True
     outputs = pa.schema([(ANSWER, pa.string()), (NEW_TOKENS, pa.int64()), (FINISHED, pa.bool_())])
 
     def __init__(
@@ -91,17 +91,17 @@ class Generator(RowActor):
                 answers[i] = answer if isinstance(answer, Failed) else self.prompts.decode(*answer)
         return [answer for answer in answers if answer is not None]
 
-    def complete(self, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[Answer | Failed]:
+    def complete(self, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[AnswerTokens | Failed]:
         """Continue one batch of tokenised prompts; `ids` seed the sampling."""
         return self._search(prompts) if self.beams > 1 else self._follow(prompts, ids)
 
-    def _follow(self, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[Answer | Failed]:
+    def _follow(self, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[AnswerTokens | Failed]:
         """Generate one token at a time: the most probable one, or a drawn one."""
         import torch
 
         state = self._begin(prompts)
         streams = [self._stream(number) for number in ids] if self.temperature > 0 else []
-        answers: list[Answer | Failed] = [Answer([], False) for _ in prompts]
+        answers: list[AnswerTokens | Failed] = [AnswerTokens([], False) for _ in prompts]
         live = list(range(len(prompts)))
         with torch.inference_mode():
             for _ in range(self.max_new_tokens):
@@ -114,7 +114,7 @@ class Generator(RowActor):
                 live = [live[k] for k in keep]
         return answers
 
-    def _search(self, prompts: Sequence[Sequence[int]]) -> list[Answer | Failed]:
+    def _search(self, prompts: Sequence[Sequence[int]]) -> list[AnswerTokens | Failed]:
         """Search all beams of all rows as one batch; `places` are the continuations that go on, among a row's best."""
         import torch
 
@@ -183,17 +183,17 @@ class Generator(RowActor):
             state["position_ids"] = state["position_ids"][:, -1:] + 1
 
     def _take(
-        self, answers: list[Answer | Failed], live: Sequence[int], chosen: Sequence[int], sound: Sequence[bool]
+        self, answers: list[AnswerTokens | Failed], live: Sequence[int], chosen: Sequence[int], sound: Sequence[bool]
     ) -> list[int]:
         """Record one step's tokens and return the places in `live` that go on."""
         keep = []
         for k, (i, token, is_sound) in enumerate(zip(live, chosen, sound, strict=True)):
             answer = answers[i]
-            assert isinstance(answer, Answer)
+            assert isinstance(answer, AnswerTokens)
             if not is_sound:
                 answers[i] = Failed(f"the model gave no finite logits after {len(answer.tokens)} tokens")
             elif token in self.ends:
-                answers[i] = Answer(answer.tokens, True)
+                answers[i] = AnswerTokens(answer.tokens, True)
             else:
                 answer.tokens.append(token)
                 keep.append(k)

@@ -39,7 +39,7 @@ class LastAnswer(Scorer):
     """Computes the loss of the last answer of `messages` with and without its prompt; `weigh` makes the columns."""
 
     inputs = (MESSAGES,)
-    tells_inputs = True
+    renders_rows = True
     stage: ClassVar[str] = "ifd"
     remedy: ClassVar[str] = "use without_prompt=bos"
     """Advice in the error message if the chat template refuses an empty question."""

@@ -11,12 +11,12 @@ from raysift.actors.likelihood import Scorer
 from raysift.actors.loaded import LoadedModel, longest_input
 from raysift.actors.prompts import load_card, vocabulary_size
 from raysift.errors import DataError
-from raysift.records import MESSAGES
+from raysift.records import MESSAGES, ChatMessage
 from raysift.scoring.columns import INPUT_TOKENS, JUDGE_SCHEMA, JUDGE_SCORE, RATING_MASS, TRUNCATED
 from raysift.scoring.judging import check_rating, expected_rating, fit_judge_message, rating_tokens
-from raysift.scoring.questions import Message, exchange_of
+from raysift.scoring.questions import exchange_of
 from raysift.scoring.settings import JudgeSettings
-from raysift.templates import encode_prompt
+from raysift.templates import IGNORED, encode_prompt
 
 
 class Rater:
@@ -63,7 +63,7 @@ class Rater:
             return Failed(problem)
         return {JUDGE_SCORE: rating.score, RATING_MASS: rating.mass, INPUT_TOKENS: n_tokens, TRUNCATED: truncated}
 
-    def _encode_message(self, message: Message) -> list[int]:
+    def _encode_message(self, message: ChatMessage) -> list[int]:
         return [*encode_prompt(self.tokenizer, [message], self.settings.template), *self.prefix]
 
 
@@ -96,7 +96,7 @@ class FirstTokens(Scorer):
 
         from raysift.gradients.cpu_products import quick_products
         from raysift.gradients.loss import label_logits
-        from raysift.gradients.rows import IGNORED, TokenRow, pad_rows, plan_batches
+        from raysift.gradients.rows import TokenRow, pad_rows, plan_batches
 
         spelt = flatten(self.spellings)
         columns = torch.tensor([number for _, number in spelt], device=self.model.device)

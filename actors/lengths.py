@@ -16,7 +16,7 @@ class TokenLengths(RowActor):
     """Counts the tokens of the whole conversation as the trainer will see it, and those that count for the loss."""
 
     inputs = (MESSAGES,)
-    tells_inputs = True
+    renders_rows = True
     outputs = pa.schema([(TOKENS, pa.int64()), (RESPONSE_TOKENS, pa.int64()), (RESPONSE_CHARS, pa.int64())])
 
     def __init__(self, model: str, template: str = "auto", trust_remote_code: bool = False) -> None:

@@ -17,7 +17,7 @@ from raysift.actors.loaded import NO_LIMIT, LoadedModel, budget_on, load, longes
 from raysift.errors import DataError
 from raysift.pool.given_input import conversation_of
 from raysift.records import MESSAGES
-from raysift.scoring.columns import TRUNCATED
+from raysift.scoring.columns import LABEL_TOKENS, TRUNCATED
 from raysift.storage import Location
 from raysift.templates import IGNORED, Encoded, encode_conversation, encode_prompt
 
@@ -29,7 +29,6 @@ CHOICE_LOGPROBS = "choice_logprobs"
 CHOICE_TOKENS = "choice_tokens"
 CHOICE_BYTES = "choice_bytes"
 LOSS = "loss"
-LABEL_TOKENS = "n_label_tokens"
 
 # Measured on one core with a model of 1.3M parameters: batches of 16384 tokens took a quarter to two thirds longer.
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}
@@ -90,7 +89,7 @@ class Likelihood(Scorer):
     """Gives log-probability, tokens and bytes of each of a row's `choices` as the assistant's answer to `messages`."""
 
     inputs = (MESSAGES, CHOICES)
-    tells_inputs = True
+    renders_rows = True
     outputs = pa.schema(
         [
             (CHOICE_LOGPROBS, pa.list_(pa.float64())),
@@ -134,7 +133,7 @@ class AnswerLoss(Scorer):
     """Computes the mean loss and the number of the assistant's tokens in a conversation cut at `max_length`."""
 
     inputs = (MESSAGES,)
-    tells_inputs = True
+    renders_rows = True
     outputs = pa.schema([(LOSS, pa.float64()), (LABEL_TOKENS, pa.int64()), (TRUNCATED, pa.bool_())])
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:

@@ -6,14 +6,17 @@ All backends share it, so that prompts, limits, ends of answers and failures are
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from raysift.actors.contract import Failed, Row
-from raysift.actors.language_model import load_tokenizer, source_of
+from raysift.actors.language_model import load_tokenizer, resolve_model, source_of
 from raysift.actors.loaded import LoadedModel, end_tokens, longest_input
 from raysift.errors import DataError, ModelError
-from raysift.scoring.questions import Message, split_exchange
+from raysift.records import ChatMessage
+from raysift.scoring.questions import split_exchange
 from raysift.templates import encode_prompt
 
 ANSWER = "answer"
@@ -40,7 +43,7 @@ class Prompts(NamedTuple):
     """How many tokens the model has embeddings for. A tokenizer may know more. Fed such a token, a model on a GPU
     crashes, and vLLM answers from whatever is in memory there."""
 
-    def encode(self, messages: Sequence[Message]) -> list[int] | Failed:
+    def encode(self, messages: Sequence[ChatMessage]) -> list[int] | Failed:
         """The prompt's tokens, or why it cannot be asked; the failure's message holds no text of the row."""
         try:
             prompt = encode_prompt(self.tokenizer, messages, self.template)
@@ -58,7 +61,7 @@ class Prompts(NamedTuple):
             return Failed(f"the prompt has token {max(prompt)}; the model knows those below {self.vocabulary}")
         return prompt
 
-    def encode_question(self, messages: Sequence[Message]) -> list[int] | Failed:
+    def encode_question(self, messages: Sequence[ChatMessage]) -> list[int] | Failed:
         """The prompt's tokens for a whole conversation without its last answer, or why it cannot be asked."""
         try:
             return self.encode(question_of(messages))
@@ -77,7 +80,7 @@ class Prompts(NamedTuple):
         return self.decode(tokens[:-1] if finished else tokens, finished)
 
 
-def question_of(messages: Sequence[Message]) -> list[Message]:
+def question_of(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     """A conversation without the assistant's last turn; one that ends with another turn is unchanged."""
     return split_exchange(messages, answer="").before
 
@@ -102,6 +105,18 @@ def vocabulary_size(model: Any) -> int | None:
     """How many tokens a model has embeddings for, according to its configuration; None if that does not say."""
     config = model.config.get_text_config() if hasattr(model.config, "get_text_config") else model.config
     return getattr(config, "vocab_size", None)
+
+
+def stored_type(model: str, trust_remote_code: bool = False) -> str:
+    """`bf16` if the model's weights are stored in half precision, `fp32` if in float32 or if its files do not say."""
+    try:
+        with open(os.path.join(resolve_model(model), "config.json"), encoding="utf-8") as file:
+            card = json.load(file)
+    except (OSError, ValueError):  # on the hub, or damaged
+        card = load_card(model, trust_remote_code).config.to_dict()
+    parts = (card, card.get("text_config") or {})
+    named = (str(part[key]) for part in parts for key in ("dtype", "torch_dtype") if part.get(key))
+    return "bf16" if next(named, "float32").removeprefix("torch.") in ("bfloat16", "float16") else "fp32"
 
 
 def load_card(model: str, trust_remote_code: bool = False) -> ModelCard:

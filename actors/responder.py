@@ -63,7 +63,7 @@ class Asker(RowActor):
     """Encodes the prompts of conversations for a separate engine; a row that cannot be asked carries its error."""
 
     inputs = (MESSAGES,)
-    tells_inputs = True
+    renders_rows = True
     outputs = pa.schema([(PROMPT, pa.list_(pa.int64()))])
 
     def __init__(self, model: str, **settings: Any) -> None:

@@ -32,7 +32,7 @@ class _RowGradients(RowActor):
     """Answers each row with one vector per checkpoint; a subclass sets the sinks that the gradients feed."""
 
     inputs = (MESSAGES,)
-    tells_inputs = True
+    renders_rows = True
 
     def __init__(self, model: Any, checkpoints: Sequence[Checkpoint], adam: AdamSettings, **loading: Any) -> None:
         self.model = CheckpointedModel(model, checkpoints, adam, **loading)
@@ -45,7 +45,7 @@ class _RowGradients(RowActor):
         encoded: dict[int, tuple[Any, bool]] = {}
         for row in rows:
             try:
-                encoded[row[ID]] = self.model.encode_and_tell(row[ID], conversation_of(row))
+                encoded[row[ID]] = self.model.encode_and_cut(row[ID], conversation_of(row))
             except DataError as error:  # the chat template refuses it
                 failed[row[ID]] = Failed(str(error), of_the_row=True)
         tokens = [row for row, _ in encoded.values()]

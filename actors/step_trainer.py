@@ -27,7 +27,7 @@ from raysift.actors.train_checkpoints import (
     EPOCH_RECORD,
     MOMENTS,
     EpochRecord,
-    read_moments,
+    moments_of,
     restore_moments,
     write_checkpoint,
 )
@@ -137,7 +137,7 @@ class StepTrainer:
         """Save weights, moments and step for `load_state`; the folder is valid once it holds `state.json`."""
         (folder / STATE).delete()
         save_tensors(folder / WEIGHTS, self.weights(), {})
-        save_moments(folder / MOMENTS, read_moments(self.model, self.optimizer, self.step_number))
+        save_moments(folder / MOMENTS, moments_of(self.model, self.optimizer, self.step_number))
         totals = {"loss_sum": self.loss_sum, "label_tokens": self.label_tokens, "seconds": self.seconds}
         (folder / STATE).write(json.dumps({"step": self.step_number, "steps": self.steps} | totals, indent=2) + "\n")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,20 @@ class EpochRecord(BaseModel):
     """Content hash of each file of the epoch, such as `moments.safetensors`."""
     template: str | None = None
     """The chat template of the training; None in records older than this field."""
+    marks: tuple[tuple[int, float, int], ...] = ()
+    """Step, loss_sum and label_tokens at some twenty steps of the epoch: the curve of the loss."""
+
+
+def loss_curve(records: Sequence[EpochRecord]) -> list[tuple[int, float]]:
+    """Step and mean loss since the point before, in nats per counted token, over all epochs."""
+    points = []
+    for record in records:
+        sums, tokens = 0.0, 0
+        for step, loss_sum, label_tokens in record.marks:
+            if label_tokens > tokens:
+                points.append((step, (loss_sum - sums) / (label_tokens - tokens)))
+            sums, tokens = loss_sum, label_tokens
+    return points
 
 
 def epoch_records(out: Location) -> list[EpochRecord]:
@@ -72,8 +86,8 @@ def template_of(named: str, model: Any, adapter: str | Location | None, usual: s
     if not isinstance(place, Location) or not place.is_folder():
         return usual
     record = Location(place.fs, place.path.rstrip("/").rpartition("/")[0]) / EPOCH_RECORD
-    told = json.loads(record.read_bytes()) if record.exists() else {}  # from any version: only one field is read
-    return told.get("template") or usual
+    recorded = json.loads(record.read_bytes()) if record.exists() else {}  # from any version: only one field is read
+    return recorded.get("template") or usual
 
 
 def _checkpoints(out: Location, name: str) -> list[tuple[Location, EpochRecord]]:
@@ -97,7 +111,7 @@ def write_checkpoint(
         else:
             model.save_pretrained(path)
             tokenizer.save_pretrained(path)
-    save_moments(folder / MOMENTS, read_moments(model, optimizer, record.step))
+    save_moments(folder / MOMENTS, moments_of(model, optimizer, record.step))
     files = folder.files(recursive=True)
     for file in files:
         file.sync()
@@ -121,7 +135,7 @@ def _filled_folder(place: Location) -> Iterator[str]:
         pafs.copy_files(folder, place.path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=place.fs)
 
 
-def read_moments(model: Any, optimizer: Any, step: int) -> Moments:
+def moments_of(model: Any, optimizer: Any, step: int) -> Moments:
     """Adam's state by name of the model's trainable parameters; zeros for a parameter that was never stepped."""
     group = optimizer.param_groups[0]
     first, second = {}, {}
@@ -136,7 +150,7 @@ def read_moments(model: Any, optimizer: Any, step: int) -> Moments:
 
 
 def restore_moments(model: Any, optimizer: Any, moments: Moments) -> None:
-    """Put the moments back where `read_moments` found them."""
+    """Put the moments back where `moments_of` found them."""
     import torch
 
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -55,6 +55,11 @@ from raysift.templates import IGNORED
 
 log = logging.getLogger(__name__)
 
+OnStep = Callable[[int, int, float], None]
+"""Called with the step, the number of steps, and the mean loss since the call before, in nats per counted token."""
+TELL_EVERY_S = 1.0  # reading the loss waits for the GPU
+MARKS = 20  # points of the loss curve in an epoch
+
 
 def build_model(
     config: TrainConfig,
@@ -129,11 +134,13 @@ def train(
     *,
     adapter: str | Location | None = None,
     on_epoch: Callable[[EpochRecord], None] | None = None,
+    on_step: OnStep | None = None,
     callbacks: Sequence[Any] = (),
 ) -> None:
     """Train on encoded rows and write one folder per epoch below `out`, continuing where an earlier attempt stopped.
 
-    `on_epoch` is called on every rank after each epoch. All rows are held in memory, at five bytes per token.
+    `on_epoch` is called on every rank after each epoch, `on_step` on rank 0 at most once a second. All rows are held in
+    memory, at five bytes per token.
     """
     from raysift.gradients.cpu_products import quick_products
 
@@ -151,7 +158,7 @@ def train(
             trainer = _trainer(trained, batches, config, place, scratch)
             if last:
                 trainer.moments = load_moments(last[0] / MOMENTS)
-            keeper = _keeper(trainer, tokenizer, batches, out, last, on_epoch)
+            keeper = _keeper(trainer, tokenizer, batches, out, last, on_epoch, on_step)
             for callback in (keeper, *callbacks):
                 trainer.add_callback(callback)
             with quick_products(trained):
@@ -252,12 +259,14 @@ def _keeper(
     out: Location,
     last: tuple[Location, EpochRecord, bool] | None,
     on_epoch: Callable[[EpochRecord], None] | None,
+    on_step: OnStep | None,
 ) -> Any:
     """The callback that seeds each step, and writes a checkpoint after each epoch and, in long ones, in between."""
     import torch
     from transformers import TrainerCallback
 
     config, place, model = batches.config, batches.place, trainer.model
+    marked = max(1, batches.steps_per_epoch // MARKS)
     rates = learning_rates(config, batches.steps)
     means = epoch_mean_learning_rates(config, batches.steps_per_epoch, batches.steps)
     if last and not last[2]:
@@ -266,10 +275,13 @@ def _keeper(
     class Keeper(TrainerCallback):  # type: ignore[misc]
         loss_before = last[1].loss_sum if last and not last[2] else 0.0
         seconds_before = last[1].seconds if last and not last[2] else 0.0
+        marks_before = last[1].marks if last and not last[2] else ()
+        marks: list[tuple[int, Any, int]]
         clock = time.perf_counter()
+        told = (0.0, trainer.label_tokens, float("-inf"))
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.clock = time.perf_counter()
+            self.clock, self.marks = time.perf_counter(), []
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             seed = step_seed(config.seed, batches.first_step + state.global_step, place.rank)
@@ -280,6 +292,14 @@ def _keeper(
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             step = batches.first_step + state.global_step
+            if step % batches.steps_per_epoch % marked == 0 or step == batches.steps:
+                self.marks.append((step, trainer.loss_sum.clone(), trainer.label_tokens))
+            if (
+                on_step
+                and place.rank == 0
+                and (time.monotonic() - self.told[2] > TELL_EVERY_S or step == batches.steps)
+            ):
+                self.tell(step)
             if step % batches.steps_per_epoch == 0 or step == batches.steps:
                 record = self.record(step)
                 if place.rank == 0:
@@ -292,17 +312,29 @@ def _keeper(
                     on_epoch(record)
                 trainer.loss_sum, trainer.label_tokens = 0.0, 0
                 self.loss_before, self.seconds_before, self.clock = 0.0, 0.0, time.perf_counter()
+                self.marks_before, self.marks, self.told = (), [], (0.0, 0, self.told[2])
             elif step % place.steps_per_checkpoint == 0:
                 record = self.record(step)
                 if place.rank == 0:
                     write_checkpoint(out / f"step-{step}", record, STEP_RECORD, model, tokenizer, trainer.optimizer)
                     delete_steps(out, keep=f"step-{step}")
 
+        def tell(self, step: int) -> None:
+            """This rank's share of the loss stands for that of all ranks."""
+            assert on_step is not None
+            loss_sum, tokens, _ = self.told
+            now = trainer.loss_sum.item()
+            on_step(step, batches.steps, (now - loss_sum) * place.world_size / max(1, trainer.label_tokens - tokens))
+            self.told = (now, trainer.label_tokens, time.monotonic())
+
         def record(self, step: int) -> EpochRecord:
-            loss = trainer.loss_sum.clone()
+            losses = torch.stack([trainer.loss_sum, *(loss for _, loss, _ in self.marks)])
             if place.world_size > 1:
-                torch.distributed.all_reduce(loss)
-            loss_sum = self.loss_before + loss.item()
+                torch.distributed.all_reduce(losses)
+            sums = [self.loss_before + loss for loss in losses.tolist()]
+            loss_sum = sums[0]
+            steps_and_tokens = ((step, tokens) for step, _, tokens in self.marks)
+            marks = [(step, loss, tokens) for (step, tokens), loss in zip(steps_and_tokens, sums[1:], strict=True)]
             epoch = math.ceil(step / batches.steps_per_epoch)
             if not math.isfinite(loss_sum):
                 raise StageError(
@@ -321,6 +353,7 @@ def _keeper(
                 label_tokens=trainer.label_tokens,
                 seconds=round(self.seconds_before + time.perf_counter() - self.clock, 3),
                 template=config.template,
+                marks=(*self.marks_before, *marks),
             )
 
     return Keeper()

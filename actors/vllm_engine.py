@@ -32,21 +32,22 @@ def engine_arguments(
     model: str,
     *,
     max_length: int | None = None,
+    dtype: str = "auto",
     adapter: Location | None = None,
     gpus: float = 0.0,
     trust_remote_code: bool = False,
     engine: EngineResources | None = None,
 ) -> dict[str, Any]:
-    """Arguments of an engine that computes what transformers would: the checkpoint's dtype, none of its defaults.
+    """Arguments of an engine that computes what transformers would: the same dtype (`auto` is the checkpoint's), no defaults.
 
     A fraction of a GPU means that fraction of its memory; two or more GPUs form one engine by tensor parallelism. The
     number of GPUs in `engine` is ignored: the caller has decided it, and passes `gpus`.
     """
     engine = engine or EngineResources()
     card = load_card(model, trust_remote_code)
-    dtype = str(getattr(card.config, "dtype", None) or "auto").removeprefix("torch.")
+    stored = str(getattr(card.config, "dtype", None) or "auto").removeprefix("torch.")
     arguments: dict[str, Any] = {
-        "dtype": dtype,
+        "dtype": {"auto": stored, "bf16": "bfloat16", "fp32": "float32"}.get(dtype, dtype),
         "generation_config": "vllm",
         "enable_prefix_caching": engine.prefix_caching,
         "disable_log_stats": True,
@@ -108,6 +109,7 @@ class Engine:
         model: str,
         *,
         max_length: int | None = None,
+        dtype: str = "auto",
         gpus: float = 0.0,
         trust_remote_code: bool = False,
         engine: EngineResources | None = None,
@@ -115,7 +117,7 @@ class Engine:
     ) -> None:
         engine = engine or EngineResources()
         placed = engine_arguments(
-            model, max_length=max_length, gpus=gpus, trust_remote_code=trust_remote_code, engine=engine
+            model, max_length=max_length, dtype=dtype, gpus=gpus, trust_remote_code=trust_remote_code, engine=engine
         )
         self.arguments = {"model": source_of(model)[0], **placed, **arguments}
         self.restarts = engine.restarts

@@ -62,6 +62,10 @@ REJECTED = pa.schema(
 )
 
 
+ChatMessage = dict[str, str]
+"""A turn as chat templates and tables hold it, with the keys `role` and `content`."""
+
+
 @dataclass(frozen=True)
 class Message:
     """One turn; `role` is one of ROLES."""

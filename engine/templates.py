@@ -27,6 +27,7 @@ from typing import Any
 
 from raysift.errors import ConfigError, DataError, ModelError
 from raysift.pool.given_input import INPUT, split_input
+from raysift.records import ChatMessage
 
 IGNORED = -100
 FALLBACK = "tulu"
@@ -40,9 +41,8 @@ ALPACA_INPUT_PREAMBLE = (
     "that appropriately completes the request."
 )
 
-Message = dict[str, str]
 Span = tuple[int, int]
-Piece = tuple[str, bool]  # text, and whether it counts
+MarkedText = tuple[str, bool]  # text, and whether it counts
 
 # Noncharacters: valid in a Python string, but never part of a text.
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"
@@ -69,7 +69,7 @@ class Encoded:
 
 
 def encode_conversation(
-    tokenizer: Any, messages: Sequence[Message], max_length: int, template: str = "auto"
+    tokenizer: Any, messages: Sequence[ChatMessage], max_length: int, template: str = "auto"
 ) -> Encoded:
     """Token ids and labels of a whole conversation, cut off on the right after `max_length` tokens."""
     name = resolve_template(tokenizer, template)
@@ -87,7 +87,7 @@ def encode_conversation(
     )
 
 
-def encode_prompt(tokenizer: Any, messages: Sequence[Message], template: str = "auto") -> list[int]:
+def encode_prompt(tokenizer: Any, messages: Sequence[ChatMessage], template: str = "auto") -> list[int]:
     """Token ids up to where the assistant begins to speak, for generating an answer."""
     text, spans = _render(tokenizer, messages, resolve_template(tokenizer, template), ask=True)
     ids, _ = _tokenize(tokenizer, text, [start for start, _ in spans])
@@ -103,7 +103,7 @@ def resolve_template(tokenizer: Any, template: str) -> str:
     return template
 
 
-def render_chat(tokenizer: Any, messages: Sequence[Message], **options: Any) -> str:
+def render_chat(tokenizer: Any, messages: Sequence[ChatMessage], **options: Any) -> str:
     """The text by the tokenizer's own template. If that refuses the conversation (`raise_exception`), only this row fails."""
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, strftime_now=TODAY.strftime, **options)
@@ -117,7 +117,7 @@ def render_chat(tokenizer: Any, messages: Sequence[Message], **options: Any) -> 
     return str(text)
 
 
-def _render(tokenizer: Any, messages: Sequence[Message], name: str, ask: bool = False) -> tuple[str, list[Span]]:
+def _render(tokenizer: Any, messages: Sequence[ChatMessage], name: str, ask: bool = False) -> tuple[str, list[Span]]:
     """The text and the assistant's spans in it; with `ask` it ends where the assistant is to speak next."""
     return (_render_own if name == "chat" else _render_named)(tokenizer, messages, name, ask)
 
@@ -125,7 +125,7 @@ def _render(tokenizer: Any, messages: Sequence[Message], name: str, ask: bool = 
 # --- the tokenizer's own template ------------------------------------------------------------------------------------
 
 
-def _render_own(tokenizer: Any, messages: Sequence[Message], name: str, ask: bool) -> tuple[str, list[Span]]:
+def _render_own(tokenizer: Any, messages: Sequence[ChatMessage], name: str, ask: bool) -> tuple[str, list[Span]]:
     template = tokenizer.get_chat_template() if hasattr(tokenizer, "get_chat_template") else tokenizer.chat_template
     asking = {"add_generation_prompt": True} if ask else {}
     if _TAG.search(template):
@@ -171,7 +171,9 @@ def _strip_marks(marked: str) -> tuple[str, list[Span]]:
     return text, spans
 
 
-def _spans_by_prefix(tokenizer: Any, messages: Sequence[Message], text: str, asking: Mapping[str, bool]) -> list[Span]:
+def _spans_by_prefix(
+    tokenizer: Any, messages: Sequence[ChatMessage], text: str, asking: Mapping[str, bool]
+) -> list[Span]:
     """Where each assistant turn begins and ends in `text`, for a template without marks.
 
     A turn begins where the rendering of the messages before it, generation prompt included, ends. That prefix does not
@@ -191,7 +193,7 @@ def _spans_by_prefix(tokenizer: Any, messages: Sequence[Message], text: str, ask
 
 
 def _content_spans(
-    tokenizer: Any, messages: Sequence[Message], text: str, asking: Mapping[str, bool]
+    tokenizer: Any, messages: Sequence[ChatMessage], text: str, asking: Mapping[str, bool]
 ) -> list[tuple[int, Span]]:
     """Number of each assistant message, and the span of its content in `text` without outer white space.
 
@@ -255,7 +257,7 @@ def _through_end_token(text: str, start: int, end: int, specials: re.Pattern[str
 # --- our own templates -----------------------------------------------------------------------------------------------
 
 
-def _render_named(tokenizer: Any, messages: Sequence[Message], name: str, ask: bool) -> tuple[str, list[Span]]:
+def _render_named(tokenizer: Any, messages: Sequence[ChatMessage], name: str, ask: bool) -> tuple[str, list[Span]]:
     text, spans = _opening(tokenizer), []
     for piece, counts in _TEMPLATES[name](tokenizer, messages, ask):
         if counts:
@@ -277,10 +279,10 @@ def _end_token(tokenizer: Any) -> str:
     return str(tokenizer.eos_token)
 
 
-def _chatml(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piece]:
+def _chatml(tokenizer: Any, messages: Sequence[ChatMessage], ask: bool) -> list[MarkedText]:
     """`<|im_end|>` ends a turn if the vocabulary has it, else the EOS: generation must recognise the end."""
     end = "<|im_end|>" if "<|im_end|>" in tokenizer.get_vocab() else _end_token(tokenizer)
-    pieces: list[Piece] = []
+    pieces: list[MarkedText] = []
     for message in messages:
         pieces += [
             (f"<|im_start|>{message['role']}\n", False),
@@ -290,9 +292,9 @@ def _chatml(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piec
     return [*pieces, ("<|im_start|>assistant\n", False)] if ask else pieces
 
 
-def _tulu(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piece]:
+def _tulu(tokenizer: Any, messages: Sequence[ChatMessage], ask: bool) -> list[MarkedText]:
     end = _end_token(tokenizer)
-    pieces: list[Piece] = []
+    pieces: list[MarkedText] = []
     for message in messages:
         content, spoken = message["content"].strip(), message["role"] == "assistant"
         pieces += [
@@ -303,12 +305,12 @@ def _tulu(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piece]
     return [*pieces, ("<|assistant|>\n", False)] if ask else pieces
 
 
-def _alpaca(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piece]:
+def _alpaca(tokenizer: Any, messages: Sequence[ChatMessage], ask: bool) -> list[MarkedText]:
     """A system message replaces the preamble; further turns repeat the headings."""
     end = _end_token(tokenizer)
     system = [message["content"] for message in messages if message["role"] == "system"]
     preamble = ALPACA_INPUT_PREAMBLE if any(message.get(INPUT) for message in messages) else ALPACA_PREAMBLE
-    pieces: list[Piece] = [("\n\n".join(system) or preamble, False)]
+    pieces: list[MarkedText] = [("\n\n".join(system) or preamble, False)]
     headings = {"user": "Instruction", "tool": "Input"}
     for message in messages:
         if message["role"] == "assistant":
@@ -320,7 +322,7 @@ def _alpaca(tokenizer: Any, messages: Sequence[Message], ask: bool) -> list[Piec
     return [*pieces, ("\n\n### Response:", False)] if ask else pieces
 
 
-_TEMPLATES: dict[str, Callable[[Any, Sequence[Message], bool], list[Piece]]] = {
+_TEMPLATES: dict[str, Callable[[Any, Sequence[ChatMessage], bool], list[MarkedText]]] = {
     "alpaca": _alpaca,
     "chatml": _chatml,
     "tulu": _tulu,

@@ -183,13 +183,15 @@ def start_session() -> None:
 
 
 @contextlib.contextmanager
-def own_session() -> Iterator[Callable[[], None]]:
+def own_session(console: Console | None = None) -> Iterator[Callable[[], None]]:
     """Yield a function that starts Ray on its first call. The session ends with the block, unless it belongs to the host."""
     started: list[bool] = []
 
     def start() -> None:
         if started:
             return
+        if console and console.voice in ("rich", "plain"):
+            console.line("", "starting Ray ...")
         from raysift.jobs.on_ray.raydata import start_ray
 
         # Ray's core logs about its own actors in the middle of our lines, and also warns about being silenced.

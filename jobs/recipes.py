@@ -17,7 +17,7 @@ from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints, find_che
 from raysift.jobs.gradients.matching import match_and_choose
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
-from raysift.jobs.policy.transfer import Learnt, learnt_by
+from raysift.jobs.policy.transfer import LearnedPolicy, learned_by
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run
 from raysift.jobs.scoring import mods, quality
@@ -41,12 +41,20 @@ class Pool:
     name: str | None = None
 
 
+def announce(run: Run, config: CommonConfig, selector: Selector, *names: str) -> None:
+    """Tell the run which stages a recipe will go through, and the training and test after it."""
+    trains = config.train_on_selection and not selector.trains_itself
+    tests = bool(config.test) and (trains or selector.trains_itself)
+    run.plan(*names, *("final",) * trains, *("evaluate",) * tests)
+
+
 @singledispatch
 def select_rows(selector: Selector, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
     """Yardsticks: score each row on its own, take the best."""
     needs_lengths = bool(selector.reads) or parse_budget(config.budget).counts_tokens
     if needs_lengths:
         checks.check_models(config)
+    announce(run, config, selector, "ingest", *("lengths",) * needs_lengths, "score", "choose")
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     lengths = stages.lengths(run, config, rows) if needs_lengths else None
     scores = stages.score(run, config, selector, rows, lengths if selector.reads else None)
@@ -58,8 +66,10 @@ def best_by_score(selector: Quality, run: Run, config: CommonConfig, pool: Pool)
     """Quality: let the scorer judge each row, take the best."""
     settings = selector.config
     checks.check_models(config, {"scorer": settings.scorer.scorer})
+    by_tokens = parse_budget(config.budget).counts_tokens
+    announce(run, config, selector, "ingest", *("lengths",) * by_tokens, "quality", "score", "choose")
     rows = stages.ingest(run, config, pool.dataset, pool.name)
-    lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
+    lengths = stages.lengths(run, config, rows) if by_tokens else None
     judged = quality.judge(run, config, settings.scorer, rows)
     scores = stages.score(run, config, selector, rows, judged)
     return stages.choose(run, config, selector, rows, scores, lengths)
@@ -71,6 +81,7 @@ def by_coverage(selector: Coverage, run: Run, config: CommonConfig, pool: Pool) 
     settings = selector.config
     stages.row_budget(config)
     checks.check_models(config, {"embedding": settings.embedding.model})
+    announce(run, config, selector, "ingest", "embed", "centers", "order", "choose")
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     count = stages.count_rows(config, rows)
     vectors = centers.embed(run, config, settings.embedding, rows)
@@ -88,6 +99,8 @@ def good_diverse_unknown(selector: Mods, run: Run, config: CommonConfig, pool: P
     mods.check_room(config, settings)
     if settings.seed_share < 1:
         checks.check_trainable(run, settings.seed_train or config.train, "tune")
+    unknown = ("tune", "generate", "necessity", "needed", "augmented") if settings.seed_share < 1 else ()
+    announce(run, config, selector, "ingest", "quality", "good", "embed", "seeds", *unknown, "order", "choose")
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     total, column = stages.count_rows(config, rows), quality.score_column(settings)
     judged = quality.judge(run, config, settings.scorer, rows)
@@ -112,10 +125,12 @@ def learned_policy(selector: Raise, run: Run, config: CommonConfig, pool: Pool) 
     """RAISE: compute row features; learn a policy in rounds or load one; train once with it; its picks are the selection."""
     settings = selector.config
     stages.row_budget(config)
-    source: Learnt | None = learnt_by(settings) if settings.policy_from else None
+    source: LearnedPolicy | None = learned_by(settings) if settings.policy_from else None
     if source:
         settings = source.settings_for(settings)
     raise_policy.check_input(config, settings)
+    features_of = ("encode", "difficulty", "embed", "features", *(() if source else ("learn",)))
+    announce(run, config, selector, "ingest", "validation", "likeness", *features_of, "final", "order", "choose")
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     total = stages.count_rows(config, rows)
     target = raise_policy.split_target(run, config, settings)
@@ -158,9 +173,14 @@ def by_gradient(selector: GradientSelector, run: Run, config: CommonConfig, pool
     checks.check_models(config)
     if settings.warmup_from:
         find_checkpoints(settings.warmup_from)
+    by_tokens = parse_budget(config.budget).counts_tokens
+    warms = ("warmup",) if settings.warmup_from else ("warmup_rows", "warmup")
+    matched = ("gradients",) if settings.matching == "exact" else ("gradients", "match")
+    before = ("ingest", "likeness", *("lengths",) * by_tokens, *warms)
+    announce(run, config, selector, *before, "targets", *matched, "influence", "choose")
     rows = stages.ingest(run, config, pool.dataset, pool.name)
     targeting.like_pool(run, config, selector, found, rows)
-    lengths = stages.lengths(run, config, rows) if parse_budget(config.budget).counts_tokens else None
+    lengths = stages.lengths(run, config, rows) if by_tokens else None
     if settings.warmup_from:
         warm = adopt_checkpoints(run, config, settings.warmup_from)
     else:

@@ -12,12 +12,12 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.actors.train_checkpoints import template_of
+from raysift.actors.train_checkpoints import loss_curve, template_of
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import EvalConfig
 from raysift.jobs.runs.checks import require_loadable
-from raysift.jobs.runs.models import adapter_input, find_model, without_models
+from raysift.jobs.runs.models import adapter_input, computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import publish_selection, rows_of_run, write_selection
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relative, sum_tokens, with_tokens
@@ -52,7 +52,7 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
         inputs = {"dataset": pool_name}
 
     def body(folder: Location) -> StageResult:
-        with run.console.progress("ingest", None) as bar:
+        with run.progress(None, "parts") as bar:
             if dataset is None:
                 report = ingest_pool(files, folder, config.ingest, config.resources, progress=bar)
             else:
@@ -96,7 +96,8 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
             {"model": model.name, "template": config.train.template, "trust_remote_code": config.trust_remote_code},
             folder,
             config.resources,
-            progress=run.console.shows_progress,
+            rows=rows.counts["kept"],
+            progress=run.progress,
         )
         counts = count_answers("lengths", answers, rows.counts["kept"])
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=rows.counts["kept"])
@@ -164,7 +165,9 @@ def choose(
     inputs = {"scores": scores.fingerprint} | (
         {"lengths": tokens.fingerprint} if budget.counts_tokens and tokens else {}
     )
-    manifest = run.stage("choose", settings, inputs, body, version=2)  # 2: RAISE keeps to the budget
+    manifest = run.stage(
+        "choose", settings, inputs, body, version=3
+    )  # 2: RAISE keeps to the budget; 3: hexadecimal ids in exports
     publish_selection(run, manifest)
     return manifest
 
@@ -200,7 +203,7 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
             adapter=config.adapter,
             gradient_checkpointing=config.resources.gradient_checkpointing,
             trust_remote_code=config.trust_remote_code,
-            progress=run.console.shows_progress,
+            progress=run.progress,
         )
         return StageResult(
             files={"epochs": [f"epoch-{record.epoch}" for record in report.epochs]},
@@ -208,9 +211,11 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
             values={
                 "mean_learning_rates": [record.mean_learning_rate for record in report.epochs],
                 "mean_losses": [record.mean_loss for record in report.epochs],
+                "losses": loss_curve(report.epochs),
                 "steps": report.steps,
                 "tokens_per_second": report.tokens_per_second,
-            },
+            }
+            | ({"toys": run.toys} if run.toys else {}),
             rows=report.counts["rows_in"],
         )
 
@@ -239,8 +244,9 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
             asked,
             config.resources,
             adapter=adapter,
+            dtype=number_type(config, base.name),
             trust_remote_code=config.trust_remote_code,
-            progress=run.console.shows_progress,
+            progress=run.progress,
         )
         return StageResult(
             files={"answers": list(report.files)}, counts=dict(report.counts), values=report.values, rows=len(examples)
@@ -248,7 +254,7 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
 
     inputs: dict[str, Any] = {
         "test": fingerprint_files(find_files(config.test)),
-        "model": base.identity,
+        "model": computing(config, base),
     }
     inputs |= {"trained": trained.fingerprint} if trained else adapter_input(config.adapter)
     return run.stage(name, {"evaluate": asked}, inputs, body)
@@ -274,10 +280,15 @@ def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location
     return full.path, None
 
 
-def loading(config: CommonConfig) -> dict[str, Any]:
+def placing(config: CommonConfig) -> dict[str, Any]:
     """Where an actor loads its model, and whether code shipped with the model may run."""
     own = config.resources
     return {"device": own.placed_on, "threads": own.threads, "trust_remote_code": config.trust_remote_code}
+
+
+def loading(config: CommonConfig, model: str) -> dict[str, Any]:
+    """`placing`, and the number type of a model that scores, embeds or answers."""
+    return placing(config) | {"dtype": number_type(config, model)}
 
 
 def require_answers(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import socket
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from .forked_workers import forked_workers
+from .forked_workers import VLLM, forked_workers
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -21,6 +22,8 @@ os.environ["RAY_ADDRESS"] = "local"  # drivers that tests start never join the c
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # engines side by side would choose the same core
 for threads in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS"):
     os.environ.setdefault(threads, "1")  # several workers share the cores
 
@@ -32,22 +35,34 @@ os.environ["AWS_REQUEST_CHECKSUM_CALCULATION"] = "when_required"
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Over several processes (`-n 2 --dist loadgroup`) one takes all tests of the shared Ray, the others go file by file."""
+    """Over several processes (`-n 2 --dist loadgroup`) one takes all tests of the shared Ray, the others go file by file.
+
+    Tests of extras go folder by folder, each process with a Ray of its own: engines take long to start, and little else.
+    """
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            shared = "ray_local" in getattr(item, "fixturenames", ())
-            item.add_marker(pytest.mark.xdist_group("ray" if shared else str(item.path)))
+            group = "ray" if "ray_local" in getattr(item, "fixturenames", ()) else item.nodeid.partition("::")[0]
+            extra = item.get_closest_marker("extra")
+            item.add_marker(pytest.mark.xdist_group(item.path.parent.name if extra else group))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Refuse groups that have no effect: every process would start a Ray and set up all that tests share."""
+    if getattr(session.config.option, "loadgroup", False):
+        assert all("@" in item.nodeid for item in session.items), "xdist did not see the groups of tests"
 
 
 @pytest.fixture(scope="session")
-def ray_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Four logical CPUs on however many cores: pools, readers and filters each find room."""
     import ray
 
     from raysift.jobs.on_ray.raydata import start_ray
 
-    with forked_workers(tmp_path_factory.mktemp("ray")):
+    extras = any(item.get_closest_marker("extra") for item in request.session.items)
+    with forked_workers(tmp_path_factory.mktemp("ray"), VLLM if extras and importlib.util.find_spec("vllm") else ()):
         started = start_ray(num_cpus=4, object_store_memory=300 * 2**20)
         yield
         if started:

@@ -24,15 +24,19 @@ IMPORTED = (
     *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
     *("transformers.models.llama.modeling_llama", "transformers.trainer"),
 )
+VLLM = ("vllm.entrypoints.llm", "vllm.v1.engine.async_llm", "vllm.v1.engine.core_client")  # ten seconds to import
 
 
 @contextlib.contextmanager
-def forked_workers(folder: Path) -> Iterator[None]:
-    """A Ray that is started inside the block gets its workers from a server with a socket in this folder."""
+def forked_workers(folder: Path, more: tuple[str, ...] = ()) -> Iterator[None]:
+    """A Ray that is started inside the block gets its workers from a server with a socket in this folder.
+
+    The server imports `more` modules besides the usual ones.
+    """
     from ray._private.parameter import RayParams
 
     os.environ[SOCKET] = str(folder / "forks")
-    command = [sys.executable, __file__, "serve", os.environ[SOCKET]]
+    command = [sys.executable, __file__, "serve", os.environ[SOCKET], *more]
     plain = RayParams.__init__
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as server:
         assert server.stdin and server.stdout
@@ -62,7 +66,7 @@ def start(arguments: list[str]) -> None:
         line.recv(1)  # nothing comes, and the line ends with the worker
 
 
-def serve(path: str) -> None:
+def serve(path: str, *more: str) -> None:
     """Import what workers need, then fork one for each request, until the standard input is closed."""
     import gc
     import importlib
@@ -71,6 +75,10 @@ def serve(path: str) -> None:
 
     for name in IMPORTED:
         importlib.import_module(name)
+    sys.modules["ray"] = None  # type: ignore[assignment]  # vLLM would import it where it can
+    for name in more:
+        importlib.import_module(name)
+    del sys.modules["ray"]
     gc.collect()
     gc.freeze()  # what is there stays shared between all forks
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # ended workers need no one to wait for them
@@ -113,6 +121,6 @@ _CONTEXT = "--serialized-runtime-env-context"
 
 if __name__ == "__main__":
     if sys.argv[1] == "serve":
-        serve(sys.argv[2])
+        serve(*sys.argv[2:])
     else:
         start(sys.argv[1:])

@@ -45,6 +45,7 @@ STAND_ALONE = {
     "raysift.settings.config",
     "raysift.gradients.settings",
     "raysift.jobs.commands.console",
+    "raysift.jobs.commands.progress",
     "raysift.jobs.commands.table_layout",
     "raysift.jobs.gradients.rescore",
     "raysift.jobs.policy.search",

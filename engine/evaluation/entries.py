@@ -26,9 +26,12 @@ class CompareSettings(Settings):
     runs: list[str] = Field(default_factory=list)
     """Finished runs whose selections are compared; runs of one method are its seeds. The first names what others lack."""
     seeds: int = Field(3, ge=1, le=1000)
-    """Selections of each method, each trained and tested under a seed of its own; with fewer than 3 the result is indicative."""
+    """Seeds under which every method selects, trains and is tested; with fewer than 3 the result is indicative."""
+    selections: int | None = Field(None, ge=1)
+    """Selections of each method but `uniform`: beyond them a seed trains on the first selection again. Default: one a seed.
+    Fewer save time, and the intervals then tell nothing of how much selections of other seeds differ."""
     training_seeds: int = Field(1, ge=1, le=1000)
-    """Trainings of each selection; 2 or more tell the spread of the training apart from that of the selection."""
+    """Trainings for each seed; 2 or more tell the spread of the training apart from that of the selection."""
     gain: float = Field(0.01, gt=0, lt=1)
     """The difference in score that more seeds should be able to tell; it decides how many of them a verdict names."""
     loss_on: list[str] = Field(default_factory=list)

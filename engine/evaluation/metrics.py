@@ -200,6 +200,10 @@ SHUFFLED = frozenset({"mc_truthful"})
 """Metrics in whose files the place of a choice gives it away."""
 
 
+JUDGED_ELSEWHERE = ("instruction_checks", "judge", "pass@1")
+"""Metrics of usual test sets that need a judge or run code: such examples are answered and counted as not scored."""
+
+
 def is_scored(metric: str) -> bool:
     """Whether this package judges the metric itself."""
     return metric in METRICS or metric in CHOICE_METRICS

@@ -28,7 +28,7 @@ from raysift.evaluation.metrics import (
     pick_choice,
     score_choice,
 )
-from raysift.pool.given_input import told_meta
+from raysift.pool.given_input import input_meta
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META, Example, Message
 
 GENERATE, CHOOSE, LOSS = "generate", "choose", "loss"
@@ -58,7 +58,6 @@ _ROWS = pa.schema(
     [(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE)), (META, pa.string()), ("choices", pa.list_(pa.string()))]
 )
 
-Answer = Mapping[str, Any]
 Record = Mapping[str, Any]
 
 
@@ -145,7 +144,7 @@ def question_rows(examples: Sequence[Example], config: EvalConfig) -> dict[str, 
     """The rows of each pass over a model; a pass without rows is left out."""
     rows: dict[str, list[dict[str, Any]]] = {GENERATE: [], CHOOSE: [], LOSS: []}
     for example in examples:
-        row = {ID: example_key(example.id), META: told_meta(example)}
+        row = {ID: example_key(example.id), META: input_meta(example)}
         if example.metric in METRICS:
             rows[GENERATE].append({**row, MESSAGES: _plain(example.prompt)})
         elif example.metric in CHOICE_METRICS:
@@ -176,9 +175,9 @@ def _plain(messages: Iterable[Message]) -> list[dict[str, str]]:
 # --- after the model -------------------------------------------------------------------------------------------------
 
 
-def answers_by_id(name: str, rows: pa.Table, answers: pa.Table) -> dict[int, Answer]:
+def answers_by_id(name: str, rows: pa.Table, answers: pa.Table) -> dict[int, Record]:
     """Answers by row id, after checking that each row has exactly one."""
-    found: dict[int, Answer] = {row[ID]: row for row in answers.to_pylist()}
+    found: dict[int, Record] = {row[ID]: row for row in answers.to_pylist()}
     asked = set(rows[ID].to_pylist())
     if len(found) != answers.num_rows or found.keys() != asked:
         raise StageError(
@@ -189,7 +188,7 @@ def answers_by_id(name: str, rows: pa.Table, answers: pa.Table) -> dict[int, Ans
 
 
 def make_report(
-    examples: Sequence[Example], passes: Mapping[str, Mapping[int, Answer]], config: EvalConfig, seconds: float = 0.0
+    examples: Sequence[Example], passes: Mapping[str, Mapping[int, Record]], config: EvalConfig, seconds: float = 0.0
 ) -> EvalReport:
     """Score all answers and sum them up."""
     records = [_judge(example, passes, config) for example in examples]
@@ -222,7 +221,7 @@ def make_report(
     )
 
 
-def _judge(example: Example, passes: Mapping[str, Mapping[int, Answer]], config: EvalConfig) -> dict[str, Any]:
+def _judge(example: Example, passes: Mapping[str, Mapping[int, Record]], config: EvalConfig) -> dict[str, Any]:
     key = example_key(example.id)
     record: dict[str, Any] = dict.fromkeys(ANSWERS.names) | {
         ID: example.id,
@@ -253,7 +252,7 @@ def _judge(example: Example, passes: Mapping[str, Mapping[int, Answer]], config:
     return record | {"answer": example.choices[picked], "score": score_choice(picked, example)}
 
 
-def _picked(example: Example, answer: Answer, config: EvalConfig) -> int:
+def _picked(example: Example, answer: Record, config: EvalConfig) -> int:
     """Index of the most probable choice in the example's own order."""
     shown = normalised_scores(
         answer["choice_logprobs"], answer["choice_tokens"], answer["choice_bytes"], config.choice_normalisation

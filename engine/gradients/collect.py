@@ -27,7 +27,7 @@ from raysift.gradients.rows import (
     NO_MEMORY,
     NOT_FINITE,
     ZERO,
-    Batch,
+    PaddedRows,
     SetAside,
     TokenRow,
     check_row,
@@ -296,7 +296,7 @@ def _distance(found: NDArray[np.floating], truth: NDArray[np.floating]) -> float
     return float(np.linalg.norm(found - truth) / np.linalg.norm(truth))
 
 
-def _position_weights(batch: Batch, reduction: Reduction) -> Tensor:
+def _position_weights(batch: PaddedRows, reduction: Reduction) -> Tensor:
     if reduction == "sum":
         return torch.ones(len(batch.row_of), dtype=torch.float64)
     return (1.0 / batch.n_labels.double())[batch.row_of]

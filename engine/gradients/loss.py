@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raysift.gradients.rows import Batch
+from raysift.gradients.rows import PaddedRows
 
 
-def label_logits(model: nn.Module, batch: Batch, head: nn.Module | None) -> Tensor:
+def label_logits(model: nn.Module, batch: PaddedRows, head: nn.Module | None) -> Tensor:
     """Logits of the predicted positions, (positions, vocabulary)."""
     rows, width = batch.input_ids.shape
     thinned = False
@@ -50,7 +50,7 @@ def find_head(model: nn.Module) -> nn.Module | None:
     return head
 
 
-def row_losses(logits: Tensor, batch: Batch, weights: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
+def row_losses(logits: Tensor, batch: PaddedRows, weights: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor | None]:
     """Each row's sum of `weights` (one per position) x cross-entropy, and the gradient of their total at the logits.
 
     The gradient is computed by formula, weights x (softmax - onehot), not by autograd: one pass fewer over the logits.

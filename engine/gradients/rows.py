@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-IGNORED = -100
+from raysift.templates import IGNORED
 
 NO_LABELS = "no_label_tokens"
 TOO_LONG = "too_long"
@@ -47,7 +47,7 @@ class SetAside:
 
 
 @dataclass(frozen=True)
-class Batch:
+class PaddedRows:
     """Rows padded on the right. Position p (row * width + place) predicts `targets`, for each p in `positions`."""
 
     input_ids: Tensor
@@ -57,7 +57,7 @@ class Batch:
     n_labels: Tensor
 
 
-def pad_rows(rows: Sequence[TokenRow], device: torch.device) -> Batch:
+def pad_rows(rows: Sequence[TokenRow], device: torch.device) -> PaddedRows:
     """Pads on the right with token 0: a causal model never looks there, so no attention mask is needed."""
     width = max(len(row) for row in rows)
     ids = np.zeros((len(rows), width), np.int64)
@@ -66,7 +66,7 @@ def pad_rows(rows: Sequence[TokenRow], device: torch.device) -> Batch:
         ids[i, : len(row)] = row.input_ids
         labels[i, : len(row)] = row.labels
     row_of, place = np.nonzero(labels[:, 1:] != IGNORED)
-    return Batch(
+    return PaddedRows(
         input_ids=torch.from_numpy(ids).to(device),
         positions=torch.from_numpy(row_of * width + place).to(device),
         targets=torch.from_numpy(labels[:, 1:][row_of, place]).to(device),

@@ -75,6 +75,9 @@ class TargetSettings(Settings):
     aggregation: Literal["mean_of_units", "unit_of_mean"] = "mean_of_units"
     """`mean_of_units`: mean of the normalised gradients, as in the official code. `unit_of_mean`: the normalised mean
     of raw gradients, as in the papers' formulas; pairs that the model gets wrong then weigh more."""
+    limit: Annotated[int, Field(ge=1)] | Literal["none"] = 128
+    """At most so many pairs or examples, drawn by seed and content, evenly over subtasks; five of a subtask always stay.
+    `none`: all of them, each at the cost of several rows of the pool. The papers take 2 to 285, which 128 never cuts."""
     columns: dict[str, str] | None = None
     """Names of preference-file columns that differ from the field names: `columns.chosen=better`. ROSE only."""
     subtask: str | None = None

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from raysift.draws import seed_for, uniform_of
 from raysift.kcenter.picking import Centers, Picked, greedy, seed_first
-from raysift.kcenter.shard import Batch, Shard
+from raysift.kcenter.shard import NewCenters, Shard
 from raysift.topk import Ids
 
 
@@ -57,7 +57,7 @@ def cover_union(
     return centers, picked
 
 
-def farthest_row(ids: ArrayLike, vectors: ArrayLike, centers: Batch, options: dict[str, Any]) -> float:
+def farthest_row(ids: ArrayLike, vectors: ArrayLike, centers: NewCenters, options: dict[str, Any]) -> float:
     """Largest distance of any row of a part to its nearest centre."""
     shard = Shard(ids, vectors, **options)
     found = shard.step(centers, 1)

@@ -45,7 +45,7 @@ def measure_speed(dimension: int, device: str = "cpu", threads: int | None = Non
     shard.add(picked.since(0))
     products, candidates, bounds = [], [], []
     for _ in range(4):
-        told = len(picked)
+        sent = len(picked)
         clock = time.perf_counter()
         found = shard.farthest(2 * PASS_CENTERS)
         bounds.append(time.perf_counter() - clock)
@@ -53,7 +53,7 @@ def measure_speed(dimension: int, device: str = "cpu", threads: int | None = Non
         candidates.append(time.perf_counter() - clock)
         picked.add(found.ids[order], found.vectors[order], np.sqrt(squares).tolist())
         clock = time.perf_counter()
-        shard.add(picked.since(told))
+        shard.add(picked.since(sent))
         products.append((time.perf_counter() - clock) / (rows * len(order)))
     shard.close()
     # The first pass warms up threads and caches.

@@ -33,14 +33,14 @@ from raysift.kcenter.distances import (
     squared_lengths,
 )
 from raysift.kcenter.products import calm, multiply
-from raysift.kcenter.shard import Batch, Candidates, Shard
+from raysift.kcenter.shard import Candidates, NewCenters, Shard
 from raysift.topk import Ids
 
 AIM = 192  # picks per pass: enough to make a matrix product efficient
 FIRST_WANTED, LEAST_WANTED, MOST_WANTED = 128, 64, 2048
 _ROWS_AHEAD = 32  # candidates whose distances to all others are multiplied together
 
-Exchange = Callable[[Batch, int], Sequence[Candidates]]
+AskShards = Callable[[NewCenters, int], Sequence[Candidates]]
 """Sends new centres to all shards and returns each one's farthest rows: (new centres, number in all) -> candidates."""
 
 
@@ -97,14 +97,14 @@ class Picked:
         self.vectors += list(vectors)
         self.radii += radii
 
-    def since(self, start: int) -> Batch:
+    def since(self, start: int) -> NewCenters:
         """The centres from number `start` on, as a batch for shards."""
         return self.between(start, len(self))
 
-    def between(self, start: int, end: int) -> Batch:
+    def between(self, start: int, end: int) -> NewCenters:
         """The centres from number `start` to before `end`."""
         vectors = np.stack(self.vectors[start:end]) if start < end else np.empty((0, 0), np.float32)
-        return Batch(start, np.array(self.ids[start:end], np.int64), vectors, np.array(self.radii[start:end]))
+        return NewCenters(start, np.array(self.ids[start:end], np.int64), vectors, np.array(self.radii[start:end]))
 
 
 def k_center(
@@ -147,7 +147,9 @@ def k_center(
         picked = start_from(initial, metric)
         if not len(picked):
             seed_first(picked, [part.first(seed) for part in parts])
-        return greedy(lambda batch, wanted: [part.step(batch, share(wanted, shards)) for part in parts], k, picked)
+        return greedy(
+            lambda batch, wanted: [part.step(batch, rows_to_ask(wanted, shards)) for part in parts], k, picked
+        )
     finally:
         for part in parts:
             part.close()
@@ -176,23 +178,23 @@ def seed_first(picked: Picked, firsts: Sequence[tuple[float, int, Vectors]]) -> 
     picked.add(np.array([row]), vector, [math.inf])
 
 
-def share(wanted: int, shards: int) -> int:
+def rows_to_ask(wanted: int, shards: int) -> int:
     """Farthest rows to ask of each shard: slightly more than its part, since they are spread by chance."""
     return wanted if shards == 1 else math.ceil(1.25 * wanted / shards) + 8
 
 
-def greedy(exchange: Exchange, k: int, picked: Picked, on_pass: Callable[[Picked], None] | None = None) -> Centers:
+def greedy(exchange: AskShards, k: int, picked: Picked, on_pass: Callable[[Picked], None] | None = None) -> Centers:
     """Pick until there are k centres besides the initial ones; `picked` holds the centres to start or continue from.
 
     `on_pass` is called after each batch of picks, before the shards receive it.
     """
     if k < 1:
         raise DataError(f"coverage: {k} centres asked; ask for at least 1.")
-    told, wanted, passes, products, possible = 0, FIRST_WANTED, 0, 0, 0
+    sent, wanted, passes, products, possible = 0, FIRST_WANTED, 0, 0, 0
     while True:
         left = k - (len(picked) - picked.initial)
-        answers = exchange(picked.since(told), wanted if left > 0 else 1)
-        told, passes = len(picked), passes + 1
+        answers = exchange(picked.since(sent), wanted if left > 0 else 1)
+        sent, passes = len(picked), passes + 1
         products, possible = products + sum(a.products for a in answers), possible + sum(a.possible for a in answers)
         found = _merge(answers)
         farthest = math.sqrt(found.squares.max(initial=0.0))

@@ -51,7 +51,7 @@ GROUP_BELOW = 0.6  # regroup if products left fall below this share of those wit
 
 
 @dataclass(frozen=True)
-class Batch:
+class NewCenters:
     """New centres, the first with number `start`; `radii` are lower bounds of distances to all earlier centres."""
 
     start: int
@@ -130,7 +130,7 @@ class Shard:
         rows, found = self._find(ids)
         return ids[found], self.vectors[rows]
 
-    def add(self, batch: Batch) -> None:
+    def add(self, batch: NewCenters) -> None:
         """Add new centres; those that are rows of this shard are never candidates again."""
         if batch.start != self.centers:
             raise StageError(f"coverage: a shard knows {self.centers} centres and was given those from {batch.start}.")
@@ -173,7 +173,7 @@ class Shard:
         places: Places = self._torch.nonzero(reach).flatten().cpu().numpy()
         return places
 
-    def step(self, batch: Batch, wanted: int) -> Candidates:
+    def step(self, batch: NewCenters, wanted: int) -> Candidates:
         """`add` and `farthest` in one exchange."""
         self.add(batch)
         return self.farthest(wanted)

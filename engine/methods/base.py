@@ -25,9 +25,15 @@ class Selector:
     """Its command, its section of the settings and its function in Python."""
     summary: ClassVar[str]
     """One sentence for the command line."""
+    needs: ClassVar[str] = "a pool"
+    """What it must be given, for its help."""
+    main_settings: ClassVar[tuple[str, ...]] = ()
+    """Those of its settings that one looks at first, for its help."""
     Config: ClassVar[type[Settings]] = MethodConfig
     reads: ClassVar[tuple[str, ...]] = ()
     """Columns of the length table, besides the id, that `score` reads; if empty, it needs no token counts."""
+    reading: ClassVar[str] = ""
+    """How to read its scores and columns, in a sentence or two below their table."""
     columns: ClassVar[pa.Schema] = pa.schema([])
     """The method's own columns besides id and score; `choose` sees them too."""
 

@@ -39,7 +39,13 @@ class Coverage(Selector):
 
     name = "coverage"
     summary = "Select rows that leave no row of the pool far away (k-center)."
+    needs = "a pool and an encoder (coverage.embedding.model)"
+    main_settings = ("embedding.model", "embedding.text", "centers.mode")
     Config = CoverageConfig
+    reading = (
+        "score: minus the row's place in the order of picking; radius: its distance to the nearest row picked before it, so "
+        "rows with a small radius add little; fate: what became of it."
+    )
     columns: ClassVar[pa.Schema] = pa.schema([(RADIUS, pa.float64()), (ORDER, pa.int64()), (FATE, pa.string())])
     config: CoverageConfig
 

@@ -70,6 +70,10 @@ class GradientSelector(Selector):
     """
 
     takes_target = True
+    reading = (
+        "score: how far training on the row goes where the target asks, as a cosine from -1 to 1; subtask: the part of the "
+        "target that it helps most."
+    )
     columns: ClassVar[pa.Schema] = pa.schema([("subtask", pa.string()), ("by_subtask", pa.list_(pa.float64()))])
     """The subtask that a row helps most, and the row's score for each subtask."""
     target_kind: ClassVar[str]

@@ -33,6 +33,8 @@ class Less(GradientSelector):
 
     name = "less"
     summary = "Select rows whose gradient lowers the loss on target examples (LESS)."
+    needs = "a pool, and --target: examples with a right answer, in any layout that a pool may have"
+    main_settings = ("warmup_share", "checkpoints", "matching", "match.subtasks")
     Config = LessConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "official": {"train": {"recipe": "less"}},

@@ -21,7 +21,10 @@ class Longest(Selector):
 
     name = "longest"
     summary = "Select the rows with the longest responses."
+    needs = "a pool, and the tokenizer of --model unless longest.unit=chars"
+    main_settings = ("unit",)
     Config = LongestConfig
+    reading = "score: the length of all answers of the row."
     reads = (RESPONSE_TOKENS, RESPONSE_CHARS)
     columns = pa.schema([(RESPONSE_TOKENS, pa.int64()), (RESPONSE_CHARS, pa.int64())])
     config: LongestConfig

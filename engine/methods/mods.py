@@ -116,7 +116,14 @@ class Mods(Selector):
 
     name = "mods"
     summary = "Select rows that are good, diverse and still unknown to the model (MoDS)."
+    needs = "a pool, a scorer (mods.scorer.model) and an encoder (mods.embedding.model)"
+    main_settings = ("scorer.kind", "scorer.model", "embedding.model", "alpha.quantile", "seed_share")
     Config = ModsConfig
+    reading = (
+        "quality (and score): what the scorer thinks of the row's own answer; necessity: what it thinks of the tuned model's "
+        "answer, so LOW means that the row is needed and high that the model knows it already; radius: distance to the nearest "
+        "row picked before; seed: picked to cover the good rows; augmented: picked among needed rows."
+    )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": _PAPER,
         "official": _PAPER

@@ -21,7 +21,10 @@ class Quality(Selector):
 
     name = "quality"
     summary = "Select the rows that a reward model, a judge or IFD scores highest."
+    needs = "a pool and a scorer (quality.scorer.model): a reward model, or a model that judges"
+    main_settings = ("scorer.kind", "scorer.model")
     Config = QualityConfig
+    reading = "score: what the scorer thinks of the row's answer; higher is better."
     config: QualityConfig
 
     def __init__(self, config: QualityConfig, seed: int) -> None:

@@ -72,7 +72,13 @@ class Raise(Selector):
 
     name = "raise"
     summary = "Learn a policy that picks every batch; select what it picked (RAISE)."
+    needs = "a pool, and --target: examples with a right answer, in any layout that a pool may have"
+    main_settings = ("learning.rounds", "episode.epochs", "policy.max_repeats", "features.model")
     Config = RaiseConfig
+    reading = (
+        "score (and picks): how often the final training picked the row; first step: when it did so first, which is the order "
+        "of the selection."
+    )
     trains_itself = True
     takes_target = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {"paper": _PAPER, "letter": _LETTER}

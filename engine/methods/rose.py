@@ -38,6 +38,8 @@ class Rose(GradientSelector):
 
     name = "rose"
     summary = "Select rows whose gradient lowers a preference loss on target pairs (ROSE)."
+    needs = "a pool, and --target: preference pairs (prompt, chosen, rejected)"
+    main_settings = ("warmup_share", "checkpoints", "matching", "match.subtasks", "preference.beta")
     Config = RoseConfig
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "official": {"end_prompt": True, "train": {"recipe": "rose-official"}},

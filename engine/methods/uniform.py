@@ -14,6 +14,7 @@ class Uniform(Selector):
 
     name = "uniform"
     summary = "Select rows at random, every row with the same chance."
+    reading = "score: a number drawn for the row; it says nothing about it."
 
     def score(self, rows: pa.Table) -> pa.Array:
         return pa.array(uniform_of(rows[ID].to_numpy(), self.seed))

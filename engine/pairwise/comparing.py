@@ -22,7 +22,7 @@ LETTERS = {"A": "first", "B": "second", "C": "tie"}
 """The letters of a judge's reply, and what each means."""
 
 
-class Weights(NamedTuple):
+class VerdictWeights(NamedTuple):
     """Probabilities of the verdicts, given that the reply is a verdict, and the total probability of all verdicts."""
 
     first: float
@@ -42,7 +42,7 @@ def verdict_tokens(tokenizer: Any) -> dict[str, list[int]]:
     return found
 
 
-def weigh_verdicts(logprobs: Iterable[tuple[str, float]], settings: ComparisonSettings) -> Weights | str:
+def weigh_verdicts(logprobs: Iterable[tuple[str, float]], settings: ComparisonSettings) -> VerdictWeights | str:
     """The verdicts' probabilities, from log-probabilities of their spellings, or why the reply is not a verdict."""
     sums = dict.fromkeys(LETTERS, 0.0)
     for letter, logprob in logprobs:
@@ -55,7 +55,7 @@ def weigh_verdicts(logprobs: Iterable[tuple[str, float]], settings: ComparisonSe
             f"unparsable: the verdicts A, B and C together have probability {mass:.3g}, expected at least "
             f"{settings.min_mass:g}"
         )
-    return Weights(sums["A"] / mass, sums["B"] / mass, sums["C"] / mass, mass)
+    return VerdictWeights(sums["A"] / mass, sums["B"] / mass, sums["C"] / mass, mass)
 
 
 def share_among(room: int, lengths: Sequence[int]) -> list[int]:

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 
 from raysift.evaluation.examples import example_key
-from raysift.pool.given_input import told_meta
-from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META, Example
-from raysift.scoring.questions import Message
+from raysift.pool.given_input import input_meta
+from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META, ChatMessage, Example
 
 ORDERS = ("own_first", "against_first")
 """The two orders of the answers, for a judge that reads both."""
@@ -54,7 +53,7 @@ ORDER = "order"
 
 def rows_to_answer(examples: Iterable[Example]) -> pa.Table:
     """The examples as conversations without an answer."""
-    rows = [{ID: example_key(e.id), MESSAGES: _plain(e), META: told_meta(e)} for e in examples]
+    rows = [{ID: example_key(e.id), MESSAGES: _plain(e), META: input_meta(e)} for e in examples]
     return pa.Table.from_pylist(rows, schema=ASKED.append(pa.field(META, pa.string())))
 
 
@@ -96,7 +95,7 @@ def answer_key(example: Example, text: str | None) -> int:
     return example_key(f"{example.id}\x00{text}")
 
 
-def _plain(example: Example) -> list[Message]:
+def _plain(example: Example) -> list[ChatMessage]:
     """The prompt without a final assistant turn, which generation ignores too."""
     turns = [{"role": message.role, "content": message.content} for message in example.prompt]
     return turns[:-1] if turns[-1]["role"] == "assistant" else turns

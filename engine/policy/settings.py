@@ -114,8 +114,9 @@ class EpisodeSettings(Settings):
     """Passes over the budget's rows, used unless `steps` is set. Paper: 3."""
     validate_every: int = Field(default=1, ge=1)
     """Steps from one measurement to the next; these steps share the gain. Paper: 1."""
-    validation_rows: int | None = Field(default=None, ge=1)
-    """Maximum examples that measure progress, besides those kept for the report. Default: all."""
+    validation_rows: int | None = Field(default=300, ge=1)
+    """At most so many examples measure progress, drawn by seed and id; the report's come on top. Each is read at every
+    measurement. null: all. Paper: 256 to 299."""
     report_share: float = Field(default=0.25, ge=0, lt=1)
     """Share of the target's examples that no policy ever sees; the performance of trainings is reported on them."""
 

@@ -16,7 +16,7 @@ from raysift.policy.search_settings import PLACES, SearchSettings
 from raysift.policy.settings import RaiseConfig
 from raysift.settings.training import TrainConfig
 
-Settings = dict[str, Any]
+TrialSettings = dict[str, Any]
 """Searched settings by name, as plain JSON values."""
 
 OWN = 0
@@ -26,11 +26,11 @@ ALL_ROUNDS, STOPPED, FAILED = "all rounds", "stopped early", "failed"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrialResult:
     """The result of a trial."""
 
     number: int
-    settings: Settings
+    settings: TrialSettings
     performances: list[float]
     """Final performance of each finished round, on the rows that the policy sees."""
     reports: list[float | None] = field(default_factory=list)
@@ -60,7 +60,7 @@ def searched_values(search: SearchSettings, config: RaiseConfig) -> dict[str, li
     return values
 
 
-def draw_trials(search: SearchSettings, config: RaiseConfig, train: TrainConfig, seed: int) -> list[Settings]:
+def draw_trials(search: SearchSettings, config: RaiseConfig, train: TrainConfig, seed: int) -> list[TrialSettings]:
     """The settings of each trial, all distinct; the run's own come first."""
     values = searched_values(search, config)
     for name, found in values.items():
@@ -111,7 +111,7 @@ def criterion(performances: Sequence[float], last_rounds: int) -> float:
     return float(np.mean(performances[-last_rounds:]))
 
 
-def best_of(outcomes: Sequence[Outcome], search: SearchSettings) -> Outcome | None:
+def best_of(outcomes: Sequence[TrialResult], search: SearchSettings) -> TrialResult | None:
     """The trial with the highest criterion among those with all rounds; ties go to the lower number.
 
     Trials stopped early had a lower criterion than others at that point, and criteria of different rounds are not comparable.
@@ -127,7 +127,7 @@ def _current(name: str, config: RaiseConfig, train: TrainConfig) -> Any:
     return value
 
 
-def _point(number: int, values: Mapping[str, Sequence[Any]]) -> Settings:
+def _point(number: int, values: Mapping[str, Sequence[Any]]) -> TrialSettings:
     """The point of the space with this number, read as mixed-base digits."""
     point = {}
     for name, found in values.items():

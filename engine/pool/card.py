@@ -75,7 +75,8 @@ configs:
   data_files:
   - split: train
     path: {file}
-{_FEATURES if TOOLS in columns and shape == "messages" else ""}tags:
+{_FEATURES if TOOLS in columns and shape == "messages" else ""}# license: fill in what the sources below allow
+tags:
 - instruction-tuning
 - raysift
 ---
@@ -94,6 +95,10 @@ every row and the reason of every choice.
 | source | rows in the pool | selected |
 |---|---:|---:|
 {sources}{more}
+## Licence
+
+Not known to raysift: the rows keep the licence of their sources. Fill it in here and in the first lines of this file.
+
 ## Training on it
 
 {_trainers(file, shape, entry)}"""

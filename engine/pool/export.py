@@ -34,6 +34,7 @@ from raysift.storage import Location
 
 Row = dict[str, Any]
 BATCH_ROWS = 2000
+INFO = "dataset_info.json"
 SHAREGPT_NAMES = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
 
 
@@ -42,12 +43,12 @@ def write_export(files: Sequence[Location], folder: Location, shape: str, card: 
     tools = shape == "messages" and _have_tools(files)
     found = RecordShape()
     draft = folder / "draft"
-    count = write_rows(read_rows(files), draft, shape, tools, found.look_at if shape == "original" else None)
+    count = write_rows(read_row_tables(files), draft, shape, tools, found.look_at if shape == "original" else None)
     name = f"{card.method}-{file_fingerprint(draft)[:8]}"
     data = folder / f"{name}.{'parquet' if shape == 'parquet' else 'jsonl'}"
     data.copy_from(draft)
     draft.delete()
-    info, readme = folder / "dataset_info.json", folder / "README.md"
+    info, readme = folder / INFO, folder / "README.md"
     entry = found.entry(data.name) if shape == "original" else dataset_info(data.name, shape, tools)
     info.write(json.dumps({name: entry} if entry else {}, indent=2) + "\n")
     columns = found.fields if shape == "original" else COLUMNS[shape] + [TOOLS] * tools
@@ -80,7 +81,7 @@ def write_rows(
     return count
 
 
-def read_rows(files: Sequence[Location]) -> Iterator[pa.Table]:
+def read_row_tables(files: Sequence[Location]) -> Iterator[pa.Table]:
     """Rows of Parquet files, in order, a bounded number at a time."""
     for file in files:
         with file.open_input() as stream:
@@ -145,7 +146,7 @@ def as_alpaca(row: Row) -> bytes:
     in_turn = all(role == "user" for role, _ in asks) and all(role == "assistant" for role, _ in answers)
     if not spoken or len(asks) != len(answers) or not in_turn:
         raise DataError(
-            f"export: row {row[ID]} is no alternation of user and assistant ({', '.join(role for role, _ in turns)}), "
+            f"export: row {id_text(row[ID])} is no alternation of user and assistant ({', '.join(role for role, _ in turns)}), "
             "which alpaca records cannot hold. Use the output format messages, sharegpt or original."
         )
     pairs = [[ask, answer] for (_, ask), (_, answer) in zip(asks, answers, strict=True)]

@@ -19,13 +19,11 @@ from typing import Any
 import orjson
 
 from raysift.pool.json_text import dump
-from raysift.records import MESSAGES, META, Example, Pair
+from raysift.records import MESSAGES, META, ChatMessage, Example, Pair
 
 INPUT = "input"
 TOLD_APART_BY = "alpaca"
 """The template that tells an input from its instruction."""
-
-Message = dict[str, str]
 
 
 def join_input(instruction: str, given: str) -> str:
@@ -39,15 +37,15 @@ def split_input(message: Mapping[str, str]) -> tuple[str, str]:
     return (content.removesuffix(join_input("", given)), given) if given else (content, "")
 
 
-def cut_to(message: Mapping[str, str], content: str) -> Message:
+def cut_to(message: Mapping[str, str], content: str) -> ChatMessage:
     """The message with its content cut short, and the input with it."""
     start = len(join_input(split_input(message)[0], " ")) - 1
     return {**message, "content": content} | ({INPUT: content[start:]} if INPUT in message else {})
 
 
-def conversation_of(row: Mapping[str, Any]) -> list[Message]:
+def conversation_of(row: Mapping[str, Any]) -> list[ChatMessage]:
     """The row's messages; the last one of the user has its input beside it, where the row's meta holds one."""
-    messages: list[Message] = row[MESSAGES]
+    messages: list[ChatMessage] = row[MESSAGES]
     meta = row.get(META)
     if not meta or f'"{INPUT}"' not in meta:
         return messages
@@ -55,18 +53,18 @@ def conversation_of(row: Mapping[str, Any]) -> list[Message]:
     return mark_input(messages, carried.get(INPUT) if isinstance(carried, dict) else None)
 
 
-def prompt_of(target: Pair | Example) -> list[Message]:
+def prompt_of(target: Pair | Example) -> list[ChatMessage]:
     """The turns before a target's answer, the input of its meta told apart as in a row."""
     return mark_input([{"role": m.role, "content": m.content} for m in target.prompt], target.meta.get(INPUT))
 
 
-def told_meta(target: Pair | Example) -> str | None:
+def input_meta(target: Pair | Example) -> str | None:
     """The meta of a row that is made of a target's prompt: its input, if it has one."""
     given = target.meta.get(INPUT)
     return dump({INPUT: given}).decode() if isinstance(given, str) and given else None
 
 
-def mark_input(messages: Sequence[Message], given: Any) -> list[Message]:
+def mark_input(messages: Sequence[ChatMessage], given: Any) -> list[ChatMessage]:
     """The messages with `given` beside the last one of the user, if that ends with it."""
     marked = list(messages)
     asked = [number for number, message in enumerate(messages) if message["role"] == "user"]

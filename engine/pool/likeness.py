@@ -74,7 +74,7 @@ def sample_of(texts: Iterable[str]) -> Sample:
     return found
 
 
-def spread(items: Sequence[T], most: int = MOST_TEXTS) -> list[T]:
+def evenly(items: Sequence[T], most: int = MOST_TEXTS) -> list[T]:
     """At most so many of the items, from the first on at even distances."""
     return list(items) if len(items) <= most else [items[i * len(items) // most] for i in range(most)]
 
@@ -88,7 +88,7 @@ def usual_share(pool: Sample, target: Sample) -> float | None:
     return sum(usual) / asked
 
 
-def compare(pool: Sample, target: Sample) -> dict[str, Any]:
+def compare_samples(pool: Sample, target: Sample) -> dict[str, Any]:
     """The figures of which `remarks` speaks."""
     script = min(target.letters, key=lambda name: (-target.letters[name], name), default=None)
     usual = usual_share(pool, target)

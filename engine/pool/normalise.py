@@ -24,7 +24,7 @@ from raysift.pool.given_input import INPUT
 from raysift.pool.id_text import id_text
 from raysift.pool.json_text import dump, dump_rows, original_text
 from raysift.pool.parsing import parse_batch, renamed, table_records
-from raysift.pool.reading import Batch, Problem, RecordsBatch, TableBatch
+from raysift.pool.reading import ChunkBatch, Problem, RecordsBatch, TableBatch
 from raysift.pool.row_ids import canonical_role, row_id, row_ids
 from raysift.records import ID, MESSAGE, MESSAGES, META, RAW, ROLES, ROWS, SOURCE, TOOLS, Message
 
@@ -65,7 +65,7 @@ class Normaliser:
         self._source_column = config.source or SOURCE
         self._source_name = config.source or file.stem
 
-    def __call__(self, batch: Batch) -> Normalised:
+    def __call__(self, batch: ChunkBatch) -> Normalised:
         # Records are trees: there is nothing to find for the cycle collector, which takes a third of the time to look.
         collecting = gc.isenabled()
         gc.disable()
@@ -75,7 +75,7 @@ class Normaliser:
             if collecting:
                 gc.enable()
 
-    def _normalise(self, batch: Batch) -> Normalised:
+    def _normalise(self, batch: ChunkBatch) -> Normalised:
         problems: list[Problem] = []
         if isinstance(batch, TableBatch):
             try:
@@ -134,8 +134,8 @@ class Normaliser:
                     contents.append(content)
                 ends.append(len(roles))
                 sources.append(source)
-                told = given[number_here] if given else None
-                metas.append(dump({INPUT: told} | carried | {INPUT: told}) if told else meta)  # it comes first
+                known = given[number_here] if given else None
+                metas.append(dump({INPUT: known} | carried | {INPUT: known}) if known else meta)  # it comes first
                 raws.append(raw_text)
                 placed.append(positions[number])
         return _Columns(
@@ -245,7 +245,7 @@ def _is_row(record: dict[str, Any], turns: Turns) -> bool:
     if not isinstance(record.get(ID), int | str) or not isinstance(record.get(RAW), str | None):
         return False
     found = row_id(Message(canonical_role(role) or role, content) for role, content in turns)
-    return str(record[ID]) == id_text(found)
+    return str(record[ID]) in (id_text(found), str(found))  # earlier versions wrote decimal numbers
 
 
 def _own_columns(row: dict[str, Any]) -> set[str]:

@@ -15,7 +15,7 @@ import orjson
 from raysift.pool.files import BadFile, Chunk, SourceFile, line_of, read_blocks
 from raysift.pool.formats.problem import RecordProblem, kind_of
 from raysift.pool.json_text import MAX_LEVELS, levels_of
-from raysift.pool.reading import Batch, Problem, RecordsBatch, TableBatch, TextBatch, read_chunk
+from raysift.pool.reading import ChunkBatch, Problem, RecordsBatch, TableBatch, TextBatch, read_chunk
 
 Record = dict[str, Any]
 
@@ -41,7 +41,7 @@ def first_records(chunk: Chunk, count: int) -> list[Record | RecordProblem]:
     return found[:count]
 
 
-def records_of(batch: Batch, file: SourceFile) -> Iterator[tuple[int, Record | RecordProblem]]:
+def records_of(batch: ChunkBatch, file: SourceFile) -> Iterator[tuple[int, Record | RecordProblem]]:
     """The records of a batch one by one with their positions; what cannot be read comes as its problem."""
     problems: list[Problem] = []
     if isinstance(batch, TableBatch):

@@ -74,10 +74,10 @@ class TableBatch:
     seen: int
 
 
-Batch = TextBatch | RecordsBatch | TableBatch
+ChunkBatch = TextBatch | RecordsBatch | TableBatch
 
 
-def read_chunk(chunk: Chunk) -> Iterator[Batch]:
+def read_chunk(chunk: Chunk) -> Iterator[ChunkBatch]:
     """The records of a chunk; raises BadFile where the file cannot be read on."""
     try:
         yield from READERS[chunk.kind](chunk)
@@ -259,7 +259,7 @@ def _read_arrow(chunk: Chunk) -> Iterator[TableBatch]:
 UNREADABLE = (pa.ArrowException, BrokenArrow, OSError, EOFError, zlib.error)
 """What the libraries raise for files that are broken, or cannot be opened."""
 
-READERS: dict[str, Callable[[Chunk], Iterator[Batch]]] = {
+READERS: dict[str, Callable[[Chunk], Iterator[ChunkBatch]]] = {
     "jsonl": _read_lines,
     "json": _read_array,
     "csv": _read_csv,

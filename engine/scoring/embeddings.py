@@ -31,7 +31,7 @@ Keep = Callable[[Ids], NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
-class Piece:
+class RowGroup:
     """A row group of a file: the unit in which rows are assigned to shards."""
 
     place: Location
@@ -44,7 +44,7 @@ class Piece:
 class EmbeddingTable:
     """A summary of some files' content, as `survey` gives it without reading the vectors."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[RowGroup, ...]
     dimension: int
     ids: Ids
     """Ids of the rows with a vector, in rising order."""
@@ -57,7 +57,7 @@ class EmbeddingTable:
 
 def survey(files: Sequence[Location], column: str = EMBEDDING) -> EmbeddingTable:
     """Ids, failed rows and dimension over all files; reads ids and errors, and vectors only if the type lacks a length."""
-    pieces: list[Piece] = []
+    pieces: list[RowGroup] = []
     ids: list[Ids] = [np.empty(0, np.int64)]
     sizes: dict[int, Location] = {}
     failed = 0
@@ -69,7 +69,7 @@ def survey(files: Sequence[Location], column: str = EMBEDDING) -> EmbeddingTable
                 sound = _sound(table)
                 failed += len(table) - len(sound)
                 if len(sound):
-                    pieces.append(Piece(place, number, len(sound)))
+                    pieces.append(RowGroup(place, number, len(sound)))
                     ids.append(_ids_of(sound, place))
             if any(piece.place is place for piece in pieces):
                 sizes.setdefault(_dimension(place, file, column), place)
@@ -91,7 +91,7 @@ def survey(files: Sequence[Location], column: str = EMBEDDING) -> EmbeddingTable
 
 
 def read_embeddings(
-    pieces: Sequence[Piece], dimension: int, keep: Keep | None = None, column: str = EMBEDDING
+    pieces: Sequence[RowGroup], dimension: int, keep: Keep | None = None, column: str = EMBEDDING
 ) -> tuple[Ids, Vectors]:
     """Ids and vectors of the pieces, in stored order; with `keep`, only those of the wanted ids."""
     count = sum(int(keep(ids).sum()) for ids in _read_ids(pieces)) if keep else sum(piece.rows for piece in pieces)
@@ -125,7 +125,7 @@ def find_vectors(files: Sequence[Location], ids: ArrayLike, column: str = EMBEDD
     return wanted, vectors[rows]
 
 
-def deal(pieces: Sequence[Piece], shards: int) -> list[list[Piece]]:
+def deal(pieces: Sequence[RowGroup], shards: int) -> list[list[RowGroup]]:
     """Split the pieces, in order, into `shards` runs of about equally many rows; runs may be empty."""
     middles = np.cumsum([piece.rows for piece in pieces]) - np.array([piece.rows for piece in pieces]) / 2
     total = sum(piece.rows for piece in pieces)
@@ -133,14 +133,14 @@ def deal(pieces: Sequence[Piece], shards: int) -> list[list[Piece]]:
     return [[piece for piece, own in zip(pieces, number, strict=True) if own == shard] for shard in range(shards)]
 
 
-def _read_ids(pieces: Sequence[Piece]) -> Iterator[Ids]:
+def _read_ids(pieces: Sequence[RowGroup]) -> Iterator[Ids]:
     for piece in pieces:
         with pq.ParquetFile(piece.place.path, filesystem=piece.place.fs) as file:
             table = file.read_row_group(piece.number, [ID, *_error_column(file.schema_arrow)], use_threads=False)
             yield _ids_of(_sound(table), piece.place)
 
 
-def _batches(piece: Piece, column: str) -> Iterator[pa.Table]:
+def _batches(piece: RowGroup, column: str) -> Iterator[pa.Table]:
     with pq.ParquetFile(piece.place.path, filesystem=piece.place.fs) as file:
         names = [ID, column, *_error_column(file.schema_arrow)]
         for batch in file.iter_batches(BATCH_ROWS, row_groups=[piece.number], columns=names, use_threads=False):

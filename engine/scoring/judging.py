@@ -21,7 +21,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from raysift.errors import ModelError
-from raysift.scoring.questions import Exchange, Message, fit_exchange, question_text
+from raysift.records import ChatMessage
+from raysift.scoring.questions import Exchange, fit_exchange, question_text
 from raysift.scoring.settings import JudgeSettings
 
 CUT_MARK = "\n[cut here for length; the original goes on]"
@@ -123,7 +124,7 @@ def defuse(text: str, special: Sequence[str] = ()) -> str:
     return text
 
 
-def judge_message(exchange: Exchange, settings: JudgeSettings, special: Sequence[str] = ()) -> Message:
+def judge_message(exchange: Exchange, settings: JudgeSettings, special: Sequence[str] = ()) -> ChatMessage:
     """The message to the judge about a question and its answer."""
     content = settings.prompt.format(
         low=settings.low,
@@ -138,7 +139,7 @@ def fit_judge_message(
     exchange: Exchange,
     settings: JudgeSettings,
     tokenizer: Any,
-    encode: Callable[[Message], list[int]],
+    encode: Callable[[ChatMessage], list[int]],
     longest: int,
 ) -> tuple[list[int], bool]:
     """Token ids of the message to the judge, at most `longest`, and whether the row's texts had to be cut.

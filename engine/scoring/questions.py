@@ -11,9 +11,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from raysift.errors import DataError, StageError
 from raysift.pool.given_input import INPUT, conversation_of, cut_to, split_input
+from raysift.records import ChatMessage
 from raysift.scoring.settings import EmbeddedText, InputJoin
 
-Message = dict[str, str]
 Tokens = TypeVar("Tokens", bound=Sized)
 
 _SPEAKERS = {"user": "Human: ", "assistant": "Assistant: ", "tool": "Tool: ", "system": ""}
@@ -22,11 +22,11 @@ _SPEAKERS = {"user": "Human: ", "assistant": "Assistant: ", "tool": "Tool: ", "s
 class Exchange(NamedTuple):
     """The turns before the last answer, and the answer."""
 
-    before: list[Message]
+    before: list[ChatMessage]
     answer: str
 
     @property
-    def messages(self) -> list[Message]:
+    def messages(self) -> list[ChatMessage]:
         """The whole conversation."""
         return [*self.before, {"role": "assistant", "content": self.answer}]
 
@@ -35,7 +35,7 @@ class Exchange(NamedTuple):
         return Exchange([*self.before[:-1], cut_to(self.before[-1], last)], answer)
 
 
-def split_exchange(messages: Sequence[Message], answer: str | None = None) -> Exchange:
+def split_exchange(messages: Sequence[ChatMessage], answer: str | None = None) -> Exchange:
     """The question and its answer; `answer` replaces the conversation's own answer, which may then be missing."""
     answered = bool(messages) and messages[-1]["role"] == "assistant"
     before = list(messages[:-1] if answered else messages)
@@ -58,7 +58,7 @@ def exchange_of(row: Mapping[str, Any], answer_column: str | None) -> Exchange:
     return split_exchange(conversation_of(row), row[answer_column])
 
 
-def question_text(before: Sequence[Message], join: InputJoin = "blank_line", trailing_newline: bool = False) -> str:
+def question_text(before: Sequence[ChatMessage], join: InputJoin = "blank_line", trailing_newline: bool = False) -> str:
     """The question as one text; `join` and `trailing_newline` affect only single-turn questions (see RewardSettings)."""
     if any(message["role"] == "assistant" for message in before):
         return "\n\n".join(_SPEAKERS[message["role"]] + message["content"] for message in before)
@@ -69,7 +69,7 @@ def question_text(before: Sequence[Message], join: InputJoin = "blank_line", tra
     return "\n\n".join(texts) + ("\n" if trailing_newline and given is None else "")
 
 
-def _apart(message: Message) -> tuple[str, str | None]:
+def _apart(message: ChatMessage) -> tuple[str, str | None]:
     """Instruction and input (None if there is none); split at the first blank line unless meta records the input."""
     if INPUT in message:
         instruction, given = split_input(message)
@@ -78,7 +78,7 @@ def _apart(message: Message) -> tuple[str, str | None]:
     return instruction, given if blank else None
 
 
-def without_oldest_turns(before: Sequence[Message]) -> list[Message] | None:
+def without_oldest_turns(before: Sequence[ChatMessage]) -> list[ChatMessage] | None:
     """The question without its first answer and the turns before that, except system messages; None if it has one turn."""
     spoken = [number for number, message in enumerate(before) if message["role"] == "assistant"]
     if not spoken:
@@ -138,7 +138,7 @@ def _cut(text: str, ends: Sequence[int], keep: int, mark: str) -> str:
     return text[: ends[keep - 1] if keep else 0] + mark
 
 
-def embedded_text(messages: Sequence[Message], text: EmbeddedText) -> str:
+def embedded_text(messages: Sequence[ChatMessage], text: EmbeddedText) -> str:
     """The part of a conversation that is embedded."""
     if text == "conversation":
         return "\n\n".join(message["content"] for message in messages)

@@ -26,8 +26,9 @@ from raysift.pool.checks import IngestConfig
 from raysift.settings.base import Seed, Settings
 from raysift.settings.budget import parse_budget
 from raysift.settings.generation import GenerationSettings
+from raysift.settings.hardware import Dtype
 from raysift.settings.resources import Resources
-from raysift.settings.training import TrainConfig, recipe
+from raysift.settings.training import TrainConfig, recipe, settle_training
 from raysift.storage import open_location
 
 MOST_VALUES = 100_000  # in a settings file, with its aliases expanded
@@ -58,6 +59,9 @@ class CommonConfig(Settings):
     """A PEFT adapter to start from or to evaluate."""
     trust_remote_code: bool = False
     """Run code that ships with a model. When on, it is recorded in the manifests."""
+    dtype: Dtype = "auto"
+    """Number type of the models that score, embed and answer; trainings and gradients have `train.dtype`. `auto`: bfloat16 if the
+    workers' hardware multiplies it, else float32. A model whose weights are stored in float32 then stays in float32."""
     budget: str = "5%"
     """`5%` of the pool, `2000` rows, `1.5Mtok` tokens."""
     seed: Seed = 0
@@ -141,7 +145,7 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
         more = [f"and {len(found) - SHOWN_PROBLEMS:,} others"] if len(found) > SHOWN_PROBLEMS else []
         raise ConfigError("\n".join([*map(_explain, found[:SHOWN_PROBLEMS]), *more])) from None
     parse_budget(config.budget)
-    return config
+    return settle_training(config, config.resources.on_gpu)
 
 
 def make_selector(config: CommonConfig) -> Selector:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import functools
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
+
+Dtype = Literal["auto", "bf16", "fp32"]
 
 CPU_INFO = Path("/proc/cpuinfo")
 BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
@@ -25,6 +29,14 @@ def multiplies_bf16(cpu_info: Path = CPU_INFO) -> bool:
 def usual_dtype(on_gpu: bool) -> str:
     """bf16 if the hardware multiplies it, else fp32."""
     return "bf16" if on_gpu or multiplies_bf16() else "fp32"
+
+
+def settle_dtype(asked: str, on_gpu: bool, stored: Callable[[], str] = lambda: "bf16") -> str:
+    """The type that `auto` stands for; a model that is `stored` in float32 is not rounded."""
+    if asked != "auto":
+        return asked
+    usual = usual_dtype(on_gpu)
+    return usual if usual == "fp32" else stored()
 
 
 def describe_cpu(cpu_info: Path = CPU_INFO) -> str:

@@ -121,6 +121,11 @@ class Resources(Settings):
         """The device for workers. Ray leaves all GPUs visible to a worker that was granted none; there `auto` means the CPU."""
         return "cpu" if self.device == "auto" and not self.gpus_per_worker else self.device
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether workers compute on GPUs."""
+        return self.placed_on != "cpu"
+
     def of_engines(self) -> Resources:
         """Resources of a stage whose workers are engines: the engines' number and GPUs replace the workers'."""
         own = {"workers": self.engine.count, "gpus_per_worker": self.engine.gpus}

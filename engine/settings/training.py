@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from raysift.errors import ConfigError
 from raysift.settings.base import Seed, Settings, Template
+from raysift.settings.hardware import Dtype, settle_dtype
+
+Section = TypeVar("Section", bound=BaseModel)
 
 
 class TrainConfig(Settings):
@@ -59,8 +62,9 @@ class TrainConfig(Settings):
     """Rows in one optimizer step, over all workers and passes. The loss is the mean over its counted tokens."""
     max_length: int = Field(default=2048, ge=2)
     """Longer conversations are cut off on the right. Rows left without an answer are listed and not trained on."""
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    """Compute products in bfloat16 or float32. Trained weights and moments are float32 either way."""
+    dtype: Dtype = "auto"
+    """Compute products in bfloat16 or float32. `auto`: bfloat16 if the workers' hardware multiplies it (a GPU, or a CPU with
+    AMX or AVX512-BF16), else float32. Trained weights and moments are float32 either way."""
     template: Template = "auto"
     """The tokenizer's own chat template, or one of raysift.templates."""
     seed: Seed = 0
@@ -90,7 +94,6 @@ _LESS = TrainConfig(
     epochs=4,
     batch_size=128,
     max_length=2048,
-    dtype="bf16",
     template="tulu",
 )
 _MODS = TrainConfig(
@@ -101,7 +104,6 @@ _MODS = TrainConfig(
     epochs=3,
     batch_size=128,
     max_length=1024,
-    dtype="bf16",
     template="alpaca",
 )
 _NANO = TrainConfig(
@@ -144,13 +146,24 @@ RECIPES: Mapping[str, TrainConfig] = {
         epochs=3,
         batch_size=32,
         max_length=2048,
-        dtype="bf16",
     ),
     # For the shipped 1.3M-parameter model and a few hundred rows; fewer steps have no visible effect.
     "nano": _NANO,
     # Four epochs, as in the warm-up of LESS and ROSE: each gives a checkpoint at which every row costs a backward pass.
     "nano-warmup": _changed(_NANO, epochs=4),
 }
+
+
+def settle_training(section: Section, on_gpu: bool) -> Section:
+    """A training, or settings with trainings in any section, with the hardware's number type in place of `auto`.
+
+    It then stands in fingerprints, and is decided once: all workers of a cluster must compute alike.
+    """
+    if isinstance(section, TrainConfig):
+        return section.model_copy(update={"dtype": settle_dtype(section.dtype, on_gpu)})
+    values = {name: getattr(section, name) for name in type(section).model_fields}
+    parts = {name: settle_training(one, on_gpu) for name, one in values.items() if isinstance(one, BaseModel)}
+    return section.model_copy(update=parts)
 
 
 def recipe(name: str, **changes: Any) -> TrainConfig:

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from raysift.jobs import stages
 from raysift.jobs.api import own_session
 from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.show import show_evaluation, show_ingest, show_selection
+from raysift.jobs.commands.show import show_evaluation, show_ingest
+from raysift.jobs.commands.show_selection import show_selection
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.run import Run
@@ -42,7 +43,7 @@ def run_rescore(
     """Select for other targets from the gradients that a run has stored."""
     from raysift.jobs.gradients.rescore import rescore
 
-    with own_session() as start:
+    with own_session(console) as start:
         found = rescore(
             *(source, target),
             new_run=run,
@@ -87,5 +88,5 @@ def run_evaluate(config: CommonConfig, console: Console) -> None:
 @contextlib.contextmanager
 def _session(config: CommonConfig, console: Console) -> Iterator[Run]:
     """Yield a run whose first stage starts Ray; that session ends with the block."""
-    with own_session() as start:
+    with own_session(console) as start:
         yield Run(config.run, console, config.reuse, start)

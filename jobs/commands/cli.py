@@ -12,25 +12,27 @@ Exit codes: 0 done, 1 unexpected, 2 settings, 3 data, 4 the run holds other resu
 from __future__ import annotations
 
 import json
-import os
-import signal
 import sys
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from raysift.errors import ConfigError, RaysiftError, find_cause
+from raysift.errors import ConfigError
+from raysift.jobs.commands import nano
+from raysift.jobs.commands.guard import run_guarded
+from raysift.jobs.commands.method_help import MethodCommand
 from raysift.jobs.commands.options import (
     AgainstAdapter,
     AgainstAnswers,
     AgainstModel,
     Answers,
+    AsJson,
     BudgetOption,
     Fresh,
     JudgeModel,
     Log,
     Overrides,
+    PoolArgument,
     Reuse,
     RunName,
     Target,
@@ -39,23 +41,19 @@ from raysift.jobs.commands.options import (
     prepare,
     spread_multiple,
     takes,
+    with_paths,
 )
 from raysift.methods import METHODS
-
-INTERRUPTED, TERMINATED = 130, 143
-CONTINUES = "the same command continues the run."
 
 app = typer.Typer(
     name="raysift",
     help="Pick the few per cent of an instruction pool worth training on, and train on them.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-nano_app = typer.Typer(help="The nano world and its models.", no_args_is_help=True)
-app.add_typer(nano_app, name="nano")
+app.add_typer(nano.app, name="nano", no_args_is_help=True, rich_help_panel="Look")
 
 
 @app.callback()
@@ -84,6 +82,7 @@ def add_method(name: str, summary: str, method: str | None = None) -> None:
     @takes(
         *("pool", "target", "model", "budget", "run", "reuse", "config", "seed", "adapter", "train", "test"),
         *("on_bad_file", "fresh", "log", "overrides"),
+        hide_target=not METHODS[method or name].takes_target,
     )
     def command(given: dict[str, Any]) -> None:
         settings, console = prepare(name, given | {"method": method or name})
@@ -93,7 +92,8 @@ def add_method(name: str, summary: str, method: str | None = None) -> None:
         check_named(settings, given["target"], given["test"])
         (run_search if method else run_selection)(settings, console)
 
-    app.command(name, help=summary, rich_help_panel="Steps" if method else "Methods")(command)
+    panel = "Steps" if method else "Methods"
+    app.command(name, cls=MethodCommand, help=summary, rich_help_panel=panel)(command)
 
 
 for _name, _method in METHODS.items():
@@ -105,12 +105,10 @@ add_method("search", "Search policy settings of RAISE (Ray Tune); best.yaml is f
 @takes("pool", "run", "reuse", "config", "on_bad_file", "fresh", "log")
 def ingest(
     given: dict[str, Any],
-    paths: Annotated[list[str] | None, typer.Argument(help="PATH ... and section.key=value ...")] = None,
+    paths: PoolArgument = None,
 ) -> None:
     """Read a pool: detect its format, assign ids, check rows, remove exact duplicates."""
-    overrides = [path for path in paths or [] if is_override(path)]
-    named = [path for path in paths or [] if path not in overrides] + (given["pool"] or [])
-    settings, console = prepare("ingest", given | {"pool": named or None}, overrides)
+    settings, console = prepare("ingest", *with_paths(given, paths))
     from raysift.jobs.commands.actions import run_ingest
 
     run_ingest(settings, console)
@@ -214,46 +212,91 @@ def rescore(
     run_rescore(source, target, run, budget, overrides or [], make_console(log), reuse or [])
 
 
+@app.command("run", rich_help_panel="Steps")
+@takes("run", "reuse", "fresh", "log", "overrides")
+def run_file(
+    given: dict[str, Any],
+    file: Annotated[
+        str, typer.Argument(help="Settings, such as `raysift look POOL --write FILE` makes.", metavar="FILE")
+    ],
+) -> None:
+    """Do what a YAML file describes: its key `method` names a method, or ingest, finetune, evaluate.
+
+    Its relative paths are relative to the current folder, as with --config. Exit codes: 2 for settings, 3 for data,
+    and those of the method.
+    """
+    from raysift.jobs.commands.run_yaml import run_command
+
+    run_command(file, given, given.pop("overrides") or [])
+
+
+@app.command(rich_help_panel="Look")
+def export(
+    run: Annotated[str, typer.Argument(help="A run with a finished selection.", metavar="RUN")],
+    to: Annotated[str, typer.Option("--to", help="messages, alpaca, sharegpt, original or parquet.")],
+    out: Annotated[
+        str | None, typer.Option("--out", help="Folder or URI; default: selected-FORMAT in the run's folder.")
+    ] = None,
+    log: Log = None,
+) -> None:
+    """Write the rows of a finished selection in another format, with a data card. Needs no Ray.
+
+    Exit codes: 2 for a run without a selection, a format or a folder that cannot be used; 3 for rows that the format
+    cannot hold.
+    """
+    from raysift.jobs.commands.export import export_command
+
+    export_command(run, to, out, make_console(log))
+
+
 @app.command(rich_help_panel="Look")
 def show(
     run: Annotated[str, typer.Argument(help="A run folder.")],
     by: Annotated[
-        str | None, typer.Option("--by", help="RAISE: tell picks apart by a column of the rows' meta.")
+        str | None, typer.Option("--by", help="Group the selection by a column of the rows' meta, such as skill.")
     ] = None,
+    as_json: AsJson = False,
     log: Log = None,
 ) -> None:
     """Show what a run did: its stages, rows kept or dropped and why, rows selected."""
-    from raysift.jobs.commands.show import show_run
+    if as_json:
+        from raysift.jobs.commands.describe_run import print_run
 
-    show_run(run, make_console(log), by)
+        print_run(run, by)
+    else:
+        from raysift.jobs.commands.show import show_run
+
+        show_run(run, make_console(log), by)
 
 
 @app.command(rich_help_panel="Look", context_settings={"ignore_unknown_options": True})
 def explain(
     run: Annotated[str, typer.Argument(help="A run folder.")],
-    row: Annotated[str, typer.Argument(help="A row's id, as in scores.parquet.", metavar="ID")],
+    row: Annotated[str, typer.Argument(help="The first digits of a row's id, as `show` prints it.", metavar="ID")],
     pairs: Annotated[
         bool, typer.Option("--pairs/--no-pairs", help="Load the model and tell which target pairs pull most.")
     ] = True,
-    text: Annotated[bool, typer.Option("--text", help="Print the row's text.")] = False,
+    text: Annotated[bool, typer.Option("--text/--no-text", help="Print the row's text.")] = True,
+    as_json: AsJson = False,
     log: Log = None,
 ) -> None:
     """Explain why a row was selected or not: its score, rank, cosines, and the pairs that pull most."""
-    from raysift.jobs.commands.explain import explain_command
+    from raysift.jobs.commands.explained import explain_command
 
-    explain_command(run, row, pairs, text, make_console(log))
+    explain_command(run, row, pairs, text, as_json, make_console(log))
 
 
 @app.command(rich_help_panel="Look")
-@takes("pool", "target", "model", "budget", "config", "seed", "log", "overrides")
+@takes("pool", "target", "model", "budget", "config", "seed", "log")
 def look(
     given: dict[str, Any],
+    paths: PoolArgument = None,
     write: Annotated[
         str | None, typer.Option("--write", help="YAML file to make: the settings that matter, commented.")
     ] = None,
 ) -> None:
     """Show what is in a pool and its targets, and which methods can use them. Needs no model and no Ray."""
-    settings, console = prepare("look", given)
+    settings, console = prepare("look", *with_paths(given, paths))
     from raysift.jobs.commands.look import look as look_at
     from raysift.jobs.runs.checks import check_pool
 
@@ -287,11 +330,11 @@ def doctor(given: dict[str, Any]) -> None:
 @app.command(rich_help_panel="Look")
 def demo(
     run: Annotated[str, typer.Option("--run", help="Folder for the results.")] = "runs/demo",
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Repetitions.")] = 3,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds under which each training set is trained.")] = 2,
     fresh: Fresh = False,
     log: Log = None,
 ) -> None:
-    """Run the nano world end to end: select by yardsticks, fine-tune, evaluate, compare."""
+    """Compare every method on a small synthetic world, in minutes and offline."""
     from raysift.jobs.commands.demo import run_demo
     from raysift.jobs.runs.run import free_name
 
@@ -319,91 +362,9 @@ def submit(
     raise typer.Exit(submit_command(context.args, address, submission_id, wait, dry_run))
 
 
-@nano_app.command("build")
-def nano_build(
-    out: Annotated[str, typer.Option("--out", help="Folder for the models.")] = "runs/nano",
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-    only: Annotated[list[str] | None, typer.Option("--only", help="foundation, reward or encoder.")] = None,
-) -> None:
-    """Train the three nano models from scratch."""
-    from pathlib import Path
-
-    from raysift.jobs.nano_build import build
-
-    build(Path(out), seed, only, print)
-
-
-@nano_app.command("pool")
-def nano_pool(
-    path: Annotated[str, typer.Argument(help="JSONL file to write.")],
-    rows: Annotated[int, typer.Option("--rows", min=1)] = 4000,
-    seed: Annotated[int, typer.Option("--seed")] = 0,
-) -> None:
-    """Write a nano-world pool of any size."""
-    from raysift.nano.world import WorldConfig, write_pool
-
-    write_pool(path, rows, seed, WorldConfig())
-
-
-def run_guarded(body: Callable[[], None]) -> int:
-    """Run a command and turn errors into a message and an exit code. RAYSIFT_DEBUG=1 shows the traceback."""
-    terminated: list[int] = []
-
-    def terminate(number: int, _: object) -> None:
-        terminated.append(number)
-        sys.exit(TERMINATED)
-
-    # A library may turn the exit into an error of its own, or swallow it; the list still records it.
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        code = _run(body)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    return _stopped(TERMINATED) if terminated else code
-
-
-def _run(body: Callable[[], None]) -> int:
-    try:
-        body()
-    except KeyboardInterrupt:
-        return _stopped(INTERRUPTED)
-    except SystemExit as stop:
-        if _was_interrupted(stop):
-            return _stopped(INTERRUPTED)
-        return stop.code if isinstance(stop.code, int) else 1
-    except Exception as error:
-        cause = find_cause(error)  # our own errors too: raised inside a Ray task, their text is Ray's traceback
-        if os.environ.get("RAYSIFT_DEBUG") and not isinstance(error, RaysiftError):
-            raise
-        _complain(str(cause or f"{type(error).__name__}: {error}\nSet RAYSIFT_DEBUG=1 for the traceback."))
-        return cause.exit_code if cause else 1
-    return 0
-
-
-def _was_interrupted(stop: SystemExit) -> bool:
-    """Whether Typer made this exit from Ctrl-C. A command that handles Ctrl-C itself, like `submit`, exits on its own."""
-    error: BaseException | None = stop
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None
-
-
-def _stopped(code: int) -> int:
-    _complain(f"{'terminated' if code == TERMINATED else 'interrupted'}; {CONTINUES}")
-    return code
-
-
 def main() -> None:
     """Entry point of the `raysift` command."""
     sys.exit(run_guarded(lambda: app(args=spread_multiple(sys.argv[1:]), standalone_mode=True)))
-
-
-def _complain(text: str) -> None:
-    log = next((b for a, b in zip(sys.argv, sys.argv[1:], strict=False) if a == "--log"), None)
-    log = "json" if "--log=json" in sys.argv else log
-    from raysift.jobs.commands.console import Console
-
-    Console("json" if log == "json" else "plain").error(text)
 
 
 if __name__ == "__main__":

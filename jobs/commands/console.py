@@ -1,7 +1,7 @@
 """Output for people and cluster logs: progress, tables and messages, in one of four voices.
 
 `rich` draws for a terminal, `plain` writes lines, `quiet` prints only errors and tables, `json` writes one JSON object per
-line for log collectors. Row text never appears here.
+line for log collectors. Text of rows is printed only by `show`, `explain` and a run's end, and always escaped.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from typing import Any, Literal
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from raysift.jobs.commands.progress import Bar, Place
 from raysift.jobs.commands.table_layout import ABSENT, lay_out
 from raysift.pool.id_text import exact
 
+HEAD = 16  # columns of what a line is about
 LINES = "\n"  # errors and cells may have several lines
+# People need no hash on every line, and a failure's error is also raised, and printed once when the command ends.
+FOR_MACHINES = ("fingerprint", "error")
 Voice = Literal["rich", "plain", "quiet", "json"]
 
 
@@ -47,34 +50,44 @@ class Console:
         self.out = RichConsole(stderr=False, highlight=False, soft_wrap=voice != "rich")
         self.err = RichConsole(stderr=True, highlight=False, soft_wrap=True)
 
-    @property
-    def shows_progress(self) -> bool:
-        return self.voice == "rich"
+    def event(self, event: str, stage: str = "", step: str = "", **fields: Any) -> None:
+        """Report an event of the run: a JSON line for machines, a short sentence for people.
 
-    def event(self, event: str, stage: str = "", **fields: Any) -> None:
-        """Report an event of the run: a JSON line for machines, a short sentence for people."""
+        `step` says where the stage stands in its run, such as `3/8`.
+        """
         if self.voice == "json":
-            record = {"time": round(time.time(), 3), "event": event, "stage": stage, **fields}
+            where = {"step": step} if step else {}
+            record = {"time": round(time.time(), 3), "event": event, "stage": stage, **where, **fields}
             print(json.dumps(exact(record), default=str), file=sys.stderr, flush=True)
         elif self.voice in ("rich", "plain"):
-            # The error of a failure is also raised, and printed once when the command ends.
-            told = {key: value for key, value in fields.items() if key != "error" and value not in (None, {}, [])}
-            words = ", ".join(f"{key} {_show(value)}" for key, value in told.items())
-            line = f"[bold]{plain(stage):<9}[/] {plain(event)}{': ' + plain(words) if words else ''}"
-            self.err.print(line, soft_wrap=True)
+            told = {k: value for k, value in fields.items() if k not in FOR_MACHINES and value not in (None, {}, [])}
+            words = ", ".join(f"{key.replace('_', ' ')} {_show(value)}" for key, value in told.items())
+            self.line(stage, f"{event}{': ' + words if words else ''}", step)
+
+    def line(self, head: str, text: str, step: str = "") -> None:
+        """Print a line of a run for people."""
+        head = f"{step} {head}" if step else head
+        self.err.print(f"[bold]{plain(head):<{HEAD}}[/]{plain(text)}", soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print a remark that the user should read, such as a warning about the data."""
         if self.voice == "json":
             self.event("note", text=text)
         elif self.voice != "quiet":
-            self.err.print(f"[yellow]note[/]      {plain(text)}", soft_wrap=True)
+            self.err.print(f"[yellow]{'note':<{HEAD}}[/]{plain(text)}", soft_wrap=True)
+
+    def warn(self, text: str) -> None:
+        """Print a warning that no one must miss: also in the voice `quiet`."""
+        if self.voice == "json":
+            self.event("warning", text=text)
+        else:
+            self.err.print(f"[bold yellow]{'WARNING':<{HEAD}}{plain(text)}[/]", soft_wrap=True)
 
     def error(self, text: str) -> None:
         if self.voice == "json":
             self.event("error", text=text)
         else:
-            self.err.print(f"[bold red]error[/]     {plain(text, kept=LINES)}", soft_wrap=True)
+            self.err.print(f"[bold red]{'error':<{HEAD}}[/]{plain(text, kept=LINES)}", soft_wrap=True)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Print a result to standard output; the voice `json` writes one object with the rows instead."""
@@ -98,20 +111,17 @@ class Console:
             self.out.print(table, soft_wrap=False)
 
     @contextlib.contextmanager
-    def progress(self, title: str, total: int | None) -> Iterator[Progress | None]:
-        """A progress bar for work that the driver counts; None if the voice draws no bars."""
-        if not self.shows_progress:
-            yield None
-            return
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-        )
-        with Progress(*columns, console=self.err, transient=True) as bar:
-            bar.add_task(title, total=total)
+    def progress(self, title: str, total: int | None, unit: str = "", step: str = "") -> Iterator[Bar]:
+        """Show how far a piece of work is: a bar on a terminal, a line a minute in a log, nothing in the voice `quiet`."""
+        place: Place = {"rich": "terminal", "quiet": "nowhere"}.get(self.voice, "log")  # type: ignore[assignment]
+
+        def log(told: dict[str, Any], words: str) -> None:
+            if self.voice == "json":
+                self.event("progress", title, step, **told)
+            else:
+                self.line(title, words, step)
+
+        with Bar(place, f"{step} {title}".strip(), total, unit, log, self.err) as bar:
             yield bar
 
 

@@ -1,184 +1,160 @@
-"""`raysift demo`: the nano world end to end, in minutes and offline.
+"""`raysift demo`: every method on the nano world, in minutes and offline; one call of `raysift compare`.
 
-In the pool, one row in twenty helps with the target skill, and a third of all rows is spoilt. The demo compares selections
-by the yardsticks with two references: training on everything, and on rows known to be right (the oracle). Each selection is
-fine-tuned and tested in several seeds. The first seed runs stage by stage like `raysift uniform --train --test`, on Ray
-Train and actor pools. The others take one Ray task each, enough for nano models, with the same result. The distance from
-uniform to oracle is the room in which a method can show its worth.
+In the pool, one row in twelve practises the target skill, and a third of all rows is spoilt. Methods are compared with the
+yardsticks and with two references: training on everything, and on rows known to be right (the oracle). The distance from
+uniform to oracle is the room in which a method can show its worth. All figures come from the comparison; only the demo
+knows the truth about each row, and tells how many rows of the skill, and how many spoilt ones, each method chose.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.draws import uniform_of
-from raysift.evaluation.examples import read_examples
-from raysift.evaluation.intervals import seeds_interval
-from raysift.jobs import stages
 from raysift.jobs.api import own_session
-from raysift.jobs.commands.console import Console
-from raysift.jobs.recipes import run_method
-from raysift.jobs.runs.models import find_model
-from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.tables import read_chunks
-from raysift.manifest import Manifest, read_manifest
-from raysift.nano.world import examples, is_clean, is_relevant, write_pool
-from raysift.records import ID, META, ROWS, SCORE
-from raysift.settings.budget import parse_budget
-from raysift.settings.config import CommonConfig, make_config
+from raysift.jobs.commands.console import Console, printable
+from raysift.jobs.commands.table_layout import duration
+from raysift.jobs.compare import rendering
+from raysift.jobs.compare.compare import compare
+from raysift.jobs.compare.plan import make_plan
+from raysift.jobs.runs.run import Run
+from raysift.methods import METHODS
+from raysift.nano.world import examples, generate_pool, is_clean, is_relevant, preference_pairs, write_pool
+from raysift.records import MESSAGES, META
 from raysift.storage import Location
 
 TARGET = "last_letters"
-POOL_ROWS = 4000
-POOL_SEED = 1000
+POOL_ROWS = 2000
+WORLD_SEED = 1000
 TEST_ROWS = 160
-BUDGET = "5%"
-PASSES_OVER_ALL = 1  # epochs on the full pool: more optimizer steps than any selection gets
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One training of the comparison; `files` are the rows it trains on, None for the untrained model."""
-
-    name: str
-    seed: int
-    files: tuple[Location, ...] | None
-    epochs: int | None = None
-    """Default: as many as the recipe sets."""
-    scores: dict[str, float] | None = None
-    """By question, if the cell has been tested already."""
+TARGET_ROWS = 32
+BUDGET = 80
+SHOWN_ROWS = 3
+SHOWN_CHARACTERS = 60
+CUT = (
+    "cut to be quick: a pool of {rows:,} rows, {seeds} seeds, one selection of each method, gradients at 2 checkpoints of 4, "
+    "10 rounds of RAISE instead of 20. More: raysift demo --seeds 5 --run runs/demo5"
+)
 
 
 def run_demo(folder: str, seeds: int, console: Console) -> None:
-    """Select, train, test, and print the table."""
+    """Select with every method, train, test, and tell what came out."""
+    run = Run(folder, console)
+    run.claim()
+    values = write_world(run.folder) | {"compare": {"methods": contenders(run.folder), "seeds": seeds, "selections": 1}}
+    plan = make_plan(values)
+    console.note(
+        f"{len(plan.contenders)} training sets of {BUDGET} rows from a pool of {POOL_ROWS:,}; target skill: {TARGET}"
+    )
     with own_session() as start:
-        run = Run(folder, console, start=start)
-        run.claim()
-        config = write_world(run)
-        cells = [Cell("base model", 0, None)]
-        for seed in range(seeds):
-            cells += select_rows(run, config, seed)
-        compare = run.stage(
-            "compare",
-            {"seeds": seeds, "train": config.train, "evaluate": config.evaluate, "target": TARGET, "budget": BUDGET},
-            {"model": find_model(run, config).identity, "pool": [POOL_ROWS, POOL_SEED, TEST_ROWS]},
-            lambda work: compare_cells(cells, config, work, console),
-        )
-    show_comparison(compare, console, seeds)
+        run.start = start
+        found = compare(run, plan, values, every_stage=False)
+    rendering.show(found, console, all_tables=False)
+    show_truth(run, found, console)
+    show_rows(run, "less", console)
+    console.note("time: " + ", ".join(f"{part} {duration(seconds)}" for part, seconds in found["seconds"].items()))
+    console.note(CUT.format(rows=POOL_ROWS, seeds=seeds))
+    for line in next_commands(folder):
+        console.note(line)
 
 
-def write_world(run: Run) -> CommonConfig:
-    """Write the pool and the test set as files like a user's own; return the settings."""
-    pool, test = f"{run.folder.path}/pool.jsonl", f"{run.folder.path}/test.jsonl"
-    write_pool(pool, POOL_ROWS, POOL_SEED)
-    lines = [orjson.dumps(e) for e in examples(TEST_ROWS, POOL_SEED, [TARGET], "test")]
-    (run.folder / "test.jsonl").write(b"\n".join(lines) + b"\n")
-    return make_config(
-        {"pool": [pool], "test": [test], "budget": BUDGET, "model": "nano", "evaluate": {"max_new_tokens": 32}}
-    )
+def write_world(folder: Location) -> dict[str, Any]:
+    """Write pool, targets and test set as files like a user's own; return the settings that all methods share."""
+    home = (folder / "world").make_folder()
+    pool = write_pool(f"{home.path}/pool.jsonl", POOL_ROWS, WORLD_SEED)
+    _write(home / "test.jsonl", examples(TEST_ROWS, WORLD_SEED, [TARGET], "test"))
+    _write(home / "target.jsonl", examples(TARGET_ROWS, WORLD_SEED, [TARGET], "validation"))
+    _write(home / "pairs.jsonl", preference_pairs(TARGET_ROWS, WORLD_SEED, [TARGET]))
+    _write(home / "oracle.jsonl", oracle_rows())
+    return {
+        "pool": [str(pool)],
+        "test": [f"{home.path}/test.jsonl"],
+        "budget": str(BUDGET),
+        "model": "nano",
+        "evaluate": {"max_new_tokens": 32},
+        "resources": {"train_workers": 0},
+    }
 
 
-def select_rows(run: Run, config: CommonConfig, seed: int) -> list[Cell]:
-    """The training sets of one seed."""
-    cells = []
-    for method in ("uniform", "longest"):
-        own = Run(run.folder / f"{method}-{seed}", run.console, start=run.start)
-        whole_journey = method == "uniform" and seed == 0
-        train = config.train.model_copy(update={"seed": seed})
-        settings = {"method": method, "seed": seed, "train": train, "train_on_selection": whole_journey}
-        chosen = run_method(own, config.model_copy(update=settings))
-        scores = tested_scores(own) if whole_journey else None
-        cells.append(Cell(f"{method} {BUDGET}", seed, tuple(own.files(chosen, "rows")), scores=scores))
-    pool = Run(run.folder / f"uniform-{seed}", Console("quiet"), start=run.start)
-    rows = stages.ingest(pool, config)
-    cells.append(Cell("full pool", seed, tuple(pool.files(rows, "rows")), PASSES_OVER_ALL))
-    cells.append(Cell(f"oracle {BUDGET}", seed, oracle_rows(run, pool, rows, seed)))
-    return cells
+def _write(place: Location, rows: Iterable[Mapping[str, Any]]) -> None:
+    place.write(b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows))
 
 
-def tested_scores(run: Run) -> dict[str, float]:
-    """Scores by question of an evaluated run."""
-    manifest = read_manifest(run.folder / "evaluate")
-    assert manifest is not None
-    place = run.files(manifest, "answers")[0]
-    table = pq.read_table(place.path, filesystem=place.fs, columns=[ID, SCORE])
-    return dict(zip(table[ID].to_pylist(), table[SCORE].to_pylist(), strict=True))
-
-
-def oracle_rows(run: Run, pool: Run, rows: Manifest, seed: int) -> tuple[Location, ...]:
+def oracle_rows() -> list[dict[str, Any]]:
     """As many rows as the budget allows, all of the target skill and known to be right; no method can know them."""
-    found = pa.concat_tables(read_chunks(pool.files(rows, "rows"), ROWS.names))
-    truth = [json.loads(meta) for meta in found[META].to_pylist()]
-    fits = [is_clean(row) and is_relevant(row, TARGET) for row in truth]
-    right = found.filter(pa.array(fits))
-    order = uniform_of(right[ID].to_numpy(), seed).argsort()[: parse_budget(BUDGET).rows_of(rows.counts["kept"])]
-    place = (run.folder / f"oracle-{seed}").make_folder() / "rows.parquet"
-    pq.write_table(right.take(pa.array(order)), place.path, filesystem=place.fs)
-    return (place,)
+    right: dict[str, dict[str, Any]] = {}
+    for row in generate_pool(POOL_ROWS, WORLD_SEED):
+        if is_clean(row) and is_relevant(row, TARGET) and row["duplicate"] is None:
+            right.setdefault(json.dumps(row["messages"]), row)
+    return list(right.values())[:BUDGET]
 
 
-def compare_cells(cells: list[Cell], config: CommonConfig, work: Location, console: Console) -> StageResult:
-    """Train and test all cells, as many at a time as there are CPUs; finished cells survive an interruption."""
-    import ray
-
-    task = ray.remote(num_cpus=1, max_retries=2)(train_and_test)
-    open_cells = [c for c in cells if not (work / f"{c.name}-{c.seed}.json").exists()]
-    waiting = [task.remote(cell, config, work) for cell in open_cells]
-    with console.progress("train and test", len(waiting)) as bar:
-        while waiting:
-            done, waiting = ray.wait(waiting)
-            ray.get(done)
-            if bar:
-                bar.advance(bar.task_ids[0])
-    results = [json.loads((work / f"{c.name}-{c.seed}.json").read_text()) for c in cells]
-    return StageResult(counts={"rows_in": len(cells), "kept": len(results)}, values={"results": results})
+def contenders(folder: Location) -> dict[str, dict[str, Any]]:
+    """Every method that takes part in the papers' comparisons, and the two references."""
+    home = f"{folder.path}/world"
+    return {
+        "less": {"target": [f"{home}/target.jsonl"], "less": {"checkpoints": 2}},
+        "rose": {"target": [f"{home}/pairs.jsonl"], "rose": {"checkpoints": 2}},
+        "mods": {},
+        "raise": {"target": [f"{home}/target.jsonl"], "raise": {"learning": {"rounds": 10}}},
+        "full pool": {"rows": [f"{home}/pool.jsonl"], "train": {"epochs": 1}},
+        "oracle": {"rows": [f"{home}/oracle.jsonl"]},
+    }
 
 
-def train_and_test(cell: Cell, config: CommonConfig, work: Location) -> None:
-    """Train and test one cell in this process on one thread; nano models gain nothing from more."""
-    import torch
-
-    from raysift.jobs.training.evaluate import evaluate_here
-    from raysift.jobs.training.finetune import finetune
-
-    torch.set_num_threads(1)
-    resources = config.resources.model_copy(update={"train_workers": 0, "threads": 1})
-    adapter, scores = None, cell.scores
-    result: dict[str, Any] = {"name": cell.name, "seed": cell.seed, "rows": 0}
-    if cell.files and scores:
-        result["rows"] = sum(pq.read_metadata(f.path, filesystem=f.fs).num_rows for f in cell.files)
-    elif cell.files:
-        changes = {"seed": cell.seed} | ({"epochs": cell.epochs} if cell.epochs else {})
-        train = config.train.model_copy(update=changes)
-        out = work / f"{cell.name}-{cell.seed}"
-        report = finetune(cell.files, out, train, config.model, resources)
-        adapter = (out / f"epoch-{report.epochs[-1].epoch}" / "adapter").path
-        result |= {"rows": report.counts["rows_in"], "train_seconds": report.seconds}
-    tests = read_examples(config.test[0])
-    scores = (
-        scores or evaluate_here(tests, config.model, config.evaluate, adapter=adapter, device="cpu", threads=1).scores()
-    )
-    result["scores"] = [scores[test.id] for test in tests]
-    (work / f"{cell.name}-{cell.seed}.json").write(json.dumps(result))
-
-
-def show_comparison(compare: Manifest, console: Console, seeds: int, of: str = TARGET) -> None:
-    """Print the accuracy; its interval covers seeds and questions, since both are random draws."""
-    results = compare.values["results"]
+def show_truth(run: Run, found: Mapping[str, Any], console: Console) -> None:
+    """Print how many chosen rows practise the target skill and how many are spoilt, which only the nano world knows."""
     lines = []
-    for name in dict.fromkeys(result["name"] for result in results):
-        own = [result for result in results if result["name"] == name]
-        mean, low, high = seeds_interval([result["scores"] for result in own]).within(0, 1)
-        lines.append([name, own[0]["rows"], len(own), f"{mean:.3f}", f"{low:.3f}", f"{high:.3f}"])
-    questions = len(results[0]["scores"])
-    title = f"Accuracy on {of} ({questions} questions, {seeds} seeds, 95 % intervals)"
-    console.table(title, ["trained on", "rows", "seeds", "accuracy", "from", "to"], lines)
+    for line in found["methods"]:
+        rows = chosen_rows(run, line["name"])
+        if rows is None:
+            continue
+        truth = [json.loads(meta) for meta in rows[META].to_pylist()]
+        share = sum(is_relevant(row, TARGET) for row in truth) / len(truth)
+        spoilt = sum(not is_clean(row) for row in truth) / len(truth)
+        lines.append([line["name"], f"{share:.0%}", f"{spoilt:.0%}"])
+    console.table("What was chosen, of the first seed", ["trained on", f"practises {TARGET}", "spoilt"], lines)
+
+
+def show_rows(run: Run, name: str, console: Console) -> None:
+    """Print a few rows that a method chose."""
+    rows = chosen_rows(run, name)
+    assert rows is not None
+    texts = [
+        [_short(message["content"]) for message in row[:2]] for row in rows[MESSAGES].slice(0, SHOWN_ROWS).to_pylist()
+    ]
+    console.table(f"Some rows that {name} chose", ["question", "answer"], texts)
+
+
+def chosen_rows(run: Run, name: str) -> pa.Table | None:
+    """The rows of the first selection; None for the untrained model."""
+    home = run.folder / name.replace(" ", "_") / "seed-0"
+    stage = "choose" if name in METHODS else "ingest"
+    own = Run(home)
+    manifest = own.manifest(stage)
+    if manifest is None:
+        return None
+    return pa.concat_tables([pq.read_table(file.path, filesystem=file.fs) for file in own.files(manifest, "rows")])
+
+
+def next_commands(folder: str) -> list[str]:
+    """What to type after the demo."""
+    world = f"{folder}/world"
+    return [
+        f"see more:  raysift show {folder}   and   raysift show {folder}/less/seed-0",
+        f"try one:   raysift less --pool {world}/pool.jsonl --target {world}/target.jsonl --budget 5% --run runs/less",
+        "your own:  raysift look MY_POOL.jsonl --target MY_EXAMPLES.jsonl --write my.yaml",
+    ]
+
+
+def _short(text: str) -> str:
+    line = printable(" ".join(text.split()))
+    return line if len(line) <= SHOWN_CHARACTERS else line[: SHOWN_CHARACTERS - 1] + "…"
 
 
 __all__ = ["run_demo"]

@@ -42,14 +42,14 @@ class Finding(NamedTuple):
 
 def doctor(config: CommonConfig, console: Console) -> bool:
     """Print the findings; return True if nothing prevents a run."""
-    findings = [*machine(), *packages(), *checks(config)]
+    findings = [*machine(config), *packages(), *checks(config)]
     marks = {True: "ok", False: "PROBLEM", None: ""}
     console.table("raysift doctor", ["", "found", ""], [[f.what, f.found, marks[f.well]] for f in findings])
     return all(finding.well is not False for finding in findings)
 
 
-def machine() -> Iterator[Finding]:
-    """Processor, memory, GPUs, disk."""
+def machine(config: CommonConfig) -> Iterator[Finding]:
+    """Processor, memory, GPUs, and the number type that `auto` takes."""
     import torch
 
     yield Finding("raysift", f"{raysift.__version__}, Python {platform.python_version()}, {platform.platform()}")
@@ -62,7 +62,11 @@ def machine() -> Iterator[Finding]:
         yield Finding(f"GPU {number}", f"{card.name}, {card.total_memory / 2**30:.0f} GiB")
     if not count:
         yield Finding("GPU", "none that torch can use")
-    yield Finding("number type", f"{usual_dtype(on_gpu=bool(count))} where a setting says auto")
+    on_gpu = config.resources.on_gpu
+    where = "GPUs" if on_gpu else "this CPU"
+    yield Finding(
+        "number type", f"auto takes {usual_dtype(on_gpu)} on {where}; {config.train.dtype} to train {config.model}"
+    )
 
 
 def packages() -> Iterator[Finding]:

@@ -1,16 +1,17 @@
-"""`raysift explain RUN ID`: a row's score and rank, its cosines by checkpoint and subtask, and why it is in or out.
+"""What a run knows about a row: its text and origin, score and rank, cosines by checkpoint and subtask, why it is in or out.
 
-Works on any run; runs by gradient have more to show. A row's text is shown only on request.
+Works on any run; runs by gradient have more to tell. `explained.py` prints it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from raysift.actors.row_gradients import MATCHES
 from raysift.errors import ConfigError, DataError
@@ -20,7 +21,8 @@ from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
 from raysift.pool.given_input import conversation_of
-from raysift.records import ERROR, FATE, ID, MESSAGES, META, ORDER, RANK, REASON, SCORE, SOURCE
+from raysift.pool.id_text import id_ranges, id_text
+from raysift.records import ERROR, FATE, FILE, ID, MESSAGES, META, ORDER, POSITION, RANK, RAW, REASON, SCORE, SOURCE
 from raysift.scoring.embeddings import find_vectors
 from raysift.settings.budget import parse_budget
 from raysift.settings.config import CommonConfig, make_selector
@@ -29,7 +31,7 @@ from raysift.storage import Location
 if TYPE_CHECKING:
     from raysift.jobs.policy.story import RowStory
 
-SHOWN_PAIRS = 5
+SHOWN_IDS = 10
 NEAREST_ROW = "nearest chosen row"
 ANSWERING = ("match", "gradients", "necessity", "generate", "difficulty", "embed", "encode", "quality", "lengths")
 
@@ -56,6 +58,11 @@ class Explanation:
     id: int
     verdict: str
     source: str | None = None
+    file: str | None = None
+    position: int | None = None
+    """Line of a JSONL file, or number of a record, from 1."""
+    own_id: Any = None
+    """The id that the record itself names."""
     rejections: list[str] = field(default_factory=list)
     standing: Standing | None = None
     rank: int | None = None
@@ -72,25 +79,31 @@ class Explanation:
     policy: RowStory | None = None
     """What only a run of RAISE knows."""
     messages: list[dict[str, str]] | None = None
+    raw: str | None = None
+    """The record of a rejected row."""
 
 
 def explain(
-    folder: str, row_id: int, *, pairs: bool = True, text: bool = False, console: Console | None = None
+    folder: str, row_id: int | str, *, pairs: bool = True, text: bool = False, console: Console | None = None
 ) -> Explanation:
-    """Look up a row in all results of the run; with `pairs`, load the model if the run was by gradient."""
+    """Look up a row in all results of the run; with `pairs`, load the model if the run was by gradient.
+
+    `row_id` is a number, as in the tables, or text: the first digits of an id as raysift shows it.
+    """
     run = open_run(folder, console)
     config = run.config()
     rows = run.manifest("ingest")
     if rows is None:
         raise ConfigError(f"explain: {folder} has not finished ingest. Finish it with the command that began it.")
-    kept = find_row(run.files(rows, "rows"), row_id, [SOURCE, *([MESSAGES, META] if text or pairs else [])])
-    rejections = _rejections(run, rows, row_id)
+    row_id = find_id(run, rows, row_id)
+    kept = find_row(run.files(rows, "rows"), row_id, [SOURCE, MESSAGES, META, FILE, POSITION])
+    rejected = list(_rejected(run, rows, row_id))
+    rejections = [_rejection(line) for line in rejected]
     if kept is None:
-        if not rejections:
-            raise DataError(
-                f"explain: no row of {folder} has the id {row_id}, kept or rejected. Ids are in its scores.parquet."
-            )
-        return Explanation(row_id, f"not in the pool: {rejections[0]}", rejections=rejections)
+        first = rejected[0]
+        place = {"source": first[SOURCE], "file": first[FILE], "position": first[POSITION]}
+        raw = first[RAW] if text else None
+        return Explanation(row_id, f"not in the pool: {rejections[0]}", rejections=rejections, raw=raw, **place)
     scores, chosen = run.manifest("influence", "score", "order"), run.manifest("choose")
     standing, own = _standing(run, scores, row_id) if scores else (None, {})
     if chosen and own.get(FATE) and own.get(ORDER) is None:
@@ -107,7 +120,35 @@ def explain(
         from raysift.jobs.policy.story import row_story
 
         found["policy"] = row_story(run, row_id)
+    found |= {"file": kept[FILE], "position": kept[POSITION], "own_id": json.loads(kept[META] or "{}").get(ID)}
     return Explanation(row_id, verdict, kept[SOURCE], messages=kept[MESSAGES] if text else None, **found)
+
+
+def find_id(run: Run, rows: Manifest, wanted: int | str) -> int:
+    """The id that a number or a text means, among the rows that ingest kept or rejected."""
+    ranges = id_ranges(wanted) if isinstance(wanted, str) else [(wanted, wanted)]
+    if not ranges:
+        raise ConfigError(
+            f"explain: '{wanted}' is no row id. Ids have up to 16 digits of 0-9 and a-f, as `raysift show` prints them; "
+            "some of the first ones are enough."
+        )
+    found: set[int] = set()
+    for kind in ("rows", "rejected"):
+        for chunk in read_chunks(run.files(rows, kind), [ID]):
+            ids = chunk[ID].drop_null()
+            for low, high in ranges:
+                within = pc.and_(pc.greater_equal(ids, low), pc.less_equal(ids, high))
+                found.update(ids.filter(within).to_pylist())
+    if not found:
+        raise DataError(
+            f"explain: no row of {run.name} has the id {wanted}, kept or rejected. `raysift show {run.name}` prints some; "
+            "selection.parquet holds them as numbers."
+        )
+    if len(found) > 1:
+        listed = ", ".join(id_text(one) for one in sorted(found)[:SHOWN_IDS])
+        more = f" and {len(found) - SHOWN_IDS:,} more" if len(found) > SHOWN_IDS else ""
+        raise ConfigError(f"explain: {len(found):,} rows have an id like '{wanted}': {listed}{more}. Give more digits.")
+    return found.pop()
 
 
 def find_row(files: Sequence[Location], row_id: int, columns: Sequence[str]) -> dict[str, Any] | None:
@@ -120,14 +161,15 @@ def find_row(files: Sequence[Location], row_id: int, columns: Sequence[str]) -> 
     return None
 
 
-def _rejections(run: Run, rows: Manifest, row_id: int) -> list[str]:
-    """Why records with this id were rejected; a kept row may have rejected duplicates."""
-    found = []
-    for chunk in read_chunks(run.files(rows, "rejected"), [ID, "file", "position", REASON, "message"]):
-        for line in chunk.filter(pa.array([value == row_id for value in chunk[ID].to_pylist()])).to_pylist():
-            more = f" ({line['message']})" if line["message"] else ""
-            found.append(f"{line[REASON]}: {line['file']}, record {line['position']}{more}")
-    return found
+def _rejected(run: Run, rows: Manifest, row_id: int) -> Iterator[dict[str, Any]]:
+    """Rejected records with this id; a kept row may have rejected duplicates."""
+    for chunk in read_chunks(run.files(rows, "rejected"), [ID, SOURCE, FILE, POSITION, REASON, "message", RAW]):
+        yield from chunk.filter(pc.equal(chunk[ID], row_id)).to_pylist()
+
+
+def _rejection(line: dict[str, Any]) -> str:
+    more = f" ({line['message']})" if line["message"] else ""
+    return f"{line[REASON]}: {line[FILE]}, record {line[POSITION]}{more}"
 
 
 def _standing(run: Run, scores: Manifest, row_id: int) -> tuple[Standing | None, dict[str, Any]]:
@@ -220,7 +262,7 @@ def _nearest(run: Run, row_id: int, chosen: Manifest) -> dict[str, Any]:
     _, vectors = find_vectors(files, ids)
     away = np.linalg.norm(vectors.astype(np.float64) - own.astype(np.float64), axis=1)
     best = int(np.lexsort((ids, away))[0])
-    return {NEAREST_ROW: int(ids[best]), "distance": float(away[best])}
+    return {NEAREST_ROW: id_text(int(ids[best])), "distance": float(away[best])}
 
 
 def _matches(run: Run, scores: Manifest, row_id: int) -> dict[str, Any]:
@@ -237,57 +279,3 @@ def _matches(run: Run, scores: Manifest, row_id: int) -> dict[str, Any]:
         "subtasks": target.values["subtasks"],
         "subtask_weights": [by_target[of] for of in target.values["target_of"]] if len(by_target) > 1 else None,
     }
-
-
-def explain_command(folder: str, row_id: str, pairs: bool, text: bool, console: Console) -> None:
-    """Explain a row on screen."""
-    from raysift.jobs.api import own_session
-
-    try:
-        number = int(row_id)
-    except ValueError:
-        raise ConfigError(f"explain: '{row_id}' is no row id; ids are whole numbers, see scores.parquet.") from None
-    with_model = pairs and open_run(folder, console).manifest("influence") is not None
-    if with_model:
-        with own_session() as start:
-            start()
-            found = explain(folder, number, pairs=True, text=text, console=console)
-    else:
-        found = explain(folder, number, pairs=False, text=text, console=console)
-    show(found, console)
-
-
-def show(found: Explanation, console: Console) -> None:
-    """Print an explanation."""
-    lines: list[list[Any]] = [["id", str(found.id)], ["verdict", found.verdict], ["source", found.source]]
-    if found.standing:
-        lines += [["score", found.standing.score], ["percentile", round(found.standing.percentile, 2)]]
-    own = {name: str(value) if name == NEAREST_ROW else value for name, value in found.own.items()}
-    lines += [[name, value] for name, value in own.items() if not isinstance(value, list)]
-    lines += [["rejected twin" if found.source else "rejected", reason] for reason in found.rejections]
-    console.table("Row", ["", "value"], lines)
-    if found.matches:
-        table: list[list[Any]] = [
-            [name, weight, *cosines]
-            for name, weight, cosines in zip(found.checkpoints, found.weights, found.matches, strict=True)
-        ]
-        totals = np.array(found.weights) @ np.array(found.matches)
-        table.append(["weighted", None, *totals.tolist()])
-        if found.subtask_weights:
-            table.append(["target ×", None, *found.subtask_weights])
-        console.table("Cosine with the target", ["checkpoint", "weight", *found.subtasks], table)
-    if found.pulls:
-        strongest = [[p.file, str(p.record), p.subtask, p.pull, *p.cosines] for p in found.pulls[:SHOWN_PAIRS]]
-        console.table(
-            f"Pairs or examples of the target that pull most, of {len(found.pulls):,}",
-            ["file", "record", "subtask", "weighted", *found.checkpoints],
-            strongest,
-        )
-    if found.no_pulls:
-        console.note(f"explain: {found.no_pulls}.")
-    if found.policy:
-        from raysift.jobs.policy.story import show_row
-
-        show_row(found.policy, console)
-    if found.messages:
-        console.table("Text", ["role", "text"], [[m["role"], m["content"]] for m in found.messages])

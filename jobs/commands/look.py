@@ -17,7 +17,7 @@ from raysift.evaluation.examples import read_examples, reference_answer
 from raysift.jobs.commands.console import Console, printable
 from raysift.pool.checks import REASONS
 from raysift.pool.files import find_files
-from raysift.pool.likeness import Sample, compare, remarks, sample_of
+from raysift.pool.likeness import Sample, compare_samples, remarks, sample_of
 from raysift.pool.pairs import read_pairs
 from raysift.pool.survey import Survey, survey_pool
 from raysift.records import Message
@@ -52,7 +52,7 @@ def look(config: CommonConfig, write: str | None, console: Console) -> None:
     console.note(f"these files serve: {', '.join(methods)}")
     if write:
         open_location(write).write(starter_yaml(config, methods))
-        console.note(f"settings written to {write}; raysift {methods[0]} --config {write} runs them")
+        console.note(f"settings written to {write}; raysift run {write} runs them")
 
 
 def look_at_target(file: str) -> TargetLook:
@@ -115,7 +115,7 @@ def show_target(target: TargetLook, pool: Survey, console: Console) -> None:
         console.note(f"target {target.file}: {target.problem}")
         return
     console.note(f"target {target.file}: {target.what}")
-    for remark in remarks(target.file, compare(pool.language, target.language)):
+    for remark in remarks(target.file, compare_samples(pool.language, target.language)):
         console.note(remark)
 
 

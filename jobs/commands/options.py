@@ -20,26 +20,70 @@ if TYPE_CHECKING:
 MULTIPLE = ("--pool", "--target", "--test", "--reuse")
 OVERRIDE = re.compile(r"^([a-z_][a-z0-9_]*)(\.[a-z_][a-z0-9_]*)*=")
 
-Pool = Annotated[list[str] | None, typer.Option("--pool", help="Files, folders, globs or URIs of the pool.")]
-Target = Annotated[list[str] | None, typer.Option("--target", help="Examples or preference pairs to select for.")]
-Model = Annotated[str | None, typer.Option("--model", help="nano, smol, a Hugging Face id or a local folder.")]
+LOOKS = ("look", "doctor")  # commands that start no Ray
+
+
+def complete_setting(context: typer.Context, incomplete: str) -> list[str]:
+    """Settings that begin so, section by section, for the shell: `less.match.` after `less.ma`."""
+    from raysift.jobs.commands.settings import settings_of
+    from raysift.methods import METHODS
+
+    name = str(context.info_name)
+    keys = [f"{one.key}=" for one in settings_of(name if name in METHODS else "uniform")]
+    depth = incomplete.count(".") + 1
+    found = {".".join(key.split(".")[:depth]) + ("." if key.count(".") >= depth else "") for key in keys}
+    return sorted(one for one in found if one.startswith(incomplete))
+
+
+Pool = Annotated[
+    list[str] | None, typer.Option("--pool", metavar="PATH...", help="Files, folders, globs or URIs of the pool.")
+]
+Target = Annotated[
+    list[str] | None, typer.Option("--target", metavar="FILE...", help="Examples or preference pairs to select for.")
+]
+Model = Annotated[
+    str | None,
+    typer.Option("--model", metavar="MODEL", help="nano, smol, a Hugging Face id or a local folder; default: nano."),
+]
 Adapter = Annotated[
     str | None,
-    typer.Option("--adapter", help="A PEFT adapter on the model: training goes on from it, evaluation uses it."),
+    typer.Option(
+        "--adapter",
+        metavar="PATH",
+        help="A PEFT adapter on the model: training goes on from it, evaluation uses it; default: none.",
+    ),
 ]
-BudgetOption = Annotated[str | None, typer.Option("--budget", help="5%, 2000 (rows), 1.5Mtok (tokens).")]
-RunName = Annotated[str | None, typer.Option("--run", help="Folder or URI for the results; default: runs/COMMAND.")]
+BudgetOption = Annotated[
+    str | None, typer.Option("--budget", metavar="BUDGET", help="5%, 2000 (rows), 1.5Mtok (tokens); default: 5%.")
+]
+RunName = Annotated[
+    str | None, typer.Option("--run", metavar="RUN", help="Folder or URI for the results; default: runs/COMMAND.")
+]
 Reuse = Annotated[
     list[str] | None,
-    typer.Option("--reuse", help="A run whose finished stages count here, where settings and inputs are the same."),
+    typer.Option(
+        "--reuse",
+        metavar="RUN...",
+        help="A run whose finished stages count here, where settings and inputs are the same.",
+    ),
 ]
-ConfigFile = Annotated[str | None, typer.Option("--config", help="YAML file with any of the settings.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Every random choice follows from it.")]
-Test = Annotated[list[str] | None, typer.Option("--test", help="Example files to evaluate on.")]
-OnBadFile = Annotated[str | None, typer.Option("--on-bad-file", help="stop, or quarantine: set the file aside.")]
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "--config", metavar="FILE", help="YAML file with settings; its paths are relative to the current folder."
+    ),
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", metavar="NUMBER", help="Every random choice follows from it; default: 0.")
+]
+Test = Annotated[list[str] | None, typer.Option("--test", metavar="FILE...", help="Example files to evaluate on.")]
+OnBadFile = Annotated[
+    str | None, typer.Option("--on-bad-file", help="stop (default), or quarantine: set the file aside.")
+]
 Train = Annotated[bool, typer.Option("--train", help="Fine-tune the model on the selection.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Write under the next free name instead of an existing run.")]
 Log = Annotated[str | None, typer.Option("--log", help="rich, plain, quiet or json; default: rich on a terminal.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead; ids are text.")]
 AgainstModel = Annotated[str | None, typer.Option("--against-model", help="The model to compare with.")]
 AgainstAdapter = Annotated[str | None, typer.Option("--against-adapter", help="A PEFT adapter on it.")]
 Answers = Annotated[
@@ -47,7 +91,21 @@ Answers = Annotated[
 ]
 AgainstAnswers = Annotated[str | None, typer.Option("--against-answers", help="In place of --against-model: the same.")]
 JudgeModel = Annotated[str | None, typer.Option("--judge", help="Who judges; default: nano:reward.")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="section.key=value ...", show_default=False)]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="Settings: raysift settings METHOD",
+        metavar="[SECTION.KEY=VALUE]...",
+        show_default=False,
+        autocompletion=complete_setting,
+    ),
+]
+PoolArgument = Annotated[
+    list[str] | None,
+    typer.Argument(help="The pool, as with --pool, and settings.", metavar="[PATH]... [SECTION.KEY=VALUE]..."),
+]
+
+HIDDEN_TARGET = Annotated[list[str] | None, typer.Option("--target", hidden=True)]
 
 SHARED: dict[str, Any] = {
     "pool": Pool,
@@ -68,8 +126,11 @@ SHARED: dict[str, Any] = {
 }
 
 
-def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Adds the named shared options to a command; its body receives them as one dictionary, `given`."""
+def takes(*names: str, hide_target: bool = False) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Adds the named shared options to a command; its body receives them as one dictionary, `given`.
+
+    With `hide_target`, help leaves out `--target`, which is then taken only to be refused with a reason.
+    """
 
     def make_command(body: Callable[..., None]) -> Callable[..., None]:
         def command(**values: Any) -> None:
@@ -81,7 +142,7 @@ def takes(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 name,
                 inspect.Parameter.POSITIONAL_OR_KEYWORD,
                 default=False if name in ("train", "fresh") else None,
-                annotation=SHARED[name],
+                annotation=HIDDEN_TARGET if hide_target and name == "target" else SHARED[name],
             )
             for name in names
         ]
@@ -112,6 +173,8 @@ def prepare(command: str, given: dict[str, Any], more: Sequence[str] = ()) -> tu
 
     named = dict(given)
     console = make_console(named.pop("log", None))
+    if command not in LOOKS and console.voice in ("rich", "plain"):
+        console.line(command, "checking settings, pool and models ...")  # libraries and Ray take seconds to load
     file, fresh, bad = (named.pop(name, None) for name in ("config", "fresh", "on_bad_file"))
     named["train_on_selection"] = named.pop("train", None) or None
     overrides = [*more, *(named.pop("overrides", None) or []), *([f"ingest.on_bad_file={bad}"] if bad else [])]
@@ -122,6 +185,13 @@ def prepare(command: str, given: dict[str, Any], more: Sequence[str] = ()) -> tu
 
         run = free_name(run)
     return settings.model_copy(update={"run": run}), console
+
+
+def with_paths(given: dict[str, Any], arguments: Sequence[str] | None) -> tuple[dict[str, Any], list[str]]:
+    """The options with the pool's paths among the arguments, and the other arguments, which are settings."""
+    overrides = [argument for argument in arguments or [] if is_override(argument)]
+    paths = [argument for argument in arguments or [] if argument not in overrides] + (given["pool"] or [])
+    return given | {"pool": paths or None}, overrides
 
 
 def is_override(argument: str) -> bool:

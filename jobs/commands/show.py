@@ -1,77 +1,143 @@
-"""`raysift show RUN`: the essentials of a run as tables. Shows counts, scores and ids, never the text of a row."""
+"""`raysift show RUN`: what a run is and did, as tables: its settings, stages, trainings, selection, scores and tests."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.errors import ConfigError
+from raysift.evaluation.lift import sparkline
 from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.show_selection import show_selection
+from raysift.jobs.compare import rendering
+from raysift.jobs.compare.result import is_comparison, read_result
 from raysift.jobs.pool.target_check import LIKENESS
 from raysift.jobs.runs.run import Run, open_run
-from raysift.jobs.runs.selection import SELECTED
+from raysift.jobs.runs.stage_names import WHAT_IT_DOES
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
 from raysift.pool.likeness import remarks
-from raysift.records import ERROR, RANK, SCORE
+from raysift.records import ERROR
 from raysift.storage import Location
 
-TOP_ROWS = 5
 TOP_REASONS = 5
 BAR_WIDTH = 40
+BY_STAGE = {
+    "win_rate": "raysift.jobs.pairwise.win_rate:show_win_rate",
+    "search": "raysift.jobs.policy.search:show_search",
+}
+"""Functions of a manifest and a console that show the results of a stage, imported when there is one."""
 
 
 def show_run(folder: str, console: Console, by: str | None = None) -> None:
     """Print all that a finished or unfinished run holds; `by` is a column of the rows' meta by which to group picks."""
     run = open_run(folder, console)
+    if is_comparison(run.folder):
+        show_comparison(run, console)
+        return
     manifests = run.manifests()
     has_policy = (run.folder / "learn").exists() or any("curriculum" in manifest.files for manifest in manifests)
-    if by and not has_policy:
-        raise ConfigError(f"show: '{folder}' has no policy whose picks --by could tell apart. Leave it out.")
+    if by and not has_policy and not any(manifest.stage == "choose" for manifest in manifests):
+        raise ConfigError(f"show: '{folder}' holds no finished selection whose rows --by could group. Leave it out.")
+    show_settings(run, console)
     console.table(
         f"Stages of {folder}",
-        ["stage", "rows in", "kept", "rejected", "failed", "seconds", "rows/s"],
-        [_stage_line(manifest) for manifest in manifests],
+        ["stage", "rows in", "kept", "rejected", "failed", "seconds", "rows/s", "what it did"],
+        [[*_stage_line(manifest), WHAT_IT_DOES.get(manifest.stage, "")] for manifest in manifests],
     )
     if reused := [manifest for manifest in manifests if manifest.reused_from]:
         console.table(
             "Reused", ["stage", "done by run"], [[manifest.stage, manifest.reused_from] for manifest in reused]
         )
     for manifest in manifests:
-        if manifest.stage == "ingest":
-            show_ingest(run, manifest, console)
-        if manifest.stage == "targets":
-            show_targets(manifest, console)
-        for name, figures in manifest.values.get(LIKENESS, {}).items():
-            for remark in remarks(name, figures):
-                console.note(f"{manifest.stage}: {remark}")
-        if manifest.counts.get("failed"):
-            show_failures(run, manifest, console)
-        # The scores of `quality` are shown once: with the threshold of `good`, if that stage exists.
-        shown_later = manifest.stage == "quality" and any(other.stage == "good" for other in manifests)
-        if "histogram" in manifest.values and not shown_later:
-            show_threshold(manifest, console)
-        if "fates" in manifest.values:
-            fates = [[fate, count] for fate, count in manifest.values["fates"].items()]
-            console.table("What became of the rows", ["", "rows"], fates)
-        if manifest.stage == "win_rate":
-            from raysift.jobs.pairwise.win_rate import show_win_rate
-
-            show_win_rate(manifest, console)
-        if manifest.stage == "search":
-            from raysift.jobs.policy.search import show_search
-
-            show_search(manifest, console)
-        if manifest.stage == "choose":
-            show_selection(run, manifest, console)
+        show_stage(run, manifest, manifests, console, by)
     if has_policy:
         from raysift.jobs.policy.story import show_policy
 
         show_policy(run, console, by)
     show_evaluation(run, console)
+
+
+def show_comparison(run: Run, console: Console) -> None:
+    """Print the result of a comparison, and where its selections lie."""
+    found = read_result(run.folder)
+    if found is None:
+        console.note("the comparison is not finished; the command that began it continues it")
+    else:
+        rendering.show(found, console)
+    console.note(f"each selection is a run: raysift show {run.name}/METHOD/seed-N")
+
+
+def show_stage(run: Run, manifest: Manifest, others: list[Manifest], console: Console, by: str | None) -> None:
+    """Print what a stage found, beyond its line in the table of stages."""
+    if manifest.stage == "ingest":
+        show_ingest(run, manifest, console)
+    if manifest.stage == "targets":
+        show_targets(manifest, console)
+    for name, figures in manifest.values.get(LIKENESS, {}).items():
+        for remark in remarks(name, figures):
+            console.note(f"{manifest.stage}: {remark}")
+    if manifest.counts.get("failed"):
+        show_failures(run, manifest, console)
+    # The scores of `quality` are shown once: with the threshold of `good` or with the selection, if there is one.
+    shown_later = manifest.stage == "quality" and any(other.stage in ("good", "choose") for other in others)
+    if "histogram" in manifest.values and not shown_later:
+        show_threshold(manifest, console)
+    if "fates" in manifest.values:
+        fates = [[fate, count] for fate, count in manifest.values["fates"].items()]
+        console.table("What became of the rows", ["", "rows"], fates)
+    if "epochs" in manifest.files and "mean_losses" in manifest.values:
+        show_training(run, manifest, console)
+    if manifest.stage in BY_STAGE:
+        module, _, name = BY_STAGE[manifest.stage].partition(":")
+        show: Callable[[Manifest, Console], None] = getattr(import_module(module), name)
+        show(manifest, console)
+    if manifest.stage == "choose":
+        show_selection(run, manifest, console, whole=True, by=by)
+
+
+def show_settings(run: Run, console: Console) -> None:
+    """Print what the run was asked for, and a command that asks the same."""
+    made_with = run.made_with()
+    if made_with is None:
+        return
+    names = ("method", "model", "adapter", "budget", "seed", "pool", "target", "test")
+    told = [[name, _words(made_with[name])] for name in names if made_with.get(name) not in (None, [])]
+    console.table(f"Run {run.name}", ["", "setting"], [*told, ["command", command_of(made_with)]])
+
+
+def command_of(made_with: Mapping[str, Any]) -> str:
+    """The command of a run; settings that it leaves to files or `section.key=value` are in run.yaml."""
+    words = ["raysift", str(made_with.get("method") or "...")]
+    for name in ("pool", "target", "test"):
+        words += [f"--{name}", *made_with[name]] if made_with.get(name) else []
+    for name in ("model", "adapter", "budget", "seed"):
+        words += [f"--{name}", str(made_with[name])] if made_with.get(name) is not None else []
+    return shlex.join([*words, *(["--train"] if made_with.get("train_on_selection") else [])])
+
+
+def show_training(run: Run, manifest: Manifest, console: Console) -> None:
+    """Print the loss of each epoch, its curve, and where the trained weights are."""
+    values, last = manifest.values, run.files(manifest, "epochs")[-1]
+    rates = values["mean_learning_rates"]
+    rows = [[str(i), loss, rate] for i, (loss, rate) in enumerate(zip(values["mean_losses"], rates, strict=True), 1)]
+    console.table(
+        f"Training {manifest.stage}: {values['steps']:,} steps", ["epoch", "mean loss", "learning rate"], rows
+    )
+    if curve := [loss for _, loss in values.get("losses", [])]:
+        console.note(f"{manifest.stage}: loss {curve[0]:.3f} {sparkline(curve)} {curve[-1]:.3f}")
+    kind = "adapter" if (last / "adapter").exists() else "model"
+    console.note(f"{manifest.stage}: {kind} in {last / kind}")
+
+
+def _words(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def show_ingest(run: Run, manifest: Manifest, console: Console) -> None:
@@ -92,6 +158,8 @@ def show_targets(manifest: Manifest, console: Console) -> None:
         for kind, name in (("unreadable", "unreadable"), ("set aside", "set_aside"))
         for reason, count in sorted(counts.get(name, {}).items())
     ]
+    if counts.get("not_drawn"):
+        without.append(["not drawn (targets.limit)", counts["not_drawn"]])
     rows = [["with a gradient", counts["rows_in"] - sum(count for _, count in without)]]
     if counts.get("truncated"):
         rows.append(["with a gradient, of a part of the answer", counts["truncated"]])
@@ -130,36 +198,6 @@ def show_threshold(manifest: Manifest, console: Console) -> None:
     console.table(f"Scores of {manifest.stage} ({where})", ["score", "rows", ""], rows)
 
 
-def show_selection(run: Run, manifest: Manifest, console: Console) -> None:
-    """Print the selection by source, and the first ranks."""
-    by_source = manifest.values["by_source"]
-    console.table(
-        f"Selected {manifest.counts['kept']:,} of {manifest.counts['rows_in']:,} rows",
-        ["source", "pool", "selected", "lift"],
-        [[source, line["pool"], line["selected"], line["lift"]] for source, line in by_source.items()],
-    )
-    if asked := manifest.counts.get("tokens_asked"):
-        console.note(f"tokens: {manifest.counts['tokens']:,} selected, {asked:,} asked for")
-    place = run.files(manifest, "selection")[0]
-    chosen = pq.read_table(place.path, filesystem=place.fs)
-    told = [name for name in chosen.column_names if not pa.types.is_nested(chosen.schema.field(name).type)]
-    # Skip a method's own column that repeats the rank or the score; space is short.
-    again = [name for name in told if name not in (RANK, SCORE) and _repeats(chosen, name)]
-    first = chosen.slice(0, TOP_ROWS).select([name for name in told if name not in again])
-    console.table("First ranks", first.column_names, [list(row.values()) for row in _as_text_ids(first.to_pylist())])
-    written = run.files(manifest, "selected")[0]
-    console.note(f"selected rows: {run.folder / SELECTED / written.name}")
-
-
-def _repeats(chosen: pa.Table, name: str) -> bool:
-    def numbers(column: str) -> pa.ChunkedArray:
-        return chosen[column].cast(pa.float64(), safe=False)  # ids use all 64 bits
-
-    if not (pa.types.is_integer(chosen[name].type) or pa.types.is_floating(chosen[name].type)):
-        return False
-    return any(numbers(name).equals(numbers(other)) for other in (RANK, SCORE))
-
-
 def show_evaluation(run: Run, console: Console) -> None:
     """Print the scores of every evaluate stage of the run."""
     manifest = read_manifest(run.folder / "evaluate")
@@ -191,8 +229,3 @@ def _stage_line(manifest: Manifest) -> list[object]:
         None if manifest.reused_from else manifest.seconds,
         None if manifest.reused_from or manifest.values.get("vectors_computed") == 0 else manifest.rows_per_second,
     ]
-
-
-def _as_text_ids(rows: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Ids without thousands separators, so that they can be copied."""
-    return [{key: str(value) if key == "id" else value for key, value in row.items()} for row in rows]

@@ -8,7 +8,8 @@ wheel only by its file name, so it would run the code of an earlier upload.
     python -m raysift.jobs.commands.submit --stage build/cluster
 
 makes that folder for `ray job submit --runtime-env cluster/runtime-env.yaml`. The cluster's Python needs raysift's
-dependencies. Apart from the code, only files named with `--config` are shipped. Pools, models and runs are read and written
+dependencies. Apart from the code, only settings files are shipped: of
+`--config`, and the YAML of `run` and `compare`. Pools, models and runs are read and written
 on the cluster, so their paths must mean the same on all its nodes.
 """
 
@@ -46,8 +47,11 @@ RAY_VERSIONS = ">=2.60,<2.64"
 PYTHON_VERSIONS = ">=3.11"
 EXCLUDES = ["__pycache__", "*.pyc"]
 ENV_NAMES = "RAYSIFT_SUBMIT_ENV"
-PATH_OPTIONS = ("pool", "target", "test", "run", "reuse")
-WRITES_A_RUN = ("ingest", "finetune", "evaluate", "demo")
+PATH_OPTIONS = ("pool", "target", "test", "run", "reuse", "out", "RUN")
+WRITES_A_RUN = ("ingest", "finetune", "evaluate", "demo", "run", "compare", "search", "win-rate")
+TAKE_POOL, TAKE_YAML = ("ingest", "look"), ("run", "compare")
+TAKE_RUN = ("export", "show", "explain", "rescore")
+FLAGS = ("train", "fresh", "json", "pairs", "no-pairs", "text", "no-text", "help")
 INTERRUPTED = 130
 RECONNECT_S = 2.0
 MAX_RECONNECTS = 30
@@ -140,20 +144,44 @@ def job_exit_code(details: JobDetails) -> int:
 
 
 def _ship_configs(arguments: Sequence[str], files: Path) -> Iterator[str]:
-    """Copy each file of `--config` to `files`; yield the arguments with its name in the job."""
-    previous = ""
-    for argument in arguments:
-        name = argument.removeprefix("--config=") if argument.startswith("--config=") else argument
-        if (previous == "--config" or name != argument) and "://" not in name:
+    """Copy each settings file to `files`; yield the arguments with its name in the job."""
+    for option, argument in _meanings(arguments):
+        name = argument.removeprefix("--config=")
+        if option == "config" and "://" not in name:
             source = Path(name).expanduser()
             if not source.is_file():
-                raise ConfigError(f"submit: there is no file '{name}' (--config).")
+                raise ConfigError(f"submit: there is no file '{name}' (--config, or the YAML of `run` and `compare`).")
             files.mkdir(exist_ok=True)
             shutil.copyfile(source, files / "config.yaml")
             yield argument.removesuffix(name) + "config.yaml"
         else:
             yield argument
-        previous = argument
+
+
+def _meanings(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each argument with the option it is a value of, or with what its place means; empty for the rest."""
+    command, option, place = arguments[0], "", 0
+    yield "", command
+    for argument in arguments[1:]:
+        if argument.startswith("--"):
+            name, equals, _ = argument[2:].partition("=")
+            yield (name if equals else ""), argument
+            option = "" if equals or name in FLAGS else name
+        elif option:
+            yield option, argument
+            option = ""
+        else:
+            yield ("" if is_override(argument) else _meaning(command, argument, place)), argument
+            place += 1
+
+
+def _meaning(command: str, argument: str, place: int) -> str:
+    """What an argument without an option names."""
+    if command in TAKE_POOL:
+        return "pool"
+    if command in TAKE_YAML and argument.endswith((".yaml", ".yml")):
+        return "config"
+    return "RUN" if command == "compare" or (command in TAKE_RUN and place == 0) else ""
 
 
 def _require_reachable_paths(arguments: Sequence[str]) -> None:
@@ -175,23 +203,15 @@ def _require_reachable_paths(arguments: Sequence[str]) -> None:
 
 
 def _named_paths(arguments: Sequence[str]) -> dict[str, list[str]]:
-    """Paths by option, from the command or, for options it omits, from its `--config` file."""
+    """Paths by option, from the command or, for options it omits, from its settings file."""
     named: dict[str, list[str]] = {option: [] for option in PATH_OPTIONS}
     settings: dict[str, Any] = {}
-    option = ""
-    for argument in spread_multiple(arguments)[1:]:
-        if argument.startswith("--"):
-            option, _, value = argument[2:].partition("=")
-        else:
-            value = argument
-            if not option and arguments[0] == "ingest" and not is_override(argument):
-                option = "pool"
+    for option, argument in _meanings(spread_multiple(arguments)):
+        value = argument.removeprefix(f"--{option}=")
         if value and option in named:
             named[option].append(value)
         elif value and option == "config" and "://" not in value and Path(value).expanduser().is_file():
             settings = _read_settings(value)
-        if value:
-            option = ""
     for option in PATH_OPTIONS:
         given = settings.get(option) or []
         named[option] = named[option] or ([given] if isinstance(given, str) else [str(path) for path in given])

@@ -62,3 +62,11 @@ def _widen(columns: Sequence[tuple[Column, Column]], width: int) -> list[Column]
 
 def _width_of(widths: Sequence[int]) -> int:
     return sum(widths) + BETWEEN * len(widths) + BORDER
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes of long work, minutes and seconds of short."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{seconds:.1f}s"

@@ -20,7 +20,7 @@ from raysift.evaluation.metrics import EvalConfig
 from raysift.evaluation.target_answers import target_conversations
 from raysift.fingerprint import fingerprint
 from raysift.jobs.compare.selections import Chosen
-from raysift.jobs.runs.models import adapter_input, find_model
+from raysift.jobs.runs.models import adapter_input, computing, find_model, number_type
 from raysift.jobs.runs.run import Run
 from raysift.pool.files import find_files, fingerprint_files
 from raysift.records import ERROR
@@ -45,6 +45,7 @@ class Cell:
     train: TrainConfig
     evaluate: EvalConfig
     model: str
+    dtype: str
     adapter: str | None
     trust_remote_code: bool
     test: tuple[str, ...]
@@ -67,7 +68,7 @@ def plan_cells(
     tested = {
         "test": fingerprint_files(find_files(shared.test)),
         "loss_on": fingerprint_files(find_files(list(loss_on))) if loss_on else None,
-        "model": model.identity,
+        "model": computing(shared, model),
     } | adapter_input(shared.adapter)
 
     def cell(name: str, seed: int, training: int, rows: Chosen | None) -> Cell:
@@ -84,6 +85,7 @@ def plan_cells(
             train,
             config.evaluate,
             model.name,
+            number_type(shared, model.name),
             shared.adapter,
             shared.trust_remote_code,
             tuple(shared.test),
@@ -108,11 +110,10 @@ def run_cells(run: Run, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     if todo:
         run.start()
         several = next(iter(todo.values())).resources.train_workers > 1
-        with run.console.progress("train and test", len(todo)) as bar:
+        with run.console.progress("train and test", len(todo), "trainings") as bar:
             for done in _one_by_one(list(todo.values())) if several else _side_by_side(list(todo.values())):
                 run.record("finished", "train", rows_of=done.name, seed=done.seed)
-                if bar:
-                    bar.advance(bar.task_ids[0])
+                bar.advance()
     return [cell.result() or {} for cell in cells]
 
 
@@ -173,16 +174,17 @@ def _test(cell: Cell, model: str, adapter: Any, on_ray: bool) -> dict[str, Any]:
     loads: dict[str, Any] = {"adapter": adapter, "trust_remote_code": cell.trust_remote_code}
     own = cell.resources
     if on_ray:
-        found = evaluate(tests, model, cell.place / "tested", asked, own, **loads)
+        found = evaluate(tests, model, cell.place / "tested", asked, own, dtype=cell.dtype, **loads)
         return {"scores": found.scores(), "loss": None}
-    loaded = load(model, adapter, "auto", own.placed_on, own.threads, cell.trust_remote_code)
+    loaded = load(model, adapter, cell.dtype, own.placed_on, own.threads, cell.trust_remote_code)
     scores = evaluate_here(tests, loaded, asked).scores()
     return {"scores": scores, "loss": target_loss(cell.loss_on, loaded, template) if cell.loss_on else None}
 
 
 def target_loss(paths: Sequence[str], loaded: Any, template: str) -> float | None:
     """Mean loss over the tokens of the target's right answers; None if no answer can be read by the model."""
-    from raysift.actors.likelihood import LABEL_TOKENS, LOSS, AnswerLoss
+    from raysift.actors.likelihood import LOSS, AnswerLoss
+    from raysift.scoring.columns import LABEL_TOKENS
 
     answers = AnswerLoss(loaded, template=template)(target_conversations(paths))
     answers = answers.filter(answers[ERROR].is_null())

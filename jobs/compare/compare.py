@@ -8,7 +8,7 @@ RUN/compare.json     the result, beside compare.md and compare.csv
 
 from __future__ import annotations
 
-import json
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,19 +17,21 @@ import yaml
 from raysift.errors import ClaimError, ConfigError, StaleRunError
 from raysift.evaluation.entries import BASE
 from raysift.evaluation.standings import Measured, check_claim, claim_holds, standings
-from raysift.jobs.compare import rendering
 from raysift.jobs.compare.cells import Cell, plan_cells, run_cells
 from raysift.jobs.compare.plan import Plan
+from raysift.jobs.compare.result import SETTINGS, write_result
 from raysift.jobs.compare.selections import Chosen, make_selections
 from raysift.jobs.runs.replay import name_from_anywhere
 from raysift.jobs.runs.run import Run
-from raysift.storage import Location, refuse_passwords
-
-RESULT, SETTINGS = "compare.json", "compare.yaml"
+from raysift.storage import refuse_passwords
 
 
-def compare(run: Run, plan: Plan, values: Mapping[str, Any], claims: Sequence[str] = ()) -> dict[str, Any]:
-    """Run the whole comparison and return its result; raises if a claim does not hold, after the result is written."""
+def compare(
+    run: Run, plan: Plan, values: Mapping[str, Any], claims: Sequence[str] = (), every_stage: bool = True
+) -> dict[str, Any]:
+    """Run the whole comparison, write its result and return it; `every_stage` prints the stages of each selection."""
+    clock = time.perf_counter
+    began = clock()
     names = [BASE, *(contender.name for contender in plan.contenders)]
     checked = [check_claim(text, names) for text in claims]
     if (run.made_with() or {}).get("method"):
@@ -38,7 +40,8 @@ def compare(run: Run, plan: Plan, values: Mapping[str, Any], claims: Sequence[st
     refuse_passwords(text)
     run.claim()
     (run.folder / SETTINGS).write(text)
-    selections = list(make_selections(run, plan))
+    selections = list(make_selections(run, plan, every_stage))
+    selected = clock()
     loss_on = plan.settings.loss_on or _targets(plan)
     cells = plan_cells(run, plan.shared, selections, plan.settings.training_seeds, loss_on)
     results = run_cells(run, cells)
@@ -49,6 +52,7 @@ def compare(run: Run, plan: Plan, values: Mapping[str, Any], claims: Sequence[st
         dict(zip(("claim", "holds", "verdict"), (text, *claim_holds(claim, measured, plan.settings.gain)), strict=True))
         for text, claim in zip(claims, checked, strict=True)
     ]
+    found["seconds"] = {"selections": selected - began, "training and testing": clock() - selected}
     write_result(run.folder, found)
     return found
 
@@ -91,16 +95,3 @@ def measure(
             own.steps.append(result["steps"])
             own.training_seconds.append(result["seconds"])
     return measured
-
-
-def write_result(folder: Location, found: Mapping[str, Any]) -> None:
-    """Write the result in three forms; the JSON comes last, since it marks a finished comparison."""
-    (folder / "compare.md").write(rendering.as_markdown(found))
-    (folder / "compare.csv").write(rendering.as_csv(found))
-    (folder / RESULT).write(json.dumps(found, indent=1) + "\n")
-
-
-def read_result(folder: Location) -> dict[str, Any] | None:
-    """The result of a finished comparison; None if the folder holds none."""
-    file = folder / RESULT
-    return dict(json.loads(file.read_bytes())) if file.exists() else None

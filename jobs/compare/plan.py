@@ -57,6 +57,15 @@ class Plan:
     contenders: Sequence[Contender]
     seeds: Sequence[int]
 
+    def selections_of(self, contender: Contender) -> int:
+        """How many seeds get a selection of their own."""
+        most = len(self.seeds)
+        return (
+            most
+            if contender.name == UNIFORM or contender.only_finished
+            else min(most, self.settings.selections or most)
+        )
+
 
 def make_plan(values: Mapping[str, Any]) -> Plan:
     """The comparison that settings ask for: methods, finished runs, or both; yardsticks join with the same seeds."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from raysift.evaluation.entries import BASE, LONGEST, UNIFORM
 from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.table_layout import duration
 
 Table = tuple[str, list[str], list[list[str]]]
 """Title, heads, lines."""
@@ -32,14 +33,14 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     )
     scores: Table = (
         title,
-        ["trained on", "rows", "steps", "score", "from", "to", f"against {UNIFORM}", "from", "to", "loss on target"],
+        ["trained on", "rows", "steps", "score", f"against {UNIFORM}", "loss on target"],
         [
             [
                 line["name"],
                 _count(line["rows"]),
                 _count(line["steps"]),
-                *(_number(line[key]) for key in ("score", "low", "high")),
-                *(_signed(line[key]) for key in ("difference", "difference_low", "difference_high")),
+                _interval(line, "score", "low", "high", _number),
+                _interval(line, "difference", "difference_low", "difference_high", _signed),
                 _number(line["loss"]),
             ]
             for line in lines
@@ -60,8 +61,8 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
         [
             [
                 line["name"],
-                _hours(line["selection_seconds"]),
-                _hours(line["training_seconds"]),
+                _time(line["selection_seconds"]),
+                _time(line["training_seconds"]),
                 _count(line["tokens"]),
                 _share(line["overlap_uniform"]),
                 _share(line["overlap_longest"]),
@@ -81,7 +82,7 @@ def details(found: Mapping[str, Any]) -> list[Table]:
     best, rising = -1.0, []
     for line in costly:
         rising.append(
-            [line["name"], _hours(_total(line)), _number(line["score"]), "best so far" if line["score"] > best else ""]
+            [line["name"], _time(_total(line)), _number(line["score"]), "best so far" if line["score"] > best else ""]
         )
         best = max(best, line["score"])
     cost: Table = ("Score by total cost", ["trained on", "select and train", "score", ""], rising)
@@ -135,7 +136,7 @@ def _spreads(lines: Sequence[Mapping[str, Any]]) -> list[Table]:
     return [("Standard deviation of the score", heads, rows)] if rows else []
 
 
-def _matrix(title: str, found: Mapping[str, Any], shown: Any) -> Table:
+def _matrix(title: str, found: Mapping[str, Any], shown: Callable[[float | None], str]) -> Table:
     names = found["names"]
     return title, ["", *names], [[name, *map(shown, line)] for name, line in zip(names, found["values"], strict=True)]
 
@@ -156,6 +157,11 @@ def _number(value: float | None, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _interval(line: Mapping[str, Any], mean: str, low: str, high: str, shown: Callable[..., str]) -> str:
+    """A mean, with its interval where there is one."""
+    return shown(line[mean]) + ("" if line[low] is None else f" ({shown(line[low])} to {shown(line[high])})")
+
+
 def _signed(value: float | None) -> str:
     return "" if value is None else f"{value:+.3f}"
 
@@ -164,9 +170,5 @@ def _share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
-def _hours(seconds: float | None) -> str:
-    """Hours and minutes of long work, minutes and seconds of short."""
-    if seconds is None:
-        return ""
-    whole = round(seconds)
-    return f"{whole // 3600}h{whole % 3600 // 60:02d}m" if whole >= 3600 else f"{whole // 60}m{whole % 60:02d}s"
+def _time(seconds: float | None) -> str:
+    return "" if seconds is None else duration(seconds)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from raysift.draws import uniform_of
 from raysift.evaluation.standings import Ranked
 from raysift.jobs import stages
+from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.table_layout import duration
 from raysift.jobs.compare.plan import Contender, Plan
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs.reuse import is_run
@@ -43,31 +44,41 @@ class Chosen:
     ranked: Ranked | None
 
 
-def make_selections(run: Run, plan: Plan) -> Iterator[Chosen]:
-    """Make all selections, method by method; what a run before this one finished is not done again."""
+def make_selections(run: Run, plan: Plan, every_stage: bool) -> Iterator[Chosen]:
+    """Make all selections; what a run before finished is not done again. `every_stage` prints the stages of each."""
     made: list[str] = []
-    for seed in plan.seeds:
+    first: dict[str, Chosen] = {}
+    for number, seed in enumerate(plan.seeds):
         for contender in plan.contenders:
             if not contender.has(seed):
+                continue
+            if number >= plan.selections_of(contender) and seed not in contender.finished:
+                yield replace(first[contender.name], seed=seed, config=contender.config(seed))
                 continue
             if seed in contender.finished:
                 own = open_run(contender.finished[seed])
                 chosen = read_manifest(own.folder / "choose")
                 assert chosen is not None  # the plan has looked
             else:
-                own, chosen = _select(run, contender, seed, [*made, *_finished(plan)])
+                own, chosen = _select(run, contender, seed, [*made, *_finished(plan)], every_stage)
             if own.name not in made:
                 made.append(own.name)
-            yield _chosen(own, contender, seed, chosen)
+            found = _chosen(own, contender, seed, chosen)
+            run.console.note(
+                f"{contender.name}, seed {seed}: {len(found.ids):,} rows chosen in {duration(found.seconds)}"
+            )
+            first.setdefault(contender.name, found)
+            yield found
 
 
 def _finished(plan: Plan) -> list[str]:
     return [folder for contender in plan.contenders for folder in contender.finished.values()]
 
 
-def _select(run: Run, contender: Contender, seed: int, reuse: list[str]) -> tuple[Run, Manifest]:
+def _select(run: Run, contender: Contender, seed: int, reuse: list[str], every_stage: bool) -> tuple[Run, Manifest]:
     folder = run.folder / contender.name.replace(" ", "_") / f"seed-{seed}"
-    own = Run(folder, run.console, [name for name in reuse if is_run(name)], run.start)
+    console = run.console if every_stage else Console("quiet")
+    own = Run(folder, console, [name for name in reuse if is_run(name)], run.start)
     config = contender.config(seed)
     return own, stages.ingest(own, config) if contender.takes_all else run_method(own, config)
 
@@ -103,9 +114,4 @@ def _ranked(scores: Location) -> Ranked:
     return Ranked(ids[scored][order], values[scored][order])
 
 
-def rows_in(files: tuple[Location, ...]) -> int:
-    """Number of rows of Parquet files."""
-    return sum(pq.read_metadata(file.path, filesystem=file.fs).num_rows for file in files)
-
-
-__all__ = ["Chosen", "make_selections", "rows_in"]
+__all__ = ["Chosen", "make_selections"]

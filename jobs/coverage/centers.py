@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from raysift.actors.embedder import Embedder
 from raysift.errors import DataError
 from raysift.jobs.runs.chosen_rows import write_rows
-from raysift.jobs.runs.models import find_model, without_models
+from raysift.jobs.runs.models import computing, find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
 from raysift.jobs.stages import loading, require_answers
@@ -32,14 +32,15 @@ def embed(run: Run, config: CommonConfig, settings: EmbeddingSettings, rows: Man
     model = find_model(run, config, settings.model)
 
     def body(folder: Location) -> StageResult:
-        arguments = {"settings": settings.model_copy(update={"model": model.name})} | loading(config)
+        arguments = {"settings": settings.model_copy(update={"model": model.name})} | loading(config, model.name)
         files = run.files(rows, "rows")
-        answers = map_rows(files, Embedder, arguments, folder, config.resources, progress=run.console.shows_progress)
+        total = rows.counts["kept"]
+        answers = map_rows(files, Embedder, arguments, folder, config.resources, rows=total, progress=run.progress)
         counts = count_answers("embed", answers, rows.counts["kept"]) | {"truncated": count_true(answers, TRUNCATED)}
         require_answers("embed", run, answers, counts, folder)
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 
-    inputs = {"rows": rows.fingerprint, "encoder": model.identity}
+    inputs = {"rows": rows.fingerprint, "encoder": computing(config, model)}
     return run.stage("embed", {"embedding": without_models(settings)}, inputs, body)
 
 
@@ -71,17 +72,19 @@ def choose_centers(
             run.console.note(found)
             write_centers(ids, folder)
             return chosen_rows(run, rows, ids, count, folder, {})
-        report = cover(
-            run.files(vectors, "answers"),
-            count,
-            settings,
-            config.resources,
-            folder=folder,
-            seed=config.seed,
-            initial=taken if apart and beside else None,
-            among=ids,
-            section=section,
-        )
+        with run.progress(count, "centres") as bar:
+            report = cover(
+                run.files(vectors, "answers"),
+                count,
+                settings,
+                config.resources,
+                folder=folder,
+                seed=config.seed,
+                initial=taken if apart and beside else None,
+                among=ids,
+                progress=bar,
+                section=section,
+            )
         for note in report.notes:
             run.console.note(f"{name}: {note}")
         return chosen_rows(run, rows, report.ids, count, folder, report.values)

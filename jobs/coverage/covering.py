@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from rich.progress import Progress
 
 from raysift.errors import DataError, StageError
 from raysift.ids import is_among
+from raysift.jobs.commands.progress import Bar
 from raysift.jobs.coverage.shards import Load, make_shards
 from raysift.kcenter.coresets import core_set, cover_union, farthest_row, part_of, with_radius
 from raysift.kcenter.forecast import Speed, forecast_bytes, forecast_seconds
@@ -76,7 +76,7 @@ def cover(
     seed: int = 0,
     initial: Ids | tuple[Ids, Any] | None = None,
     among: Ids | None = None,
-    progress: Progress | None = None,
+    progress: Bar | None = None,
     section: str = "centers",
 ) -> CoverageReport:
     """Choose k rows that cover a table of embeddings, and write them to `folder`.
@@ -126,11 +126,11 @@ class _Work:
     folder: Location
     seed: int
     picked: Picked
-    progress: Progress | None
+    progress: Bar | None
 
     def say(self, done: int, total: int) -> None:
         if self.progress is not None:
-            self.progress.update(self.progress.task_ids[0], completed=done, total=total)
+            self.progress.update(done, total)
 
     def forecast(self, shards: int, speed: Speed) -> dict[str, Any]:
         return {

@@ -1,7 +1,7 @@
 """The shards of a k-center on Ray: actors that hold rows and their distances, one exchange with all of them per pass.
 
 An actor that dies is replaced: its state depends only on its files and the centres so far, so the new one reads the files,
-gets all centres, and answers as the lost one would have. Past MAX_RESTARTS the run ends with the reason. Without Ray, one
+gets all centres, and answers as the lost one would have. Past SHARD_RESTARTS the run ends with the reason. Without Ray, one
 shard in this process gives the same answers.
 """
 
@@ -16,15 +16,15 @@ from raysift.actors.language_model import pick_device
 from raysift.errors import StageError, find_cause
 from raysift.ids import is_among
 from raysift.kcenter.forecast import Speed, measure_speed
-from raysift.kcenter.picking import Picked, share
-from raysift.kcenter.shard import Batch, Candidates, Shard
-from raysift.scoring.embeddings import EmbeddingTable, Keep, Piece, deal, read_embeddings
+from raysift.kcenter.picking import Picked, rows_to_ask
+from raysift.kcenter.shard import Candidates, NewCenters, Shard
+from raysift.scoring.embeddings import EmbeddingTable, Keep, RowGroup, deal, read_embeddings
 from raysift.settings.resources import Resources
 from raysift.topk import Ids
 
 log = logging.getLogger(__name__)
 
-MAX_RESTARTS = 5  # of all shards together
+SHARD_RESTARTS = 5  # of all shards together
 SHARD_BYTES = 128 * 2**20  # a smaller shard is not worth a process
 LOCAL_BYTES = 256 * 2**20  # a smaller table is covered in this process, unless a number of workers is set
 
@@ -33,7 +33,7 @@ LOCAL_BYTES = 256 * 2**20  # a smaller table is covered in this process, unless 
 class Load:
     """The files that one shard reads, and how it computes."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[RowGroup, ...]
     dimension: int
     metric: str
     device: str
@@ -87,7 +87,7 @@ class LocalShards:
         """The answer of each shard to a method of Shard."""
         return [self._worker.call(name, *arguments)]
 
-    def exchange(self, batch: Batch, wanted: int) -> list[Candidates]:
+    def exchange(self, batch: NewCenters, wanted: int) -> list[Candidates]:
         """Send new centres, get the farthest rows."""
         return self.ask("step", batch, wanted)
 
@@ -119,9 +119,9 @@ class RayShards:
         shared = [self._ray.put(argument) for argument in arguments]
         return self._gather(lambda actor: _call(actor, name, shared), self._catch_up)
 
-    def exchange(self, batch: Batch, wanted: int) -> list[Candidates]:
+    def exchange(self, batch: NewCenters, wanted: int) -> list[Candidates]:
         """Send new centres, get the farthest rows of each shard."""
-        answers = self.ask("step", batch, share(wanted, self.count))
+        answers = self.ask("step", batch, rows_to_ask(wanted, self.count))
         self._told = batch.start + len(batch.ids)
         return answers
 
@@ -167,7 +167,7 @@ class RayShards:
         """Put a new actor in the place of a lost one; it too may be lost while catching up."""
         while True:
             cause = str(error).strip().splitlines()[-1]
-            if self.restarts >= MAX_RESTARTS:
+            if self.restarts >= SHARD_RESTARTS:
                 raise StageError(
                     f"coverage: shards were lost {self.restarts + 1} times, the last ({number} of {self.count}) with '{cause}'. "
                     "Mend the cause (often memory: more workers, or resources with more of it) and start again, it will continue."
@@ -199,7 +199,7 @@ def make_shards(
 ) -> LocalShards | RayShards:
     """Actors if Ray runs and the table is large or `resources.workers` is set; else one shard in this process."""
 
-    def load(pieces: Sequence[Piece]) -> Load:
+    def load(pieces: Sequence[RowGroup]) -> Load:
         return Load(tuple(pieces), table.dimension, metric, resources.placed_on, resources.threads)
 
     if not _wants_ray(table, resources):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raysift.errors import DataError
-from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading
+from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
 from raysift.jobs.gradients.targeting import read_targets, subtask_of
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run
@@ -30,6 +30,8 @@ class Pull:
     file: str
     record: int | str
     """The record's number in the file, from 1, of a pair; the id of an example."""
+    text: str
+    """What the pair or the example asks."""
     subtask: str
     pull: float
     cosines: list[float | None]
@@ -74,7 +76,8 @@ def compute_pulls(
         cosines = [at.get(number) for at in by_checkpoint]
         if any(cosine is not None for cosine in cosines):
             total = sum(w * c for w, c in zip(weights, cosines, strict=True) if c is not None)
-            pulls.append(Pull(file, record, subtask_of(member), total, cosines))
+            asked = "\n".join(message.content for message in member.prompt)
+            pulls.append(Pull(file, record, asked, subtask_of(member), total, cosines))
     return sorted(pulls, key=lambda pull: -abs(pull.pull))
 
 
@@ -88,7 +91,9 @@ def _pulls_in_task(
     from raysift.actors.target_gradients import TargetGradients
 
     settings = selector.config
-    actor = TargetGradients(config.model, points, settings.projection, settings.adam, **loading(config, settings))
+    actor = TargetGradients(
+        config.model, points, settings.projection, settings.adam, **gradient_loading(config, settings)
+    )
     if len(members) * actor.model.layout.total <= HELD_NUMBERS:
         actor.project(WHOLE)
     return actor.pulls(messages, selector.target_gradients(actor, members, keep_units=True))

@@ -120,10 +120,11 @@ def gradients(
         answers = map_rows(
             run.files(rows, "rows"),
             GradientMatch,
-            arguments | loading(config, settings),
+            arguments | gradient_loading(config, settings),
             folder,
             config.resources,
-            progress=run.console.shows_progress,
+            rows=rows.counts["kept"],
+            progress=run.progress,
         )
         counts = count_answers("gradients", answers, rows.counts["kept"]) | {"truncated": count_true(answers, CUT)}
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
@@ -208,8 +209,8 @@ def empty_scores(schema: pa.Schema, ids: np.ndarray) -> pa.Table:
     return pa.table({ID: ids, **missing}, schema=schema)
 
 
-def loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:
-    """As `stages.loading`, with how the warm-up loaded the model and turned rows into tokens."""
+def gradient_loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:
+    """As `stages.placing`, with how the warm-up loaded the model and turned rows into tokens."""
     train = warmup_recipe(config, settings)
     own = {name: getattr(train, name) for name in ("template", "max_length", "dtype", "quantization")}
-    return own | {"token_budget": config.resources.tokens_per_pass} | stages.loading(config)
+    return own | {"token_budget": config.resources.tokens_per_pass} | stages.placing(config)

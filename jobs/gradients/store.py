@@ -21,7 +21,7 @@ from raysift.actors.row_gradients import LOSSES, NORMS, VECTORS, GradientVectors
 from raysift.errors import StageError
 from raysift.fingerprint import fingerprint
 from raysift.ids import is_among
-from raysift.jobs.gradients.stages import checkpoints_of, loading, warmup_recipe
+from raysift.jobs.gradients.stages import checkpoints_of, gradient_loading, warmup_recipe
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.reuse import lineage
 from raysift.jobs.runs.run import Run, StageResult, open_run
@@ -213,7 +213,7 @@ def compute_segment(
         "checkpoints": [store.points[name] for name in share.checkpoints],
         "adam": settings.adam,
         "projection": settings.projection,
-        **loading(config, settings),
+        **gradient_loading(config, settings),
     }
     files = run.files(rows, "rows")
     if len(share.ids) < rows.counts["kept"]:
@@ -225,7 +225,8 @@ def compute_segment(
         arguments,
         folder,
         config.resources,
-        progress=run.console.shows_progress,
+        rows=len(share.ids),
+        progress=run.progress,
     )
     counts = count_answers("gradients", answers, len(share.ids))
     shards = seal(answers, share.checkpoints, store.form, folder, config.resources)

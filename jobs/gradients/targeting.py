@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -18,16 +19,18 @@ from raysift.actors.checkpointed import Checkpoint
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import reference_answer
 from raysift.gradients.settings import ProjectionSettings
-from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading, warmup_recipe
+from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading, warmup_recipe
 from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientSelector
+from raysift.pool.few_shot import draw_few
 from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.id_text import exact
-from raysift.pool.likeness import spread
-from raysift.records import Example, Pair
+from raysift.pool.likeness import evenly
+from raysift.pool.row_ids import row_id
+from raysift.records import Example, Message, Pair
 from raysift.settings.config import CommonConfig
 from raysift.storage import Location
 
@@ -49,6 +52,10 @@ class TargetMembers(NamedTuple):
     """The same in words, with the first records of each file."""
     by_file: list[tuple[str, list[Any]]]
     """The members again, by the path they were read from."""
+    left_out: int = 0
+    """Members of the files that were not drawn (`targets.limit`)."""
+    drawn: Mapping[str, Any] = MappingProxyType({})
+    """Limit and seed, for fingerprints, if members were left out."""
 
 
 def read_targets(config: CommonConfig, selector: GradientSelector) -> TargetMembers:
@@ -79,7 +86,41 @@ def read_targets(config: CommonConfig, selector: GradientSelector) -> TargetMemb
         raise DataError(
             f"targets: no usable pair. {' '.join(found.notes)} {selector.name} takes {selector.target_kind}."
         )
-    return found
+    limit = selector.config.targets.limit
+    return found if limit == "none" else _few_of(found, limit, config.seed)
+
+
+def _few_of(found: TargetMembers, limit: int, seed: int) -> TargetMembers:
+    subtasks = [subtask_of(member) for member in found.members]
+    kept = draw_few([_content_key(member) for member in found.members], subtasks, limit, seed)
+    left_out = len(found.members) - len(kept)
+    if not left_out:
+        return found
+    drawn = {id(found.members[place]) for place in kept}
+    return found._replace(
+        members=[found.members[place] for place in kept],
+        places=[found.places[place] for place in kept],
+        by_file=[(path, [member for member in members if id(member) in drawn]) for path, members in found.by_file],
+        left_out=left_out,
+        drawn={"limit": limit, "seed": seed},
+    )
+
+
+def _content_key(member: Pair | Example) -> int:
+    answers = [member.chosen, member.rejected] if isinstance(member, Pair) else [reference_answer(member) or ""]
+    return row_id([*member.prompt, *(Message("assistant", answer) for answer in answers)])
+
+
+def tell_drawn(found: TargetMembers, selector: GradientSelector) -> str:
+    """How many of the target's members were drawn, and how to take all; empty if none was left out."""
+    if not found.left_out:
+        return ""
+    kind = "pairs" if isinstance(found.members[0], Pair) else "examples"
+    of = ", ".join(path for path, _ in found.by_file)
+    return (
+        f"targets: {len(found.members):,} of {len(found.members) + found.left_out:,} {kind} of {of}, drawn by seed "
+        f"{found.drawn['seed']}; {selector.name}.targets.limit=none takes all"
+    )
 
 
 def _check_settings(config: CommonConfig, selector: GradientSelector) -> None:
@@ -103,9 +144,11 @@ def like_pool(
     """How like the pool each target file is, said before anything is trained."""
 
     def texts() -> dict[str, list[str]]:
-        return {path: [_text_of(member) for member in spread(members)] for path, members in found.by_file}
+        return {path: [_text_of(member) for member in evenly(members)] for path, members in found.by_file}
 
-    decides = selector.config.targets.model_dump(exclude_none=True)
+    if told := tell_drawn(found, selector):
+        run.console.note(told)
+    decides = selector.config.targets.model_dump(exclude_none=True, exclude={"limit"}) | dict(found.drawn)
     return compare_with_pool(run, rows, target_files(config), decides, texts)
 
 
@@ -173,10 +216,11 @@ def targets(
                 f"{values['longest_input']} tokens."
             )
         counts = {
-            "rows_in": len(members) + sum(problems.values()),
+            "rows_in": len(members) + found.left_out + sum(problems.values()),
             "kept": len(members) - sum(aside.values()),
             "unreadable": problems,
             "set_aside": aside,
+            "not_drawn": found.left_out,
             "truncated": truncated,
         }
         return StageResult(files=files, counts=counts, values=values)
@@ -188,7 +232,7 @@ def targets(
     }
     decides: dict[str, Any] = {
         "projection": projection,
-        "targets": settings.targets.model_dump(exclude_none=True, exclude={"split"}),
+        "targets": settings.targets.model_dump(exclude_none=True, exclude={"split", "limit"}) | dict(found.drawn),
         "checkpoints": settings.checkpoints,
         "template": train.template,
         "max_length": train.max_length,
@@ -213,7 +257,7 @@ def _compute_targets(
     """In a task of its own, for it needs the model: writes the vectors, gives what the manifest keeps."""
     from raysift.actors.target_gradients import TargetGradients, save_targets
 
-    actor = TargetGradients(model, points, projection, **loading(config, selector.config))
+    actor = TargetGradients(model, points, projection, **gradient_loading(config, selector.config))
     found = selector.target_gradients(actor, members)
     save_targets(folder, points, found, actor.hash)
     account = {

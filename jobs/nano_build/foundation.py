@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from raysift.jobs.nano_build.tokenizer import build_tokenizer
 from raysift.jobs.nano_build.training import (
     Conversation,
-    Encoded,
+    TokenizedTurn,
     Trained,
     encode_conversations,
     fit,
@@ -36,7 +36,7 @@ def train_foundation(out: Path, seed: int, config: BuildConfig, log: Callable[[s
     log(f"foundation: {model.num_parameters():,} parameters, {len(tokenizer)} tokens")
     world = foundation_world(config)
 
-    def loss_of(batch: list[Encoded]) -> torch.Tensor:
+    def loss_of(batch: list[TokenizedTurn]) -> torch.Tensor:
         ids = pad([ids for ids, _ in batch], tokenizer.pad_token_id)
         labels = pad([[-100] * start + ids[start:] for ids, start in batch], -100)
         loss: torch.Tensor = model(input_ids=ids, labels=labels).loss
@@ -87,7 +87,7 @@ def llama_config(tokenizer: Any, **extra: Any) -> Any:
     )
 
 
-def _foundation_batches(tokenizer: Any, world: WorldConfig, seed: int, size: int = 64) -> Iterator[list[Encoded]]:
+def _foundation_batches(tokenizer: Any, world: WorldConfig, seed: int, size: int = 64) -> Iterator[list[TokenizedTurn]]:
     rng, start, chunk = Random(seed), 0, 64 * 64
     while True:
         rows = generate_pool(chunk, seed + 7919, world, start)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from raysift.jobs.nano_build.foundation import llama_config
 from raysift.jobs.nano_build.training import (
     Conversation,
-    Encoded,
+    TokenizedTurn,
     Trained,
     encode_conversations,
     fit,
@@ -47,7 +47,7 @@ def train_reward(out: Path, seed: int, config: BuildConfig, log: Callable[[str],
     model.model.load_state_dict(foundation.model.state_dict())
     head = model.model.embed_tokens.weight
 
-    def loss_of(batch: list[tuple[Encoded, Encoded]]) -> torch.Tensor:
+    def loss_of(batch: list[tuple[TokenizedTurn, TokenizedTurn]]) -> torch.Tensor:
         rows = [pair[0] for pair in batch] + [pair[1] for pair in batch]
         ids = pad([ids for ids, _ in rows], tokenizer.pad_token_id)
         states = model.model(input_ids=ids).last_hidden_state
@@ -87,7 +87,7 @@ def right_and_spoilt(
             yield Conversation(prompt, style_answer(answer, style), skill.name), Conversation(prompt, spoilt, kind)
 
 
-def _pair_batches(tokenizer: Any, seed: int, size: int = 40) -> Iterator[list[tuple[Encoded, Encoded]]]:
+def _pair_batches(tokenizer: Any, seed: int, size: int = 40) -> Iterator[list[tuple[TokenizedTurn, TokenizedTurn]]]:
     rng, round_number = Random(seed), 0
     while True:
         pairs = list(right_and_spoilt(size * 50, seed * 1000 + round_number, "pool"))

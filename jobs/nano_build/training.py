@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
 Item = TypeVar("Item")
-Encoded = tuple[list[int], int]
+TokenizedTurn = tuple[list[int], int]
 """Token ids of a conversation, and where its response begins."""
 
 
@@ -24,7 +24,7 @@ class Conversation:
     label: str = ""
 
 
-def encode_conversations(tokenizer: Any, conversations: Sequence[Conversation]) -> list[Encoded]:
+def encode_conversations(tokenizer: Any, conversations: Sequence[Conversation]) -> list[TokenizedTurn]:
     """Token ids as the chat template gives them, and where the response begins; one fast call for the lot."""
     bos, user, assistant, eos = tokenizer.convert_tokens_to_ids(["<|begin|>", "<|user|>", "<|assistant|>", "<|end|>"])
     texts = [text for conversation in conversations for text in (conversation.prompt, conversation.response)]

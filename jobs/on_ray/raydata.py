@@ -29,7 +29,9 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from raysift import errors
 from raysift.actors.contract import RowActor
 from raysift.errors import ConfigError, StageError, find_cause
-from raysift.jobs.runs.tables import columns_of
+from raysift.jobs.commands.progress import Showing, silent
+from raysift.jobs.on_ray.counts import Count, counted
+from raysift.jobs.runs.tables import columns_of, count_rows
 from raysift.records import ID
 from raysift.settings.resources import Resources
 from raysift.storage import Location
@@ -90,10 +92,10 @@ def _require_head(address: str) -> None:
 
 
 @contextlib.contextmanager
-def data_context(resources: Resources, progress: bool = False) -> Iterator[DataContext]:
+def data_context(resources: Resources) -> Iterator[DataContext]:
     """Inside the block, a copy of Ray Data's settings with our changes is in force."""
     context = DataContext.get_current().copy()
-    context.enable_progress_bars = progress
+    context.enable_progress_bars = False  # four lines of its own words for each of our stages; see `counts`
     context.print_on_execution_start = False
     context.max_errored_blocks = 0  # a lost block would lose rows; row failures are recorded as data
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
@@ -191,17 +193,18 @@ def map_rows(
     out: Location,
     resources: Resources,
     *,
-    progress: bool = False,
+    rows: int | None = None,
+    progress: Showing = silent,
 ) -> list[Location]:
     """Answer every row of `files` with a pool of actors and write the answers, keyed by id, below `out`.
 
     Rows that an earlier, killed attempt has answered are not recomputed: `out/done` holds their ids. Each id must occur
-    once in `files`. Returns the Parquet files of answers.
+    once in `files`. Returns the Parquet files of answers. `rows` is their number, for the progress shown.
     """
 
-    def answer(dataset: Dataset) -> Dataset:
+    def answer(dataset: Dataset, counts: str | None) -> Dataset:
         return dataset.map_batches(
-            refusing_later(actor),
+            refusing_later(actor, counts),
             fn_constructor_kwargs=arguments,
             batch_format="pyarrow",
             batch_size=resources.batch_rows,
@@ -211,19 +214,21 @@ def map_rows(
             zero_copy_batch=True,
         )
 
-    return answer_rows(files, columns_of(files, actor, arguments), answer, out, resources, progress=progress)
+    columns = columns_of(files, actor, arguments)
+    return answer_rows(files, columns, answer, out, resources, rows=rows, progress=progress)
 
 
-def refusing_later(actor: type[RowActor]) -> type[RowActor]:
+def refusing_later(actor: type[RowActor], counts: str | None = None) -> type[RowActor]:
     """Subclass the actor so that raysift errors in its constructor are raised by the first batch instead.
 
     Ray prints an error in a constructor with three tracebacks, also on standard output, and keeps only its text. Other
-    errors are still raised by the constructor.
+    errors are still raised by the constructor. With `counts`, the actor counts its answers under that name (see `Count`).
     """
 
     class _RefusingLater(actor):  # type: ignore[misc, valid-type]
         def __init__(self, *given: Any, **named: Any) -> None:
             self._refused: errors.RaysiftError | None = None
+            self._counted = Count(counts) if counts else None
             try:
                 super().__init__(*given, **named)
             except errors.RaysiftError as error:
@@ -232,7 +237,10 @@ def refusing_later(actor: type[RowActor]) -> type[RowActor]:
         def __call__(self, batch: Any) -> Any:
             if self._refused is not None:
                 raise self._refused
-            return super().__call__(batch)
+            answers = super().__call__(batch)
+            if self._counted is not None:
+                self._counted.add(len(answers))
+            return answers
 
     _RefusingLater.__name__ = actor.__name__
     return _RefusingLater
@@ -241,20 +249,22 @@ def refusing_later(actor: type[RowActor]) -> type[RowActor]:
 def answer_rows(
     files: Sequence[Location],
     columns: Sequence[str],
-    answer: Callable[[Dataset], Dataset],
+    answer: Callable[[Dataset, str | None], Dataset],
     out: Location,
     resources: Resources,
     *,
-    progress: bool = False,
+    rows: int | None = None,
+    progress: Showing = silent,
 ) -> list[Location]:
     """Apply `answer`, which must return one row for each id, to the rows of `files` and write the result below `out`.
 
-    See `map_rows` for the guarantees. `answer` must not sort, group, limit or drop rows, or resuming would lose some.
+    See `map_rows` for the guarantees. `answer` also gets the name under which its last actor counts answers. It must not
+    sort, group, limit or drop rows, or resuming would lose some.
     """
     from ray.data.checkpoint import CheckpointConfig
 
     answers, done = (out / "answers").make_folder(), (out / "done").make_folder()
-    with data_context(resources, progress) as context:
+    with data_context(resources) as context, progress(rows) as bar:
         context.checkpoint_config = CheckpointConfig(
             id_column=ID,
             checkpoint_path=done.path,
@@ -262,9 +272,11 @@ def answer_rows(
             override_filesystem=done.fs,
         )
         context.checkpoint_config.checkpoint_actor_pool_max_size = 1
-        dataset = answer(read_rows(files, columns, resources))
+        already = count_rows(done.files(".parquet")) if bar.is_shown else 0
         try:
-            dataset.write_parquet(answers.path, filesystem=answers.fs, ray_remote_args={"num_cpus": IO_CPUS})
+            with counted(bar, already) as counts:
+                dataset = answer(read_rows(files, columns, resources), counts)
+                dataset.write_parquet(answers.path, filesystem=answers.fs, ray_remote_args={"num_cpus": IO_CPUS})
         except Exception as error:
             raise find_cause(error) or _named_in(error) or error from None
     return answers.files(".parquet")

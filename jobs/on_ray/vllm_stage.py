@@ -83,8 +83,12 @@ def answer_through_engine(
     reader: type[RowActor],
     arguments: dict[str, Any],
     resources: Resources,
+    counts: str | None,
 ) -> Dataset:
-    """Prompt with `asker`, answer with `build_engine`'s engine, parse with `reader`; both actors take `arguments`."""
+    """Prompt with `asker`, answer with `build_engine`'s engine, parse with `reader`; both actors take `arguments`.
+
+    The reader counts its answers under the name `counts`.
+    """
     helper = {
         "fn_constructor_kwargs": arguments,
         "batch_format": "pyarrow",
@@ -93,7 +97,8 @@ def answer_through_engine(
         "num_cpus": HELPER_CPUS,
         "zero_copy_batch": True,
     }
-    return engine(dataset.map_batches(refusing_later(asker), **helper)).map_batches(refusing_later(reader), **helper)
+    asked = engine(dataset.map_batches(refusing_later(asker), **helper))
+    return asked.map_batches(refusing_later(reader, counts), **helper)
 
 
 def build_engine(
@@ -103,6 +108,7 @@ def build_engine(
     resources: Resources,
     max_length: int | None,
     trust_remote_code: bool,
+    dtype: str = "auto",
 ) -> Processor:
     """Build `ray.data.llm`'s processor for rows of an asking actor; Ray must be running."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -115,6 +121,7 @@ def build_engine(
         engine_kwargs=engine_arguments(
             model,
             max_length=max_length,
+            dtype=dtype,
             adapter=adapter,
             gpus=gpus,
             trust_remote_code=trust_remote_code,

@@ -14,7 +14,7 @@ from raysift.actors.comparer import Comparer, join_orders, load_weigher
 from raysift.actors.contract import Failed, Row
 from raysift.actors.vllm_comparer import ComparisonAsker, ComparisonReader
 from raysift.jobs.on_ray.raydata import map_rows
-from raysift.jobs.pairwise.sides import read_rows, write_table
+from raysift.jobs.pairwise.sides import read_row_dicts, write_table
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, relative
 from raysift.jobs.scoring.quality import count_unparsable, judge_arguments, judge_through_vllm
@@ -68,8 +68,8 @@ def _on_actors(
         "settings": settings.comparison,
     }
     files = [write_table(rows, folder / ASKED_FILE)]
-    shown = run.console.shows_progress
-    return map_rows(files, Comparer, arguments | loading(config), folder, config.resources, progress=shown)
+    placed, resources = arguments | loading(config, settings.judge_model), config.resources
+    return map_rows(files, Comparer, placed, folder, resources, rows=len(rows), progress=run.progress)
 
 
 def _through_vllm(
@@ -84,7 +84,18 @@ def _through_vllm(
     arguments = judge_arguments(config, settings.judge_model, settings.judge.max_length, settings.comparison)
     spellings = load_weigher(**arguments).spellings
     found = judge_through_vllm(
-        *(stage, run, config, files, folder, ComparisonAsker, ComparisonReader, arguments, spellings),
+        *(
+            stage,
+            run,
+            config,
+            files,
+            len(rows) * len(ORDERS),
+            folder,
+            ComparisonAsker,
+            ComparisonReader,
+            arguments,
+            spellings,
+        ),
         beside={INPUT_TOKENS: 0, TRUNCATED: False, ORDER: ""},
     )
     count_answers(stage, found, len(rows) * len(ORDERS))
@@ -93,7 +104,7 @@ def _through_vllm(
 
 def _joined(rows: pa.Table, answers: Sequence[Location]) -> pa.Table:
     """A comparer's columns from one answer for each order."""
-    by_key = {row[ID]: row for row in read_rows(answers)}
+    by_key = {row[ID]: row for row in read_row_dicts(answers)}
     records = []
     for number in rows[ID].to_pylist():
         halves = {order: by_key[order_key(number, order)] for order in ORDERS}

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from raysift.errors import StageError
-from raysift.jobs.pairwise.sides import drawn_examples, read_rows, write_table
+from raysift.jobs.pairwise.sides import drawn_examples, read_row_dicts, write_table
 from raysift.jobs.runs.models import find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import publish
@@ -79,7 +79,7 @@ def count(
     """Verdicts of all questions, and the table."""
 
     def body(folder: Location) -> StageResult:
-        table = {row[ID]: row for row in read_rows(run.files(judged, "answers"))}
+        table = {row[ID]: row for row in read_row_dicts(run.files(judged, "answers"))}
         records, outcomes = [], []
         for question in questions:
             readings = _readings(question, settings, table) if question.needs_judge else []

@@ -13,7 +13,7 @@ from raysift.actors.prompts import ANSWER, FINISHED
 from raysift.errors import DataError
 from raysift.evaluation.examples import example_key
 from raysift.fingerprint import file_fingerprint
-from raysift.jobs.runs.models import adapter_input, find_model
+from raysift.jobs.runs.models import adapter_input, computing, find_model, number_type
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.jobs.runs.tables import count_answers, relative
 from raysift.jobs.stages import asked_as_trained
@@ -44,7 +44,7 @@ class Source:
         """What decides the answers; raises where model, adapter or answers are not there."""
         if self.answers:
             return {"answers": file_fingerprint(answers_file(self.answers))}
-        return {"model": find_model(run, config, self.model).identity} | adapter_input(self.adapter)
+        return {"model": computing(config, find_model(run, config, self.model))} | adapter_input(self.adapter)
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,14 @@ def answer(
             asked,
             spread(config.resources, len(examples)),
             adapter=source.adapter,
+            dtype=number_type(config, source.model),
             trust_remote_code=config.trust_remote_code,
-            progress=run.console.shows_progress,
+            rows=len(examples),
+            progress=run.progress,
         )
         run.console.note(f"{name}: {describe_backend(asked, config.resources, folder)}")
         counts = count_answers(name, answers, len(examples))
-        cut_off = sum(row[FINISHED] is False for row in read_rows(answers))
+        cut_off = sum(row[FINISHED] is False for row in read_row_dicts(answers))
         if cut_off:
             run.console.note(f"{name}: {cut_off} of {len(examples)} answers reached max_new_tokens and were cut off")
         return StageResult(
@@ -99,7 +101,7 @@ def answer(
 
     decides = {"generation": asked.deciding()} | drawn_examples(config, settings)
     manifest = run.stage(name, decides, inputs, body)
-    found = {row[ID]: Answer(row[ANSWER], row[ERROR]) for row in read_rows(run.files(manifest, "answers"))}
+    found = {row[ID]: Answer(row[ANSWER], row[ERROR]) for row in read_row_dicts(run.files(manifest, "answers"))}
     return Side({e.id: found[example_key(e.id)] for e in examples}, manifest.fingerprint)
 
 
@@ -150,7 +152,7 @@ def write_table(table: pa.Table, place: Location) -> Location:
     return place
 
 
-def read_rows(files: Sequence[Location]) -> Iterator[dict[str, Any]]:
+def read_row_dicts(files: Sequence[Location]) -> Iterator[dict[str, Any]]:
     """The rows of Parquet files, file by file."""
     for file in files:
         yield from pq.read_table(file.path, filesystem=file.fs).to_pylist()

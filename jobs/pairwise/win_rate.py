@@ -19,7 +19,7 @@ from raysift.jobs.commands.console import Console
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
 from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, answers_file
 from raysift.jobs.runs import checks
-from raysift.jobs.runs.models import find_model
+from raysift.jobs.runs.models import computing, find_model
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.pairwise.rows import Question
@@ -54,7 +54,7 @@ def win_rate(
 
 def win_rate_command(config: CommonConfig, settings: WinRateSettings, console: Console) -> None:
     """Compare in a Ray session of its own, and show the table."""
-    with own_session() as start:
+    with own_session(console) as start:
         run = Run(config.run, console, config.reuse, start)
         manifest = compare(run, config, settings)
     show_win_rate(manifest, console)
@@ -75,7 +75,7 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
     examples = sample_examples(read_examples(config.test, split=settings.split), settings.limit, config.seed)
     files = {"test": fingerprint_files(find_files(config.test))}
     identities = {name: source.identity(run, config) for name, source in sources.items()}
-    judge_identity = find_model(run, config, settings.judge_model).identity
+    judge_identity = computing(config, find_model(run, config, settings.judge_model))
     if settings.judge.backend == "vllm":
         from raysift.jobs.scoring.generation import require_vllm
 
@@ -98,15 +98,27 @@ def show_win_rate(manifest: Manifest, console: Console) -> None:
     lines = [*(values["subsets"] or values["sets"])]
     lines += [total] if len(lines) > 1 else []
     compared = total["flipped"] is not None
-    heads = ["set", "judged", "win/tie/lose", "failed", *(["flipped"] if compared else []), "score", "from", "to"]
+    heads = [
+        "set",
+        "judged",
+        "win/tie/lose",
+        "in %",
+        "failed",
+        *(["flipped"] if compared else []),
+        "score",
+        "from",
+        "to",
+    ]
     rows = []
     for line in lines:
-        counts = [line["n"], f"{line['win']}/{line['tie']}/{line['lose']}", line["failed"]]
+        ends = [line[end] for end in ("win", "tie", "lose")]
+        shares = "/".join(f"{100 * count / line['n']:.0f}" for count in ends) if line["n"] else None
+        counts = [line["n"], "/".join(map(str, ends)), shares, line["failed"]]
         counts += [line["flipped"]] if compared else []
         scores = [None if line[name] is None else round(line[name], 3) for name in ("score", "low", "high")]
         rows.append([line["name"], *counts, *scores])
     console.table("Win rate: score = 1 + (win - lose) / judged", heads, rows)
-    console.note(f"win rate: of {values[OWN]} against {values[AGAINST]}")
+    console.note(f"win rate: of {values[OWN]} against {values[AGAINST]}; a score of 1 is even, 2 wins all, 0 loses all")
     if values["failed"]:
         first = values["failed"][0]
         console.note(f"win rate: {total['failed']} questions failed; the first ({first[ID]}): {first[ERROR]}")

@@ -1,7 +1,7 @@
 """Running the trainings of a round: in parallel on Ray actors, or one after the other in this process.
 
 Ray restarts an actor that dies and repeats its calls. This is safe: a training depends only on the policy, the round and the
-number of the training, and validation keeps no state. After MAX_RESTARTS the run ends.
+number of the training, and validation keeps no state. After ACTOR_RESTARTS the run ends.
 
 Validation after each step may be split among actors of its own. They return losses of single rows, computed in fixed batches
 and summed in the order of the rows, so the sum does not depend on the number of actors.
@@ -24,7 +24,7 @@ from raysift.policy.performance import performance
 from raysift.policy.state import Episode
 from raysift.settings.resources import Resources
 
-MAX_RESTARTS = 5  # of one actor
+ACTOR_RESTARTS = 5  # of one actor
 
 
 class Fleet(Protocol):
@@ -145,8 +145,8 @@ class RayFleet:
             .options(
                 num_cpus=self.resources.cpus_per_worker,
                 num_gpus=self.resources.gpus_per_worker or None,
-                max_restarts=MAX_RESTARTS,
-                max_task_retries=MAX_RESTARTS,
+                max_restarts=ACTOR_RESTARTS,
+                max_task_retries=ACTOR_RESTARTS,
                 scheduling_strategy="SPREAD",
             )
             .remote(*arguments)

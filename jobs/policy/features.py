@@ -17,7 +17,7 @@ from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.fingerprint import canonical, differences, file_fingerprint
 from raysift.ids import is_among
-from raysift.jobs.runs.models import find_model
+from raysift.jobs.runs.models import computing, find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
 from raysift.jobs.stages import loading
@@ -60,9 +60,10 @@ def difficulty(run: Run, config: CommonConfig, settings: FeatureSettings, rows: 
     model = find_model(run, config, settings.model)
 
     def body(folder: Location) -> StageResult:
-        arguments = {"model": model.name} | decides | loading(config)
+        arguments = {"model": model.name} | decides | loading(config, model.name)
         files = run.files(rows, "rows")
-        answers = map_rows(files, Difficulty, arguments, folder, config.resources, progress=run.console.shows_progress)
+        total = rows.counts["kept"]
+        answers = map_rows(files, Difficulty, arguments, folder, config.resources, rows=total, progress=run.progress)
         expected = rows.counts["kept"]
         counts = count_answers("difficulty", answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
         if counts["truncated"]:
@@ -71,7 +72,7 @@ def difficulty(run: Run, config: CommonConfig, settings: FeatureSettings, rows: 
             )
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=expected)
 
-    inputs = {"rows": rows.fingerprint, "model": model.identity}
+    inputs = {"rows": rows.fingerprint, "model": computing(config, model)}
     return run.stage("difficulty", decides, inputs, body)
 
 

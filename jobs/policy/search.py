@@ -44,8 +44,8 @@ from raysift.policy.trials import (
     FAILED,
     OWN,
     STOPPED,
-    Outcome,
-    Settings,
+    TrialResult,
+    TrialSettings,
     apply_settings,
     as_overrides,
     best_of,
@@ -60,7 +60,7 @@ BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.s
 
 def search_command(config: CommonConfig, console: Console) -> None:
     """Search in a separate Ray session, and show the results."""
-    with own_session() as start:
+    with own_session(console) as start:
         run = Run(config.run, console, config.reuse, start)
         manifest = find_settings(run, config)
     show_search(manifest, console)
@@ -122,7 +122,7 @@ def try_settings(
     run: Run,
     config: CommonConfig,
     wanted: SearchSettings,
-    drawn: Sequence[Settings],
+    drawn: Sequence[TrialSettings],
     features: dict[int, tuple[Run, Manifest]],
     encoded: Manifest,
     target: Manifest,
@@ -186,7 +186,7 @@ def try_settings(
 def share_work(
     config: CommonConfig,
     wanted: SearchSettings,
-    drawn: Sequence[Settings],
+    drawn: Sequence[TrialSettings],
     features: dict[int, tuple[Run, Manifest]],
     encoded: Manifest,
     target: Manifest,
@@ -215,23 +215,23 @@ def share_work(
     )
 
 
-def best_config(config: CommonConfig, settings: Settings) -> dict[str, Any]:
+def best_config(config: CommonConfig, settings: TrialSettings) -> dict[str, Any]:
     """The run's settings with the best ones put in, for `raysift raise --config`."""
     changed, train = apply_settings(settings, getattr(config, "raise"), config.train)
     return replayed(config.model_copy(update={"search": None, "raise": changed, "train": train}))
 
 
-def ranked(outcomes: Sequence[Outcome], wanted: SearchSettings) -> list[Outcome]:
+def ranked(outcomes: Sequence[TrialResult], wanted: SearchSettings) -> list[TrialResult]:
     """Trials sorted by falling number of rounds, then by falling criterion."""
 
-    def key(outcome: Outcome) -> tuple[int, float, int]:
+    def key(outcome: TrialResult) -> tuple[int, float, int]:
         worth = criterion(outcome.performances, wanted.last_rounds) if outcome.performances else 0.0
         return -len(outcome.performances), -worth, outcome.number
 
     return sorted(outcomes, key=key)
 
 
-def describe(outcome: Outcome, wanted: SearchSettings) -> dict[str, Any]:
+def describe(outcome: TrialResult, wanted: SearchSettings) -> dict[str, Any]:
     """A trial's line in the table of trials."""
     known = bool(outcome.performances)
     reports = [found for found in outcome.reports[-wanted.last_rounds :] if found is not None]
@@ -248,7 +248,7 @@ def describe(outcome: Outcome, wanted: SearchSettings) -> dict[str, Any]:
     }
 
 
-def curves(outcomes: Sequence[Outcome], wanted: SearchSettings) -> pa.Table:
+def curves(outcomes: Sequence[TrialResult], wanted: SearchSettings) -> pa.Table:
     """A line for each round of each trial, with the trial's settings; data for plots."""
     lines: list[dict[str, Any]] = []
     for outcome in outcomes:

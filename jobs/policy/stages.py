@@ -23,11 +23,12 @@ from raysift.evaluation.examples import example_key, read_examples, reference_an
 from raysift.fingerprint import file_fingerprint
 from raysift.jobs.policy.episodes import ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
-from raysift.jobs.pool.target_check import compare_with_pool, texts_of
+from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.chosen_rows import chosen_chunks
 from raysift.jobs.runs.models import adapter_input, find_model
 from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.samples import texts_of
 from raysift.jobs.runs.tables import count_answers, publish, read_chunks, read_ids, relative
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import count_policy_steps, departures, place_picks
@@ -37,7 +38,7 @@ from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, loa
 from raysift.policy.settings import RaiseConfig
 from raysift.policy.state import Episode
 from raysift.pool.files import SourceFile, find_files, fingerprint_files
-from raysift.pool.given_input import told_meta
+from raysift.pool.given_input import input_meta
 from raysift.pool.id_text import id_text
 from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, META, Example
 from raysift.settings.config import CommonConfig
@@ -63,7 +64,8 @@ def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
             "trust_remote_code": config.trust_remote_code,
         }
         files = run.files(rows, "rows")
-        answers = map_rows(files, EncodeRows, arguments, folder, config.resources, progress=run.console.shows_progress)
+        total = rows.counts["kept"]
+        answers = map_rows(files, EncodeRows, arguments, folder, config.resources, rows=total, progress=run.progress)
         counts = count_answers("encode", answers, rows.counts["kept"])
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 
@@ -115,6 +117,11 @@ def split_target(run: Run, config: CommonConfig, settings: RaiseConfig) -> Manif
         for name, part in (("validation", chosen), ("report", order[:kept])):
             pq.write_table(rows.take(pa.array(np.sort(part))), (folder / f"{name}.parquet").path, filesystem=folder.fs)
         unused = len(ids) - kept - len(chosen)
+        if unused:
+            run.console.note(
+                f"validation: {len(chosen):,} of {len(ids) - kept:,} examples measure progress, drawn by seed {config.seed}; "
+                f"{config.method}.episode.validation_rows=null takes all, each read after every {wanted.validate_every} steps"
+            )
         counts: dict[str, Any] = {"rows_in": total, "kept": len(chosen), "report": kept}
         counts |= {"rejected": {"no reference answer": without, "beyond validation_rows": unused}}
         return StageResult(
@@ -145,7 +152,7 @@ def target_rows(examples: Sequence[Example]) -> tuple[pa.Table, int]:
             key = example_key(example.id)
             if key in rows:
                 raise DataError(f"validation: two examples have the id '{example.id}'; ids must be unique.")
-            rows[key] = {ID: key, MESSAGES: turns, META: told_meta(example)}
+            rows[key] = {ID: key, MESSAGES: turns, META: input_meta(example)}
     return pa.Table.from_pylist([rows[key] for key in sorted(rows)], schema=_TARGET), len(examples) - len(rows)
 
 
@@ -165,20 +172,25 @@ def learn(
         setup = make_setup(run, config, settings, features, encoded, target, steps)
         own = ", ".join(f"{name}={value}" for name, value in departures(settings).items())
         run.console.note(f"learn: settings that are not the paper's: {own or 'none'}")
-        with ray_fleet(setup, config.resources, settings.learning.episodes) as fleet:
+        rounds = settings.learning.rounds
+        with (
+            run.progress(rounds, "rounds") as bar,
+            ray_fleet(setup, config.resources, settings.learning.episodes) as fleet,
+        ):
             for found in learn_rounds(folder / ROUNDS, setup, settings.learning, fleet, config.seed):
                 run.record("round", "learn", **_headline(found))
-        rounds = finished_rounds(folder / ROUNDS)[: settings.learning.rounds]
-        kept = kept_round(rounds, settings.learning.keep)
+                bar.update(found["round"], rounds)
+        finished = finished_rounds(folder / ROUNDS)[:rounds]
+        kept = kept_round(finished, settings.learning.keep)
         return StageResult(
             files={
                 "policy": relative([kept / POLICY], folder),
-                "rounds": relative([place / ROUND for place in rounds], folder),
+                "rounds": relative([place / ROUND for place in finished], folder),
             },
             counts={"rows_in": features.counts["kept"], "kept": len(setup.pool)},
             values={
                 "steps": steps,
-                "rounds": settings.learning.rounds,
+                "rounds": rounds,
                 "kept": kept.name,
                 "departures": departures(settings),
             },

@@ -1,43 +1,30 @@
-"""Reports on a run of RAISE, computed from its logs on demand: its rounds, its picks over time, and single rows.
-
-from raysift.jobs.policy.story import learning_curve, picks_over_time
-picks_over_time("runs/raise", by="skill").to_pandas()
-"""
+"""Reports on a run of RAISE, computed from its logs on demand: its rounds, what its final training picked, and single rows."""
 
 from __future__ import annotations
 
-import json
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
-from raysift.errors import ConfigError, DataError
+from raysift.errors import ConfigError
 from raysift.ids import look_up
 from raysift.jobs.commands.console import Console
+from raysift.jobs.runs.labels import labels_of
 from raysift.jobs.runs.reuse import read_events
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
 from raysift.policy.pool import PolicyPool, positions, read_pool, restrict
-from raysift.policy.saved import finished_rounds, load_episodes, load_policy, read_account
-from raysift.policy.settings import PolicySettings
-from raysift.policy.state import Episode, replay
-from raysift.records import ID, META, SCORE, SOURCE
+from raysift.policy.saved import finished_rounds, load_episodes, read_account
+from raysift.policy.state import Episode
+from raysift.records import ID, SCORE, SOURCE
 from raysift.storage import Location
 
-if TYPE_CHECKING:
-    from raysift.policy.network import Acquisition
-
-STRETCHES = 6
 SHOWN_ROUNDS, SHOWN_VALUES, SHOWN_STEPS = 40, 24, 20
-DOTS = 16
 CLASS = "class"
 OTHERS = "(others)"
 
@@ -52,12 +39,6 @@ class RowStory:
     """Steps of the final training in which the row was picked."""
     rounds: list[int]
     """Picks of the row in each round, over all trainings of the round."""
-    score: float
-    """The policy's score before the last step; the ranks below count from 1, and ties go to the smaller id."""
-    rank: int
-    class_rank: int
-    likelihood: float
-    """The row's probability of being drawn within its class, as a multiple of a uniform draw's."""
 
 
 def learning_curve(run: str | Run) -> pa.Table:
@@ -72,50 +53,32 @@ def learning_curve(run: str | Run) -> pa.Table:
     return pa.Table.from_pylist(lines)
 
 
-def picks_over_time(run: str | Run, by: str | None = None, stretches: int = STRETCHES) -> pa.Table:
+def picks_by_value(run: str | Run, by: str | None = None) -> pa.Table:
     """Picks of the final training by source, class and a column of the rows' meta, with each value's share of the pool."""
     run = open_run(run) if isinstance(run, str) else run
-    pool, episode = _pool(run), _final(run)[1]
-    labels = {SOURCE: _labels(run, pool, None), CLASS: pa.array(pool.classes).cast(pa.string())}
+    pool, episode = _pool(run), _final(run)
+    picked = pa.array(positions(pool, np.concatenate(episode.picks)))
+    labels = {SOURCE: _labels(run, pool, SOURCE), CLASS: pa.array(pool.classes).cast(pa.string())}
     labels |= {by: _labels(run, pool, by)} if by else {}
     lines = []
     for column, values in labels.items():
-        codes, names = _codes(values)
-        of_pool = np.bincount(codes, minlength=len(names)) / len(pool)
-        for first, last in _stretches(episode.steps, stretches):
-            picked = positions(pool, np.concatenate(episode.picks[first:last]))
-            counts = np.bincount(codes[picked], minlength=len(names))
-            when = {"first_step": first + 1, "last_step": last, "column": column}
-            for name, count, usual in zip(names, counts.tolist(), of_pool.tolist(), strict=True):
-                share = {"picks": count, "share": count / len(picked), "pool_share": usual}
-                lines.append(when | {"value": name} | share)
+        values = _frequent(values)
+        of_pool, of_picks = (_counts(found) for found in (values, values.take(picked)))
+        for name in sorted(of_pool, key=lambda value: (value == OTHERS, value or "")):
+            count = of_picks.get(name, 0)
+            shares = {"share": count / len(picked), "pool_share": of_pool[name] / len(pool)}
+            lines.append({"column": column, "value": name, "picks": count} | shares)
     return pa.Table.from_pylist(lines)
 
 
 def row_story(run: Run, row_id: int) -> RowStory | None:
     """The story of a row; None if the policy could not pick it, for lack of features or of anything to learn."""
-    from raysift.policy.picking import Picker
-
-    pool, (final, episode) = _pool(run), _final(run)
+    pool = _pool(run)
     if row_id not in pool.ids:
         return None
-    place = int(positions(pool, row_id))
-    settings = PolicySettings.model_validate(final.settings["policy"])
-    ((state, _),) = deque(replay(episode, pool), maxlen=1)
-    scores = Picker(pool, settings, _network(run)).scores(state)
-    ahead = (scores > scores[place]) | ((scores == scores[place]) & (pool.ids < row_id))
-    mine = pool.classes == pool.classes[place]
-    weights = np.exp((scores[mine] - scores[place]) / settings.temperature)
-    return RowStory(
-        class_number=int(pool.classes[place]),
-        class_rows=int(mine.sum()),
-        steps=_steps_with(episode, row_id),
-        rounds=[sum(len(_steps_with(one, row_id)) for one in load_episodes(folder)) for folder in round_folders(run)],
-        score=float(scores[place]),
-        rank=int(ahead.sum()) + 1,
-        class_rank=int((ahead & mine).sum()) + 1,
-        likelihood=float(1 / weights.mean()),
-    )
+    number = int(pool.classes[int(positions(pool, row_id))])
+    rounds = [sum(len(_steps_with(one, row_id)) for one in load_episodes(folder)) for folder in round_folders(run)]
+    return RowStory(number, int((pool.classes == number).sum()), _steps_with(_final(run), row_id), rounds)
 
 
 def show_policy(run: Run, console: Console, by: str | None = None) -> None:
@@ -124,19 +87,15 @@ def show_policy(run: Run, console: Console, by: str | None = None) -> None:
         _show_rounds(learning_curve(run).to_pylist(), console)
     if read_manifest(run.folder / "order") is None or read_manifest(run.folder / "final") is None:
         return
-    final, episode = _final(run)
-    _show_stretches(episode, int(final.settings["train"]["batch_size"]), console)
-    lines = picks_over_time(run, by).to_pylist()
+    lines = picks_by_value(run, by).to_pylist()
     for column in dict.fromkeys(line["column"] for line in lines):
-        rows: dict[str | None, list[Any]] = {}
-        for line in lines:
-            if line["column"] == column:
-                rows.setdefault(line["value"], [_percent(line["pool_share"])]).append(_percent(line["share"]))
+        rows = [
+            ["(none)" if line["value"] is None else line["value"], *map(_percent, (line["pool_share"], line["share"]))]
+            for line in lines
+            if line["column"] == column
+        ]
         if len(rows) > 1:
-            title = f"Picks by {column} in the final training"
-            heads = ["", "pool", *(f"to step {last}" for _, last in _stretches(episode.steps, STRETCHES))]
-            cells = [["(none)" if value is None else value, *shares] for value, shares in rows.items()]
-            console.table(title, heads, cells)
+            console.table(f"Final picks by {column}", ["", "pool", "picks"], rows)
 
 
 def show_row(story: RowStory, console: Console) -> None:
@@ -146,11 +105,6 @@ def show_row(story: RowStory, console: Console) -> None:
     if story.rounds:
         rounds = [number for number, times in enumerate(story.rounds, 1) if times]
         lines += [["picked in learning", _times(sum(story.rounds), "round", rounds)]]
-    lines += [
-        ["policy's score before the last step", f"{story.score:.4f}"],
-        ["rank by it", f"{story.rank:,}; in its class {story.class_rank:,}"],
-        ["probability in its class", f"{story.likelihood:.3g} times that of a uniform draw"],
-    ]
     console.table("Under the policy", ["", "value"], lines)
 
 
@@ -180,59 +134,26 @@ def _pool(run: Run) -> PolicyPool:
     return restrict(read_pool(run.files(_finished(run, "features"), "features")[0]), ids)
 
 
-def _final(run: Run) -> tuple[Manifest, Episode]:
-    """The final training and its log."""
-    final = _finished(run, "final")
-    log = run.files(final, "log")[0]
-    return final, Episode(pq.read_table(log.path, filesystem=log.fs))
+def _final(run: Run) -> Episode:
+    """The log of the final training."""
+    log = run.files(_finished(run, "final"), "log")[0]
+    return Episode(pq.read_table(log.path, filesystem=log.fs))
 
 
-def _network(run: Run) -> Acquisition:
-    """The policy of the final training, learned here or in the run that `policy_from` names."""
-    from raysift.jobs.policy.transfer import learnt_by
-
-    learned = read_manifest(run.folder / "learn")
-    return load_policy(
-        run.files(learned, "policy")[0] if learned else learnt_by(getattr(run.config(), "raise")).policy
-    )[0]
+def _labels(run: Run, pool: PolicyPool, column: str) -> pa.Array:
+    """The group of each row of the pool."""
+    return look_up(pool.ids, *labels_of(run, _finished(run, "ingest"), column))
 
 
-def _labels(run: Run, pool: PolicyPool, column: str | None) -> pa.Array:
-    """The source of each row of the pool, or a column of its meta: text as it is, other values as JSON."""
-    seen: set[str] = set()
-
-    def value(text: str | None) -> str | None:
-        meta = json.loads(text) if text else {}
-        seen.update(meta)
-        found = meta.get(column)
-        return found if found is None or isinstance(found, str) else json.dumps(found, sort_keys=True)
-
-    ids, values = [], []
-    for chunk in read_chunks(run.files(_finished(run, "ingest"), "rows"), [ID, META if column else SOURCE]):
-        ids.append(chunk[ID].to_numpy())
-        texts = chunk[1].to_pylist()
-        values.append(pa.array(map(value, texts) if column else texts, pa.string()))
-    if column and column not in seen:
-        raise DataError(f"raise: no row has '{column}' in its meta; there are: {', '.join(sorted(seen)) or 'none'}.")
-    return look_up(pool.ids, np.concatenate(ids), pa.chunked_array(values))
+def _counts(values: pa.Array) -> dict[str | None, int]:
+    return {line["values"]: line["counts"] for line in values.value_counts().to_pylist()}
 
 
-def _codes(values: pa.Array) -> tuple[NDArray[np.int64], list[str | None]]:
-    """A code for each row, and the codes' names: the most frequent values, sorted by name; the rest become `(others)`."""
-    cells = values.dictionary_encode(null_encoding="encode")
-    names, codes = cells.dictionary.to_pylist(), cells.indices.to_numpy()
-    counts = np.bincount(codes)
-    kept = sorted(range(len(names)), key=lambda k: (-counts[k], names[k] or ""))[:SHOWN_VALUES]
-    kept.sort(key=lambda k: names[k] or "")
-    renumbered = np.full(len(names), len(kept), np.int64)
-    renumbered[kept] = np.arange(len(kept))
-    return renumbered[codes], [*(names[k] for k in kept), *([OTHERS] if len(kept) < len(names) else [])]
-
-
-def _stretches(steps: int, count: int) -> list[tuple[int, int]]:
-    """(first, last) of `count` stretches of steps, `first` excluded; one stretch per step if there are fewer steps."""
-    count = min(count, steps)
-    return list(pairwise(round(part * steps / count) for part in range(count + 1)))
+def _frequent(values: pa.Array) -> pa.Array:
+    """The values, with `(others)` in place of all but the most frequent ones."""
+    counts = _counts(values)
+    kept = set(sorted(counts, key=lambda value: (-counts[value], value or ""))[:SHOWN_VALUES])
+    return pa.array([value if value in kept else OTHERS for value in values.to_pylist()], pa.string())
 
 
 def _steps_with(episode: Episode, row_id: int) -> list[int]:
@@ -240,46 +161,18 @@ def _steps_with(episode: Episode, row_id: int) -> list[int]:
 
 
 def _show_rounds(lines: list[dict[str, Any]], console: Console) -> None:
-    """Print the learning curve: each round's performance as a mark between the lowest and the highest."""
-    start, ends = lines[0]["start"], [line["performance"] for line in lines]
-    low, high = min(start, *ends), max(start, *ends)
-
-    def dot(value: float) -> str:
-        place = round((value - low) / (high - low) * (DOTS - 1)) if high > low else 0
-        return "." * place + "#" + "." * (DOTS - 1 - place)
-
+    """Print the learning curve."""
     every = -(-len(lines) // SHOWN_ROUNDS)
-    rows: list[list[Any]] = [["start", _number(start), dot(start), _number(lines[0]["report_start"]), *[None] * 3]]
+    first = [_number(lines[0][name]) for name in ("start", "report_start")]
+    rows: list[list[Any]] = [["start", *first, *[None] * 3]]
     for line in lines:
         if line["round"] % every == 0 or line is lines[-1]:
-            report, clipped, entropy = (_number(line[name]) for name in ("report", "clipped", "entropy"))
-            ends = [_number(line["performance"]), dot(line["performance"]), report]
-            rows.append([str(line["round"]), *ends, round(line["distinct_rows"]), clipped, entropy])
-    heads = ["round", "performance", "lowest to highest", "report", "rows", "clipped", "entropy"]
+            performance, report, *rest = map(
+                _number, (line[name] for name in ("performance", "report", "clipped", "entropy"))
+            )
+            rows.append([str(line["round"]), performance, report, round(line["distinct_rows"]), *rest])
+    heads = ["round", "performance", "report", "rows", "clipped", "entropy"]
     console.table(f"Rounds ({len(lines)}, of {round(lines[0]['picks']):,} picks each)", heads, rows)
-
-
-def _show_stretches(episode: Episode, size: int, console: Console) -> None:
-    """Print performance, mean loss and the share of repeated picks over the final training."""
-    known, losses, every = (
-        episode.known_performance,
-        episode.table["loss"].to_numpy()[1:],
-        np.concatenate(episode.picks),
-    )
-    repeated = np.ones(len(every), np.bool_)
-    repeated[np.unique(every, return_index=True)[1]] = False
-    ends = np.cumsum([0, *map(len, episode.picks)])
-    rows = [
-        [
-            f"{first + 1}-{last}" if first + 1 < last else str(last),
-            _number(known[last]),
-            _number(float(np.mean(losses[first:last]))),
-            _percent(float(repeated[ends[first] : ends[last]].mean())),
-        ]
-        for first, last in _stretches(episode.steps, STRETCHES)
-    ]
-    title = f"Final training: {episode.steps:,} steps of {size} rows"
-    console.table(title, ["steps", "performance", "loss", "picked before"], rows)
 
 
 def _times(count: int, what: str, places: Sequence[int]) -> str:

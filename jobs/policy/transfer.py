@@ -15,7 +15,7 @@ from raysift.storage import Location
 
 
 @dataclass(frozen=True)
-class Learnt:
+class LearnedPolicy:
     """Files of a policy and of the scales and classes it was learned with, and the settings of its run."""
 
     policy: Location
@@ -27,13 +27,13 @@ class Learnt:
         return own.model_copy(update={"features": self.settings.features, "policy": self.settings.policy})
 
 
-def learnt_by(settings: RaiseConfig) -> Learnt:
+def learned_by(settings: RaiseConfig) -> LearnedPolicy:
     """The policy of the run that `policy_from` names."""
     run = open_run(str(settings.policy_from))
     searched = read_manifest(run.folder / "search")
     if searched is not None:
         best = getattr(make_config(yaml.safe_load(run.files(searched, "best")[0].read_text())), "raise")
-        return Learnt(run.files(searched, "policy")[0], run.files(searched, "fitted")[0], best)
+        return LearnedPolicy(run.files(searched, "policy")[0], run.files(searched, "fitted")[0], best)
     config = run.config()
     learned, features = (read_manifest(run.folder / stage) for stage in ("learn", "features"))
     theirs = getattr(config, "raise", None)
@@ -42,4 +42,4 @@ def learnt_by(settings: RaiseConfig) -> Learnt:
             f"raise.policy_from: {settings.policy_from} has not learned a policy (its method is '{config.method}'). Name a "
             "finished run of `raysift raise` or `raysift search`."
         )
-    return Learnt(run.files(learned, "policy")[0], run.files(features, "fitted")[0], theirs)
+    return LearnedPolicy(run.files(learned, "policy")[0], run.files(features, "fitted")[0], theirs)

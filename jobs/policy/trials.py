@@ -27,7 +27,7 @@ from raysift.policy.pool import PolicyPool
 from raysift.policy.saved import finished_rounds, read_account
 from raysift.policy.search_settings import SearchSettings
 from raysift.policy.settings import LearningSettings, RaiseConfig
-from raysift.policy.trials import Settings, apply_settings, criterion
+from raysift.policy.trials import TrialSettings, apply_settings, criterion
 from raysift.settings.training import TrainConfig
 from raysift.storage import Location
 
@@ -50,7 +50,7 @@ class TrialWork:
     seed: int
     folder: Location
 
-    def prepare(self, settings: Settings) -> tuple[EpisodeSetup, LearningSettings]:
+    def prepare(self, settings: TrialSettings) -> tuple[EpisodeSetup, LearningSettings]:
         """The setup of a trial with these settings, and its learning settings."""
         config, train = apply_settings(settings, self.config, self.train)
         whole = self.setup.pool
@@ -91,7 +91,7 @@ def run_trial(config: dict[str, Any], work: TrialWork) -> None:
             tune.report(found, checkpoint=tune.Checkpoint.from_directory(temporary))
 
 
-def _rounds_of(folder: Location, work: TrialWork, settings: Settings) -> Iterator[dict[str, Any]]:
+def _rounds_of(folder: Location, work: TrialWork, settings: TrialSettings) -> Iterator[dict[str, Any]]:
     """Results of the finished rounds, then of the remaining ones as they finish."""
     done = [read_account(place) for place in finished_rounds(folder)]
     yield from done[: work.search.rounds]

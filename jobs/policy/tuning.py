@@ -31,7 +31,7 @@ from raysift.jobs.policy.trials import (
 from raysift.jobs.runs.run import Run
 from raysift.policy.saved import finished_rounds, read_account
 from raysift.policy.search_settings import SearchSettings
-from raysift.policy.trials import OWN, Outcome, Settings
+from raysift.policy.trials import OWN, TrialResult, TrialSettings
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 
@@ -40,7 +40,7 @@ SNAPSHOT_S = "1"
 """Seconds between saves of Tune's state; its default of 10 s is as long as a search on a small model."""
 
 
-def fit(work: TrialWork, drawn: Sequence[Settings], resources: Resources, run: Run) -> list[Outcome]:
+def fit(work: TrialWork, drawn: Sequence[TrialSettings], resources: Resources, run: Run) -> list[TrialResult]:
     """Start or resume the trials; returns their outcomes, sorted by number."""
     trainable = tune.with_resources(
         tune.with_parameters(run_trial, work=work), {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
@@ -173,13 +173,13 @@ def _restored(folder: Location, trainable: Any) -> tune.Tuner | None:
         return None
 
 
-def _outcome(result: Any, work: TrialWork) -> Outcome:
+def _outcome(result: Any, work: TrialWork) -> TrialResult:
     """The outcome of a trial; its rounds are those that it reported."""
     name = result.path.rstrip("/").rsplit("/", 1)[-1]
     reported = (result.metrics or {}).get(ROUND_NUMBER, 0)
     accounts = [read_account(place) for place in finished_rounds(work.folder / ROUNDS / name)[:reported]]
     reason = None if result.error is None else _reason(result.error)
-    return Outcome(
+    return TrialResult(
         number=int(name.removeprefix("trial-")),
         settings=dict((result.config or {})["trial"]["settings"]),
         performances=[account["performance"] for account in accounts],

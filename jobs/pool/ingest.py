@@ -21,10 +21,10 @@ from typing import Any
 import ray
 from ray.data import Dataset
 from ray.data.datasource import FilenameProvider
-from rich.progress import Progress
 
 from raysift.errors import DataError, RaysiftError, StageError, StaleRunError
 from raysift.fingerprint import canonical, differences
+from raysift.jobs.commands.progress import Bar
 from raysift.jobs.on_ray.ray_tasks import run_tasks
 from raysift.jobs.on_ray.raydata import start_ray
 from raysift.jobs.pool.ingest_tasks import (
@@ -88,7 +88,7 @@ def ingest_pool(
     config: IngestConfig | None = None,
     resources: Resources | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Bar | None = None,
 ) -> IngestReport:
     """Read files, given as such or as paths, into `out`; joins a running Ray, or starts one and leaves it running.
 
@@ -109,7 +109,7 @@ def ingest_dataset(
     config: IngestConfig | None = None,
     resources: Resources | None = None,
     *,
-    progress: Progress | None = None,
+    progress: Bar | None = None,
 ) -> IngestReport:
     """Read a Ray dataset into `out`, below which its blocks are first written in their order.
 
@@ -161,7 +161,7 @@ def _ingest(
     out: Location,
     config: IngestConfig,
     resources: Resources,
-    progress: Progress | None,
+    progress: Bar | None,
     lasting: bool = True,
 ) -> IngestReport:
     clock = time.perf_counter()
@@ -274,7 +274,7 @@ def _plan(files: list[SourceFile], config: IngestConfig, resources: Resources) -
 
 
 def _read_all(
-    plan: _Ingest, config: IngestConfig, resources: Resources, work: Location, progress: Progress | None
+    plan: _Ingest, config: IngestConfig, resources: Resources, work: Location, progress: Bar | None
 ) -> list[Counts | None]:
     """Counts of each chunk, None for the chunks of files that turned out bad."""
     parts: list[Counts | None] = [None] * len(plan.chunks)
@@ -313,10 +313,10 @@ def _set_bad_files_aside(plan: _Ingest, parts: list[Counts | None], config: Inge
     for name, reasons in failed.items():
         count = sum(reasons.values())
         if name not in plan.bad and count > config.max_failed_share * rows[name]:
-            told = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
+            listed = ", ".join(f"{reason} {n}" for reason, n in sorted(reasons.items()))
             error = BadFile(
                 name,
-                f"{count} of {rows[name]} records cannot be understood ({told}); at most a share of "
+                f"{count} of {rows[name]} records cannot be understood ({listed}); at most a share of "
                 f"{config.max_failed_share:g} may (ingest.max_failed_share).",
             )
             if config.on_bad_file == "stop":
@@ -346,17 +346,17 @@ def _shards_of(
     return shards, places, trimmed, problems
 
 
-def _say(progress: Progress | None, done: int, total: int) -> None:
+def _say(progress: Bar | None, done: int, total: int) -> None:
     if progress is not None:
-        progress.update(progress.task_ids[0], completed=done, total=total)
+        progress.update(done, total)
 
 
 def _require_rows(report: IngestReport, out: Location) -> IngestReport:
     if report.kept:
         return report
-    told = ", ".join(f"{reason} {n}" for reason, n in (report.rejected | report.failures).items())
+    listed = ", ".join(f"{reason} {n}" for reason, n in (report.rejected | report.failures).items())
     raise DataError(
-        f"ingest: no row is left of {report.rows_in} ({told or _listed(report.bad_files)}). The reason of each is in "
+        f"ingest: no row is left of {report.rows_in} ({listed or _listed(report.bad_files)}). The reason of each is in "
         f"{out}/rejected."
     )
 

@@ -15,6 +15,7 @@ from typing import Any
 from raysift.actors.language_model import pinned_name, resolve_model
 from raysift.errors import ConfigError, DataError, ModelError, StaleRunError
 from raysift.evaluation.examples import read_examples
+from raysift.evaluation.metrics import CHOICE_METRICS, JUDGED_ELSEWHERE, METRICS
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.selection import rows_of_run
 from raysift.manifest import read_manifest
@@ -120,9 +121,22 @@ def check_tests(config: CommonConfig) -> None:
     """Refuses test files that are missing or hold no examples."""
     for name in config.test:
         try:
-            read_examples(name, split=config.evaluate.split, scored=True)
+            examples = read_examples(name, split=config.evaluate.split, scored=True)
         except DataError as error:
             raise DataError(f"test: {str(error).removeprefix('examples: ')}") from None
+        require_known_metrics(name, {example.metric for example in examples})
+
+
+def require_known_metrics(name: str, metrics: set[str]) -> None:
+    """Refuses metrics that nothing can score: a misspelt one would cost all answers and give no number."""
+    scored = sorted([*METRICS, *CHOICE_METRICS])
+    if unknown := sorted(metrics - {*scored, *JUDGED_ELSEWHERE}):
+        near = difflib.get_close_matches(unknown[0], scored, n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise DataError(
+            f"test: {name}: metric '{unknown[0]}' is unknown.{hint} Scored here: {', '.join(scored)}. Answered but not scored: "
+            f"{', '.join(JUDGED_ELSEWHERE)}."
+        )
 
 
 def check_models(config: CommonConfig, own: Mapping[str, str] | None = None) -> None:

@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from raysift.actors.language_model import pinned_name, resolve_model
+from raysift.actors.prompts import stored_type
 from raysift.actors.smol import is_smol
 from raysift.errors import DataError
 from raysift.fingerprint import Part, adapter_fingerprint, folder_fingerprint
 from raysift.jobs.runs.run import Run
+from raysift.jobs.runs.toys import warn_of_toy
 from raysift.nano import is_nano
 from raysift.settings.config import CommonConfig
+from raysift.settings.hardware import settle_dtype
 from raysift.storage import Location, open_location
 
 MODELS = "models.json"
@@ -37,6 +40,8 @@ class Model(NamedTuple):
 def find_model(run: Run, config: CommonConfig, name: str | None = None, part: Part = "all") -> Model:
     """Find the run's model, or the named one. `part` limits its identity to what the stage reads."""
     name = name or config.model
+    if is_nano(name):
+        warn_of_toy(run, config, name)
     place = resolve_model(name)
     trusted = {"trust_remote_code": True} if config.trust_remote_code else {}
     if os.path.isdir(place):
@@ -44,6 +49,16 @@ def find_model(run: Run, config: CommonConfig, name: str | None = None, part: Pa
         return Model(named, {"content": folder_fingerprint(open_location(place), part)} | trusted)
     pinned = _pinned(run, place)
     return Model(pinned, {"commit": pinned.partition("@")[2]} | trusted)
+
+
+def computing(config: CommonConfig, model: Model) -> dict[str, Any]:
+    """The identity of a model that scores, embeds or answers: its number type changes what it says."""
+    return model.identity | {"dtype": number_type(config, model.name)}
+
+
+def number_type(config: CommonConfig, model: str) -> str:
+    """The number type in which workers load a model that scores, embeds or answers; decided here, so that they agree."""
+    return settle_dtype(config.dtype, config.resources.on_gpu, lambda: stored_type(model, config.trust_remote_code))
 
 
 def adapter_input(adapter: str | None) -> dict[str, str]:

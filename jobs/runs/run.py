@@ -12,6 +12,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +22,7 @@ import yaml
 from raysift.errors import ConfigError, DataError, find_cause, system_words
 from raysift.fingerprint import canonical, fingerprint
 from raysift.jobs.commands.console import Console
+from raysift.jobs.commands.progress import Bar
 from raysift.jobs.runs.replay import name_from_anywhere
 from raysift.jobs.runs.reuse import (
     CONFIG,
@@ -34,6 +36,7 @@ from raysift.jobs.runs.reuse import (
     sources_of,
     tell_changes,
 )
+from raysift.jobs.runs.stage_names import WHAT_IT_DOES
 from raysift.manifest import (
     MANIFEST,
     Manifest,
@@ -82,8 +85,22 @@ class Run:
         self.console = console or Console("quiet")
         self.reuse, self._reuse_is_new = named or sources_of(self.folder), bool(named)
         self._settings: str | None = None
+        self.toys: dict[str, float] = {}
+        self._plan: tuple[str, ...] = ()
+        self._stage = ""
         events = self.folder / EVENTS
         self._events = events.read_bytes().decode(errors="replace").splitlines() if events.exists() else []
+
+    def plan(self, *stages: str) -> None:
+        """Name the stages to come, in their order, so that each is shown as number 3 of 8."""
+        self._plan = stages
+
+    def progress(self, total: int | None, unit: str = "rows") -> AbstractContextManager[Bar]:
+        """A bar for work of the stage that runs now."""
+        return self.console.progress(self._stage, total, unit, self._step(self._stage))
+
+    def _step(self, stage: str) -> str:
+        return f"{self._plan.index(stage) + 1}/{len(self._plan)}" if stage in self._plan else ""
 
     def manifest(self, *stages: str) -> Manifest | None:
         """The manifest of the first finished stage among these, or None."""
@@ -129,8 +146,11 @@ class Run:
         changed = tell_changes(self.reuse, name, wanted_settings, wanted_inputs)
         differs = {"differs": changed} if changed else {}
         self._go_on()
-        self.record("continued" if work.exists() else "started", name, fingerprint=identity, **differs)
+        types = ", ".join(sorted({*named_values(wanted_settings, "dtype"), *named_values(wanted_inputs, "dtype")}))
+        told = {"dtype": types} if types else {}
+        self.record("continued" if work.exists() else "started", name, fingerprint=identity, **differs, **told)
         self.start()
+        self._stage = name
         started, clock = datetime.now(UTC), time.perf_counter()
         try:
             result = body(work.make_folder())
@@ -220,7 +240,7 @@ class Run:
 
     def record(self, event: str, stage: str, **fields: Any) -> None:
         """Add an event to the run's log and print it."""
-        self.console.event(event, stage, **fields)
+        self._tell(event, stage, fields)
         line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": stage, "event": event, **fields}
         self._events.append(json.dumps(exact(line), default=str))
         try:
@@ -229,6 +249,12 @@ class Run:
         except OSError:
             if event not in CHANGES_NOTHING:  # a finished run can be read on read-only storage, too
                 raise
+
+    def _tell(self, event: str, stage: str, fields: Mapping[str, Any]) -> None:
+        begins = event in ("started", "continued")
+        if begins and self.console.voice != "json" and (what := WHAT_IT_DOES.get(stage)):
+            event = f"{what}" if event == "started" else f"continued: {what}"
+        self.console.event(event, stage, self._step(stage), **fields)
 
     @contextlib.contextmanager
     def replayable(self, config: Mapping[str, Any]) -> Iterator[None]:
@@ -254,6 +280,14 @@ class Run:
                 order.append(event["stage"])
         found = [read_manifest(self.folder / stage) for stage in order]
         return [manifest for manifest in found if manifest]
+
+
+def named_values(tree: Any, name: str) -> Iterator[str]:
+    """The values under this name anywhere in canonical settings."""
+    for key, value in tree.items() if isinstance(tree, Mapping) else ():
+        if key == name and value is not None:
+            yield str(value)
+        yield from named_values(value, name)
 
 
 def require_own(folder: str | Location) -> Location:

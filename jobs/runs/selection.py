@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from raysift.storage import Location, extend_name, open_location
 from raysift.topk import Ids, Scores
 
 SELECTED, SELECTION = "selected", "selection.parquet"
+HASH_DIGITS = 16  # of a file's content, in a card
 
 
 def write_selection(
@@ -43,13 +45,13 @@ def write_selection(
             "is as short as a budget in tokens. Raise the budget, or see the failures of the stages before."
         )
     parts = (folder / "rows").make_folder()
-    files, told = [], []
+    files, origins = [], []
     for number, table in enumerate(rows_in_order(run.files(rows, "rows"), ids, KEPT_ROWS.names, folder / "work")):
         place = parts / f"part-{number:05d}.parquet"
         pq.write_table(table.select(ROWS.names), place.path, filesystem=place.fs, compression="zstd")
         files.append(place)
-        told.append(table.select([SOURCE, FILE, POSITION]))
-    origin = pa.concat_tables(told)
+        origins.append(table.select([SOURCE, FILE, POSITION]))
+    origin = pa.concat_tables(origins)
     own = columns_in_order(score_files, selector.columns, ids)
     ranks = pa.array(np.arange(1, len(ids) + 1))
     columns = {ID: ids, RANK: ranks, SCORE: scores, SOURCE: origin[SOURCE], **own}
@@ -57,19 +59,7 @@ def write_selection(
     place = folder / SELECTION
     pq.write_table(selection, place.path, filesystem=place.fs, compression="zstd")
     by_source = summary_by_source(rows.values["by_source"], origin[SOURCE])
-    card = Card(
-        method=str(config.method),
-        settings={
-            "model": config.model,
-            "budget": config.budget,
-            "seed": config.seed,
-            "pool": list(config.pool) or ["a Ray dataset"],
-            "target": list(config.target),
-        },
-        by_source=by_source,
-        scores=(float(np.min(scores)), float(np.max(scores))),
-        pool_rows=rows.counts["kept"],
-    )
+    card = card_of(config, rows, by_source, scores, rows.counts["kept"])
     exported = write_export(files, (folder / SELECTED).make_folder(), config.output_format, card)
     return StageResult(
         files={
@@ -78,9 +68,30 @@ def write_selection(
             "selected": relative(exported, folder),
         },
         counts={"rows_in": rows.counts["kept"], "kept": len(ids)},
-        values={"by_source": by_source},
+        values={"by_source": by_source} | ({"toys": run.toys} if run.toys else {}),
         rows=rows.counts["kept"],
     )
+
+
+def card_of(
+    config: CommonConfig,
+    rows: Manifest | None,
+    by_source: Mapping[str, Mapping[str, float]],
+    scores: Scores,
+    pool_rows: int,
+) -> Card:
+    """What a selection's card tells; `rows` is the ingest of its pool."""
+    read = rows.inputs.get("pool", []) if rows else []
+    settings: dict[str, Any] = {
+        "model": config.model,
+        "budget": config.budget,
+        "seed": config.seed,
+        "pool": list(config.pool) or ["a Ray dataset"],
+        "content of the pool": [f"{name} {content[:HASH_DIGITS]}" for name, content in read],
+        "target": list(config.target),
+    }
+    span = (float(np.min(scores)), float(np.max(scores)))
+    return Card(str(config.method), settings, by_source, span, pool_rows)
 
 
 def publish_selection(run: Run, chosen: Manifest) -> None:

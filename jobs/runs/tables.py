@@ -111,6 +111,11 @@ def read_numbers(files: Sequence[Location], column: str, name: str) -> pa.Table:
     return pa.concat_tables([schema.empty_table(), *parts]).combine_chunks()
 
 
+def count_rows(files: Sequence[Location]) -> int:
+    """Rows of Parquet files, from their footers alone."""
+    return sum(pq.read_metadata(file.path, filesystem=file.fs).num_rows for file in files)
+
+
 def count_true(files: Sequence[Location], column: str) -> int:
     """Number of rows in which a boolean column is true."""
     return sum(pc.sum(chunk[column]).as_py() or 0 for chunk in read_chunks(files, [column]))

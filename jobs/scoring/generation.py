@@ -20,6 +20,7 @@ from raysift.actors.prompts import load_prompts
 from raysift.actors.responder import Asker, Reader, Responder
 from raysift.actors.train_checkpoints import template_of
 from raysift.errors import ConfigError, StageError
+from raysift.jobs.commands.progress import Showing, silent
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, sampling_of
 from raysift.jobs.runs.tables import columns_of
@@ -38,8 +39,10 @@ def generate(
     resources: Resources,
     *,
     adapter: str | Location | None = None,
+    dtype: str = "auto",
     trust_remote_code: bool = False,
-    progress: bool = False,
+    rows: int | None = None,
+    progress: Showing = silent,
 ) -> list[Location]:
     """Answer the question of every conversation (`id`, `messages`) in Parquet files; returns the files of answers.
 
@@ -58,14 +61,21 @@ def generate(
     }
     if backend == TRANSFORMERS:
         decoding = settings.model_dump(include={"temperature", "top_p", "seed", "beams"})
-        placed = {"device": resources.placed_on, "threads": resources.threads}
+        placed = {"device": resources.placed_on, "threads": resources.threads, "dtype": dtype}
         arguments = {"model": model, "adapter": place, **rules, **decoding, **placed}
-        return map_rows(files, Responder, arguments, out, resources, progress=progress)
+        return map_rows(files, Responder, arguments, out, resources, rows=rows, progress=progress)
     answer = partial(
-        _answer_through_vllm, model=model, adapter=place, settings=settings, resources=resources, rules=rules
+        _answer_through_vllm,
+        model=model,
+        adapter=place,
+        settings=settings,
+        resources=resources,
+        rules=rules,
+        dtype=dtype,
     )
     with explained("generate"):
-        return answer_rows(files, columns_of(files, Asker, rules), answer, out, resources, progress=progress)
+        columns = columns_of(files, Asker, rules)
+        return answer_rows(files, columns, answer, out, resources, rows=rows, progress=progress)
 
 
 def pick_backend(settings: GenerationSettings, resources: Resources) -> str:
@@ -140,15 +150,17 @@ def vllm_version() -> str | None:
 
 def _answer_through_vllm(
     dataset: Dataset,
+    counts: str | None,
     model: str,
     adapter: Location | None,
     settings: GenerationSettings,
     resources: Resources,
     rules: dict[str, Any],
+    dtype: str,
 ) -> Dataset:
     request = Request(
         sampling_of(settings, load_prompts(model, **rules).ends),
         seed=settings.seed if settings.temperature > 0 else None,
     )
-    engine = build_engine(model, adapter, request, resources, settings.max_length, rules["trust_remote_code"])
-    return answer_through_engine(dataset, Asker, engine, Reader, {"model": model, **rules}, resources)
+    engine = build_engine(model, adapter, request, resources, settings.max_length, rules["trust_remote_code"], dtype)
+    return answer_through_engine(dataset, Asker, engine, Reader, {"model": model, **rules}, resources, counts)

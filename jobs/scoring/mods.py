@@ -20,7 +20,7 @@ from raysift.actors.language_model import resolve_model
 from raysift.actors.prompts import ANSWER, FINISHED
 from raysift.errors import ConfigError
 from raysift.jobs.coverage.centers import choose_centers, chosen_rows, rows_without_vector, write_centers
-from raysift.jobs.runs.models import find_model, without_models
+from raysift.jobs.runs.models import computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import columns_in_order
 from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
@@ -80,8 +80,10 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
             asked,
             config.resources,
             adapter=adapter,
+            dtype=number_type(config, base.name),
             trust_remote_code=config.trust_remote_code,
-            progress=run.console.shows_progress,
+            rows=rows.counts["kept"],
+            progress=run.progress,
         )
         run.console.note(f"generate: {describe_backend(asked, config.resources, folder)}")
         counts = count_answers("generate", answers, rows.counts["kept"])
@@ -99,7 +101,7 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
             rows=counts["rows_in"],
         )
 
-    inputs = {"rows": rows.fingerprint, "model": base.identity, "tuned": tuned.fingerprint}
+    inputs = {"rows": rows.fingerprint, "model": computing(config, base), "tuned": tuned.fingerprint}
     return run.stage("generate", {"generation": asked.deciding()}, inputs, body)
 
 
@@ -115,7 +117,7 @@ def necessity(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manife
         counts = {**result.counts, "rows_in": rows.counts["kept"], "failed": result.counts["failed"] + failed}
         return StageResult(files=result.files, counts=counts, rows=rows.counts["kept"])
 
-    inputs = {"rows": rows.fingerprint, "answers": answers.fingerprint, "scorer": judge.identity}
+    inputs = {"rows": rows.fingerprint, "answers": answers.fingerprint, "scorer": computing(config, judge)}
     return run.stage("necessity", {"scorer": without_models(scorer)}, inputs, body)
 
 
@@ -214,9 +216,9 @@ def _own_conversations(
     for chunk in read_chunks(rows, [name for name in (ID, MESSAGES, META) if name in there]):
         ids = chunk[ID].to_numpy()
         near = [place for place, low, high in ranges if low <= ids.max() and high >= ids.min()]
-        told = columns_in_order(near, _TOLD, ids)
-        answered = told[ERROR].is_null()
-        sound, own = chunk.filter(answered), told[ANSWER].filter(answered)
+        known = columns_in_order(near, _TOLD, ids)
+        answered = known[ERROR].is_null()
+        sound, own = chunk.filter(answered), known[ANSWER].filter(answered)
         failed += len(chunk) - len(sound)
         talks = [
             split_exchange(messages, text).messages

@@ -20,7 +20,7 @@ from raysift.errors import DataError
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
 from raysift.jobs.runs.chosen_rows import write_rows
-from raysift.jobs.runs.models import find_model, without_models
+from raysift.jobs.runs.models import computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
 from raysift.jobs.scoring.generation import require_vllm
@@ -52,7 +52,7 @@ def judge(run: Run, config: CommonConfig, settings: QualitySettings, rows: Manif
         found = settings.model_copy(update={"model": model.name})
         return score_answers("quality", run, config, found, run.files(rows, "rows"), rows.counts["kept"], folder)
 
-    inputs = {"rows": rows.fingerprint, "scorer": model.identity}
+    inputs = {"rows": rows.fingerprint, "scorer": computing(config, model)}
     return run.stage("quality", {"scorer": without_models(settings)}, inputs, body)
 
 
@@ -111,7 +111,7 @@ def score_answers(
     if settings.backend == "vllm":
         require_vllm(stage)
     score = _judge_through_vllm if (settings.kind, settings.backend) == ("judge", "vllm") else _score_on_actors
-    answers = score(stage, run, config, settings, files, folder)
+    answers = score(stage, run, config, settings, files, expected, folder)
     counts = count_answers(stage, answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
     if counts["truncated"]:
         run.console.note(
@@ -143,29 +143,52 @@ def count_unparsable(answers: Sequence[Location]) -> int:
 
 
 def _score_on_actors(
-    stage: str, run: Run, config: CommonConfig, settings: QualitySettings, files: Sequence[Location], folder: Location
+    stage: str,
+    run: Run,
+    config: CommonConfig,
+    settings: QualitySettings,
+    files: Sequence[Location],
+    expected: int,
+    folder: Location,
 ) -> list[Location]:
     part: Any = settings if settings.kind == "reward" else getattr(settings, settings.kind)
     arguments = {"model": settings.scorer, "max_length": settings.max_length, "settings": part}
-    resources, placed = config.resources, loading(config)
+    resources, placed = config.resources, loading(config, settings.scorer)
     if settings.backend == "vllm":
         resources = resources.of_engines()
         placed = {
             "gpus": resources.gpus_per_worker,
             "engine": resources.engine,
             "trust_remote_code": config.trust_remote_code,
+            "dtype": placed["dtype"],
         }
     actor = SCORERS[settings.kind, settings.backend]
-    shown = run.console.shows_progress
-    return map_rows(files, actor, arguments | placed, folder, resources, progress=shown)
+    return map_rows(files, actor, arguments | placed, folder, resources, rows=expected, progress=run.progress)
 
 
 def _judge_through_vllm(
-    stage: str, run: Run, config: CommonConfig, settings: QualitySettings, files: Sequence[Location], folder: Location
+    stage: str,
+    run: Run,
+    config: CommonConfig,
+    settings: QualitySettings,
+    files: Sequence[Location],
+    expected: int,
+    folder: Location,
 ) -> list[Location]:
     arguments = judge_arguments(config, settings.scorer, settings.max_length, settings.judge)
     return judge_through_vllm(
-        *(stage, run, config, files, folder, JudgeAsker, JudgeReader, arguments, load_rater(**arguments).spellings),
+        *(
+            stage,
+            run,
+            config,
+            files,
+            expected,
+            folder,
+            JudgeAsker,
+            JudgeReader,
+            arguments,
+            load_rater(**arguments).spellings,
+        ),
         beside={INPUT_TOKENS: 0, TRUNCATED: False},
     )
 
@@ -185,6 +208,7 @@ def judge_through_vllm(
     run: Run,
     config: CommonConfig,
     files: Sequence[Location],
+    expected: int,
     folder: Location,
     asker: type[RowActor],
     reader: type[RowActor],
@@ -196,13 +220,15 @@ def judge_through_vllm(
     model, limit, trusted = (arguments[name] for name in ("model", "max_length", "trust_remote_code"))
     request = Request(logprobs_of([number for _, number in flatten(spellings)]), LOGPROBS, beside=beside)
 
-    def answer(dataset: Dataset) -> Dataset:
-        engine = build_engine(model, None, request, config.resources, limit, trusted)
-        return answer_through_engine(dataset, asker, engine, reader, arguments, config.resources)
+    dtype = number_type(config, model)
 
-    columns, shown = [ID, *asker.inputs], run.console.shows_progress
+    def answer(dataset: Dataset, counts: str | None) -> Dataset:
+        engine = build_engine(model, None, request, config.resources, limit, trusted, dtype)
+        return answer_through_engine(dataset, asker, engine, reader, arguments, config.resources, counts)
+
+    columns = [ID, *asker.inputs]
     with explained(stage):
-        return answer_rows(files, columns, answer, folder, config.resources, progress=shown)
+        return answer_rows(files, columns, answer, folder, config.resources, rows=expected, progress=run.progress)
 
 
 def _bins(scores: np.ndarray) -> list[dict[str, Any]]:

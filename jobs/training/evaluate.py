@@ -24,13 +24,14 @@ from raysift.evaluation.report import (
     CHOOSE,
     GENERATE,
     LOSS,
-    Answer,
     EvalReport,
+    Record,
     answers_by_id,
     choose_examples,
     make_report,
     question_rows,
 )
+from raysift.jobs.commands.progress import Showing, silent
 from raysift.records import Example
 from raysift.settings.resources import Resources
 from raysift.storage import Location
@@ -51,8 +52,9 @@ def evaluate(
     resources: Resources,
     *,
     adapter: str | Location | None = None,
+    dtype: str = "auto",
     trust_remote_code: bool = False,
-    progress: bool = False,
+    progress: Showing = silent,
 ) -> EvalReport:
     """Answer and score the examples on pools of actors; writes `answers.parquet` and `report.json` below `out`.
 
@@ -61,13 +63,14 @@ def evaluate(
     resolve_model(model)
     started = time.perf_counter()
     chosen = choose_examples(examples, config)
-    found: dict[str, dict[int, Answer]] = {}
+    found: dict[str, dict[int, Record]] = {}
     for name, rows in question_rows(chosen, config).items():
         folder = (out / name).make_folder()
         questions = folder / "questions.parquet"
         with questions.open_output() as stream:
             pq.write_table(rows, stream)
         arguments = _placed(_arguments(name, config, model, adapter, trust_remote_code), resources)
+        arguments["dtype"] = dtype
         answers = _on_ray([questions], rows.num_rows, ACTORS[name], arguments, folder, resources, progress)
         found[name] = answers_by_id(name, rows, answers)
     report = make_report(chosen, found, config, time.perf_counter() - started)
@@ -128,10 +131,10 @@ def _on_ray(
     arguments: dict[str, Any],
     out: Location,
     resources: Resources,
-    progress: bool,
+    progress: Showing,
 ) -> pa.Table:
     """All answers of a pool of actors."""
     from raysift.jobs.on_ray.raydata import map_rows, spread
 
-    answers = map_rows(files, actor, arguments, out, spread(resources, count), progress=progress)
+    answers = map_rows(files, actor, arguments, out, spread(resources, count), rows=count, progress=progress)
     return pa.concat_tables([pq.read_table(file.path, filesystem=file.fs) for file in answers])

@@ -42,17 +42,18 @@ from raysift.actors.effective_batches import (
 from raysift.actors.language_model import SPREAD, portable_name
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord, delete_steps, epoch_records
 from raysift.errors import ConfigError, RaysiftError, StageError
+from raysift.jobs.commands.progress import Showing, silent
 from raysift.jobs.runs.tables import columns_of
 from raysift.records import ERROR, ID, REASON
 from raysift.settings.resources import Resources
-from raysift.settings.training import TrainConfig, count_steps
+from raysift.settings.training import TrainConfig, count_steps, settle_training
 from raysift.storage import Location, open_location
 
 log = logging.getLogger(__name__)
 
 REPORT, UNTRAINED_FILE = "train.json", "untrained.parquet"
 ENCODED_COLUMNS = [ID, INPUT_IDS, COUNTED, TRUNCATED, DOUBLED, ERROR]
-MAX_RESTARTS = 3  # of the worker group, before the training is given up
+TRAINING_RESTARTS = 3  # of the worker group, before the training is given up
 
 
 class FinetuneReport(BaseModel):
@@ -88,7 +89,7 @@ def finetune(
     steps_per_checkpoint: int = 1000,
     trust_remote_code: bool = False,
     callbacks: Sequence[Any] = (),
-    progress: bool = False,
+    progress: Showing = silent,
 ) -> FinetuneReport:
     """Train `model` on Parquet files of rows (raysift.records.ROWS), continuing what an earlier attempt left in `out`.
 
@@ -96,6 +97,7 @@ def finetune(
     `callbacks` are transformers' TrainerCallbacks, called on every worker.
     """
     resources, out = resources or Resources(), open_location(out)
+    config = settle_training(config, resources.on_gpu)
     if resources.device == SPREAD and resources.train_workers:
         raise ConfigError(
             f"finetune: resources.device is 'spread' and resources.train_workers {resources.train_workers}: workers of Ray "
@@ -123,7 +125,7 @@ def finetune(
         "callbacks": list(callbacks),
     }
     if resources.train_workers == 0:
-        account = _train_here(rows, job)
+        account = _train_here(rows, job, progress)
     else:
         account = _train_on_ray(rows, job, resources, progress)
     return _finish(out, config, model, account, resources)
@@ -132,7 +134,7 @@ def finetune(
 # --- in this process, and on Ray Train -------------------------------------------------------------------------------
 
 
-def _train_here(rows: Sequence[Location], job: dict[str, Any]) -> dict[str, int]:
+def _train_here(rows: Sequence[Location], job: dict[str, Any], progress: Showing) -> dict[str, int]:
     from raysift.actors.trainee import train
 
     encode = _encoder(job)
@@ -141,16 +143,22 @@ def _train_here(rows: Sequence[Location], job: dict[str, Any]) -> dict[str, int]
     account = _Account(job["out"])
     trainable = pa.concat_tables([account.add(table) for table in encoded])
     account.close()
-    train(trainable, **job)
+    with progress(count_steps(job["config"], len(trainable))[1], "steps") as bar:
+        train(trainable, **job, on_step=lambda step, steps, loss: bar.update(step, steps, _loss_words(loss)))
     return account.counts
 
 
+def _loss_words(loss: float) -> str:
+    return f"loss {loss:.3f}"
+
+
 def _train_on_ray(
-    rows: Sequence[Location], job: dict[str, Any], resources: Resources, progress: bool
+    rows: Sequence[Location], job: dict[str, Any], resources: Resources, progress: Showing
 ) -> dict[str, int]:
     from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from raysift.jobs.on_ray.counts import counted
     from raysift.jobs.on_ray.raydata import cluster_cpus, data_context, map_rows, read_rows, start_ray
 
     start_ray()
@@ -173,10 +181,11 @@ def _train_on_ray(
     cpus = min(resources.cpus_per_worker, max(0.01, round((cluster_cpus() - 1) / workers, 2)))
     asked = {"CPU": cpus} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
     ray_home = (out / "ray").make_folder()
-    with data_context(resources, progress):
+    steps = count_steps(job["config"], account.counts["rows_trained"])[1]
+    with data_context(resources), progress(steps, "steps") as bar, counted(bar) as counts:
         trainer = TorchTrainer(
             _train_as_worker,
-            train_loop_config=job,
+            train_loop_config=job | {"counts": counts},
             scaling_config=ScalingConfig(
                 num_workers=(resources.train_workers_min, workers) if resources.train_workers_min else workers,
                 use_gpu=resources.gpus_per_worker > 0,
@@ -187,7 +196,7 @@ def _train_on_ray(
                 name=f"finetune-{uuid.uuid4().hex}",
                 storage_path=ray_home.path,
                 storage_filesystem=ray_home.fs,
-                failure_config=FailureConfig(max_failures=MAX_RESTARTS),
+                failure_config=FailureConfig(max_failures=TRAINING_RESTARTS),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
             # Read before the workers take the CPUs that reading needs, and only once for all workers and restarts.
@@ -198,7 +207,7 @@ def _train_on_ray(
             trainer.fit()
         except Exception as error:
             raise StageError(
-                f"finetune: training failed after {MAX_RESTARTS} restarts of its workers: {_cause(error)} "
+                f"finetune: training failed after {TRAINING_RESTARTS} restarts of its workers: {_cause(error)} "
                 f"Finished epochs are in {out}; the same command continues from the last one."
             ) from error
     ray_home.delete()
@@ -211,7 +220,10 @@ def _train_as_worker(job: dict[str, Any]) -> None:
     from ray import train as ray_train
 
     from raysift.actors.trainee import train
+    from raysift.jobs.on_ray.counts import Count
 
+    count = Count(job["counts"], "rank 0") if job["counts"] else None
+    job = {name: value for name, value in job.items() if name != "counts"}
     context = ray_train.get_context()
     place = replace(job["place"], rank=context.get_world_rank(), world_size=context.get_world_size())
     blocks = ray_train.get_dataset_shard("train").iter_batches(batch_size=None, batch_format="pyarrow")
@@ -226,7 +238,11 @@ def _train_as_worker(job: dict[str, Any]) -> None:
             (Path(folder) / EPOCH_RECORD).write_text(record.model_dump_json())
             ray_train.report(record.model_dump(), checkpoint=ray_train.Checkpoint.from_directory(folder))
 
-    train(trainable, **(job | {"place": place}), on_epoch=report)
+    def tell(step: int, steps: int, loss: float) -> None:
+        if count:
+            count.set(step, steps, _loss_words(loss))
+
+    train(trainable, **(job | {"place": place}), on_epoch=report, on_step=tell)
 
 
 def _cause(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from itertools import product
 
 import pytest
 
-from raysift.actors.beams import Answer, BeamSearch, candidates
+from raysift.actors.beams import AnswerTokens, BeamSearch, candidates
 from raysift.actors.contract import Failed
 from raysift.actors.generator import Generator
 from raysift.actors.loaded import LoadedModel, load
@@ -113,7 +113,7 @@ def test_with_a_beam_for_every_answer_the_most_probable_one_wins():
             going = search.step(*zip(*best, strict=True))
             scores = [best[place][0] for place in going]
         finished = wanted[-1] == end
-        assert search.best() == Answer(list(wanted[:-1] if finished else wanted), finished)
+        assert search.best() == AnswerTokens(list(wanted[:-1] if finished else wanted), finished)
 
 
 def test_a_model_without_finite_logits_fails_its_rows(tmp_path):

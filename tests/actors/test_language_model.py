@@ -9,7 +9,7 @@ import pytest
 
 from raysift.actors.language_model import load_language_model, load_tokenizer, portable_name
 from raysift.errors import ConfigError, ModelError
-from raysift.jobs.gradients.stages import loading
+from raysift.jobs.gradients.stages import gradient_loading
 from raysift.nano import nano_path
 from raysift.settings.config import make_config
 
@@ -23,9 +23,9 @@ def test_four_bits_without_the_package_says_what_to_install(tiny, monkeypatch):
 def test_the_setting_of_a_run_reaches_training_and_gradients():
     settings = {"method": "rose", "pool": "pool.jsonl", "model": "owner/name"}
     config = make_config(settings | {"train": {"quantization": "4bit"}})
-    assert loading(config, config.rose)["quantization"] == "4bit"
+    assert gradient_loading(config, config.rose)["quantization"] == "4bit"
     apart = make_config(settings | {"rose": {"warmup": {"quantization": "4bit"}}})
-    assert apart.train.quantization == "none" and loading(apart, apart.rose)["quantization"] == "4bit"
+    assert apart.train.quantization == "none" and gradient_loading(apart, apart.rose)["quantization"] == "4bit"
     with pytest.raises(ConfigError, match=r"train\.quantization.*set method to lora"):
         make_config(settings | {"train": {"method": "full", "quantization": "4bit"}})
 

@@ -148,14 +148,14 @@ def test_a_long_stretch_of_rows_without_labels_or_refused_by_the_template_does_n
     unseen = [conversation(i, "seen?", "what " * 20) for i in range(9)]
     answers = actor(pa.Table.from_pylist([*unseen, conversation(9, "yes")])).to_pylist()
     assert [row[ERROR] is None for row in answers] == [False] * 9 + [True]
-    encode = actor.model.encode_and_tell
+    encode = actor.model.encode_and_cut
 
     def refuse(row_id, messages):
         if row_id < 9:
             raise DataError("template: refused")
         return encode(row_id, messages)
 
-    monkeypatch.setattr(actor.model, "encode_and_tell", refuse)
+    monkeypatch.setattr(actor.model, "encode_and_cut", refuse)
     again = actor(pa.Table.from_pylist([*unseen, conversation(9, "yes")])).to_pylist()
     assert [row[ERROR] for row in again] == ["template: refused"] * 9 + [None]
     assert again[9][VECTORS] == answers[9][VECTORS]

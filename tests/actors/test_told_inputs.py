@@ -53,7 +53,7 @@ def test_prompts_are_longer_by_the_words_of_the_other_form(folder, actor, argume
     told, joined = actor(folder, **arguments)(rows())[column].to_pylist()
     size = len if isinstance(told, list) else int
     assert size(told) - size(joined) == LONGER
-    assert actor.tells_inputs
+    assert actor.renders_rows
     without = actor(folder, **arguments)(rows().drop_columns([META]))[column].to_pylist()
     assert without == [joined, joined]
 
@@ -71,8 +71,8 @@ def test_prompts_are_longer_by_the_words_of_the_other_form(folder, actor, argume
 def test_what_a_model_makes_of_both_forms_differs(folder, actor, arguments, columns):
     choices = pa.array([["a", "b"]] * 2)
     told, joined = actor(folder, **arguments)(rows().append_column("choices", choices)).select(columns).to_pylist()
-    assert told != joined and actor.tells_inputs
-    assert GradientVectors.tells_inputs
+    assert told != joined and actor.renders_rows
+    assert GradientVectors.renders_rows
 
 
 def test_examples_are_asked_and_measured_with_the_input_of_their_meta():

@@ -1,7 +1,6 @@
 """Rewards from a vLLM engine against those of transformers, on the nano reward model, also after the engine died."""
 
 import contextlib
-import os
 
 import pyarrow as pa
 import pytest
@@ -66,6 +65,3 @@ def test_rewards_are_those_of_transformers_also_after_the_engine_died():
     assert answers[ERROR].null_count == 101
     assert answers["reward"].to_pylist()[:101] == pytest.approx(wanted["reward"].to_pylist()[:101], abs=1e-4)
     assert answers["reward"].to_pylist()[101] is None
-
-
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")

@@ -35,10 +35,11 @@ import torch
 from raysift.gradients.adam import AdamDirection, FlatMoments
 from raysift.gradients.collect import RowGradients
 from raysift.gradients.match import ExactMatch
-from raysift.gradients.rows import IGNORED, TokenRow, plan_batches
+from raysift.gradients.rows import TokenRow, plan_batches
 from raysift.gradients.settings import AdamSettings, ProjectionSettings
 from raysift.store.distortion import estimate_distortion
 from raysift.store.projection import Projection
+from raysift.templates import IGNORED
 
 RIVALS = ["bergson_global", "bergson_two_sided", "dattri_logra"]
 Contestant = Callable[[list[TokenRow]], None]

@@ -29,7 +29,7 @@ from raysift.gradients.influence import checkpoint_weights, match_rows
 from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.api import own_session
 from raysift.jobs.commands.console import Console
-from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, loading
+from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.nano.world import examples, preference_pairs, write_pool
@@ -103,7 +103,7 @@ def scores_of(run: Run, options: argparse.Namespace) -> tuple[Scores, dict[tuple
     assert target
     points = checkpoints_of(run, trained, settings.checkpoints)
     weights = checkpoint_weights([point.learning_rate for point in points])
-    model = CheckpointedModel(config.model, points, settings.adam, **loading(config, settings))
+    model = CheckpointedModel(config.model, points, settings.adam, **gradient_loading(config, settings))
     place = run.files(target, "targets")[0]
     targets = load_targets(Location(place.fs, place.path.rpartition("/")[0]), points)
     table = pa.concat_tables(read_chunks(run.files(rows, "rows"), [ID, MESSAGES])).sort_by(ID).to_pylist()

@@ -14,46 +14,43 @@ import pytest
 
 from raysift.nano.world import examples, generate_pool
 
-# Run by itself, because a process can be part of one cluster only.
+# Run by itself, because a process can be part of one cluster only: on the head alone, then on the head and a second node.
 DRIVER = """
-import contextlib, json, sys
+import json, sys
+from pathlib import Path
 
 import ray
 from ray.cluster_utils import Cluster
 
+sys.path.insert(0, sys.argv[2])
+from forked_workers import forked_workers
+
 import raysift
 from raysift.jobs.policy import episodes
-from raysift.jobs.policy import stages as raise_policy
 
-folder, nodes = sys.argv[1], int(sys.argv[2])
-where = []
+folder = sys.argv[1]
+where = {"one": [], "two": []}
 
 
 def node_of(_):
     return ray.get_runtime_context().get_node_id()
 
 
-class Watched(episodes.RayFleet):
-    def run_round(self, policy, number, draws):
-        found = super().run_round(policy, number, draws)
-        validators = [actor for actor in self.actors if actor not in self.runners]
-        where.append([ray.get([actor.__ray_call__.remote(node_of) for actor in kind]) for kind in (self.runners, validators)])
-        return found
+def select(name):
+    class Watched(fleet):
+        def run_round(self, policy, number, draws):
+            found = super().run_round(policy, number, draws)
+            validators = [actor for actor in self.actors if actor not in self.runners]
+            kinds = (self.runners, validators)
+            where[name].append([ray.get([actor.__ray_call__.remote(node_of) for actor in kind]) for kind in kinds])
+            return found
 
-
-episodes.RayFleet = Watched
-
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 4 // nodes, "object_store_memory": 150 * 2**20})
-for _ in range(nodes - 1):
-    cluster.add_node(num_cpus=4 // nodes, object_store_memory=150 * 2**20)
-cluster.wait_for_nodes()
-ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
-assert len([node for node in ray.nodes() if node["Alive"]]) == nodes
-try:
+    episodes.RayFleet = Watched
+    assert len([node for node in ray.nodes() if node["Alive"]]) == ["one", "two"].index(name) + 1
     raysift.select(
         "raise",
         f"{folder}/pool.jsonl",
-        run=f"{folder}/run-{nodes}",
+        run=f"{folder}/{name}",
         target=[f"{folder}/target.jsonl"],
         train={"recipe": "nano", "batch_size": 4},
         resources={"workers": 2, "validation_workers": 2, "cpus_per_worker": 0.5, "threads": 1},
@@ -66,9 +63,21 @@ try:
             }
         },
     )
-finally:
-    ray.shutdown()
-    cluster.shutdown()
+
+
+fleet = episodes.RayFleet
+node = {"num_cpus": 2, "object_store_memory": 150 * 2**20}
+with forked_workers(Path(folder)):
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    try:
+        select("one")
+        cluster.add_node(**node)
+        cluster.wait_for_nodes()
+        select("two")
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
 print(json.dumps(where))
 """
 
@@ -83,29 +92,23 @@ def world(tmp_path_factory) -> Path:
     return folder
 
 
-def run_on(world, nodes):
-    """Node ids of the trainings and of the validators in each round."""
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    command = [sys.executable, "-c", DRIVER, str(world), str(nodes)]
-    done = subprocess.run(command, env=environment, cwd=world, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-4000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(1100)
+@pytest.mark.timeout(600)
 def test_two_nodes_share_trainings_and_validation_and_select_what_one_selects(world):
-    rounds = run_on(world, 2)
-    assert len(rounds) == 2
-    for trainings, validators in rounds:
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    command = [sys.executable, "-c", DRIVER, str(world), str(Path(__file__).parents[1])]
+    done = subprocess.run(command, env=environment, cwd=world, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-4000:]
+    rounds = json.loads(done.stdout.splitlines()[-1])
+    assert len(rounds["one"]) == len(rounds["two"]) == 2
+    assert len({node for kinds in rounds["one"] for nodes in kinds for node in nodes}) == 1
+    for trainings, validators in rounds["two"]:
         assert len(trainings) == len(validators) == 2
         assert len(set(trainings)) == 2, "the two trainings of a round run on different nodes"
         assert len(set(validators)) == 2, "and so do the two validators"
-    alone = run_on(world, 1)
-    assert len({node for kinds in alone for nodes in kinds for node in nodes}) == 1
-    one, two = (pq.read_table(world / f"run-{nodes}" / "selection.parquet") for nodes in (1, 2))
+    one, two = (pq.read_table(world / name / "selection.parquet") for name in ("one", "two"))
     assert one.equals(two)
-    logs = [sorted((world / f"run-{nodes}").glob("learn/*/rounds/*/policy.safetensors")) for nodes in (1, 2)]
+    logs = [sorted((world / name).glob("learn/*/rounds/*/policy.safetensors")) for name in ("one", "two")]
     assert [path.read_bytes() for path in logs[0]] == [path.read_bytes() for path in logs[1]]
     assert len(logs[0]) == 2

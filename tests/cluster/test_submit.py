@@ -72,9 +72,10 @@ def test_arguments_reach_the_job_as_they_were_given(tmp_path):
 def test_a_settings_file_travels(tmp_path, form):
     settings = tmp_path / "my settings.yaml"
     settings.write_text("budget: 5%\nrun: s3://bucket/run\n")
-    job = plan(["uniform", "--pool", "/p", *(part.format(settings) for part in form)], tmp_path / "job")
-    assert (Path(job.runtime_env["working_dir"]) / "config.yaml").read_text() == settings.read_text()
-    assert job.entrypoint.endswith(("--config config.yaml", "--config=config.yaml"))
+    for number, command in enumerate((["uniform", "--pool", "/p", *form], ["run", "--fresh", "{}"], ["compare", "{}"])):
+        job = plan([part.format(settings) for part in command], tmp_path / f"job-{number}")
+        assert (Path(job.runtime_env["working_dir"]) / "config.yaml").read_text() == settings.read_text()
+        assert job.entrypoint.endswith((" config.yaml", "--config=config.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,12 @@ def test_a_settings_file_travels(tmp_path, form):
         (["uniform", "--pool", "/a", "b.jsonl", "--run", "/r"], "pool 'b.jsonl' is a relative path"),
         (["uniform", "--pool=/a", "--run=runs/x"], "run 'runs/x' is a relative path"),
         (["ingest", "pool.jsonl", "--run", "/r"], "pool 'pool.jsonl' is a relative path"),
+        (["look", "pool.jsonl"], "pool 'pool.jsonl' is a relative path"),
+        (["export", "runs/less", "--to", "alpaca"], "RUN 'runs/less' is a relative path"),
+        (["export", "/r", "--to", "alpaca", "--out", "x"], "out 'x' is a relative path"),
+        (["explain", "--no-text", "runs/less", "00ff"], "RUN 'runs/less' is a relative path"),
+        (["compare", "/r/a", "runs/b", "--run", "/r/c"], "RUN 'runs/b' is a relative path"),
+        (["run", "nowhere.yaml", "--run", "/r"], "there is no file 'nowhere.yaml'"),
         (["uniform", "--pool", "/a"], "no --run"),
         (["uniform", "--pool", "s3://KEY:secret@pool", "--run", "/r"], "s3://...@pool' holds a password"),
         (["uniform", "--config", "missing.yaml", "--pool", "/a", "--run", "/r"], "no file 'missing.yaml'"),

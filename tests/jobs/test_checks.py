@@ -11,7 +11,7 @@ import pytest
 
 import raysift
 from raysift.errors import ConfigError, DataError, ModelError, StaleRunError
-from raysift.jobs.commands import cli
+from raysift.jobs.commands import cli, guard
 from raysift.jobs.commands.options import is_override, spread_multiple
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs.checks import check_models, check_run
@@ -155,7 +155,7 @@ def test_a_model_in_another_folder_is_no_other_model(tmp_path):
 
 
 def command(*arguments):
-    return cli.run_guarded(lambda: cli.app(args=spread_multiple(list(map(str, arguments)))))
+    return guard.run_guarded(lambda: cli.app(args=spread_multiple(list(map(str, arguments)))))
 
 
 @pytest.mark.parametrize(
@@ -202,10 +202,10 @@ def test_a_file_may_name_a_target_for_several_methods(world, monkeypatch):
     assert seen == ["runs/uniform", "runs/less", "r"]  # a run of its own for each method
 
 
-def test_show_refuses_a_column_where_no_policy_picked(tmp_path, capsys):
+def test_show_refuses_a_column_where_nothing_was_selected(tmp_path, capsys):
     finished(tmp_path / "r", ["ingest"], method="less")
     assert command("show", tmp_path / "r", "--by", "skill") == 2
-    assert "no policy" in capsys.readouterr().err
+    assert "no finished selection" in capsys.readouterr().err
 
 
 def test_what_is_a_setting_and_what_a_path(tmp_path, monkeypatch):
@@ -254,7 +254,7 @@ def test_a_terminated_command_ends_with_a_sentence_and_its_own_code(capsys, by_l
                 raise RuntimeError("SystemExit: 143") from stop
 
     before = signal.getsignal(signal.SIGTERM)
-    assert cli.run_guarded(body) == 143
+    assert guard.run_guarded(body) == 143
     assert capsys.readouterr().err.splitlines()[-1].endswith("terminated; the same command continues the run.")
     assert signal.getsignal(signal.SIGTERM) is before
 

@@ -105,7 +105,8 @@ def test_a_driver_killed_in_every_stage_ends_with_the_undisturbed_selection(pool
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_named_and_the_run_continues_once_there_is_room(tmp_path):
+@pytest.mark.ray
+def test_a_full_disk_is_named_and_the_run_continues_once_there_is_room(tmp_path, joined):
     disk, pool = tmp_path / "disk", tmp_path / "pool.jsonl"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", disk], capture_output=True).returncode:
@@ -113,13 +114,13 @@ def test_a_full_disk_is_named_and_the_run_continues_once_there_is_room(tmp_path)
     pool.write_bytes(b"\n".join(orjson.dumps(row) for row in generate_pool(20_000, 0)))
     ingest = [sys.executable, "-m", "raysift.jobs", "ingest", str(pool), "--run", str(disk / "run")]
     try:
-        full = subprocess.run(ingest, capture_output=True, text=True, timeout=200)
+        full = subprocess.run(ingest, capture_output=True, text=True, timeout=200, env=joined)
         assert full.returncode not in (0, None)
         assert "No space left" in full.stderr
         assert "Traceback" not in full.stderr
         assert not (disk / "run/ingest/manifest.json").exists()
         subprocess.run(["mount", "-o", "remount,size=200m", disk], check=True)
-        again = subprocess.run(ingest, capture_output=True, text=True, timeout=200)
+        again = subprocess.run(ingest, capture_output=True, text=True, timeout=200, env=joined)
         assert again.returncode == 0, again.stderr
         counts = json.loads((disk / "run/ingest/manifest.json").read_text())["counts"]
         assert counts["rows_in"] == 20_000 == counts["kept"] + sum(counts["rejected"].values()) + counts["failed"]

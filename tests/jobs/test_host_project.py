@@ -1,7 +1,6 @@
-"""Inside a larger pipeline: a project with `jobs` and `engine` packages of its own, and a Ray that it started."""
+"""Inside a larger pipeline: a project with `jobs` and `engine` packages of its own, and a Ray that it has joined."""
 
 import json
-import os
 import subprocess
 import sys
 
@@ -17,7 +16,7 @@ import jobs.clean
 import ray
 import raysift
 
-host = ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+host = ray.init(log_to_driver=False, logging_level="ERROR")
 context = ray.data.DataContext.get_current()
 context.enable_progress_bars = False
 context.max_errored_blocks = 7
@@ -62,10 +61,9 @@ def host_project(tmp_path):
 
 
 @pytest.mark.ray
-def test_a_host_with_its_own_jobs_and_engine_and_ray_keeps_all_three(host_project):
-    environment = os.environ | {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+def test_a_host_with_its_own_jobs_and_engine_and_ray_keeps_all_three(host_project, joined):
     done = subprocess.run(
-        [sys.executable, "pipeline.py"], cwd=host_project, env=environment, capture_output=True, text=True, timeout=240
+        [sys.executable, "pipeline.py"], cwd=host_project, env=joined, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-4000:]
     [line] = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")]

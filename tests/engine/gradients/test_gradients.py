@@ -20,9 +20,10 @@ from raysift.gradients.adapter import adapter_off, find_adapter
 from raysift.gradients.collect import RowGradients, _Sums
 from raysift.gradients.cpu_products import WORTH_IT
 from raysift.gradients.match import ExactMatch
-from raysift.gradients.rows import IGNORED, TokenRow, plan_batches
+from raysift.gradients.rows import TokenRow, plan_batches
 from raysift.gradients.settings import ProjectionSettings
 from raysift.store.projection import Projection
+from raysift.templates import IGNORED
 
 VOCABULARY = 61
 SMALL = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ from raysift.gradients.influence import (
 )
 from raysift.gradients.match import ExactMatch
 from raysift.gradients.preference import TokenExample, TokenPair, cross_entropy_targets, preference_targets
-from raysift.gradients.rows import IGNORED, TokenRow
+from raysift.gradients.rows import TokenRow
 from raysift.gradients.settings import (
     AdamSettings,
     MatchSettings,
@@ -35,6 +36,7 @@ from raysift.gradients.settings import (
 )
 from raysift.store.projection import Projection
 from raysift.store.vectors import VectorForm, unit_rows
+from raysift.templates import IGNORED
 
 
 @pytest.fixture(autouse=True)
@@ -257,14 +259,19 @@ def slow_scores(world: dict[str, Any], method: str, weights: list[float]) -> np.
     return total.max(dim=1).values.numpy()
 
 
+@functools.cache
+def drawn_signs(seed: int, rows: int, width: int) -> torch.Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 2, (rows, width), generator=draw, dtype=torch.int8) * 2 - 1
+
+
 class DenseSigns(Projection):
     """R g / sqrt(d) with a dense matrix of random signs: the projection of LESS."""
 
     def add(self, accumulator: torch.Tensor, index: int, gradients: torch.Tensor) -> None:
-        draw = torch.Generator().manual_seed(1000 * self.settings.seed + index)
-        for part in gradients.split(2048, dim=1):
-            signs = torch.randint(0, 2, (part.shape[1], self.width), generator=draw).to(part.dtype) * 2 - 1
-            accumulator.addmm_(part, signs, alpha=self.width**-0.5)
+        signs = drawn_signs(1000 * self.settings.seed + index, gradients.shape[1], self.width)
+        for part, drawn in zip(gradients.split(2048, dim=1), signs.split(2048), strict=True):
+            accumulator.addmm_(part, drawn.to(part.dtype), alpha=self.width**-0.5)
 
 
 def our_scores(world: dict[str, Any], method: str, weights: list[float], kind: str, seed: int = 0) -> np.ndarray:

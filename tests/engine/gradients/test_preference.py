@@ -22,9 +22,10 @@ from raysift.gradients.preference import (
     preference_pull,
     preference_targets,
 )
-from raysift.gradients.rows import IGNORED, TokenRow
+from raysift.gradients.rows import TokenRow
 from raysift.gradients.settings import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.store.projection import Projection
+from raysift.templates import IGNORED
 
 UNITS, MEAN = TargetSettings(), TargetSettings(aggregation="unit_of_mean")
 

@@ -12,7 +12,7 @@ from raysift.kcenter.coresets import core_set, cover_union, farthest_row, part_o
 from raysift.kcenter.distances import error_factor, exact_squares, squared_lengths
 from raysift.kcenter.forecast import Speed, forecast_bytes, forecast_seconds, measure_speed
 from raysift.kcenter.picking import Picked, k_center
-from raysift.kcenter.shard import Batch, Shard
+from raysift.kcenter.shard import NewCenters, Shard
 
 
 def plain_greedy(x, ids, k, first=None, initial=None):
@@ -318,8 +318,8 @@ def test_a_forecast_grows_with_rows_and_centers_and_shrinks_with_shards():
 
 def test_a_batch_without_centers_changes_nothing():
     shard = Shard([3, 1, 2], np.float32([[0, 0], [2, 0], [0, 5]]), threads=1)
-    shard.add(Batch(0, np.array([3]), np.float32([[0, 0]]), np.array([np.inf])))
+    shard.add(NewCenters(0, np.array([3]), np.float32([[0, 0]]), np.array([np.inf])))
     empty = Picked().since(0)
-    found = shard.step(Batch(1, empty.ids, empty.vectors, empty.radii), 5)
+    found = shard.step(NewCenters(1, empty.ids, empty.vectors, empty.radii), 5)
     assert found.ids.tolist() == [2, 1]
     assert found.bar is None

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from raysift.errors import ModelError
 from raysift.evaluation.examples import example_key
 from raysift.fingerprint import fingerprint
-from raysift.pairwise.comparing import Weights, share_among, verdict_tokens, weigh_verdicts
+from raysift.pairwise.comparing import VerdictWeights, share_among, verdict_tokens, weigh_verdicts
 from raysift.pairwise.rows import (
     ORDERS,
     Answer,
@@ -205,7 +205,7 @@ def logs(*pairs):
 def test_weights_by_hand_spellings_add_up():
     """A: 0.3 + 0.1, B: 0.2, C: 0.2, so mass 0.8 and weights 0.5, 0.25, 0.25."""
     found = weigh_verdicts(logs(("A", 0.3), ("A", 0.1), ("B", 0.2), ("C", 0.2)), ComparisonSettings())
-    assert found == Weights(*map(pytest.approx, (0.5, 0.25, 0.25, 0.8)))
+    assert found == VerdictWeights(*map(pytest.approx, (0.5, 0.25, 0.25, 0.8)))
 
 
 def test_replies_that_are_no_verdict():
@@ -213,7 +213,7 @@ def test_replies_that_are_no_verdict():
     assert weigh_verdicts(few, ComparisonSettings()) == (
         "unparsable: the verdicts A, B and C together have probability 0.45, expected at least 0.5"
     )
-    assert isinstance(weigh_verdicts(few, ComparisonSettings(min_mass=0.45)), Weights)
+    assert isinstance(weigh_verdicts(few, ComparisonSettings(min_mass=0.45)), VerdictWeights)
     none = [(letter, float("-inf")) for letter in "ABC"]
     assert weigh_verdicts(none, ComparisonSettings(min_mass=0)).startswith("unparsable")
     assert "no finite" in weigh_verdicts([("A", float("nan"))], ComparisonSettings())

@@ -14,7 +14,7 @@ from raysift.policy.trials import (
     FAILED,
     OWN,
     STOPPED,
-    Outcome,
+    TrialResult,
     apply_settings,
     as_overrides,
     best_of,
@@ -124,7 +124,7 @@ def test_a_trial_is_worth_the_mean_of_its_last_rounds():
 
 
 def outcome(number, performances, reason=None):
-    return Outcome(number, {}, performances, reason=reason)
+    return TrialResult(number, {}, performances, reason=reason)
 
 
 def test_the_best_of_the_whole_trials_is_taken_and_the_first_of_equal_ones():

@@ -18,6 +18,7 @@ from raysift.pool.export import SHAPES, dataset_info, write_export, write_rows
 from raysift.pool.files import find_files
 from raysift.pool.formats import recognise
 from raysift.pool.given_input import conversation_of
+from raysift.pool.id_text import id_text
 from raysift.pool.normalise import Normaliser
 from raysift.pool.reading import read_chunk
 from raysift.pool.row_ids import row_id
@@ -172,7 +173,9 @@ def test_sharegpt_names_calls_and_observations(tmp_path):
 
 def test_alpaca_refuses_what_it_cannot_hold(tmp_path):
     table = _table([TOOL_TURNS])
-    with pytest.raises(DataError, match=f"row {table['id'][0]} is no alternation.*Use the output format"):
+    with pytest.raises(
+        DataError, match=f"row {id_text(table['id'][0].as_py())} is no alternation.*Use the output format"
+    ):
         write_rows([table], open_location(tmp_path / "out.jsonl"), "alpaca")
 
 
@@ -260,7 +263,7 @@ def test_ids_of_all_64_bits_are_text_in_json(tmp_path):
     assert all(abs(number) > 2**53 for number in table["id"].to_pylist())
     for shape in ("messages", "sharegpt"):
         lines = _lines(tmp_path / _written(table, tmp_path, shape).name)
-        assert [line["id"] for line in lines] == [str(number) for number in table["id"].to_pylist()]
+        assert [line["id"] for line in lines] == [f"{number % 2**64:016x}" for number in table["id"].to_pylist()]
     assert (
         _ingest(_written(table, tmp_path, "messages"))
         .select(["id", "meta"])

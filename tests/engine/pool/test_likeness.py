@@ -5,14 +5,14 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from raysift.pool.likeness import MARKS, RARER, compare, remarks, sample_of, spread, usual_share
+from raysift.pool.likeness import MARKS, RARER, compare_samples, evenly, remarks, sample_of, usual_share
 
 ENGLISH = ["The cat sat on the mat and looked at the dog.", "Who has seen the dog that ran to the house?"] * 60
 RUSSIAN = ["Кошка сидела на ковре и смотрела на собаку, а собака бежала к дому."]
 
 
 def figures(pool, target):
-    return compare(sample_of(pool), sample_of(target))
+    return compare_samples(sample_of(pool), sample_of(target))
 
 
 def test_the_pool_itself_is_like_the_pool_whatever_the_order():
@@ -75,8 +75,8 @@ def test_a_single_mark_among_many_texts_is_counted_and_not_said():
 
 
 def test_texts_of_a_large_target_are_taken_at_even_distances():
-    assert spread(range(10), 4) == [0, 2, 5, 7]
-    assert spread("abc", 3) == ["a", "b", "c"]
+    assert evenly(range(10), 4) == [0, 2, 5, 7]
+    assert evenly("abc", 3) == ["a", "b", "c"]
 
 
 # --- on real texts ------------------------------------------------------------------------------------------------------
@@ -111,24 +111,26 @@ def test_real_targets_of_other_languages_are_told_from_those_of_other_domains(re
     """Program text, medicine and mathematics against one another never warn; every other language does."""
     sources, languages, targets = real
     assert set(languages) == set(FOREIGN)
-    asked = {name: sample_of(spread(texts, size)) for name, texts in targets.items()}
-    foreign = {name: sample_of(spread(texts, size)) for name, texts in languages.items()}
+    asked = {name: sample_of(evenly(texts, size)) for name, texts in targets.items()}
+    foreign = {name: sample_of(evenly(texts, size)) for name, texts in languages.items()}
     for source in POOLS:
-        pool = sample_of(spread(sources[source]))
+        pool = sample_of(evenly(sources[source]))
         shares = {name: usual_share(pool, target) for name, target in asked.items()}
         assert min(shares.values()) > 0.3, (source, shares)
         others = {name: usual_share(pool, target) for name, target in foreign.items()}
         assert max(others.values()) < 0.23, (source, others)
         assert not any(
-            "another language" in remark for name, t in asked.items() for remark in remarks(name, compare(pool, t))
+            "another language" in remark
+            for name, t in asked.items()
+            for remark in remarks(name, compare_samples(pool, t))
         )
-        assert all(remarks(name, compare(pool, t)) for name, t in foreign.items())
+        assert all(remarks(name, compare_samples(pool, t)) for name, t in foreign.items())
 
 
 def test_a_real_pool_with_rows_of_a_language_knows_it(real):
     """A sixth of its rows are Chinese: a Chinese target is one of its own, to those without them it is none."""
     sources, languages, _ = real
-    english = spread(sources["alpaca_en"], 1900)
-    pool = sample_of([*english, *spread(languages["zh"], 380)])
-    assert remarks("zh", compare(pool, sample_of(spread(languages["zh"], 300)))) == []
-    assert len(remarks("zh", compare(sample_of(english), sample_of(spread(languages["zh"], 300))))) == 1
+    english = evenly(sources["alpaca_en"], 1900)
+    pool = sample_of([*english, *evenly(languages["zh"], 380)])
+    assert remarks("zh", compare_samples(pool, sample_of(evenly(languages["zh"], 300)))) == []
+    assert len(remarks("zh", compare_samples(sample_of(english), sample_of(evenly(languages["zh"], 300))))) == 1

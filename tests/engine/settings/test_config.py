@@ -8,8 +8,14 @@ import yaml
 from raysift.errors import ConfigError
 from raysift.fingerprint import fingerprint
 from raysift.methods import METHODS
+from raysift.settings import training
 from raysift.settings.config import load_config, make_config, replayed
-from raysift.settings.training import RECIPES, recipe
+from raysift.settings.training import settle_training
+
+
+def recipe(name, **changes):
+    """A recipe as settings have it: with the number type of this machine in place of `auto`."""
+    return settle_training(training.recipe(name, **changes), on_gpu=False)
 
 
 def test_options_win_over_the_file_and_dotted_keys_over_both(tmp_path):
@@ -49,7 +55,7 @@ def test_a_run_s_file_holds_what_its_method_reads_and_replays_it(tmp_path, metho
 def test_a_recipe_stands_for_its_settings_and_own_keys_win():
     config = make_config({"train": {"recipe": "less", "epochs": 2}})
     assert config.train.epochs == 2
-    assert config.train.lora_rank == RECIPES["less"].lora_rank
+    assert config.train.lora_rank == recipe("less").lora_rank
     with pytest.raises(ConfigError, match="unknown recipe 'lesss'; known: less"):
         make_config({"train": {"recipe": "lesss"}})
 
@@ -68,11 +74,11 @@ def test_a_method_s_own_training_changes_only_what_is_named():
 )
 def test_a_preset_brings_its_recipe_on_a_real_model(method, preset, name):
     given = {"method": method, "model": "./llama", method: {"preset": preset}}
-    assert make_config(given).train == RECIPES[name]
+    assert make_config(given).train == recipe(name)
     assert make_config(given | {"train": {"epochs": 1}}).train == recipe(name, epochs=1)
-    assert make_config(given | {"train": {"recipe": "raise"}}).train == RECIPES["raise"]
-    assert make_config(given | {"model": "nano"}).train == RECIPES["nano"]
-    assert make_config(given | {"method": "uniform"}).train != RECIPES[name]
+    assert make_config(given | {"train": {"recipe": "raise"}}).train == recipe("raise")
+    assert make_config(given | {"model": "nano"}).train == recipe("nano")
+    assert make_config(given | {"method": "uniform"}).train != recipe(name)
 
 
 def complete(tmp_path, values):
@@ -137,7 +143,7 @@ def test_a_recipe_on_the_command_line_wins_over_a_complete_file_but_for_its_seed
 
 def test_a_preset_of_another_method_leaves_the_training_of_this_one(tmp_path):
     file = complete(tmp_path, {"method": "less", "model": "./llama", "train": {"recipe": "mods"}})
-    assert load_config(file, {}, ["rose.preset=paper"]).train == RECIPES["mods"]
+    assert load_config(file, {}, ["rose.preset=paper"]).train == recipe("mods")
 
 
 def test_settings_of_a_section_that_a_complete_file_leaves_empty_are_taken(tmp_path):
@@ -207,8 +213,8 @@ def test_a_message_repeats_no_text_of_rows():
 def test_only_the_shipped_models_are_trained_by_the_nano_recipe(model):
     config = make_config({"method": "less", "model": model, "less": {"preset": "official"}})
     shipped = model.partition(":")[0] == "nano"
-    assert config.train == RECIPES["nano" if shipped else "less"]
-    assert (config.less.warmup == RECIPES["nano-warmup"]) is shipped
+    assert config.train == recipe("nano" if shipped else "less")
+    assert (config.less.warmup == recipe("nano-warmup")) is shipped
 
 
 def test_files_that_are_no_config_are_named(tmp_path):

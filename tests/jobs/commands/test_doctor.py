@@ -41,6 +41,6 @@ def test_what_would_stop_a_run_is_named(ray_local, tmp_path):
 
 
 def test_it_tells_of_the_machine_and_of_packages():
-    told = {f.what for f in [*machine(), *packages()]}
+    told = {f.what for f in [*machine(config()), *packages()]}
     assert {"processor", "memory", "ray", "torch", "vllm"} <= told
     assert 0.1 < memory_gib() < 100_000

@@ -1,5 +1,6 @@
-"""`raysift explain`: a row's place and the reasons for it, on runs by gradient and on yardsticks; no text unasked."""
+"""`raysift explain`: a row's place and text, and the reasons for its fate, on runs by gradient and on yardsticks."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,9 +13,11 @@ import yaml
 import raysift
 from raysift.errors import ConfigError, DataError
 from raysift.jobs.commands.console import Console, printable
-from raysift.jobs.commands.explain import explain, explain_command
+from raysift.jobs.commands.explain import explain
+from raysift.jobs.commands.explained import explain_command
 from raysift.jobs.gradients.targeting import read_targets
 from raysift.jobs.runs.run import open_run
+from raysift.pool.id_text import id_text, short_id
 from raysift.settings.config import make_config, make_selector
 
 from ..conftest import PAIRS, nano_pairs, write_lines  # noqa: TID252
@@ -37,6 +40,7 @@ def test_the_pulls_of_a_subtasks_pairs_average_to_the_rows_score_for_it(rose_run
     assert found.verdict.startswith("selected as number 5 of 12; rank 5 of ")
     weighted = np.array(found.weights) @ np.array(found.matches)
     np.testing.assert_allclose(weighted, row["by_subtask"], atol=1e-6)
+    assert all(pull.text for pull in found.pulls)
     assert len(found.pulls) == PAIRS  # the pair of equal answers has no gradient
     (file,) = open_run(folder).config().target
     subtask_of = {(file, number): pair["subtask"] for number, pair in enumerate(nano_pairs(PAIRS, 0), start=1)}
@@ -88,7 +92,7 @@ def test_pulls_are_left_out_where_a_target_file_is_not_what_it_was(rose_run, tmp
         assert found.pulls is None
         assert f"the target file {pairs} {why}" in found.no_pulls
         assert found.verdict.startswith("selected as number 1 of 12")
-        explain_command(folder, str(row), True, False, Console("plain"))
+        explain_command(folder, str(row), True, False, False, Console("plain"))
         shown = capsys.readouterr()
         assert "left out" in shown.err
         assert "Cosine with the target" in shown.out
@@ -113,8 +117,8 @@ def test_failed_rejected_and_unknown_rows_are_told_apart(rose_run, stored_run):
         assert "no_label_tokens" in explain(folder, failed, pairs=False).verdict
     with pytest.raises(DataError, match=r"no row of .* has the id 5, kept or rejected"):
         explain(rose_run, 5)
-    with pytest.raises(ConfigError, match="'abc' is no row id"):
-        explain_command(rose_run, "abc", False, False, Console("quiet"))
+    with pytest.raises(ConfigError, match="'xyz' is no row id"):
+        explain_command(rose_run, "xyz", False, False, False, Console("quiet"))
 
 
 def test_yardsticks_are_explained_without_a_model_and_rejected_rows_with_their_reason(ray_local, tmp_path):
@@ -132,13 +136,39 @@ def test_yardsticks_are_explained_without_a_model_and_rejected_rows_with_their_r
             assert found.verdict.startswith("not in the pool" if line["reason"] != "duplicate" else "not selected")
 
 
-def test_text_is_printed_only_where_asked_for_and_then_escaped(rose_run, capsys):
+def test_the_text_comes_first_is_escaped_and_can_be_left_out(rose_run, capsys):
     row = scores(rose_run)["id"][0].as_py()
     words = explain(rose_run, row, pairs=False, text=True).messages[0]["content"]
-    explain_command(rose_run, str(row), False, False, Console("plain"))
+    explain_command(rose_run, str(row), False, False, False, Console("plain"))
     assert words not in capsys.readouterr().out
-    explain_command(rose_run, str(row), False, True, Console("plain"))
-    assert words.split()[0] in capsys.readouterr().out
+    explain_command(rose_run, str(row), False, True, False, Console("plain"))
+    shown = capsys.readouterr().out
+    assert shown.index(words.split()[0]) < shown.index("verdict")
     assert printable("a\x1b[31m\u202eb\n") == "a\\x1b[31m\\u202eb\\n"
     Console("plain").note("the row says \x1b[31m")
     assert "says \\x1b[31m" in capsys.readouterr().err
+
+
+def test_a_row_is_found_by_the_first_digits_of_its_id_and_told_its_place(ray_local, tmp_path, capsys):
+    rows = [{"instruction": f"say {i}", "output": "x" * (i + 1), "id": f"mine-{i}"} for i in range(40)]
+    pool = write_lines(tmp_path / "pool.jsonl", [*rows, {"instruction": "nothing", "output": ""}])
+    folder = str(tmp_path / "run")
+    chosen = raysift.longest(pool, run=folder, budget="3", longest={"unit": "chars"})
+    run = open_run(folder)
+    rejected = pq.read_table(run.files(run.manifest("ingest"), "rejected")[0].path).to_pylist()
+    known = {id_text(row) for row in [*scores(folder)["id"].to_pylist(), *(line["id"] for line in rejected)]}
+    best = chosen.ids[0]
+    for wanted in (id_text(best), short_id(best), str(best)):
+        found = explain(folder, wanted)
+        assert (found.id, found.file, found.position, found.own_id) == (best, pool, 40, "mine-39")
+    shared = next(text[0] for text in known if sum(other[0] == text[0] for other in known) > 1)
+    with pytest.raises(ConfigError, match="rows have an id like") as refusal:
+        explain(folder, shared)
+    assert {text for text in known if text in str(refusal.value)} == {text for text in known if text[0] == shared}
+    (line,) = rejected
+    found = explain(folder, line["id"], text=True)
+    assert (found.source, found.file, found.position, found.raw) == (line["source"], pool, 41, line["raw"])
+    capsys.readouterr()
+    for row in (best, line["id"]):
+        explain_command(folder, id_text(row), True, True, True, Console("plain"))
+        assert json.loads(capsys.readouterr().out)["id"] == id_text(row)

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from raysift.errors import ConfigError
-from raysift.jobs.commands import cli
+from raysift.jobs.commands import cli, guard
 from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.look import look, look_at_target, served_methods, starter_yaml
 from raysift.jobs.commands.options import spread_multiple
@@ -94,7 +94,7 @@ def test_texts_of_rows_move_no_terminal(tmp_path, capsys):
 
 
 def command(*arguments):
-    return cli.run_guarded(lambda: cli.app(args=spread_multiple(list(map(str, arguments)))))
+    return guard.run_guarded(lambda: cli.app(args=spread_multiple(list(map(str, arguments)))))
 
 
 def test_the_command_line_looks_and_refuses(files, tmp_path, capsys):

@@ -4,14 +4,13 @@ import io
 import re
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from rich.console import Console as RichConsole
 
 from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.show import show_selection
+from raysift.jobs.commands.show_selection import show_columns
 from raysift.jobs.commands.table_layout import lay_out
-from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.run import Run
 
 WIDTH = 80
 ID = "-8701312519435136481"
@@ -115,12 +114,6 @@ def test_first_ranks_leave_out_columns_that_say_rank_and_score_again(tmp_path):
     run.console.out = RichConsole(file=io.StringIO(), width=WIDTH, highlight=False)
     chosen = {"id": [7, 8, 9], "rank": [1, 2, 3], "score": [0.5, 0.4, 0.3], "source": ["a", "a", "b"]}
     chosen |= {"quality": [0.5, 0.4, 0.3], "necessity": [0.5, 0.4, 0.2], "order": [1, 2, 3]}
-
-    def body(folder):
-        pq.write_table(pa.table(chosen), (folder / "selection.parquet").path)
-        files = {"selection": ["selection.parquet"], "selected": ["selected.jsonl"]}
-        return StageResult(files=files, counts={"rows_in": 9, "kept": 3}, values={"by_source": {}})
-
-    show_selection(run, run.stage("choose", {}, {}, body), run.console)
-    shown = cells_of(run.console.out.file.getvalue().partition("First ranks")[2])
+    show_columns(run, pa.table(chosen), run.console)
+    shown = cells_of(run.console.out.file.getvalue())
     assert list(shown) == ["id", "rank", "score", "source", "necessity"]

@@ -8,8 +8,9 @@ import pytest
 from raysift.errors import ConfigError, DataError
 from raysift.gradients.preference import Member, Targets
 from raysift.gradients.rows import SetAside
-from raysift.jobs.gradients.targeting import count_members, read_targets, subtask_of, target_files
+from raysift.jobs.gradients.targeting import count_members, read_targets, subtask_of, target_files, tell_drawn
 from raysift.nano.world import examples
+from raysift.pool.few_shot import SHOTS, draw_few
 from raysift.settings.config import make_config, make_selector
 
 from ..conftest import nano_pairs, write_lines  # noqa: TID252
@@ -122,3 +123,51 @@ def test_settings_of_the_other_kind_of_target_are_refused(files, method, name, v
     path = files / ("pairs.jsonl" if method == "rose" else "examples.jsonl")
     with pytest.raises(ConfigError, match=rf"'{method}\.targets\.{name}' is set, but {method} takes"):
         read_targets(*target_of(method, path, targets={name: value}))
+
+
+def chosen_texts(config, selector):
+    return sorted(pair.chosen for pair in read_targets(config, selector).members)
+
+
+def test_few_of_a_long_target_are_drawn_by_seed_and_content_not_by_order_or_files(tmp_path):
+    pairs = [{"prompt": f"question {i}", "chosen": f"right {i}", "rejected": "wrong"} for i in range(300)]
+    one = write_lines(tmp_path / "one.jsonl", pairs)
+    for number in range(2):
+        write_lines(tmp_path / f"half-{number}.jsonl", pairs[::-1][number::2])
+    config, selector = target_of("rose", one)
+    found = read_targets(config, selector)
+    assert (len(found.members), found.left_out) == (128, 172) and len(found.places) == 128
+    assert [place for _, place in found.places] == [int(pair.chosen.split()[1]) + 1 for pair in found.members]
+    assert chosen_texts(config, selector) == chosen_texts(*target_of("rose", tmp_path / "half-*.jsonl"))
+    assert chosen_texts(config, selector) != chosen_texts(config.model_copy(update={"seed": 1}), selector)
+    assert tell_drawn(found, selector) == (
+        f"targets: 128 of 300 pairs of {one}, drawn by seed 0; rose.targets.limit=none takes all"
+    )
+
+
+def test_all_of_a_target_are_taken_when_asked_and_nothing_is_said(tmp_path):
+    pairs = [{"prompt": f"question {i}", "chosen": f"right {i}", "rejected": "wrong"} for i in range(130)]
+    config, selector = target_of("rose", write_lines(tmp_path / "p.jsonl", pairs), targets={"limit": "none"})
+    found = read_targets(config, selector)
+    assert len(found.members) == 130 and not tell_drawn(found, selector) and not found.drawn
+
+
+def test_every_subtask_keeps_its_shots_and_the_papers_targets_stay_whole():
+    drawn = draw_few(range(400), [i % 4 for i in range(400)], 128, 0)
+    assert [sum(place % 4 == k for place in drawn) for k in range(4)] == [32] * 4
+    mmlu = [subtask for subtask in range(57) for _ in range(5)]
+    assert draw_few(range(285), mmlu, 128, 0) == list(range(285))
+    assert len(draw_few(range(900), [i % 90 for i in range(900)], 128, 0)) == 90 * SHOTS
+    assert len(draw_few(range(20), ["all"] * 20, 3, 0)) == 3
+    assert draw_few([], [], 128, 0) == []
+
+
+def test_examples_are_drawn_too_and_only_a_draw_changes_the_fingerprint(tmp_path):
+    path = write_lines(tmp_path / "long.jsonl", list(examples(200, 0, ["add", "sort_words"])))
+    config, selector = target_of("less", path, targets={"limit": 20})
+    found = read_targets(config, selector)
+    assert {subtask_of(member) for member in found.members} and len(found.members) <= 20
+    assert found.drawn == {"limit": 20, "seed": 0}
+    assert not read_targets(*target_of("less", path, targets={"limit": 200})).drawn
+    with pytest.raises(ConfigError, match=r"less\.targets\.limit"):
+        target_of("less", path, targets={"limit": 0})

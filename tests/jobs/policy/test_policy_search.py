@@ -25,7 +25,7 @@ from raysift.nano.world import examples, generate_pool
 from raysift.policy.saved import ROUND
 from raysift.policy.search_settings import SearchSettings
 from raysift.policy.settings import RaiseConfig
-from raysift.policy.trials import Outcome, draw_trials
+from raysift.policy.trials import TrialResult, draw_trials
 from raysift.settings.config import load_config
 from raysift.storage import open_location
 
@@ -51,12 +51,16 @@ def data(tmp_path_factory):
     return folder
 
 
+HERE = {"threads": 1}
+
+
 def settings_of(data, **search):
     return {
         "target": str(data / "target.jsonl"),
         "budget": "12",
         "raise": {"episode": {"steps": STEPS}},
         "train": {"batch_size": BATCH},
+        "resources": HERE,
         "search": SEARCH | search,
     }
 
@@ -101,10 +105,14 @@ def test_asha_stops_the_worse_half_but_never_the_run_s_own_settings():
 def test_the_table_puts_whole_trials_first_and_says_what_differs(capsys):
     wanted = SearchSettings(rounds=2, last_rounds=1)
     outcomes = [
-        Outcome(0, {"clip": 0.2, "hidden": [64, 64]}, [-3.0, -2.0], [-4.0, None], [1.0, 1.0], folder="trial-0000/a"),
-        Outcome(1, {"clip": 0.1, "hidden": [8]}, [-1.0], [-1.0], [1.0], folder="trial-0001/a"),
-        Outcome(2, {"clip": 0.4, "hidden": [64, 64]}, [-1.0, -1.5], [-4.0, -3.0], [1.0, 1.0], folder="trial-0002/a"),
-        Outcome(3, {"clip": 0.2, "hidden": [8]}, [], reason="it died"),
+        TrialResult(
+            0, {"clip": 0.2, "hidden": [64, 64]}, [-3.0, -2.0], [-4.0, None], [1.0, 1.0], folder="trial-0000/a"
+        ),
+        TrialResult(1, {"clip": 0.1, "hidden": [8]}, [-1.0], [-1.0], [1.0], folder="trial-0001/a"),
+        TrialResult(
+            2, {"clip": 0.4, "hidden": [64, 64]}, [-1.0, -1.5], [-4.0, -3.0], [1.0, 1.0], folder="trial-0002/a"
+        ),
+        TrialResult(3, {"clip": 0.2, "hidden": [8]}, [], reason="it died"),
     ]
     from raysift.jobs.policy.search import describe
 
@@ -219,14 +227,14 @@ def test_the_best_settings_replay_and_the_best_policy_is_taken_over(searched, da
     replay = load_config(str(data / "short.yaml"), {"run": str(data / "replay")})
     from raysift.jobs.recipes import run_method
 
-    run_method(Run(replay.run), replay)
+    run_method(Run(replay.run, reuse=[str(searched.folder)]), replay)
     theirs = searched.folder / f"classes-{best['classes']}" / "features"
     features = read_manifest(open_location(str(data / "replay")) / "features")
     assert features.fingerprint == read_manifest(open_location(str(theirs))).fingerprint
 
     settings = settings_of(data) | {"raise": {"policy_from": str(searched.folder), "episode": {"steps": STEPS}}}
     settings.pop("search")
-    taken = raysift.raise_(str(data / "pool.jsonl"), run=str(data / "taken"), **settings)
+    taken = raysift.raise_(str(data / "pool.jsonl"), run=str(data / "taken"), reuse=str(searched.folder), **settings)
     assert len(taken) > 0
 
 
@@ -255,6 +263,7 @@ def command(data, run):
         *(sys.executable, "-m", "raysift.jobs", "search", "--pool", str(data / "pool.jsonl"), "--log", "json"),
         *("--target", options["target"], "--budget", options["budget"], "--run", str(run)),
         *(f"raise.episode.steps={STEPS}", f"train.batch_size={BATCH}", *search),
+        *(f"resources.{name}={value}" for name, value in HERE.items()),
     ]
 
 

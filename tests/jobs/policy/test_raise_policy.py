@@ -33,6 +33,7 @@ from raysift.jobs.policy.learning import learn_rounds
 from raysift.methods.raise_policy import PASSED_OVER, PICKED
 from raysift.nano.world import examples, generate_pool
 from raysift.policy.saved import EPISODES, POLICY, ROUND, load_episodes, round_name
+from raysift.pool.id_text import id_ranges
 from raysift.records import ID
 from raysift.settings.training import learning_rates
 from raysift.storage import Location, open_location
@@ -169,7 +170,7 @@ def test_each_round_leaves_its_log_its_policy_and_its_account(chosen):
 def curriculum_of(selection):
     place = selection.run.files(selection.run.manifest("final"), "curriculum")[1]
     lines = [orjson.loads(line) for line in place.read_bytes().splitlines()]
-    return [line | {"id": int(line["id"])} for line in lines]
+    return [line | {"id": id_ranges(line["id"])[0][0]} for line in lines]
 
 
 def encoded_curriculum(chosen):

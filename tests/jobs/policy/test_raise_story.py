@@ -18,16 +18,16 @@ from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.explain import explain, explain_command
 from raysift.jobs.commands.show import show_run
 from raysift.jobs.policy import story
-from raysift.jobs.policy.story import learning_curve, picks_over_time, row_story
+from raysift.jobs.policy.story import learning_curve, picks_by_value, row_story
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.methods.raise_policy import place_picks
 from raysift.policy.drawing import Draw
 from raysift.policy.learning import Learner
 from raysift.policy.picking import Picker
 from raysift.policy.pool import PolicyPool, write_pool
-from raysift.policy.saved import POLICY, ROUND, load_episodes, load_policy, round_name, save_round
+from raysift.policy.saved import POLICY, ROUND, load_episodes, round_name, save_round
 from raysift.policy.settings import LearningSettings, PolicySettings
-from raysift.policy.state import State, replay, stage_inputs
+from raysift.policy.state import State, stage_inputs
 from raysift.records import ROWS
 
 from ...tiny_policies import log_of, random_log, tiny_pool  # noqa: TID252
@@ -125,40 +125,35 @@ def laid_out(tmp_path_factory):
     return str(path), *lay_out(path)
 
 
-def test_picks_are_counted_by_source_class_and_a_column_in_every_stretch(laid_out):
+def test_picks_are_counted_by_source_class_and_a_column(laid_out):
     folder, whole, pool, picks = laid_out
-    for count, spans in ((99, [(k, k) for k in range(1, STEPS + 1)]), (3, [(1, 3), (4, 7), (8, 10)])):
-        lines = picks_over_time(folder, "skill", count).to_pylist()
-        assert sorted({(line["first_step"], line["last_step"]) for line in lines}) == spans
-        for first, last in spans:
-            places = np.searchsorted(whole.ids, np.concatenate(picks[first - 1 : last]))
-            mine = [line for line in lines if line["first_step"] == first]
-            for column, values in (("source", SOURCES), ("skill", SKILLS), ("class", ["0", "1"])):
-                told = {line["value"]: line for line in mine if line["column"] == column}
-                assert set(told) == set(values)
-                assert sum(line["picks"] for line in told.values()) == len(places)
-                assert sum(line["share"] for line in told.values()) == pytest.approx(1)
-                assert sum(line["pool_share"] for line in told.values()) == pytest.approx(1)
-            assert next(line for line in mine if line["value"] == SOURCES[0])["picks"] == (places % 2 == 0).sum()
-            assert next(line for line in mine if line["value"] is None)["picks"] == (places % 3 == 2).sum()
-    assert next(line for line in lines if line["value"] == "0")["pool_share"] == pytest.approx(
-        (pool.classes == 0).mean()
-    )
+    lines = picks_by_value(folder, "skill").to_pylist()
+    places = np.searchsorted(whole.ids, np.concatenate(picks))
+    for column, values in (("source", SOURCES), ("skill", SKILLS), ("class", ["0", "1"])):
+        told = {line["value"]: line for line in lines if line["column"] == column}
+        assert set(told) == set(values)
+        assert sum(line["picks"] for line in told.values()) == len(places)
+        assert sum(line["share"] for line in told.values()) == pytest.approx(1)
+        assert sum(line["pool_share"] for line in told.values()) == pytest.approx(1)
+    assert next(line for line in lines if line["value"] == SOURCES[0])["picks"] == (places % 2 == 0).sum()
+    assert next(line for line in lines if line["value"] is None)["picks"] == (places % 3 == 2).sum()
+    of_class = next(line for line in lines if line["value"] == "0")
+    assert of_class["pool_share"] == pytest.approx((pool.classes == 0).mean())
 
 
 def test_rare_values_are_put_together_and_unknown_columns_named(laid_out, monkeypatch):
     monkeypatch.setattr(story, "SHOWN_VALUES", 4)
-    shares = picks_over_time(laid_out[0], by="level", stretches=1)
+    shares = picks_by_value(laid_out[0], by="level")
     told = shares.filter(pc.equal(shares["column"], "level")).to_pylist()
     assert len(told) == 5
     assert told[-1]["value"] == story.OTHERS
     assert told[-1]["pool_share"] == pytest.approx(1 - 4 / (COUNT - LOST))
     assert sum(line["share"] for line in told) == pytest.approx(1)
     with pytest.raises(DataError, match="no row has 'colour' in its meta; there are: level, skill"):
-        picks_over_time(laid_out[0], by="colour")
+        picks_by_value(laid_out[0], by="colour")
 
 
-def test_a_policy_taken_from_another_run_is_found_there(laid_out, tmp_path):
+def test_a_run_with_the_policy_of_another_run_has_no_rounds_of_its_own(laid_out, tmp_path):
     shutil.copytree(laid_out[0], tmp_path / "applied")
     shutil.rmtree(tmp_path / "applied" / "learn")
     settings = {"method": "raise", "raise": {"policy_from": laid_out[0]}}
@@ -181,7 +176,7 @@ def test_a_learning_curve_is_there_before_the_run_is_finished(laid_out, tmp_path
     show_run(str(tmp_path / "half"), Console("plain"))
     assert "Rounds (2, of 60 picks each)" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="has not finished the stage order"):
-        picks_over_time(str(tmp_path / "half"))
+        picks_by_value(str(tmp_path / "half"))
 
 
 def half(folder, laid_out):
@@ -199,32 +194,15 @@ def finger(run):
     return next(manifest.fingerprint for manifest in run.manifests() if manifest.stage == "learn")
 
 
-def test_a_rows_story_tells_when_it_was_picked_and_how_the_policy_ranks_it(laid_out):
+def test_a_rows_story_names_the_steps_and_rounds_in_which_it_was_picked(laid_out):
     folder, _, pool, picks = laid_out
     run = Run(folder)
-    stories = {row: row_story(run, row) for row in pool.ids.tolist()}
-    for row, one in stories.items():
+    logs = [load_episodes(place) for place in story.round_folders(run)]
+    for row, number in zip(pool.ids.tolist(), pool.classes.tolist(), strict=True):
+        one = row_story(run, row)
+        assert (one.class_number, one.class_rows) == (number, (pool.classes == number).sum())
         assert one.steps == [step for step, batch in enumerate(picks, 1) if row in batch]
-        logs = [load_episodes(place) for place in story.round_folders(run)]
         assert one.rounds == [sum((batch == row).sum() for log in group for batch in log.picks) for group in logs]
-    by_rank = sorted(stories, key=lambda row: stories[row].rank)
-    assert by_rank == sorted(stories, key=lambda row: (-stories[row].score, row))
-    for number in (0, 1):
-        mine = [stories[row] for row in by_rank if stories[row].class_number == number]
-        assert [one.class_rank for one in mine] == list(range(1, mine[0].class_rows + 1))
-        weights = np.exp(np.array([one.score for one in mine]) / SETTINGS.temperature)
-        np.testing.assert_allclose([one.likelihood for one in mine], weights / weights.mean())
-
-
-def test_the_ranks_are_those_by_which_the_highest_scores_are_picked(laid_out):
-    folder, _, pool, picks = laid_out
-    *_, (state, _) = replay(log_of(picks, [-2.0 + 0.1 * step for step in range(STEPS + 1)], 0), pool)
-    policy = load_policy(story.round_folders(Run(folder))[-1] / POLICY)[0]
-    batch, scores = Picker(pool, SETTINGS, policy).batch(state, BATCH, STEPS, None)
-    stories = [row_story(Run(folder), row) for row in pool.ids.tolist()]
-    assert [one.score for one in stories] == scores.tolist()
-    best = [row for row, one in zip(pool.ids.tolist(), stories, strict=True) if one.class_rank <= BATCH // 2]
-    assert best == batch.tolist()
 
 
 def test_explain_and_show_print_escaped_data_and_no_text(laid_out, capsys, monkeypatch):
@@ -236,12 +214,12 @@ def test_explain_and_show_print_escaped_data_and_no_text(laid_out, capsys, monke
     assert "\\x1b[31mred" in told
     assert "[bold]a" in told
     assert "secret" not in told
-    for title in ("Rounds (3", "Final training: 10 steps of 6 rows", "Picks by skill in the final training"):
+    for title in ("Rounds (3", "Final picks by skill"):
         assert title in told
     explain_command(folder, str(int(picks[0][0])), False, False, Console("plain"))
     told = capsys.readouterr().out
     assert "picked in the final training" in told
-    assert "times that of a uniform draw" in told
+    assert "picked in learning" in told
     assert "secret" not in told
     lost = explain(folder, int(whole.ids[0]), pairs=False)
     assert lost.policy is None

@@ -9,8 +9,9 @@ from raysift.jobs.commands.console import Console
 from raysift.jobs.commands.show import show_run
 from raysift.jobs.gradients.targeting import like_pool, read_targets
 from raysift.jobs.policy.stages import like_pool as like_pool_of_policies
-from raysift.jobs.pool.target_check import LIKENESS, MOST_FILES, sample_rows, texts_of
+from raysift.jobs.pool.target_check import LIKENESS
 from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.samples import MOST_FILES, sample_rows, texts_of
 from raysift.nano.world import examples, generate_pool
 from raysift.pool.row_ids import row_id
 from raysift.records import ID, MESSAGE, MESSAGES, Message

@@ -13,7 +13,7 @@ from raysift.jobs import stages
 from raysift.jobs.commands.cli import app
 from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints
 from raysift.jobs.gradients.stages import checkpoints_of
-from raysift.jobs.policy.transfer import learnt_by
+from raysift.jobs.policy.transfer import learned_by
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.nano.world import examples, generate_pool, write_pool
@@ -82,7 +82,7 @@ def test_a_policy_is_taken_over_from_a_remote_run():
         with run.replayable(config):
             for do in left:
                 do(run)
-        found = learnt_by(getattr(make_config({"raise": {"policy_from": source}}), "raise"))
+        found = learned_by(getattr(make_config({"raise": {"policy_from": source}}), "raise"))
         assert (found.policy.read_text(), found.fitted.read_text()) == ("own", "classes")
         assert found.settings.policy.classes == 7
 

@@ -31,6 +31,7 @@ from raysift.manifest import Manifest
 from raysift.methods.coverage import COVERED
 from raysift.methods.mods import AUGMENTED, KNOWN, POOR, SEED
 from raysift.nano.world import generate_pool
+from raysift.pool.id_text import id_text
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META
 from raysift.scoring.columns import SCORE_COLUMN
 from raysift.scoring.settings import QualitySettings, Threshold
@@ -65,10 +66,10 @@ def pool(tmp_path_factory):
     return path
 
 
-def select(pool, folder, method="mods", budget=BUDGET, resources=None, **mods):
+def select(pool, folder, method="mods", budget=BUDGET, resources=None, reuse=None, **mods):
     sections = {"mods": MODS | mods} if method == "mods" else {}
-    placed = HERE | (resources or {})
-    return raysift.select(method, str(pool), run=str(folder), budget=str(budget), resources=placed, **sections)
+    sections |= {"resources": HERE | (resources or {}), "reuse": [reuse.run.name] if reuse else []}
+    return raysift.select(method, str(pool), run=str(folder), budget=str(budget), **sections)
 
 
 @pytest.fixture(scope="module")
@@ -149,14 +150,14 @@ def test_explain_tells_what_became_of_a_row_and_what_is_near_it(chosen):
     assert raysift.explain(folder, of[SEED]).verdict.startswith("selected as number")
     covered = raysift.explain(folder, of[COVERED])
     assert "covered" in covered.verdict
-    assert covered.own["nearest chosen row"] in chosen.ids
+    assert covered.own["nearest chosen row"] in map(id_text, chosen.ids)
     assert covered.own["distance"] >= 0
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_without_a_second_k_center_all_needed_rows_are_taken(chosen, pool, tmp_path):
-    found = select(pool, tmp_path / "run", second_coverage=False)
+    found = select(pool, tmp_path / "run", reuse=chosen, second_coverage=False)
     rows, beta = scores_of(found), bar_of(found, "needed")
     needed = {i for i, row in rows.items() if row["necessity"] is not None and row["necessity"] < beta}
     assert set(found.ids) == needed | set(chosen.ids[: BUDGET // 2])
@@ -165,12 +166,12 @@ def test_without_a_second_k_center_all_needed_rows_are_taken(chosen, pool, tmp_p
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_seeds_alone_tune_no_model_and_a_short_pool_gives_what_it_has(pool, tmp_path):
-    found = select(pool, tmp_path / "run", alpha={"quantile": 0.95}, budget=20)
+def test_seeds_alone_tune_no_model_and_a_short_pool_gives_what_it_has(chosen, pool, tmp_path):
+    found = select(pool, tmp_path / "run", reuse=chosen, alpha={"quantile": 0.95}, budget=20)
     good = found.run.manifest("good").counts["kept"]
     assert len(found) == good < 20
     assert found.run.manifest("tune") is None  # the seeds are all good rows
-    whole = select(pool, tmp_path / "whole", seed_share=1)
+    whole = select(pool, tmp_path / "whole", reuse=chosen, seed_share=1)
     assert len(whole) == BUDGET
     assert whole.run.manifest("tune") is None
 
