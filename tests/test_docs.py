@@ -31,6 +31,7 @@ from raysift.pool.checks import IngestConfig
 from raysift.pool.files import find_files
 from raysift.pool.pairs import read_pairs
 from raysift.pool.survey import survey_pool
+from raysift.settings.budget import parse_budget
 from raysift.settings.config import load_config, make_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -120,7 +121,8 @@ def check_command(arguments: list[str]) -> None:
         name, *rest = rest
         assert name in command.commands, f"there is no command '{name}'"
         command = command.commands[name]
-    command.make_context(name, list(rest))
+    given = command.make_context(name, list(rest)).params
+    parse_budget(given.get("budget") or "5%")
     settings = [argument for argument in rest if is_override(argument)]
     load_config(None, {"method": name} if name in METHODS else {}, settings)
     if name == "submit":
