@@ -83,10 +83,10 @@ def page(name: str) -> Page:
 
 
 def lines_of(kind: str, text: str) -> list[list[str]]:
-    """The words of each command; of a transcript only what follows a `$`."""
+    """The words of each command up to a pipe; of a transcript only what follows a `$`."""
     joined = text.replace("\\\n", " ").splitlines()
     typed = [line[2:] for line in joined if line.startswith("$ ")] if kind == "console" else joined
-    return [words for line in typed if (words := shlex.split(line, comments=True))]
+    return [words for line in typed if (words := shlex.split(line.partition(" | ")[0], comments=True))]
 
 
 ALL = [page(name) for name in PAGES]
