@@ -47,14 +47,11 @@ class Scorer(RowActor):
         template: str = "auto",
         max_length: int | None = None,
         batch_tokens: int | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        threads: int | None = None,
-        trust_remote_code: bool = False,
+        **loading: Any,
     ) -> None:
         from raysift.gradients.loss import find_head
 
-        self.loaded = load(model, adapter, dtype, device, threads, trust_remote_code)
+        self.loaded = load(model, adapter, **loading)
         self.model, self.tokenizer = self.loaded
         self.template = template
         self.longest = longest_input(self.model, max_length)
