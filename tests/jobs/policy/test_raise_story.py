@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from raysift.errors import ConfigError
-from raysift.jobs.commands.explain import explain, explain_command
+from raysift.jobs.commands.explain import explain
+from raysift.jobs.commands.explained import explain_command
 from raysift.jobs.commands.show import show_run
 from raysift.jobs.policy import story
 from raysift.jobs.policy.story import learning_curve, row_story
@@ -185,7 +186,7 @@ def test_explain_and_show_print_no_text_of_a_row(laid_out, capsys, monkeypatch):
     assert "\x1b" not in told
     assert "secret" not in told
     assert "Rounds (3" in told
-    explain_command(folder, str(int(picks[0][0])), False, False, Console("plain"))
+    explain_command(folder, str(int(picks[0][0])), False, False, False, Console("plain"))
     told = capsys.readouterr().out
     assert "picked in the final training" in told
     assert "picked in learning" in told
