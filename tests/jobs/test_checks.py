@@ -20,7 +20,7 @@ from raysift.nano import nano_path
 from raysift.nano.world import examples, generate_pool, preference_pairs
 from raysift.settings.config import make_config
 
-METHODS = ("uniform", "longest", "quality", "coverage", "mods", "less", "rose", "raise")
+METHODS = ("uniform", "longest", "quality", "coverage", "mods", "less", "rds", "rose", "raise")
 
 
 def lines(path, records):
@@ -39,7 +39,12 @@ def world(tmp_path, monkeypatch):
 
 
 def settings_of(method, **changes):
-    target = {"rose": ["pairs.jsonl"], "less": ["examples.jsonl"], "raise": ["examples.jsonl"]}.get(method, [])
+    target = {
+        "rose": ["pairs.jsonl"],
+        "less": ["examples.jsonl"],
+        "rds": ["examples.jsonl"],
+        "raise": ["examples.jsonl"],
+    }.get(method, [])
     return {"method": method, "pool": ["pool.jsonl"], "target": target, "run": "run", **changes}
 
 
