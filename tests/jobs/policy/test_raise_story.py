@@ -28,7 +28,7 @@ from raysift.policy.pool import PolicyPool, write_pool
 from raysift.policy.saved import POLICY, ROUND, load_episodes, round_name, save_round
 from raysift.policy.settings import LearningSettings, PolicySettings
 from raysift.policy.state import State, stage_inputs
-from raysift.records import ROWS
+from raysift.records import KEPT_ROWS
 
 from ...tiny_policies import log_of, random_log, tiny_pool  # noqa: TID252
 
@@ -61,11 +61,13 @@ def lay_out(path):
                 "messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "secret words"}],
                 "meta": json.dumps({"skill": SKILLS[k % 3], "level": k}),
                 "raw": None,
+                "file": "pool.jsonl",
+                "position": k + 1,
             }
             for k, one in enumerate(whole.ids)
         ]
         order = rng.permutation(COUNT)
-        files = write_table(folder, "rows.parquet", pa.Table.from_pylist([lines[k] for k in order], schema=ROWS))
+        files = write_table(folder, "rows.parquet", pa.Table.from_pylist([lines[k] for k in order], schema=KEPT_ROWS))
         return StageResult(
             {"rows": files, "rejected": []},
             {"rows_in": COUNT, "kept": COUNT, "rejected": {}, "failed": 0, "bad_files": []},
