@@ -107,13 +107,18 @@ def vocabulary_size(model: Any) -> int | None:
     return getattr(config, "vocab_size", None)
 
 
-def stored_type(model: str, trust_remote_code: bool = False) -> str:
-    """`bf16` if the model's weights are stored in half precision, `fp32` if in float32 or if its files do not say."""
+def read_config(model: str, trust_remote_code: bool = False) -> dict[str, Any]:
+    """The content of the model's `config.json`."""
     try:
         with open(os.path.join(resolve_model(model), "config.json"), encoding="utf-8") as file:
-            card = json.load(file)
+            return dict(json.load(file))
     except (OSError, ValueError):  # on the hub, or damaged
-        card = load_card(model, trust_remote_code).config.to_dict()
+        return dict(load_card(model, trust_remote_code).config.to_dict())
+
+
+def stored_type(model: str, trust_remote_code: bool = False) -> str:
+    """`bf16` if the model's weights are stored in half precision, `fp32` if in float32 or if its files do not say."""
+    card = read_config(model, trust_remote_code)
     parts = (card, card.get("text_config") or {})
     named = (str(part[key]) for part in parts for key in ("dtype", "torch_dtype") if part.get(key))
     return "bf16" if next(named, "float32").removeprefix("torch.") in ("bfloat16", "float16") else "fp32"

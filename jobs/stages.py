@@ -189,22 +189,28 @@ def row_budget(config: CommonConfig) -> Budget:
 
 def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final") -> Manifest:
     """Fine-tune the model on the rows of a stage, which may belong to another run."""
+    from raysift.jobs.training.finetune import FinetuneReport
     from raysift.jobs.training.finetune import finetune as train
 
     model = find_model(run, config)
 
     def body(folder: Location) -> StageResult:
-        report = train(
-            run.files(rows, "rows"),
-            folder,
-            config.train,
-            model.name,
-            config.resources,
-            adapter=config.adapter,
-            gradient_checkpointing=config.resources.gradient_checkpointing,
-            trust_remote_code=config.trust_remote_code,
-            progress=run.progress,
-        )
+        from raysift.jobs.on_ray.fitting import need_to_train, with_room
+
+        def work(own: CommonConfig) -> FinetuneReport:
+            return train(
+                run.files(rows, "rows"),
+                folder,
+                own.train,
+                model.name,
+                own.resources,
+                adapter=own.adapter,
+                gradient_checkpointing=own.resources.gradient_checkpointing,
+                trust_remote_code=own.trust_remote_code,
+                progress=run.progress,
+            )
+
+        report = with_room(run, name, config, need_to_train(config, model.name), work, of_training=True)
         return StageResult(
             files={"epochs": [f"epoch-{record.epoch}" for record in report.epochs]},
             counts=report.counts,
@@ -225,6 +231,7 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
 
 def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str = "evaluate") -> Manifest:
     """Answer and score the examples of `config.test` with the fine-tuned model of `trained`, or with the model as it is."""
+    from raysift.jobs.on_ray.fitting import need_to_answer, with_room
     from raysift.jobs.training.evaluate import evaluate as test
 
     base = find_model(run, config)
@@ -237,17 +244,21 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
 
     def body(folder: Location) -> StageResult:
         examples = read_examples(config.test, split=config.evaluate.split, scored=True)
-        report = test(
-            examples,
-            model,
-            folder,
-            asked,
-            config.resources,
-            adapter=adapter,
-            dtype=number_type(config, base.name),
-            trust_remote_code=config.trust_remote_code,
-            progress=run.progress,
-        )
+
+        def work(own: CommonConfig) -> Any:
+            return test(
+                examples,
+                model,
+                folder,
+                asked,
+                own.resources,
+                adapter=adapter,
+                dtype=number_type(own, base.name),
+                trust_remote_code=own.trust_remote_code,
+                progress=run.progress,
+            )
+
+        report = with_room(run, name, config, need_to_answer(config, base.name), work)
         return StageResult(
             files={"answers": list(report.files)}, counts=dict(report.counts), values=report.values, rows=len(examples)
         )

@@ -35,6 +35,7 @@ from raysift.gradients.rows import (
     plan_batches,
 )
 from raysift.gradients.settings import ProjectionSettings
+from raysift.settings.memory import ACCUMULATED_BYTES
 from raysift.store.projection import Projection
 
 log = logging.getLogger(__name__)
@@ -103,21 +104,25 @@ class RowGradients:
             raise DataError(f"gradients: {len(rows) - len(by_id)} row ids occur twice in one call")
         set_aside = [why for row in rows if (why := check_row(row, self.max_tokens))]
         refused = {why.id for why in set_aside}
-        found: list[tuple[int, NDArray[np.floating], float, float]] = []
+        vectors = np.empty((0, self._finished_width()), np.float32)
+        numbers = np.full((len(rows), 2), np.nan)
         for part in self._batches([row for row in rows if row.id not in refused]):
             for row, result in zip(part, self._results(part, reduction), strict=True):
                 if isinstance(result, SetAside):
                     set_aside.append(result)
-                else:
-                    found.append((row.id, *result))
-        found.sort(key=lambda entry: by_id[entry[0]])
+                    continue
+                if not len(vectors):  # one table for all rows: a list and its stack would hold each vector twice
+                    vectors = np.empty((len(rows), vectors.shape[1]), result[0].dtype)
+                place = by_id[row.id]
+                vectors[place], numbers[place] = result[0], result[1:]
         set_aside.sort(key=lambda why: by_id[why.id])
-        width = self._finished_width()
+        found = np.ones(len(rows), bool)
+        found[[by_id[why.id] for why in set_aside]] = False
         return RowVectors(
-            ids=np.array([entry[0] for entry in found], np.int64),
-            vectors=np.stack([entry[1] for entry in found]) if found else np.empty((0, width), np.float32),
-            losses=np.array([entry[2] for entry in found], np.float32),
-            gradient_norms=np.array([entry[3] for entry in found], np.float32),
+            ids=np.array([row.id for row in rows], np.int64)[found],
+            vectors=vectors if found.all() or not len(vectors) else vectors[found],
+            losses=numbers[found, 0].astype(np.float32),
+            gradient_norms=numbers[found, 1].astype(np.float32),
             set_aside=set_aside,
         )
 
@@ -179,7 +184,9 @@ class RowGradients:
         return np.concatenate([(g if g.dtype == torch.float64 else g.float()).flatten().cpu().numpy() for g in filled])
 
     def _batches(self, rows: list[TokenRow]) -> Iterator[list[TokenRow]]:
-        for plan in plan_batches([len(row) for row in rows], self.token_budget, self.max_rows):
+        width = self.sink.width if self.sink is not None else 1
+        most = min(self.max_rows, max(1, ACCUMULATED_BYTES // (4 * width)))
+        for plan in plan_batches([len(row) for row in rows], self.token_budget, most):
             yield [rows[i] for i in plan]
 
     def _results(
@@ -269,7 +276,11 @@ class _Sums:
 
     def finish(self) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
         parts = [self._sums[device] for device in sorted(self._sums, key=str)]
-        vectors, squares = (torch.stack([pair[i].to(parts[0][0].device) for pair in parts]).sum(0) for i in (0, 1))
+        vectors, squares = parts[0]
+        for other in parts[1:]:
+            vectors, squares = (
+                own.add_(one.to(own.device)) for own, one in zip((vectors, squares), other, strict=True)
+            )
         return self._sink.finish(vectors).cpu().numpy(), squares.sqrt().cpu().numpy()
 
 

@@ -64,7 +64,9 @@ def row_losses(logits: Tensor, batch: PaddedRows, weights: Tensor, with_gradient
     total = torch.zeros(len(batch.input_ids), dtype=wide.dtype, device=wide.device).index_add_(0, row_of, losses)
     if not with_gradient:
         return total, None
-    gradient = (wide - normaliser.unsqueeze(1)).exp_()
+    # In place where `wide` is a copy; logits themselves may be kept for the backward pass.
+    shifted = wide.sub_ if wide.data_ptr() != logits.data_ptr() else wide.sub
+    gradient = shifted(normaliser.unsqueeze(1)).exp_()
     gradient.mul_(weights.unsqueeze(1))
     gradient.scatter_add_(1, targets.unsqueeze(1), -weights.unsqueeze(1))
     return total, gradient.to(logits.dtype)

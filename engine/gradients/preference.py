@@ -27,13 +27,14 @@ from raysift.gradients.adapter import adapter_off
 from raysift.gradients.collect import RowGradients, RowVectors
 from raysift.gradients.rows import NOT_FINITE, ZERO, SetAside, TokenRow, check_row
 from raysift.gradients.settings import PreferenceSettings, TargetSettings
+from raysift.settings.memory import ACCUMULATED_BYTES
 
 T = TypeVar("T")
 
 SAME_ANSWERS = "chosen_equals_rejected"
 SAME_UNTIL_CUT = "equal_up_to_the_cut"
 
-_HELD_NUMBERS = 2**27  # numbers of unaggregated gradients in memory at once: 512 MiB in float32
+_HELD_NUMBERS = ACCUMULATED_BYTES // 4  # numbers of unaggregated gradients in memory at once, in float32
 
 
 @dataclass(frozen=True)

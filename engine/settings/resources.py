@@ -79,17 +79,21 @@ class Resources(Settings):
     """How much of the machine or cluster a run may use."""
 
     workers: int | None = Field(default=None, ge=1)
-    """Maximum actors (or tasks) of one stage at a time. None: as many as the cluster has room for."""
-    cpus_per_worker: float = Field(default=1.0, gt=0)
-    """CPUs per actor or task. Small values (0.25) leave room for readers when actors hold GPUs."""
+    """Maximum actors (or tasks) of one stage at a time. None: as many as the cluster has memory and cores for."""
+    cpus_per_worker: float | None = Field(default=None, gt=0)
+    """CPUs per actor or task. None: 1, and more for larger models on CPUs, whose actors share out all cores. Small values (0.25)
+    leave room for readers when actors hold GPUs."""
+    worker_gib: float | None = Field(default=None, ge=0)
+    """Memory in GiB that Ray reserves for an actor or a training worker. None: what the model is expected to take; 0: none."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs per actor. A fraction lets actors share a GPU; more than one is for `device: spread`. 0 runs on the CPU."""
     batch_rows: int = Field(default=64, ge=1)
     """Rows handed to an actor at once; the actor splits them into its own batches by length."""
     block_rows: int = Field(default=2000, ge=1)
     """Rows in a block, the unit that is retried, checkpointed or lost. Aim at one to five minutes of work."""
-    tokens_per_pass: int = Field(default=4096, ge=1)
-    """Maximum tokens of a batch in one forward and backward pass; the gradient pass halves it when memory runs out."""
+    tokens_per_pass: int | None = Field(default=None, ge=1)
+    """Maximum tokens of a batch in one forward and backward pass. None: 4096, and fewer for larger models on CPUs, as memory
+    allows. The gradient pass halves it when memory runs out."""
     train_workers: int = Field(default=1, ge=0)
     """Ray Train workers of a fine-tune; 0 trains inside the calling process."""
     train_workers_min: int | None = Field(default=None, ge=1)
@@ -99,7 +103,7 @@ class Resources(Settings):
     gradient_checkpointing: bool = False
     """Recompute activations in training instead of keeping them: a third slower, with much less memory."""
     threads: int | None = Field(default=None, ge=1)
-    """Torch threads per worker. None: its number of CPUs."""
+    """Torch threads per worker. None: 1 for small models, else its share of the machine's cores."""
     device: str = "auto"
     """`auto`: the GPU that a worker was granted (`gpus_per_worker`), else the CPU. Or `cpu`, `cuda`, or `spread`, which
     distributes a language model's layers over all GPUs that its process sees."""
@@ -120,6 +124,21 @@ class Resources(Settings):
     def placed_on(self) -> str:
         """The device for workers. Ray leaves all GPUs visible to a worker that was granted none; there `auto` means the CPU."""
         return "cpu" if self.device == "auto" and not self.gpus_per_worker else self.device
+
+    @property
+    def cpus(self) -> float:
+        """CPUs that a worker reserves."""
+        return self.cpus_per_worker or 1.0
+
+    @property
+    def tokens(self) -> int:
+        """Maximum tokens of a pass."""
+        return self.tokens_per_pass or 4096
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that a worker reserves; None reserves none."""
+        return int(self.worker_gib * 2**30) if self.worker_gib else None
 
     @property
     def on_gpu(self) -> bool:

@@ -347,10 +347,11 @@ def demo(
     log: Log = None,
 ) -> None:
     """Compare every method on a small synthetic world, in minutes and offline."""
+    console = make_console(log, "demo")
     from raysift.jobs.commands.demo import run_demo
     from raysift.jobs.runs.run import free_name
 
-    run_demo(free_name(run) if fresh else run, seeds, make_console(log))
+    run_demo(free_name(run) if fresh else run, seeds, console)
 
 
 @app.command(

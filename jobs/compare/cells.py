@@ -127,7 +127,7 @@ def _side_by_side(cells: Sequence[Cell]) -> Any:
     import ray
 
     own = cells[0].resources
-    task = ray.remote(num_cpus=own.cpus_per_worker, num_gpus=own.gpus_per_worker, max_retries=2)(train_and_test)
+    task = ray.remote(num_cpus=own.cpus, num_gpus=own.gpus_per_worker, max_retries=2)(train_and_test)
     waiting = {task.remote(cell): cell for cell in cells}
     while waiting:
         done, _ = ray.wait(list(waiting))

@@ -27,15 +27,18 @@ from raysift.storage import Location
 
 def embed(run: Run, config: CommonConfig, settings: EmbeddingSettings, rows: Manifest) -> Manifest:
     """A vector for every row, on a pool of actors."""
+    from raysift.jobs.on_ray.fitting import need_to_answer, with_room
     from raysift.jobs.on_ray.raydata import map_rows
 
     model = find_model(run, config, settings.model)
 
     def body(folder: Location) -> StageResult:
-        arguments = {"settings": settings.model_copy(update={"model": model.name})} | loading(config, model.name)
-        files = run.files(rows, "rows")
-        total = rows.counts["kept"]
-        answers = map_rows(files, Embedder, arguments, folder, config.resources, rows=total, progress=run.progress)
+        def work(own: CommonConfig) -> list[Location]:
+            arguments = {"settings": settings.model_copy(update={"model": model.name})} | loading(own, model.name)
+            files, total = run.files(rows, "rows"), rows.counts["kept"]
+            return map_rows(files, Embedder, arguments, folder, own.resources, rows=total, progress=run.progress)
+
+        answers = with_room(run, "embed", config, need_to_answer(config, model.name), work)
         counts = count_answers("embed", answers, rows.counts["kept"]) | {"truncated": count_true(answers, TRUNCATED)}
         require_answers("embed", run, answers, counts, folder)
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])

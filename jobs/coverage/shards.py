@@ -107,7 +107,7 @@ class RayShards:
         self._ray, self._loads, self._picked, self._resources = ray, list(loads), picked, resources
         self._among = None if among is None else ray.put(among)
         self._kind = ray.remote(ShardWorker).options(
-            num_cpus=resources.cpus_per_worker, num_gpus=resources.gpus_per_worker or None, max_restarts=0
+            num_cpus=resources.cpus, num_gpus=resources.gpus_per_worker or None, max_restarts=0
         )
         self.count, self.restarts = len(loads), 0
         self._told = 0  # centres that all shards know
@@ -159,7 +159,7 @@ class RayShards:
         if not ready:
             raise StageError(
                 f"coverage: no answer from a shard for {limit} s; {self.count} shards ask for "
-                f"{self._resources.cpus_per_worker:g} CPUs each. Is there room for all of them? Set resources.workers lower."
+                f"{self._resources.cpus:g} CPUs each. Is there room for all of them? Set resources.workers lower."
             )
         return self._ray.get(answer)
 

@@ -68,7 +68,7 @@ def compute_pulls(
     for note in found.notes:
         run.console.note(f"targets: {note}")
     pinned = config.model_copy(update={"model": find_model(run, config).name})
-    task = ray.remote(num_cpus=min(1.0, config.resources.cpus_per_worker), num_gpus=config.resources.gpus_per_worker)
+    task = ray.remote(num_cpus=min(1.0, config.resources.cpus), num_gpus=config.resources.gpus_per_worker)
     by_checkpoint = ray.get(task(_pulls_in_task).remote(list(messages), found.members, points, pinned, selector))
     weights = scores.values["checkpoint_weights"]
     pulls = []

@@ -18,7 +18,7 @@ from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, StageError
 from raysift.gradients.influence import TargetColumns, aggregate_subtasks, checkpoint_weights, weigh_checkpoints
-from raysift.gradients.settings import ProjectionSettings
+from raysift.gradients.settings import MatchSettings, ProjectionSettings
 from raysift.jobs import stages
 from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import find_model
@@ -29,6 +29,7 @@ from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
 from raysift.records import ERROR, ID, SCORE
 from raysift.settings.config import CommonConfig
+from raysift.settings.memory import Need, row_gradients
 from raysift.settings.training import TrainConfig
 from raysift.storage import Location, open_location
 from raysift.store.gradient_store import CUT
@@ -99,6 +100,7 @@ def gradients(
     run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest, trained: Manifest, target: Manifest
 ) -> Manifest:
     """One backward pass per row and checkpoint, matched with the targets as it arises: nothing but cosines is written."""
+    from raysift.jobs.on_ray.fitting import with_room
     from raysift.jobs.on_ray.raydata import map_rows
 
     model, points = find_model(run, config), checkpoints_of(run, trained, settings.checkpoints)
@@ -117,15 +119,15 @@ def gradients(
             "adam": settings.adam,
             "targets": place.parent,
         }
-        answers = map_rows(
-            run.files(rows, "rows"),
-            GradientMatch,
-            arguments | gradient_loading(config, settings),
-            folder,
-            config.resources,
-            rows=rows.counts["kept"],
-            progress=run.progress,
-        )
+
+        def match(own: CommonConfig) -> list[Location]:
+            files, loaded = run.files(rows, "rows"), arguments | gradient_loading(own, settings)
+            total = rows.counts["kept"]
+            return map_rows(files, GradientMatch, loaded, folder, own.resources, rows=total, progress=run.progress)
+
+        subtasks = len(target.values["subtasks"])
+        need = room_needed(config, settings, model.name, len(points), moments_of(settings) + subtasks, subtasks)
+        answers = with_room(run, "gradients", config, need, match)
         counts = count_answers("gradients", answers, rows.counts["kept"]) | {"truncated": count_true(answers, CUT)}
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 
@@ -135,6 +137,24 @@ def gradients(
     inputs: dict[str, Any] = {"rows": rows.fingerprint, "warmup": trained.fingerprint, "targets": target.fingerprint}
     inputs |= {"model": model.identity}
     return run.stage("gradients", decides, inputs, body)
+
+
+def room_needed(
+    config: CommonConfig, settings: GradientConfig, model: str, points: int, per_checkpoint: float, width: int | None
+) -> Need | None:
+    """What an actor takes that computes row gradients, into accumulators of `width` numbers, or of a gradient's own."""
+    from raysift.jobs.on_ray.fitting import model_shape
+
+    train, shape = warmup_recipe(config, settings), model_shape(config, model)
+    if shape is None:
+        return None
+    adapter = shape.adapter(train.lora_rank, train.lora_targets)
+    return row_gradients(shape, train.dtype, train.max_length, adapter, points, per_checkpoint, width or adapter)
+
+
+def moments_of(settings: GradientConfig) -> int:
+    """Vectors of moments at each checkpoint."""
+    return 0 if settings.adam.form == "none" else 2
 
 
 def influence(
@@ -161,7 +181,7 @@ def influence(
                 run.files(matched, "answers"), len(points), len(columns.subtasks)
             ):
                 by_subtask = weigh_checkpoints(matches, weights)
-                writer.write_table(score_table(selector.score_schema(), ids, by_subtask, columns, settings))
+                writer.write_table(score_table(selector.score_schema(), ids, by_subtask, columns, settings.match))
                 writer.write_table(empty_scores(selector.score_schema(), unmatched))
                 written, failed = written + len(ids), failed + len(unmatched)
         if written + failed != rows.counts["kept"]:
@@ -191,10 +211,10 @@ def matches_of(
 
 
 def score_table(
-    schema: pa.Schema, ids: np.ndarray, by_subtask: np.ndarray, columns: TargetColumns, settings: GradientConfig
+    schema: pa.Schema, ids: np.ndarray, by_subtask: np.ndarray, columns: TargetColumns, match: MatchSettings
 ) -> pa.Table:
     """Scores of rows, with the subtask that each helps most."""
-    rule = "max" if settings.match.subtasks == "round_robin" else settings.match.subtasks
+    rule = "max" if match.subtasks == "round_robin" else match.subtasks
     scores = aggregate_subtasks(by_subtask, columns, rule)
     pulls = by_subtask * np.array([columns.weights[of] for of in columns.target_of])
     best = np.asarray(columns.subtasks, dtype=object)[pulls.argmax(axis=1)] if len(ids) else []
@@ -213,4 +233,4 @@ def gradient_loading(config: CommonConfig, settings: GradientConfig) -> dict[str
     """As `stages.placing`, with how the warm-up loaded the model and turned rows into tokens."""
     train = warmup_recipe(config, settings)
     own = {name: getattr(train, name) for name in ("template", "max_length", "dtype", "quantization")}
-    return own | {"token_budget": config.resources.tokens_per_pass} | stages.placing(config)
+    return own | {"token_budget": config.resources.tokens} | stages.placing(config)

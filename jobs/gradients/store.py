@@ -21,7 +21,7 @@ from raysift.actors.row_gradients import LOSSES, NORMS, VECTORS, GradientVectors
 from raysift.errors import StageError
 from raysift.fingerprint import fingerprint
 from raysift.ids import is_among
-from raysift.jobs.gradients.stages import checkpoints_of, gradient_loading, warmup_recipe
+from raysift.jobs.gradients.stages import checkpoints_of, gradient_loading, moments_of, room_needed, warmup_recipe
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.reuse import lineage
 from raysift.jobs.runs.run import Run, StageResult, open_run
@@ -203,6 +203,7 @@ def compute_segment(
     inputs: Inputs,
 ) -> None:
     """One pass over rows at some checkpoints, sealed into a segment; a killed one continues in the same folder."""
+    from raysift.jobs.on_ray.fitting import with_room
     from raysift.jobs.on_ray.raydata import map_rows
 
     name = segment_name(store.identity, share, inputs)
@@ -213,21 +214,20 @@ def compute_segment(
         "checkpoints": [store.points[name] for name in share.checkpoints],
         "adam": settings.adam,
         "projection": settings.projection,
-        **gradient_loading(config, settings),
     }
     files = run.files(rows, "rows")
     if len(share.ids) < rows.counts["kept"]:
         columns = columns_of(files, GradientVectors, arguments)
         files = [_write_subset(files, columns, share.ids, folder / "rows.parquet")]
-    answers = map_rows(
-        files,
-        GradientVectors,
-        arguments,
-        folder,
-        config.resources,
-        rows=len(share.ids),
-        progress=run.progress,
-    )
+
+    def compute(own: CommonConfig) -> list[Location]:
+        loaded, total = arguments | gradient_loading(own, settings), len(share.ids)
+        return map_rows(files, GradientVectors, loaded, folder, own.resources, rows=total, progress=run.progress)
+
+    signs = 0.25  # a byte for each number of a gradient
+    per_checkpoint, points = moments_of(settings) + signs, len(share.checkpoints)
+    need = room_needed(config, settings, find_model(run, config).name, points, per_checkpoint, store.form.dimension)
+    answers = with_room(run, "gradients", config, need, compute)
     counts = count_answers("gradients", answers, len(share.ids))
     shards = seal(answers, share.checkpoints, store.form, folder, config.resources)
     _write_index(answers, inputs, folder / INDEX)

@@ -19,12 +19,13 @@ from raysift.actors.checkpointed import Checkpoint
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import reference_answer
 from raysift.gradients.settings import ProjectionSettings
-from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading, warmup_recipe
+from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading, room_needed, warmup_recipe
 from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientSelector
+from raysift.methods.rds import Rds
 from raysift.pool.few_shot import draw_few
 from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.id_text import exact
@@ -58,7 +59,7 @@ class TargetMembers(NamedTuple):
     """Limit and seed, for fingerprints, if members were left out."""
 
 
-def read_targets(config: CommonConfig, selector: GradientSelector) -> TargetMembers:
+def read_targets(config: CommonConfig, selector: GradientSelector | Rds) -> TargetMembers:
     """All target files, read once a run, before anything is trained; refuses those that are missing, of the wrong kind, of no
     use or that do not fit their weights."""
     _check_settings(config, selector)
@@ -92,7 +93,7 @@ def read_targets(config: CommonConfig, selector: GradientSelector) -> TargetMemb
 
 def _few_of(found: TargetMembers, limit: int, seed: int) -> TargetMembers:
     subtasks = [subtask_of(member) for member in found.members]
-    kept = draw_few([_content_key(member) for member in found.members], subtasks, limit, seed)
+    kept = draw_few([content_key(member) for member in found.members], subtasks, limit, seed)
     left_out = len(found.members) - len(kept)
     if not left_out:
         return found
@@ -106,12 +107,13 @@ def _few_of(found: TargetMembers, limit: int, seed: int) -> TargetMembers:
     )
 
 
-def _content_key(member: Pair | Example) -> int:
+def content_key(member: Pair | Example) -> int:
+    """A number that depends on the texts alone."""
     answers = [member.chosen, member.rejected] if isinstance(member, Pair) else [reference_answer(member) or ""]
     return row_id([*member.prompt, *(Message("assistant", answer) for answer in answers)])
 
 
-def tell_drawn(found: TargetMembers, selector: GradientSelector) -> str:
+def tell_drawn(found: TargetMembers, selector: GradientSelector | Rds) -> str:
     """How many of the target's members were drawn, and how to take all; empty if none was left out."""
     if not found.left_out:
         return ""
@@ -123,7 +125,7 @@ def tell_drawn(found: TargetMembers, selector: GradientSelector) -> str:
     )
 
 
-def _check_settings(config: CommonConfig, selector: GradientSelector) -> None:
+def _check_settings(config: CommonConfig, selector: GradientSelector | Rds) -> None:
     name, wanted = selector.name, selector.target_kind
     if not config.target:
         raise ConfigError(f"config: 'target' is missing. {name} needs {wanted.partition(':')[0]}: --target FILE...")
@@ -139,7 +141,7 @@ def _check_settings(config: CommonConfig, selector: GradientSelector) -> None:
 
 
 def like_pool(
-    run: Run, config: CommonConfig, selector: GradientSelector, found: TargetMembers, rows: Manifest
+    run: Run, config: CommonConfig, selector: GradientSelector | Rds, found: TargetMembers, rows: Manifest
 ) -> Manifest:
     """How like the pool each target file is, said before anything is trained."""
 
@@ -196,15 +198,26 @@ def targets(
     def body(folder: Location) -> StageResult:
         import ray
 
+        from raysift.jobs.on_ray.fitting import with_room
+
         for note in found.notes:
             run.console.note(f"targets: {note}")
         members, problems = found.members, found.problems
-        task = ray.remote(
-            num_cpus=min(1.0, config.resources.cpus_per_worker),
-            num_gpus=config.resources.gpus_per_worker,
-            max_retries=2,
-        )(_compute_targets)
-        values = ray.get(task.remote(members, points, config, selector, projection, model.name, folder))
+
+        def compute(own: CommonConfig) -> dict[str, Any]:
+            placed: dict[str, Any] = {
+                "num_cpus": min(1.0, own.resources.cpus),
+                "num_gpus": own.resources.gpus_per_worker,
+            }
+            task = ray.remote(**placed, memory=own.resources.memory, max_retries=2)(_compute_targets)
+            found: dict[str, Any] = ray.get(task.remote(members, points, own, selector, projection, model.name, folder))
+            return found
+
+        subtasks = len({subtask_of(member) for member in members})
+        width = None if projection.kind == "none" else projection.dimension
+        need = room_needed(config, settings, model.name, len(points), 3 * subtasks if width is None else 0, width)
+        alone = config.model_copy(update={"resources": config.resources.model_copy(update={"workers": 1})})
+        values = with_room(run, "targets", alone, need, compute)
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")

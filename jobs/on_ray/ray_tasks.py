@@ -21,8 +21,8 @@ def run_tasks(
     A task whose process dies is retried three times. In messages, `what` names the things worked on and `advice` explains
     what to do about a failed task.
     """
-    remote = ray.remote(work).options(num_cpus=resources.cpus_per_worker, max_retries=3)
-    window = resources.workers or 2 * max(1, int(cluster_cpus() / resources.cpus_per_worker))
+    remote = ray.remote(work).options(num_cpus=resources.cpus, max_retries=3)
+    window = resources.workers or 2 * max(1, int(cluster_cpus() / resources.cpus))
     waiting = iter(enumerate(tasks))
     running: dict[Any, int] = {}
     while True:
@@ -34,7 +34,7 @@ def run_tasks(
         if not ready:
             raise StageError(
                 f"{what}: nothing moved for {resources.no_progress_timeout_s} s with {len(running)} of {len(tasks)} "
-                f"tasks in work. Is there room for a task of {resources.cpus_per_worker:g} CPUs in the cluster?"
+                f"tasks in work. Is there room for a task of {resources.cpus:g} CPUs in the cluster?"
             )
         number = running.pop(ready[0])
         try:

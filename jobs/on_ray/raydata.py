@@ -41,6 +41,9 @@ log = logging.getLogger(__name__)
 BLOCKS_PER_WORKER = 4
 HEAD_TIMEOUT_S = 10.0
 FILTER_CPUS = 1.0  # reserved by Ray's checkpoint filter
+RESTARTS = (
+    5  # of one actor; Ray Data's default is to restart for ever, also what is killed again and again for its memory
+)
 IO_CPUS = 0.25  # reserved by each of our readers and writers
 
 _TELLERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
@@ -58,6 +61,9 @@ def start_ray(**options: Any) -> bool:
     # listens on loopback only.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault(
+        "RAY_task_oom_retries", str(RESTARTS)
+    )  # without it, tasks killed for their memory return for ever
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
@@ -105,6 +111,9 @@ def data_context(resources: Resources) -> Iterator[DataContext]:
         warnings.filterwarnings(
             "ignore", "The minimum number of concurrent actors"
         )  # a resumed stage may have too few rows for them
+        warnings.filterwarnings(
+            "ignore", ".ray_remote_args. is deprecated"
+        )  # restarts have no other name before Ray 2.64
         yield context
 
 
@@ -147,7 +156,7 @@ def pool_size(resources: Resources) -> int:
                 "Set resources.gpus_per_worker=0 to run on CPUs."
             )
     else:
-        room = max(1, int(cluster_cpus() / resources.cpus_per_worker))
+        room = max(1, int(cluster_cpus() / resources.cpus))
         _tell_idle(float(ray.cluster_resources().get("GPU", 0.0)), resources.placed_on)
     return min(resources.workers or room, room)
 
@@ -170,7 +179,7 @@ def _tell_idle(gpus: float, device: str) -> None:
 def actor_cpus(resources: Resources) -> float:
     """CPUs an actor reserves: `cpus_per_worker`, or its share of what filter, reader and writer leave if that is less."""
     left = cluster_cpus() - FILTER_CPUS - 2 * IO_CPUS
-    return min(resources.cpus_per_worker, max(0.01, round(left / pool_size(resources), 2)))
+    return min(resources.cpus, max(0.01, round(left / pool_size(resources), 2)))
 
 
 def read_rows(files: Sequence[Location], columns: Sequence[str] | None, resources: Resources) -> Dataset:
@@ -211,6 +220,9 @@ def map_rows(
             compute=ActorPoolStrategy(min_size=1, max_size=pool_size(resources)),
             num_cpus=actor_cpus(resources),
             num_gpus=resources.gpus_per_worker or None,
+            memory=resources.memory,
+            max_restarts=RESTARTS,
+            max_task_retries=RESTARTS,
             zero_copy_batch=True,
         )
 

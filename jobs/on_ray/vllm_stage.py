@@ -115,7 +115,7 @@ def build_engine(
 
     resources = resources.of_engines()
     gpus = resources.gpus_per_worker
-    cpus = resources.cpus_per_worker if gpus else max(0.01, round(actor_cpus(resources) - 4 * HELPER_CPUS, 2))
+    cpus = resources.cpus if gpus else max(0.01, round(actor_cpus(resources) - 4 * HELPER_CPUS, 2))
     config = vLLMEngineProcessorConfig(
         model_source=source_of(model)[0],
         engine_kwargs=engine_arguments(

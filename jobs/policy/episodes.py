@@ -143,7 +143,7 @@ class RayFleet:
         actor = (
             ray.remote(kind)
             .options(
-                num_cpus=self.resources.cpus_per_worker,
+                num_cpus=self.resources.cpus,
                 num_gpus=self.resources.gpus_per_worker or None,
                 max_restarts=ACTOR_RESTARTS,
                 max_task_retries=ACTOR_RESTARTS,
@@ -156,7 +156,7 @@ class RayFleet:
 
     def _require_room(self, runners: int) -> None:
         """Refuse more actors than the cluster has CPUs for; otherwise the run would wait forever."""
-        wanted = (runners + self.resources.validation_workers) * self.resources.cpus_per_worker
+        wanted = (runners + self.resources.validation_workers) * self.resources.cpus
         if wanted > cluster_cpus() + 1e-6:
             raise StageError(
                 f"episodes: {runners} trainings at a time and {self.resources.validation_workers} validators ask for "

@@ -54,16 +54,19 @@ class Known(NamedTuple):
 
 def difficulty(run: Run, config: CommonConfig, settings: FeatureSettings, rows: Manifest) -> Manifest:
     """Lengths and log-probabilities of every row under the auxiliary model, on a pool of actors."""
+    from raysift.jobs.on_ray.fitting import need_to_answer, with_room
     from raysift.jobs.on_ray.raydata import map_rows
 
     decides = {"template": settings.template, "max_length": settings.max_length}
     model = find_model(run, config, settings.model)
 
     def body(folder: Location) -> StageResult:
-        arguments = {"model": model.name} | decides | loading(config, model.name)
-        files = run.files(rows, "rows")
-        total = rows.counts["kept"]
-        answers = map_rows(files, Difficulty, arguments, folder, config.resources, rows=total, progress=run.progress)
+        def work(own: CommonConfig) -> list[Location]:
+            arguments = {"model": model.name} | decides | loading(own, model.name)
+            files, total = run.files(rows, "rows"), rows.counts["kept"]
+            return map_rows(files, Difficulty, arguments, folder, own.resources, rows=total, progress=run.progress)
+
+        answers = with_room(run, "difficulty", config, need_to_answer(config, model.name), work)
         expected = rows.counts["kept"]
         counts = count_answers("difficulty", answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
         if counts["truncated"]:

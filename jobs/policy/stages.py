@@ -306,9 +306,9 @@ def make_setup(
     resources = config.resources
     place = Place(
         device=resources.placed_on,
-        threads=resources.threads or max(1, int(resources.cpus_per_worker)),
+        threads=resources.threads or max(1, int(resources.cpus)),
         rows_per_pass=resources.batch_rows,
-        tokens_per_pass=resources.tokens_per_pass,
+        tokens_per_pass=resources.tokens,
         gradient_checkpointing=resources.gradient_checkpointing,
         trust_remote_code=config.trust_remote_code,
     )

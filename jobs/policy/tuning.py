@@ -43,7 +43,7 @@ SNAPSHOT_S = "1"
 def fit(work: TrialWork, drawn: Sequence[TrialSettings], resources: Resources, run: Run) -> list[TrialResult]:
     """Start or resume the trials; returns their outcomes, sorted by number."""
     trainable = tune.with_resources(
-        tune.with_parameters(run_trial, work=work), {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+        tune.with_parameters(run_trial, work=work), {"CPU": resources.cpus, "GPU": resources.gpus_per_worker}
     )
     _require_room(resources)
     with _quiet(), Teller.speaking(run):
@@ -199,9 +199,9 @@ def _reason(error: Any) -> str:
 
 def _require_room(resources: Resources) -> None:
     """Refuse trials that need more CPUs than the cluster has; otherwise the search would wait forever."""
-    if resources.cpus_per_worker > cluster_cpus() + 1e-6:
+    if resources.cpus > cluster_cpus() + 1e-6:
         raise StageError(
-            f"search: a trial asks for {resources.cpus_per_worker:g} CPUs, the cluster has {cluster_cpus():g}. "
+            f"search: a trial asks for {resources.cpus:g} CPUs, the cluster has {cluster_cpus():g}. "
             "Lower resources.cpus_per_worker."
         )
     pool_size(resources)

@@ -32,6 +32,7 @@ from raysift.methods.mods import CHOSEN, NECESSITY, QUALITY, ModsConfig, Stages,
 from raysift.records import ERROR, FATE, ID, MESSAGES, META, ORDER, RADIUS, ROWS
 from raysift.scoring.questions import split_exchange
 from raysift.settings.config import CommonConfig
+from raysift.settings.generation import TRANSFORMERS
 from raysift.storage import Location, open_location
 
 _TOLD = pa.schema([(ANSWER, pa.string()), (ERROR, pa.string())])
@@ -64,7 +65,8 @@ def only_seeds(run: Run, settings: ModsConfig, good: Manifest, seeds: Manifest, 
 
 def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifest, tuned: Manifest) -> Manifest:
     """Let the model that was tuned on the seeds answer the question of every good row."""
-    from raysift.jobs.scoring.generation import describe_backend, recorded_backend
+    from raysift.jobs.on_ray.fitting import need_to_answer, with_room
+    from raysift.jobs.scoring.generation import describe_backend, pick_backend, recorded_backend
     from raysift.jobs.scoring.generation import generate as answer_all
 
     base = find_model(run, config)
@@ -73,18 +75,22 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
     asked = asked_as_trained(run, "generate", "mods.generation", settings.generation, model, adapter, train)
 
     def body(folder: Location) -> StageResult:
-        answers = answer_all(
-            run.files(rows, "rows"),
-            model,
-            folder,
-            asked,
-            config.resources,
-            adapter=adapter,
-            dtype=number_type(config, base.name),
-            trust_remote_code=config.trust_remote_code,
-            rows=rows.counts["kept"],
-            progress=run.progress,
-        )
+        def work(own: CommonConfig) -> list[Location]:
+            return answer_all(
+                run.files(rows, "rows"),
+                model,
+                folder,
+                asked,
+                own.resources,
+                adapter=adapter,
+                dtype=number_type(own, base.name),
+                trust_remote_code=own.trust_remote_code,
+                rows=rows.counts["kept"],
+                progress=run.progress,
+            )
+
+        need = need_to_answer(config, base.name) if pick_backend(asked, config.resources) == TRANSFORMERS else None
+        answers = with_room(run, "generate", config, need, work)
         run.console.note(f"generate: {describe_backend(asked, config.resources, folder)}")
         counts = count_answers("generate", answers, rows.counts["kept"])
         require_answers("generate", run, answers, counts, folder)

@@ -17,6 +17,7 @@ from raysift.actors.reward import Reward
 from raysift.actors.vllm_judge import JudgeAsker, JudgeReader
 from raysift.actors.vllm_reward import VllmReward
 from raysift.errors import DataError
+from raysift.jobs.on_ray.fitting import need_to_answer, with_room
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
 from raysift.jobs.runs.chosen_rows import write_rows
@@ -111,7 +112,8 @@ def score_answers(
     if settings.backend == "vllm":
         require_vllm(stage)
     score = _judge_through_vllm if (settings.kind, settings.backend) == ("judge", "vllm") else _score_on_actors
-    answers = score(stage, run, config, settings, files, expected, folder)
+    need = None if settings.backend == "vllm" else need_to_answer(config, settings.scorer)
+    answers = with_room(run, stage, config, need, lambda own: score(stage, run, own, settings, files, expected, folder))
     counts = count_answers(stage, answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
     if counts["truncated"]:
         run.console.note(

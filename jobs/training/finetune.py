@@ -111,7 +111,7 @@ def finetune(
         device=resources.placed_on,
         threads=resources.threads,
         rows_per_pass=resources.batch_rows,
-        tokens_per_pass=resources.tokens_per_pass,
+        tokens_per_pass=resources.tokens,
         gradient_checkpointing=gradient_checkpointing,
         steps_per_checkpoint=steps_per_checkpoint,
         trust_remote_code=trust_remote_code,
@@ -169,7 +169,9 @@ def _train_on_ray(
         "max_length": job["config"].max_length,
         "trust_remote_code": place.trust_remote_code,
     }
-    on_cpus = resources.model_copy(update={"gpus_per_worker": 0.0})
+    # Tokenisers need neither GPUs nor the threads and memory of a training.
+    no_model = {"gpus_per_worker": 0.0, "workers": None, "cpus_per_worker": None, "worker_gib": None}
+    on_cpus = resources.model_copy(update=no_model)
     encoded = map_rows(rows, EncodeRows, arguments, out / "encoded", on_cpus, progress=progress)
     account = _Account(out)
     for file in encoded:
@@ -178,8 +180,9 @@ def _train_on_ray(
 
     workers = resources.train_workers
     # Workers hold their CPUs all the time; the remaining CPUs read data for them.
-    cpus = min(resources.cpus_per_worker, max(0.01, round((cluster_cpus() - 1) / workers, 2)))
+    cpus = min(resources.cpus, max(0.01, round((cluster_cpus() - 1) / workers, 2)))
     asked = {"CPU": cpus} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
+    asked |= {"memory": resources.memory} if resources.memory else {}
     ray_home = (out / "ray").make_folder()
     steps = count_steps(job["config"], account.counts["rows_trained"])[1]
     with data_context(resources), progress(steps, "steps") as bar, counted(bar) as counts:

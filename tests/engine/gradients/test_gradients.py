@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor, nn
 
 from raysift.errors import DataError, ModelError
-from raysift.gradients import cpu_products
+from raysift.gradients import collect, cpu_products
 from raysift.gradients.adapter import adapter_off, find_adapter
 from raysift.gradients.collect import RowGradients, _Sums
 from raysift.gradients.cpu_products import WORTH_IT
@@ -214,6 +214,18 @@ def test_batch_mates_padding_order_and_batch_size_do_not_matter(budget: int) -> 
     assert result.ids.tolist() == [row.id for row in shuffled]
     together = {int(i): v for i, v in zip(result.ids, result.vectors, strict=True)}
     assert deviation(np.stack([together[row.id] for row in rows]), alone) < 1e-5
+
+
+def test_accumulators_of_a_pass_keep_to_their_share_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole gradient for every row of a pass is what ends a process where the adapter is large."""
+    gradients, sizes = whole(make_model()), []
+    expected, one_batch = gradients.run(make_rows()), gradients._one_batch
+    assert gradients.sink is not None
+    monkeypatch.setattr(collect, "ACCUMULATED_BYTES", 4 * 2 * gradients.sink.width)
+    monkeypatch.setattr(gradients, "_one_batch", lambda part, how: sizes.append(len(part)) or one_batch(part, how))
+    found = gradients.run(make_rows())
+    assert max(sizes) == 2 and sum(sizes) == len(found.ids)
+    assert deviation(found.vectors, expected.vectors) < 1e-5
 
 
 def test_half_precision_stays_close_to_single() -> None:

@@ -1,0 +1,202 @@
+"""How much memory a worker needs, estimated from its model's configuration before anything is loaded, and what follows.
+
+    weights        P x b                             b: bytes of a number, 4 in float32, 2 in bfloat16
+    a token        L (12 h + 3 f) b                  what the backward pass reads: norms, projections, attention, feed-forward
+    captured       L (6 h + f) 4, only if b = 2      float32 copies of the inputs of layers with an adapter
+    its logits     8 V                               logits and the gradient at them, one of them in float32
+
+with L layers of width h, f in the feed-forward, V tokens in the vocabulary. A worker holds `fixed` bytes and those of the
+tokens in one pass, of which a long row alone has many. The figures are upper estimates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+GIB = 2**30
+PROCESS_BYTES = 3 * GIB // 4
+"""Python with torch, transformers and Ray, before a model is loaded."""
+SMALL = 50_000_000
+"""Models of fewer parameters gain nothing from a second thread, and their memory hardly counts."""
+THREADS_EACH = 4
+"""Threads of a worker for a larger model: fewer workers load it less often, and many threads wait for each other."""
+PASS_BYTES = 5 * GIB // 4
+"""A pass on CPUs takes no more, if its rows allow: larger ones are not faster."""
+MOST_TOKENS, FEWEST_TOKENS = 4096, 128
+ACCUMULATED_BYTES = GIB // 4
+"""Rows of a pass whose gradients add up side by side take no more than this, or are one row."""
+
+_NAMES = {
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "vocabulary": ("vocab_size",),
+    "heads": ("num_attention_heads", "n_head"),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The widths of a transformer."""
+
+    hidden: int
+    layers: int
+    vocabulary: int
+    attention: int
+    """Width of all queries together."""
+    keys: int
+    """Width of all keys together; less than `attention` if heads share them."""
+    feed_forward: int
+    gated: bool
+    tied: bool
+    positions: int
+
+    @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of a layer's linear maps, under the names that Llama gives them."""
+        h, f = self.hidden, self.feed_forward
+        found = {"q_proj": (h, self.attention), "k_proj": (h, self.keys), "v_proj": (h, self.keys)}
+        found |= {"o_proj": (self.attention, h), "up_proj": (h, f), "down_proj": (f, h)}
+        return found | ({"gate_proj": (h, f)} if self.gated else {})
+
+    @property
+    def parameters(self) -> int:
+        """All weights, without biases and norms."""
+        layer = sum(rows * columns for rows, columns in self.linears.values())
+        return self.layers * layer + self.vocabulary * self.hidden * (1 if self.tied else 2)
+
+    def adapter(self, rank: int, targets: str | tuple[str, ...]) -> int:
+        """Numbers of a LoRA adapter of this rank on the named layers, or on all that are linear."""
+        known = {name: sizes for name, sizes in self.linears.items() if targets == "all-linear" or name in targets}
+        return self.layers * rank * sum(map(sum, (known or self.linears).values()))
+
+
+@dataclass(frozen=True)
+class Need:
+    """What a worker takes: `fixed` bytes, and those of each token in a pass, which holds at least the `longest` row."""
+
+    fixed: int
+    by_token: int = 0
+    longest: int = 1
+    small: bool = False
+
+    def bytes(self, tokens: int) -> int:
+        """With passes of so many tokens."""
+        return self.fixed + self.by_token * max(tokens, self.longest)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a stage uses its machines: workers at a time, threads of each, tokens of a pass, memory of each."""
+
+    workers: int
+    threads: int
+    tokens: int
+    bytes: int
+    room: int
+    """Memory that one machine has for workers."""
+    small: bool = False
+
+    @property
+    def too_large(self) -> bool:
+        """Whether not even one worker with the shortest passes fits, as far as the estimate goes."""
+        return not self.small and self.bytes > self.room
+
+    @property
+    def reserved(self) -> int:
+        """Bytes to reserve for a worker: none for a small one, and never more than a machine has, which would never come."""
+        return 0 if self.small else min(self.bytes, self.room * 9 // 10)
+
+
+def shape_of(card: Mapping[str, Any]) -> Shape | None:
+    """The shape that a model's `config.json` describes; None if it names no widths that we know."""
+    card = {**card, **(card.get("text_config") or {})}
+    found = {key: next((int(card[name]) for name in names if card.get(name)), 0) for key, names in _NAMES.items()}
+    if not all(found.values()):
+        return None
+    hidden, heads = found["hidden"], found["heads"]
+    width = int(card.get("head_dim") or hidden // heads)
+    return Shape(
+        hidden=hidden,
+        layers=found["layers"],
+        vocabulary=found["vocabulary"],
+        attention=width * heads,
+        keys=width * int(card.get("num_key_value_heads") or heads),
+        feed_forward=int(card.get("intermediate_size") or card.get("n_inner") or 4 * hidden),
+        gated=card.get("hidden_act") == "silu",
+        tied=bool(card.get("tie_word_embeddings", True)),
+        positions=int(card.get("max_position_embeddings") or card.get("n_positions") or 2**31),
+    )
+
+
+def answering(shape: Shape, dtype: str) -> Need:
+    """A worker that scores, embeds or answers: two layers' states at a time, and the logits. Its passes have their own size."""
+    number = _bytes(dtype)
+    by_token = (12 * shape.hidden + 3 * shape.feed_forward) * 2 * number + shape.vocabulary * 4
+    fixed = PROCESS_BYTES + shape.parameters * number
+    return Need(fixed, by_token, MOST_TOKENS, shape.parameters < SMALL)
+
+
+def training(shape: Shape, dtype: str, max_length: int, trained: int, whole: bool) -> Need:
+    """A worker that trains `trained` numbers, each with gradient and two moments in float32; `whole`: no frozen weights."""
+    frozen = 0 if whole else shape.parameters * _bytes(dtype)
+    by_token = _kept(shape, dtype) + shape.vocabulary * (2 * _bytes(dtype) + 12)
+    longest = min(max_length, shape.positions)
+    return Need(PROCESS_BYTES + frozen + 16 * trained, by_token, longest, shape.parameters < SMALL)
+
+
+def row_gradients(
+    shape: Shape, dtype: str, max_length: int, adapter: int, checkpoints: int, per_checkpoint: float, width: int
+) -> Need:
+    """A worker that takes row gradients: each checkpoint holds its weights and `per_checkpoint` further vectors of the size of
+    the adapter (moments, targets), a pass the rows' accumulators of `width` numbers, their rotation and their host copy."""
+    held = int(4 * adapter * checkpoints * (1 + per_checkpoint))
+    accumulators = 3 * max(ACCUMULATED_BYTES, 4 * width)
+    fixed = PROCESS_BYTES + shape.parameters * _bytes(dtype) + held + accumulators
+    by_token = _kept(shape, dtype) + shape.vocabulary * 8
+    return Need(fixed, by_token, min(max_length, shape.positions), shape.parameters < SMALL)
+
+
+def fit(
+    need: Need, cores: int, memory: int, machines: int = 1, workers: int | None = None, tokens: int | None = None
+) -> Fit:
+    """What each of these machines does with so many cores and bytes. A number that is given stays as it is.
+
+    Tokens of a pass change no result, and neither do workers and threads, up to rounding.
+    """
+    asked = tokens or _usual_tokens(need)
+    while tokens is None and need.bytes(asked) > memory and asked > FEWEST_TOKENS:
+        asked //= 2
+    size = need.bytes(asked)
+    if workers is None:
+        each = cores if need.small else min(-(-cores // THREADS_EACH), memory // size)
+        workers = machines * max(1, each)
+    threads = 1 if need.small else max(1, cores // max(1, -(-workers // machines)))
+    return Fit(workers, threads, asked, size, memory, need.small)
+
+
+def fewer(found: Fit, need: Need) -> Fit:
+    """After a worker was killed for its memory: passes of half the tokens, or half the workers if passes are short."""
+    if found.tokens > max(FEWEST_TOKENS, need.longest):
+        tokens = found.tokens // 2
+        return replace(found, tokens=tokens, bytes=need.bytes(tokens))
+    fewer = max(1, found.workers // 2)
+    return replace(found, workers=fewer, threads=found.threads * found.workers // fewer)
+
+
+def _usual_tokens(need: Need) -> int:
+    """The largest power of two whose pass takes at most PASS_BYTES."""
+    most = max(1, PASS_BYTES // max(1, need.by_token))
+    return min(MOST_TOKENS, max(FEWEST_TOKENS, 1 << (most.bit_length() - 1)))
+
+
+def _kept(shape: Shape, dtype: str) -> int:
+    """Bytes of a token until its backward pass."""
+    h, f = shape.hidden, shape.feed_forward
+    captured = (6 * h + f) * 4 if _bytes(dtype) == 2 else 0
+    return shape.layers * ((12 * h + 3 * f) * _bytes(dtype) + captured)
+
+
+def _bytes(dtype: str) -> int:
+    return 4 if dtype == "fp32" else 2

@@ -1,0 +1,130 @@
+"""Fits a stage to the cluster before it starts: workers at a time, threads, tokens in a pass, memory that Ray reserves.
+
+What the user has set stays. A worker that Ray kills for its memory is answered by smaller passes or fewer workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import ray
+
+from raysift.actors.prompts import read_config
+from raysift.errors import StageError
+from raysift.jobs.runs.models import number_type
+from raysift.jobs.runs.run import Run
+from raysift.settings.config import CommonConfig
+from raysift.settings.memory import GIB, Fit, Need, Shape, answering, fewer, fit, shape_of, training
+from raysift.settings.resources import Resources
+
+Result = TypeVar("Result")
+
+KILLED = ("MemoryError", "OUT_OF_MEMORY", "memory monitor", "running low on memory")
+"""Words by which Ray's errors tell that a process was ended for its memory; they come as text, from several classes."""
+
+
+def with_room(
+    run: Run,
+    stage: str,
+    config: CommonConfig,
+    need: Need | None,
+    work: Callable[[CommonConfig], Result],
+    of_training: bool = False,
+) -> Result:
+    """Call `work` with resources that fit the cluster, again with smaller ones after a worker was killed for its memory.
+
+    The workers of a training are as many as `train_workers` says.
+    """
+    if need is None or config.resources.on_gpu or not ray.is_initialized():
+        return work(config)
+    asked = config.resources
+    if of_training:
+        asked = asked.model_copy(update={"workers": max(1, asked.train_workers)})
+    found, kills = fit_cluster(asked, need), 0
+    if of_training:
+        found = replace(found, workers=1)  # only passes can become smaller
+    if found.too_large:
+        run.console.note(
+            f"{stage}: a worker is expected to take {found.bytes / GIB:.1f} GiB, and Ray has {found.room / GIB:.1f} GiB on a "
+            "machine. If it is killed: a smaller train.max_length, or a machine with more memory."
+        )
+    while True:
+        try:
+            return work(config.model_copy(update={"resources": fitted(config.resources, found)}))
+        except Exception as error:
+            if not killed_for_memory(error):
+                raise
+            kills, smaller = kills + 1, fewer(found, need)
+            if smaller == found:
+                raise StageError(
+                    f"{stage}: {kills} times workers were killed because the machine ran out of memory, the last time with one "
+                    f"worker and {found.tokens} tokens in a pass. Close other programs, lower train.max_length, or take a "
+                    "machine with more memory; the same command continues."
+                ) from error
+            run.record("killed", stage, for_memory=kills, workers=smaller.workers, tokens_per_pass=smaller.tokens)
+            setting = "tokens_per_pass" if of_training or smaller.tokens < found.tokens else "workers"
+            now = smaller.tokens if setting == "tokens_per_pass" else smaller.workers
+            run.console.note(
+                f"{stage}: a worker was killed because the machine ran out of memory (kill {kills}); going on with "
+                f"resources.{setting}={now}."
+            )
+            found = smaller
+
+
+def fit_cluster(resources: Resources, need: Need) -> Fit:
+    """What the machines of the running Ray hold, each taken as the mean of all."""
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    count = max(1, len(machines))
+    cores = int(sum(machine["CPU"] for machine in machines) / count)
+    memory = int(sum(machine.get("memory", 0) for machine in machines) / count)
+    workers = resources.workers
+    if resources.cpus_per_worker is not None and workers is None:
+        workers = max(1, int(count * cores / resources.cpus_per_worker))
+    return fit(need, max(1, cores), memory, count, workers, resources.tokens_per_pass)
+
+
+def fitted(resources: Resources, found: Fit) -> Resources:
+    """The resources with what is not set in them."""
+    threads = resources.threads or max(1, int(resources.cpus_per_worker or found.threads))
+    return resources.model_copy(
+        update={
+            "workers": min(found.workers, resources.workers or found.workers),
+            "cpus_per_worker": resources.cpus_per_worker or float(found.threads),
+            "threads": threads,
+            "tokens_per_pass": found.tokens,
+            "worker_gib": found.reserved / GIB if resources.worker_gib is None else resources.worker_gib,
+        }
+    )
+
+
+def killed_for_memory(error: BaseException) -> bool:
+    """Whether Ray's memory monitor, or the system, ended a process of ours."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if any(word in f"{type(seen).__name__}: {seen}" for word in KILLED):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def need_to_answer(config: CommonConfig, model: str) -> Need | None:
+    """What an actor takes that scores, embeds or answers with this model; None if its configuration tells no widths."""
+    shape = model_shape(config, model)
+    return answering(shape, number_type(config, model)) if shape else None
+
+
+def need_to_train(config: CommonConfig, model: str) -> Need | None:
+    """What a worker of `train` takes."""
+    shape, train = model_shape(config, model), config.train
+    if shape is None:
+        return None
+    whole = train.method == "full"
+    trained = shape.parameters if whole else shape.adapter(train.lora_rank, train.lora_targets)
+    return training(shape, train.dtype, train.max_length, trained, whole)
+
+
+def model_shape(config: CommonConfig, model: str) -> Shape | None:
+    """The widths in the model's own configuration."""
+    return shape_of(read_config(model, config.trust_remote_code))

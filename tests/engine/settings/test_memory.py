@@ -1,0 +1,104 @@
+"""What a worker is expected to take, and how many, how large and with how many threads they are then."""
+
+import pytest
+
+from raysift.settings.memory import (
+    FEWEST_TOKENS,
+    GIB,
+    Need,
+    answering,
+    fewer,
+    fit,
+    row_gradients,
+    shape_of,
+    training,
+)
+
+SMOL = {
+    "hidden_size": 576, "num_hidden_layers": 30, "vocab_size": 49152, "num_attention_heads": 9, "num_key_value_heads": 3,
+    "intermediate_size": 1536, "hidden_act": "silu", "tie_word_embeddings": True, "max_position_embeddings": 8192,
+}  # fmt: skip
+LLAMA_8B = {
+    "hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 128256, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "intermediate_size": 14336, "hidden_act": "silu", "tie_word_embeddings": False, "max_position_embeddings": 131072,
+}  # fmt: skip
+BERT = {
+    "hidden_size": 384,
+    "num_hidden_layers": 6,
+    "vocab_size": 30522,
+    "num_attention_heads": 12,
+    "intermediate_size": 1536,
+}
+
+
+def gradient_actor(dtype="fp32", max_length=256):
+    shape = shape_of(SMOL)
+    return row_gradients(shape, dtype, max_length, shape.adapter(16, "all-linear"), 1, 3, 1)
+
+
+@pytest.mark.parametrize(("card", "millions"), [(SMOL, 134.5), (LLAMA_8B, 8030), (BERT, 22.4)])
+def test_parameters_follow_from_the_configuration(card, millions):
+    tied = card | {"tie_word_embeddings": card.get("tie_word_embeddings", True)}
+    assert shape_of(tied).parameters / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_the_numbers_of_an_adapter_are_those_that_peft_makes():
+    assert shape_of(SMOL).adapter(16, "all-linear") == 4_884_480
+    assert shape_of(SMOL).adapter(16, ("q_proj", "v_proj")) == 16 * 30 * (576 + 576 + 576 + 192)
+
+
+def test_a_model_inside_another_is_found_and_an_unknown_one_is_told():
+    assert shape_of({"text_config": SMOL}) == shape_of(SMOL)
+    assert shape_of({"model_type": "something"}) is None
+
+
+def test_a_real_model_on_a_laptop_stays_below_three_gibibytes_with_every_core_at_work():
+    found = fit(gradient_actor(), cores=2, memory=14 * GIB)
+    assert (found.workers, found.threads, found.tokens) == (1, 2, 512)
+    assert found.bytes < 3.2 * GIB and not found.too_large
+    assert fit(gradient_actor("bf16"), cores=2, memory=14 * GIB).bytes < found.bytes
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("memory", [2, 5, 14, 60])
+@pytest.mark.parametrize("machines", [1, 3])
+def test_workers_take_no_core_and_no_memory_twice(cores, memory, machines):
+    for need in (gradient_actor(), answering(shape_of(SMOL), "bf16"), answering(shape_of(BERT), "fp32")):
+        found = fit(need, cores, memory * GIB, machines)
+        on_one = -(-found.workers // machines)
+        assert on_one * found.threads <= max(cores, found.workers if found.small else 1)
+        assert on_one == 1 or found.small or on_one * found.bytes <= memory * GIB
+        assert found.reserved <= memory * GIB
+
+
+def test_a_number_that_is_given_stays():
+    found = fit(gradient_actor(), cores=8, memory=60 * GIB, workers=2, tokens=3000)
+    assert (found.workers, found.threads, found.tokens) == (2, 4, 3000)
+
+
+def test_small_models_stay_as_they_are_one_thread_and_one_worker_for_each_core():
+    found = fit(Need(1 * GIB, 60_000, 512, small=True), cores=4, memory=2 * GIB)
+    assert (found.workers, found.threads, found.tokens, found.reserved) == (4, 1, 4096, 0)
+
+
+def test_passes_shrink_where_memory_is_short():
+    short = fit(Need(GIB, 2 * 2**20), cores=2, memory=GIB + 300 * 2**20)
+    assert short.tokens == FEWEST_TOKENS
+    assert fit(Need(2 * GIB, 2**20), cores=2, memory=GIB).too_large
+
+
+def test_after_a_kill_passes_then_workers_shrink_until_nothing_is_left_to_give_up():
+    need = Need(GIB, 2**20, longest=200)
+    found = fit(need, cores=8, memory=60 * GIB)
+    seen = [found]
+    while (smaller := fewer(found, need)) != found:
+        assert smaller.bytes * smaller.workers < found.bytes * found.workers
+        found = smaller
+        seen.append(found)
+    assert found.workers == 1 and found.tokens <= 256
+    assert len(seen) < 10
+
+
+def test_training_all_weights_takes_sixteen_bytes_for_each():
+    shape = shape_of(LLAMA_8B)
+    assert training(shape, "bf16", 2048, shape.parameters, whole=True).fixed > 16 * 8.0e9

@@ -1,0 +1,100 @@
+"""A stage gets what the cluster has; a worker killed for its memory is counted, told, and answered by smaller settings."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from raysift.errors import StageError
+from raysift.jobs.on_ray import fitting
+from raysift.jobs.on_ray.fitting import fitted, killed_for_memory, with_room
+from raysift.jobs.runs.run import Run
+from raysift.settings.config import make_config
+from raysift.settings.memory import GIB, Need
+
+NEED = Need(GIB, 2**20, longest=200)
+
+
+class Killed(Exception):
+    """As Ray's: the reason stands in the text of a cause."""
+
+
+def killed():
+    error = RuntimeError("ray.data failed")
+    error.__cause__ = Killed(
+        "Worker exit type: NODE_OUT_OF_MEMORY. Task was killed due to the node running low on memory."
+    )
+    return error
+
+
+@pytest.fixture
+def notes(tmp_path, monkeypatch):
+    """A run whose notes are kept, on a cluster of one machine with 4 cores and 20 GiB."""
+    machine = {"Alive": True, "Resources": {"CPU": 4.0, "memory": 20.0 * GIB}}
+    monkeypatch.setattr(fitting, "ray", SimpleNamespace(nodes=lambda: [machine], is_initialized=lambda: True))
+    run, said = Run(tmp_path / "run"), []
+    run.claim()
+    monkeypatch.setattr(run.console, "note", said.append)
+    return run, said
+
+
+def config(**resources):
+    return make_config({"method": "uniform", "resources": resources})
+
+
+def test_a_kill_for_memory_halves_the_passes_and_then_the_stage_goes_on(notes):
+    run, said = notes
+    tried = []
+
+    def work(own):
+        tried.append(own.resources.tokens_per_pass)
+        if len(tried) < 3:
+            raise killed()
+        return "done"
+
+    assert with_room(run, "gradients", config(), NEED, work) == "done"
+    assert tried == [1024, 512, 256]
+    assert len(said) == 2 and "(kill 2)" in said[1] and "resources.tokens_per_pass=256" in said[1]
+    assert [e for e in run._events if '"killed"' in e and '"for_memory": 2' in e]
+
+
+def test_what_does_not_fit_at_all_ends_in_one_sentence_with_what_to_do(notes):
+    run, _ = notes
+    tried = []
+
+    def work(own):
+        tried.append((own.resources.workers, own.resources.tokens_per_pass))
+        raise killed()
+
+    with pytest.raises(
+        StageError, match=r"gradients: 5 times workers were killed .* one worker and 128 tokens in a pass"
+    ):
+        with_room(run, "gradients", config(workers=2), Need(GIB, 2**20), work)
+    assert tried == [(2, 1024), (2, 512), (2, 256), (2, 128), (1, 128)]
+
+
+def test_other_errors_are_not_tried_again(notes):
+    tried = []
+
+    def work(own):
+        tried.append(own)
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        with_room(notes[0], "gradients", config(), NEED, work)
+    assert len(tried) == 1 and not killed_for_memory(ValueError("broken"))
+
+
+def test_what_is_set_stays_and_the_rest_is_filled_in(notes):
+    found = fitting.fit_cluster(config().resources, NEED)
+    own = fitted(config().resources, found)
+    assert (own.workers, own.threads, own.cpus_per_worker, own.tokens_per_pass) == (1, 4, 4.0, 1024)
+    assert own.memory == pytest.approx(2 * GIB, rel=0.01)
+    asked = config(workers=2, threads=1, cpus_per_worker=0.5, tokens_per_pass=99, worker_gib=0).resources
+    own = fitted(asked, fitting.fit_cluster(asked, NEED))
+    assert (own.workers, own.threads, own.cpus_per_worker, own.tokens_per_pass, own.memory) == (2, 1, 0.5, 99, None)
+
+
+def test_on_gpus_and_for_unknown_models_resources_stay_as_they_are(notes):
+    on_gpu = config(gpus_per_worker=1)
+    assert with_room(notes[0], "gradients", on_gpu, NEED, lambda own: own) is on_gpu
+    assert with_room(notes[0], "gradients", config(), None, lambda own: own.resources) == config().resources
