@@ -37,6 +37,11 @@ class CompareSettings(Settings):
     loss_on: list[str] = Field(default_factory=list)
     """Files of examples or pairs whose (chosen) answers give the loss on the target. Default: `target`."""
 
+    @field_validator("runs", "loss_on", mode="before")
+    @classmethod
+    def _one_or_several(cls, given: Any) -> Any:
+        return [given] if isinstance(given, str) else given
+
     @field_validator("methods", mode="before")
     @classmethod
     def _by_name(cls, given: Any) -> Any:

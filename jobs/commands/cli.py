@@ -176,7 +176,7 @@ def compare(
     extra = {"compare.methods": methods and list(methods.split(",")), "compare.seeds": seeds}
     overrides += [f"{key}={json.dumps(value)}" for key, value in extra.items() if value]
     console = make_console(given.pop("log"))
-    folder = given.pop("run") or "runs/compare"
+    folder = given.pop("run")
     from raysift.jobs.commands.compare import compare_command
 
     compare_command(places, given, overrides, claims or [], form, folder, console)

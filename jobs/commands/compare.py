@@ -13,6 +13,7 @@ from raysift.jobs.compare import rendering
 from raysift.jobs.compare.compare import compare, require_claims
 from raysift.jobs.compare.plan import Plan, make_plan
 from raysift.jobs.runs.console import Console
+from raysift.jobs.runs.replay import name_from_anywhere
 from raysift.jobs.runs.reuse import run_name
 from raysift.jobs.runs.run import Run
 
@@ -26,13 +27,14 @@ def compare_command(
     overrides: Sequence[str],
     claims: Sequence[str],
     form: str,
-    folder: str,
+    folder: str | None,
     console: Console,
 ) -> None:
     """Compare what a YAML or options name, or finished runs."""
     if form not in FORMATS:
         raise ConfigError(f"--format: '{form}' is unknown. Allowed: {', '.join(FORMATS)}.")
     plan, values = read_plan(named, given, overrides)
+    folder = folder or str(values.get("run") or "runs/compare")
     with own_session() as start:
         found = compare(Run(folder, console, start=start), plan, values, claims)
     if form == "table":
@@ -48,7 +50,7 @@ def read_plan(named: Sequence[str], given: Mapping[str, Any], overrides: Sequenc
     files = [name for name in named if name.endswith((".yaml", ".yml"))]
     if files and len(named) > 1:
         raise ConfigError(f"compare: found {', '.join(named)}; expected one YAML file, or finished runs.")
-    values = gather_settings(files[0] if files else None, given, overrides)
+    values = name_from_anywhere(gather_settings(files[0] if files else None, given, overrides))
     if named and not files:
         values["compare"] = {**(values.get("compare") or {}), "runs": [run_name(name) for name in named]}
     return make_plan(values), values

@@ -22,7 +22,7 @@ TOP_ROWS = 100
 
 def print_run(folder: str, by: str | None) -> None:
     """Print the description of a run as one JSON document."""
-    print(json.dumps(describe_run(open_run(folder), by), indent=1, ensure_ascii=False, default=str))
+    print(json.dumps(describe_run(open_run(folder), by), indent=1, default=str))
 
 
 def describe_run(run: Run, by: str | None = None) -> dict[str, Any]:

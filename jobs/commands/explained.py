@@ -27,7 +27,7 @@ def explain_command(folder: str, row_id: str, pairs: bool, text: bool, as_json: 
             pairs = False
         found = explain(folder, row_id, pairs=pairs, text=text, console=console)
     if as_json:
-        print(json.dumps(described(found), indent=1, ensure_ascii=False))
+        print(json.dumps(described(found), indent=1))
     else:
         show(found, console)
 

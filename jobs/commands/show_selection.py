@@ -49,9 +49,8 @@ def show_selection(run: Run, manifest: Manifest, console: Console, whole: bool =
         console.note(f"tokens: {counts['tokens']:,} selected, {asked:,} asked for")
     place = run.files(manifest, "selection")[0]
     chosen = pq.read_table(place.path, filesystem=place.fs)
-    ingested, scores = (
-        run.manifest(*stages) if whole else None for stages in (("ingest",), ("order", "influence", "score"))
-    )
+    ingested = run.manifest("ingest") if whole else None
+    scores = next((one for one in run.manifests() if "scores" in one.files), None) if whole else None
     if by and ingested:
         _show_by(run, ingested, chosen, by, console)
     scored = _scores_of(run, scores) if scores else None

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raysift.config import CommonConfig
@@ -104,30 +104,41 @@ def with_steps(train: TrainConfig, steps: int, rows: int) -> TrainConfig:
     return train.model_copy(update={"epochs": math.ceil(steps / per_epoch), "max_steps": steps})
 
 
-def run_cells(run: Run, cells: Sequence[Cell]) -> list[dict[str, Any]]:
+def run_cells(run: Run, shared: CommonConfig, cells: Sequence[Cell]) -> list[dict[str, Any]]:
     """Results of all cells, in their order; those that are not done yet are done first."""
-    todo = {cell.place.path: cell for cell in cells if cell.result() is None}
-    if todo:
+    if any(cell.result() is None for cell in cells):
         run.start()
-        several = next(iter(todo.values())).resources.train_workers > 1
-        with run.console.progress("train and test", len(todo), "trainings") as bar:
-            for done in _one_by_one(list(todo.values())) if several else _side_by_side(list(todo.values())):
-                run.record("finished", "train", rows_of=done.name, seed=done.seed)
-                bar.advance()
+        from raysift.jobs.on_ray.fitting import need_to_train, with_room
+
+        with_room(
+            run, "train", shared, need_to_train(shared, cells[0].model), lambda fit: _do(run, cells, fit.resources)
+        )
     return [cell.result() or {} for cell in cells]
 
 
-def _one_by_one(cells: Sequence[Cell]) -> Any:
+def _do(run: Run, cells: Sequence[Cell], resources: Resources) -> None:
+    """Do what is left to do; cells of equal identity are one."""
+    todo = [*{cell.place.path: cell for cell in cells if cell.result() is None}.values()]
+    todo = [replace(cell, resources=resources) for cell in todo]
+    done = _one_by_one(todo) if resources.train_workers > 1 else _side_by_side(todo, resources)
+    with run.console.progress("train and test", len(todo), "trainings") as bar:
+        for cell in done:
+            run.record("finished", "train", rows_of=cell.name, seed=cell.seed)
+            bar.advance()
+
+
+def _one_by_one(cells: Sequence[Cell]) -> Iterator[Cell]:
     for cell in cells:
         train_and_test(cell, on_ray=True)
         yield cell
 
 
-def _side_by_side(cells: Sequence[Cell]) -> Any:
+def _side_by_side(cells: Sequence[Cell], own: Resources) -> Iterator[Cell]:
     import ray
 
-    own = cells[0].resources
-    task = ray.remote(num_cpus=own.cpus, num_gpus=own.gpus_per_worker, max_retries=2)(train_and_test)
+    task = ray.remote(train_and_test).options(
+        num_cpus=own.cpus, num_gpus=own.gpus_per_worker, memory=own.memory, max_retries=2
+    )
     waiting = {task.remote(cell): cell for cell in cells}
     while waiting:
         done, _ = ray.wait(list(waiting))

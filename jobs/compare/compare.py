@@ -44,7 +44,7 @@ def compare(
     selected = clock()
     loss_on = plan.settings.loss_on or _targets(plan)
     cells = plan_cells(run, plan.shared, selections, plan.settings.training_seeds, loss_on)
-    results = run_cells(run, cells)
+    results = run_cells(run, plan.shared, cells)
     measured = measure(names, selections, cells, results)
     pool_rows = max(chosen.pool_rows for chosen in selections)
     found = standings(measured, pool_rows, plan.settings.gain, plan.shared.evaluate.confidence)

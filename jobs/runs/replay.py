@@ -8,7 +8,7 @@ from typing import Any
 
 from raysift.actors.language_model import portable_name
 
-FILES = ("pool", "target", "test")
+FILES = ("pool", "target", "test", "rows", "loss_on", "runs")
 MODELS = ("model", "adapter")
 RUNS = ("answers", "policy_from", "warmup_from")
 
@@ -21,8 +21,8 @@ def name_from_anywhere(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _named(key: str, value: Any) -> Any:
     if isinstance(value, Mapping):
         return name_from_anywhere(value)
-    if key in FILES and isinstance(value, list):
-        return [_absolute(name) for name in value]
+    if key in FILES:
+        return [_absolute(name) for name in value] if isinstance(value, list | tuple) else _absolute(value)
     if isinstance(value, str) and key in RUNS:
         return _absolute(value)
     return portable_name(value) if isinstance(value, str) and key in MODELS else value

@@ -24,6 +24,7 @@ WHAT_IT_DOES = {
     "targets": "computes what the target asks of the model: the gradients of its examples or pairs",
     "gradients": "computes each row's training step and compares it with the target's gradients",
     "match": "compares the stored steps of all rows with the target's gradients",
+    "similarity": "compares what the untrained model sees in each row with what it sees in the target",
     "influence": "sums up over checkpoints and subtasks: how much each row helps the target",
     "validation": "splits the target: some examples reward the policy, the rest are kept for the report",
     "encode": "turns each row into tokens",

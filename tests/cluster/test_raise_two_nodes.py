@@ -94,11 +94,11 @@ def world(tmp_path_factory) -> Path:
 
 @pytest.mark.ray
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1100)
 def test_two_nodes_share_trainings_and_validation_and_select_what_one_selects(world):
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, "-c", DRIVER, str(world), str(Path(__file__).parents[1])]
-    done = subprocess.run(command, env=environment, cwd=world, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, env=environment, cwd=world, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stderr[-4000:]
     rounds = json.loads(done.stdout.splitlines()[-1])
     assert len(rounds["one"]) == len(rounds["two"]) == 2

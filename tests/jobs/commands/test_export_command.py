@@ -12,7 +12,7 @@ from raysift.pool.export import SHAPES, write_rows
 from raysift.pool.id_text import id_text
 from raysift.storage import open_location
 
-from .test_show import finished_run
+from .test_show import EVIL, finished_run
 
 
 def command(*arguments):
@@ -79,3 +79,10 @@ def test_show_as_json_is_one_document_of_what_the_run_holds(selection, capsys):
     assert sum(line["selected"] for line in chosen["by_skill"].values()) == len(selection)
     assert sum(line["pool"] for line in chosen["by_skill"].values()) == selection.manifest.counts["rows_in"]
     assert raysift.explain(selection.run.name, chosen["first_rows"][0]["id"]).rank == 1
+
+
+def test_the_text_of_a_row_as_json_moves_no_terminal(selection, capsys):
+    assert command("explain", selection.run.name, id_text(3), "--json") == 0
+    shown = capsys.readouterr().out
+    assert json.loads(shown)["messages"][0]["content"] == EVIL
+    assert shown.isascii() and all(character.isprintable() or character == "\n" for character in shown)

@@ -1,6 +1,8 @@
 """Progress that a person can read: done of total, speed, time left; once a minute in a log, and never where nobody looks."""
 
 import io
+import re
+from pathlib import Path
 
 import pytest
 from rich.console import Console as RichConsole
@@ -10,6 +12,8 @@ from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.progress import LOG_EVERY_S, Bar, clock_time
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.stage_names import WHAT_IT_DOES
+
+JOBS = Path(__file__).resolve().parents[3] / "jobs"
 
 
 class Clock:
@@ -89,3 +93,8 @@ def test_a_loss_curve_has_the_mean_between_marks():
     one = EpochRecord(epoch=1, step=2, marks=((1, 30.0, 10), (2, 40.0, 20)), **rest)
     two = EpochRecord(epoch=2, step=3, marks=((3, 5.0, 10),), **rest)
     assert loss_curve([one, two]) == [(1, 3.0), (2, 1.0), (3, 0.5)]
+
+
+def test_every_stage_that_a_recipe_announces_is_told_in_words():
+    named = set(re.findall(r'run\.stage\(\s*"(\w+)"', "".join(file.read_text() for file in JOBS.rglob("*.py"))))
+    assert {"ingest", "targets", "order"} <= named <= WHAT_IT_DOES.keys()
