@@ -53,18 +53,14 @@ class CheckpointedModel:
         *,
         template: str = "auto",
         max_length: int | None = None,
-        dtype: str = "auto",
         token_budget: int = 4096,
-        device: str = "auto",
-        threads: int | None = None,
-        trust_remote_code: bool = False,
-        quantization: str = "none",
+        **loading: Any,
     ) -> None:
         from raysift.gradients.collect import RowGradients
 
         self.checkpoints = tuple(checkpoints)
         adapter = self.checkpoints[0].adapter
-        loaded = load(model, adapter, dtype, device, threads, trust_remote_code, quantization)
+        loaded = load(model, adapter, **loading)
         self.tokenizer = loaded.tokenizer
         self.template = template
         self.max_length = longest_input(loaded.model, max_length)

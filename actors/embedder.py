@@ -63,17 +63,12 @@ class Embedder(RowActor):
         settings: EmbeddingSettings | None = None,
         *,
         batch_tokens: int | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        threads: int | None = None,
-        trust_remote_code: bool = False,
+        **loading: Any,
     ) -> None:
         self.settings = settings = settings or EmbeddingSettings()
         self.files = read_encoder_files(settings.model)
         self.pooling = self.files.pooling if settings.pooling == "auto" else settings.pooling
-        self.model, self.tokenizer = load_text_model(
-            "AutoModel", self.files.folder, dtype, device, threads, trust_remote_code, UNUSED
-        )
+        self.model, self.tokenizer = load_text_model("AutoModel", self.files.folder, unused=UNUSED, **loading)
         self.longest = text_limit(self.model, self.tokenizer, settings.max_tokens or self.files.max_tokens)
         self.batch_tokens = batch_tokens or budget_on(self.model, BATCH_TOKENS)
         self.extra = {"use_cache": False} if takes(self.model, "use_cache") else {}

@@ -55,12 +55,9 @@ class Generator(RowActor):
         template: str = "auto",
         max_length: int | None = None,
         batch_tokens: int | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        threads: int | None = None,
-        trust_remote_code: bool = False,
+        **loading: Any,
     ) -> None:
-        self.loaded = load(model, adapter, dtype, device, threads, trust_remote_code)
+        self.loaded = load(model, adapter, **loading)
         self.model, self.tokenizer = self.loaded
         self.max_new_tokens, self.temperature, self.seed, self.beams = max_new_tokens, temperature, seed, beams
         self.ends = end_tokens(self.loaded, template)

@@ -47,14 +47,11 @@ class Scorer(RowActor):
         template: str = "auto",
         max_length: int | None = None,
         batch_tokens: int | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        threads: int | None = None,
-        trust_remote_code: bool = False,
+        **loading: Any,
     ) -> None:
         from raysift.gradients.loss import find_head
 
-        self.loaded = load(model, adapter, dtype, device, threads, trust_remote_code)
+        self.loaded = load(model, adapter, **loading)
         self.model, self.tokenizer = self.loaded
         self.template = template
         self.longest = longest_input(self.model, max_length)
@@ -73,7 +70,7 @@ class Scorer(RowActor):
         from raysift.gradients.loss import label_logits, row_losses
         from raysift.gradients.rows import pad_rows, plan_batches
 
-        rows = [_token_row(item) for item in encoded]
+        rows = [token_row(item) for item in encoded]
         losses = [0.0] * len(rows)
         with torch.inference_mode(), quick_products(self.model):
             for members in plan_batches([len(row) for row in rows], self.batch_tokens):
@@ -161,7 +158,8 @@ def frame_length(tokenizer: Any, template: str) -> int:
         return 0
 
 
-def _token_row(encoded: Encoded) -> TokenRow:
+def token_row(encoded: Encoded) -> TokenRow:
+    """A conversation as the row that batches are padded from."""
     import numpy as np
 
     from raysift.gradients.rows import TokenRow

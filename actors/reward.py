@@ -44,14 +44,10 @@ class Reward(RowActor):
         answer_column: str | None = None,
         max_length: int | None = None,
         batch_tokens: int | None = None,
-        dtype: str = "auto",
-        device: str = "auto",
-        threads: int | None = None,
-        trust_remote_code: bool = False,
+        **loading: Any,
     ) -> None:
         if not isinstance(model, LoadedModel):
-            kind = "AutoModelForSequenceClassification"
-            model = load_text_model(kind, model, dtype, device, threads, trust_remote_code)
+            model = load_text_model("AutoModelForSequenceClassification", model, **loading)
         self.model, self.tokenizer = model
         self.settings, self.answer_column = settings or RewardSettings(), answer_column
         self.template = resolve_reward_template(self.tokenizer, self.settings.template)

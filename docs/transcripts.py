@@ -14,7 +14,7 @@ from pathlib import Path
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 BLOCK = re.compile(r"(```console\n)(.*?)(```)", re.S)
-LINES, COLUMNS = 14, 100
+LINES, COLUMNS = 18, 100
 
 
 def commands(block: str) -> list[str]:

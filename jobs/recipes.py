@@ -11,8 +11,8 @@ from typing import Any
 
 from raysift.jobs import stages
 from raysift.jobs.coverage import centers
+from raysift.jobs.gradients import similarity, targeting
 from raysift.jobs.gradients import stages as gradients
-from raysift.jobs.gradients import targeting
 from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints, find_checkpoints
 from raysift.jobs.gradients.matching import match_and_choose
 from raysift.jobs.policy import features as policy_features
@@ -28,6 +28,7 @@ from raysift.methods.gradient import GradientSelector
 from raysift.methods.mods import Mods, seed_count
 from raysift.methods.quality import Quality
 from raysift.methods.raise_policy import Raise
+from raysift.methods.rds import Rds
 from raysift.settings.budget import parse_budget
 from raysift.settings.config import CommonConfig, make_selector, replayed
 from raysift.settings.training import TrainConfig
@@ -187,6 +188,22 @@ def by_gradient(selector: GradientSelector, run: Run, config: CommonConfig, pool
         warm_rows = gradients.warmup_rows(run, config, settings, rows)
         warm = gradients.warmup(run, config, settings, warm_rows)
     return match_and_choose(run, config, selector, found, rows, warm, lengths)
+
+
+@select_rows.register
+def by_similarity(selector: Rds, run: Run, config: CommonConfig, pool: Pool) -> Manifest:
+    """RDS+: compare the untrained model's states of each row with those of the target examples; these pick in turn."""
+    if selector.picks_in_turn:
+        stages.row_budget(config)
+    found = targeting.read_targets(config, selector)
+    checks.check_models(config)
+    by_tokens = parse_budget(config.budget).counts_tokens
+    announce(run, config, selector, "ingest", "likeness", *("lengths",) * by_tokens, "similarity", "choose")
+    rows = stages.ingest(run, config, pool.dataset, pool.name)
+    targeting.like_pool(run, config, selector, found, rows)
+    lengths = stages.lengths(run, config, rows) if by_tokens else None
+    scores = similarity.similarity(run, config, selector, found, rows)
+    return stages.choose(run, config, selector, rows, scores, lengths)
 
 
 def run_method(run: Run, config: CommonConfig, pool: Pool | None = None) -> Manifest:

@@ -31,6 +31,7 @@ from raysift.pool.checks import IngestConfig
 from raysift.pool.files import find_files
 from raysift.pool.pairs import read_pairs
 from raysift.pool.survey import survey_pool
+from raysift.settings.budget import parse_budget
 from raysift.settings.config import load_config, make_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,11 @@ POOL_ROWS, SKILL = 160, ["last_letters"]
 TRAINING = {"less", "rose", "mods", "raise", "search", "compare", "finetune"}
 DEMO = "demo"
 """Not run here: it takes minutes by itself."""
-SMALL = {"raise": ["raise.learning.rounds=2"], "search": ["search.trials=2", "search.rounds=2"]}
+SMALL = {
+    "raise": ["raise.learning.rounds=2"],
+    "search": ["search.trials=2", "search.rounds=2"],
+    "compare": ["--seeds", "1"],
+}
 TAKES_ROWS = re.compile(r"--rows \d+")
 
 
@@ -78,10 +83,10 @@ def page(name: str) -> Page:
 
 
 def lines_of(kind: str, text: str) -> list[list[str]]:
-    """The words of each command; of a transcript only what follows a `$`."""
+    """The words of each command up to a pipe; of a transcript only what follows a `$`."""
     joined = text.replace("\\\n", " ").splitlines()
     typed = [line[2:] for line in joined if line.startswith("$ ")] if kind == "console" else joined
-    return [words for line in typed if (words := shlex.split(line, comments=True))]
+    return [words for line in typed if (words := shlex.split(line.partition(" | ")[0], comments=True))]
 
 
 ALL = [page(name) for name in PAGES]
@@ -116,7 +121,8 @@ def check_command(arguments: list[str]) -> None:
         name, *rest = rest
         assert name in command.commands, f"there is no command '{name}'"
         command = command.commands[name]
-    command.make_context(name, list(rest))
+    given = command.make_context(name, list(rest)).params
+    parse_budget(given.get("budget") or "5%")
     settings = [argument for argument in rest if is_override(argument)]
     load_config(None, {"method": name} if name in METHODS else {}, settings)
     if name == "submit":

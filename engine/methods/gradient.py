@@ -100,20 +100,27 @@ class GradientSelector(Selector):
         """The rows with the best scores; under `round_robin` the subtasks pick in turn."""
         if not self.picks_in_turn:
             return super().choose(scores, budget, pool_rows)
-        from raysift.gradients.influence import InfluenceReduce, TargetColumns
+        return choose_in_turn(self.config.match, scores, budget, pool_rows)
 
-        if budget.counts_tokens:
-            raise ConfigError("budget: match.subtasks=round_robin takes a number of rows or a share, not tokens.")
-        reduce = None
-        for chunk in scores:
-            scored = chunk.filter(chunk[SCORE].is_valid()).combine_chunks()
-            table = np.stack([np.asarray(row) for row in scored["by_subtask"].to_numpy()]) if len(scored) else None
-            if table is None:
-                continue
-            if reduce is None:
-                columns = TargetColumns.single([str(i) for i in range(table.shape[1])])
-                reduce = InfluenceReduce(budget.rows_of(pool_rows), columns, self.config.match)
-            reduce.add(scored[ID].to_numpy(), table)
+
+def choose_in_turn(
+    match: MatchSettings, scores: Iterable[pa.Table], budget: Budget, pool_rows: int
+) -> tuple[Ids, Scores]:
+    """Each column of `by_subtask` picks its best row not yet taken, in turn."""
+    from raysift.gradients.influence import InfluenceReduce, TargetColumns
+
+    if budget.counts_tokens:
+        raise ConfigError("budget: match.subtasks=round_robin takes a number of rows or a share, not tokens.")
+    reduce = None
+    for chunk in scores:
+        scored = chunk.filter(chunk[SCORE].is_valid()).combine_chunks()
+        table = np.stack([np.asarray(row) for row in scored["by_subtask"].to_numpy()]) if len(scored) else None
+        if table is None:
+            continue
         if reduce is None:
-            raise ConfigError("choose: no row has a score.")
-        return reduce.result()
+            columns = TargetColumns.single([str(i) for i in range(table.shape[1])])
+            reduce = InfluenceReduce(budget.rows_of(pool_rows), columns, match)
+        reduce.add(scored[ID].to_numpy(), table)
+    if reduce is None:
+        raise ConfigError("choose: no row has a score.")
+    return reduce.result()

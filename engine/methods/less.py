@@ -47,15 +47,20 @@ class Less(GradientSelector):
     config: LessConfig
 
     def read_target(self, path: str) -> TargetFile:
-        examples = read_examples(path, split=self.config.targets.split)
-        mute = [example.id for example in examples if not (reference_answer(example) or "").strip()]
-        if mute:
-            raise DataError(
-                f"examples: {path}: {len(mute)} of {len(examples)} examples have no right answer, so there is no loss to "
-                f"take a gradient of; the first is '{mute[0]}'."
-            )
-        return TargetFile(list(examples), [(path, example.id) for example in examples])
+        return read_answered(path, self.config.targets.split)
 
     def target_gradients(self, actor: Any, members: Sequence[Any], keep_units: bool = False) -> list[Targets]:
         found: list[Targets] = actor.from_examples(members, self.config.targets, keep_units)
         return found
+
+
+def read_answered(path: str, split: str | None) -> TargetFile:
+    """The examples of a target path; refuses a file in which one has no right answer."""
+    examples = read_examples(path, split=split)
+    mute = [example.id for example in examples if not (reference_answer(example) or "").strip()]
+    if mute:
+        raise DataError(
+            f"examples: {path}: {len(mute)} of {len(examples)} examples have no right answer, so there is nothing to "
+            f"learn; the first is '{mute[0]}'."
+        )
+    return TargetFile(list(examples), [(path, example.id) for example in examples])

@@ -4,9 +4,14 @@ One grammar for every method:
 
     raysift METHOD --pool PATH... [--target PATH...] [--model nano|ID|DIR] --budget 5%|2000|1.5Mtok --run runs/NAME
                    [--config FILE] [section.key=value ...]
+    raysift run FILE.yaml [section.key=value ...]
 
 Exit codes: 0 done, 1 unexpected, 2 settings, 3 data, 4 the run holds other results, 5 a stage failed, 6 model,
-7 a comparison's --assert does not hold, 130 interrupted, 143 terminated.
+7 a comparison's --assert does not hold, 130 interrupted, 143 terminated. Where nothing but names is wrong, a command ends
+with 2 before Ray starts: `run` without a method or with an unknown one, `export` of an unfinished run, to an unknown
+format or into a folder of other files, `explain` of a text that is no id or the beginning of several, `show` of no run,
+`nano target|pairs|test` of an unknown skill. 3 is for what was looked up and is not there: files, rows, an id; and for rows
+that the format of `export` cannot hold.
 """
 
 from __future__ import annotations
@@ -48,6 +53,10 @@ from raysift.methods import METHODS
 app = typer.Typer(
     name="raysift",
     help="Pick the few per cent of an instruction pool worth training on, and train on them.",
+    epilog=(
+        "Exit codes: 0 done, 1 unexpected, 2 settings, 3 data, 4 the run holds other results, 5 a stage failed, 6 model, "
+        "7 a comparison's --assert does not hold, 130 interrupted, 143 terminated."
+    ),
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -280,7 +289,10 @@ def explain(
     as_json: AsJson = False,
     log: Log = None,
 ) -> None:
-    """Explain why a row was selected or not: its score, rank, cosines, and the pairs that pull most."""
+    """Explain why a row was selected or not: its text, score, rank, cosines, and the pairs that pull most.
+
+    Exit codes: 2 for a text that is no id or the beginning of several, 3 for an id that no row has.
+    """
     from raysift.jobs.commands.explained import explain_command
 
     explain_command(run, row, pairs, text, as_json, make_console(log))
@@ -335,10 +347,11 @@ def demo(
     log: Log = None,
 ) -> None:
     """Compare every method on a small synthetic world, in minutes and offline."""
+    console = make_console(log, "demo")
     from raysift.jobs.commands.demo import run_demo
     from raysift.jobs.runs.run import free_name
 
-    run_demo(free_name(run) if fresh else run, seeds, make_console(log))
+    run_demo(free_name(run) if fresh else run, seeds, console)
 
 
 @app.command(

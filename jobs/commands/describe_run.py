@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysift.errors import ConfigError
 from raysift.jobs.commands.show import command_of
+from raysift.jobs.compare.result import is_comparison, read_result
 from raysift.jobs.runs.labels import labels_of
 from raysift.jobs.runs.run import Run, open_run
 from raysift.manifest import Manifest
@@ -26,12 +28,16 @@ def print_run(folder: str, by: str | None) -> None:
 def describe_run(run: Run, by: str | None = None) -> dict[str, Any]:
     """All that a finished or unfinished run holds, without the text of rows; `by` groups the selection by a column of meta."""
     manifests, settings = run.manifests(), run.made_with()
+    if is_comparison(run.folder):
+        return {"run": run.name, "comparison": read_result(run.folder)}
     found: dict[str, Any] = {"run": run.name, "settings": settings}
     if settings:
         found["command"] = command_of(settings)
     found["stages"] = [_stage(run, manifest) for manifest in manifests]
     if chosen := next((manifest for manifest in manifests if manifest.stage == "choose"), None):
         found["selection"] = _selection(run, chosen, by)
+    elif by:
+        raise ConfigError(f"show: '{run.name}' holds no finished selection whose rows --by could group. Leave it out.")
     if tested := next((manifest for manifest in manifests if manifest.stage == "evaluate"), None):
         found["evaluation"] = exact(tested.values)
     return found

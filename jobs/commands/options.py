@@ -155,8 +155,11 @@ def takes(*names: str, hide_target: bool = False) -> Callable[[Callable[..., Non
     return make_command
 
 
-def make_console(log: str | None) -> Console:
-    """Return a console in the requested voice and set library logs to match."""
+def make_console(log: str | None, command: str = "") -> Console:
+    """Return a console in the requested voice and set library logs to match.
+
+    A command that starts Ray says its name first: its libraries take seconds to load.
+    """
     from raysift.jobs.commands.console import Console, set_up_logging
 
     voices = ("rich", "plain", "quiet", "json")
@@ -164,7 +167,10 @@ def make_console(log: str | None) -> Console:
     if voice not in voices:
         raise ConfigError(f"--log: '{voice}' is unknown. Allowed: {', '.join(voices)}.")
     set_up_logging(voice)  # type: ignore[arg-type]
-    return Console(voice)  # type: ignore[arg-type]
+    console = Console(voice)  # type: ignore[arg-type]
+    if command and voice in ("rich", "plain"):
+        console.line(command, "checking settings, pool and models ...")
+    return console
 
 
 def prepare(command: str, given: dict[str, Any], more: Sequence[str] = ()) -> tuple[CommonConfig, Console]:
@@ -172,9 +178,7 @@ def prepare(command: str, given: dict[str, Any], more: Sequence[str] = ()) -> tu
     from raysift.settings.config import load_config
 
     named = dict(given)
-    console = make_console(named.pop("log", None))
-    if command not in LOOKS and console.voice in ("rich", "plain"):
-        console.line(command, "checking settings, pool and models ...")  # libraries and Ray take seconds to load
+    console = make_console(named.pop("log", None), "" if command in LOOKS else command)
     file, fresh, bad = (named.pop(name, None) for name in ("config", "fresh", "on_bad_file"))
     named["train_on_selection"] = named.pop("train", None) or None
     overrides = [*more, *(named.pop("overrides", None) or []), *([f"ingest.on_bad_file={bad}"] if bad else [])]

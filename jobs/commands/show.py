@@ -60,7 +60,7 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
     if has_policy:
         from raysift.jobs.policy.story import show_policy
 
-        show_policy(run, console, by)
+        show_policy(run, console)
     show_evaluation(run, console)
 
 

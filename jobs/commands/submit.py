@@ -179,6 +179,8 @@ def _meaning(command: str, argument: str, place: int) -> str:
     """What an argument without an option names."""
     if command in TAKE_POOL:
         return "pool"
+    if command == "nano" and place == 1:
+        return "out"
     if command in TAKE_YAML and argument.endswith((".yaml", ".yml")):
         return "config"
     return "RUN" if command == "compare" or (command in TAKE_RUN and place == 0) else ""

@@ -24,46 +24,40 @@ COLUMNS = (
 def tables(found: Mapping[str, Any]) -> list[Table]:
     """All tables of a comparison, most important first."""
     lines = found["methods"]
-    level = f"{found['confidence']:.0%}"
-    title = (
-        f"Score on {found['questions']} questions, {found['seeds']} seeds"
-        + (f" x {found['trainings']} trainings" if found["trainings"] > 1 else "")
-        + f", {level} intervals"
-        + ("; indicative" if found["indicative"] else "")
-    )
     scores: Table = (
-        title,
-        ["trained on", "rows", "steps", "score", f"against {UNIFORM}", "loss on target"],
+        _title(found),
+        ["trained on", "rows", "score", f"against {UNIFORM}"],
         [
             [
                 line["name"],
                 _count(line["rows"]),
-                _count(line["steps"]),
                 _interval(line, "score", "low", "high", _number),
                 _interval(line, "difference", "difference_low", "difference_high", _signed),
-                _number(line["loss"]),
             ]
             for line in lines
         ],
     )
     costs: Table = (
-        "What it cost, and what was chosen",
-        [
-            "trained on",
-            "select",
-            "train",
-            "tokens",
-            f"rows as {UNIFORM}",
-            f"rows as {LONGEST}",
-            "by chance",
-            "rank by length",
-        ],
+        "What it cost",
+        ["trained on", "select", "train", "steps", "tokens", "loss on target"],
         [
             [
                 line["name"],
                 _time(line["selection_seconds"]),
                 _time(line["training_seconds"]),
+                _count(line["steps"]),
                 _count(line["tokens"]),
+                _number(line["loss"]),
+            ]
+            for line in lines
+        ],
+    )
+    chosen: Table = (
+        "How like each other the rows are",
+        ["trained on", f"shared with {UNIFORM}", f"with {LONGEST}", "by chance", "rank by length"],
+        [
+            [
+                line["name"],
                 _share(line["overlap_uniform"]),
                 _share(line["overlap_longest"]),
                 _share(line["chance_uniform"] if line["chance_uniform"] is not None else line["chance_longest"]),
@@ -73,7 +67,13 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
             if line["name"] != BASE
         ],
     )
-    return [scores, costs, *_spreads(lines)]
+    return [scores, costs, chosen, *_spreads(lines)]
+
+
+def _title(found: Mapping[str, Any]) -> str:
+    times = f" x {found['trainings']} trainings" if found["trainings"] > 1 else ""
+    hint = "; indicative" if found["indicative"] else ""
+    return f"Score on {found['questions']} questions, {found['seeds']} seeds{times}, {found['confidence']:.0%} intervals{hint}"
 
 
 def details(found: Mapping[str, Any]) -> list[Table]:
@@ -159,11 +159,12 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 def _interval(line: Mapping[str, Any], mean: str, low: str, high: str, shown: Callable[..., str]) -> str:
     """A mean, with its interval where there is one."""
-    return shown(line[mean]) + ("" if line[low] is None else f" ({shown(line[low])} to {shown(line[high])})")
+    bounds = "" if line[low] is None else f" ({shown(line[low], 2)} to {shown(line[high], 2)})"
+    return shown(line[mean]) + bounds
 
 
-def _signed(value: float | None) -> str:
-    return "" if value is None else f"{value:+.3f}"
+def _signed(value: float | None, digits: int = 3) -> str:
+    return "" if value is None else f"{value:+.{digits}f}"
 
 
 def _share(value: float | None) -> str:

@@ -18,7 +18,7 @@ from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, StageError
 from raysift.gradients.influence import TargetColumns, aggregate_subtasks, checkpoint_weights, weigh_checkpoints
-from raysift.gradients.settings import ProjectionSettings
+from raysift.gradients.settings import MatchSettings, ProjectionSettings
 from raysift.jobs import stages
 from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import find_model
@@ -181,7 +181,7 @@ def influence(
                 run.files(matched, "answers"), len(points), len(columns.subtasks)
             ):
                 by_subtask = weigh_checkpoints(matches, weights)
-                writer.write_table(score_table(selector.score_schema(), ids, by_subtask, columns, settings))
+                writer.write_table(score_table(selector.score_schema(), ids, by_subtask, columns, settings.match))
                 writer.write_table(empty_scores(selector.score_schema(), unmatched))
                 written, failed = written + len(ids), failed + len(unmatched)
         if written + failed != rows.counts["kept"]:
@@ -211,10 +211,10 @@ def matches_of(
 
 
 def score_table(
-    schema: pa.Schema, ids: np.ndarray, by_subtask: np.ndarray, columns: TargetColumns, settings: GradientConfig
+    schema: pa.Schema, ids: np.ndarray, by_subtask: np.ndarray, columns: TargetColumns, match: MatchSettings
 ) -> pa.Table:
     """Scores of rows, with the subtask that each helps most."""
-    rule = "max" if settings.match.subtasks == "round_robin" else settings.match.subtasks
+    rule = "max" if match.subtasks == "round_robin" else match.subtasks
     scores = aggregate_subtasks(by_subtask, columns, rule)
     pulls = by_subtask * np.array([columns.weights[of] for of in columns.target_of])
     best = np.asarray(columns.subtasks, dtype=object)[pulls.argmax(axis=1)] if len(ids) else []

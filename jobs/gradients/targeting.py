@@ -25,6 +25,7 @@ from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientSelector
+from raysift.methods.rds import Rds
 from raysift.pool.few_shot import draw_few
 from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.id_text import exact
@@ -58,7 +59,7 @@ class TargetMembers(NamedTuple):
     """Limit and seed, for fingerprints, if members were left out."""
 
 
-def read_targets(config: CommonConfig, selector: GradientSelector) -> TargetMembers:
+def read_targets(config: CommonConfig, selector: GradientSelector | Rds) -> TargetMembers:
     """All target files, read once a run, before anything is trained; refuses those that are missing, of the wrong kind, of no
     use or that do not fit their weights."""
     _check_settings(config, selector)
@@ -92,7 +93,7 @@ def read_targets(config: CommonConfig, selector: GradientSelector) -> TargetMemb
 
 def _few_of(found: TargetMembers, limit: int, seed: int) -> TargetMembers:
     subtasks = [subtask_of(member) for member in found.members]
-    kept = draw_few([_content_key(member) for member in found.members], subtasks, limit, seed)
+    kept = draw_few([content_key(member) for member in found.members], subtasks, limit, seed)
     left_out = len(found.members) - len(kept)
     if not left_out:
         return found
@@ -106,12 +107,13 @@ def _few_of(found: TargetMembers, limit: int, seed: int) -> TargetMembers:
     )
 
 
-def _content_key(member: Pair | Example) -> int:
+def content_key(member: Pair | Example) -> int:
+    """A number that depends on the texts alone."""
     answers = [member.chosen, member.rejected] if isinstance(member, Pair) else [reference_answer(member) or ""]
     return row_id([*member.prompt, *(Message("assistant", answer) for answer in answers)])
 
 
-def tell_drawn(found: TargetMembers, selector: GradientSelector) -> str:
+def tell_drawn(found: TargetMembers, selector: GradientSelector | Rds) -> str:
     """How many of the target's members were drawn, and how to take all; empty if none was left out."""
     if not found.left_out:
         return ""
@@ -123,7 +125,7 @@ def tell_drawn(found: TargetMembers, selector: GradientSelector) -> str:
     )
 
 
-def _check_settings(config: CommonConfig, selector: GradientSelector) -> None:
+def _check_settings(config: CommonConfig, selector: GradientSelector | Rds) -> None:
     name, wanted = selector.name, selector.target_kind
     if not config.target:
         raise ConfigError(f"config: 'target' is missing. {name} needs {wanted.partition(':')[0]}: --target FILE...")
@@ -139,7 +141,7 @@ def _check_settings(config: CommonConfig, selector: GradientSelector) -> None:
 
 
 def like_pool(
-    run: Run, config: CommonConfig, selector: GradientSelector, found: TargetMembers, rows: Manifest
+    run: Run, config: CommonConfig, selector: GradientSelector | Rds, found: TargetMembers, rows: Manifest
 ) -> Manifest:
     """How like the pool each target file is, said before anything is trained."""
 

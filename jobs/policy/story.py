@@ -1,4 +1,4 @@
-"""Reports on a run of RAISE, computed from its logs on demand: its rounds, what its final training picked, and single rows."""
+"""Reports on a run of RAISE, computed from its logs on demand: its rounds, and the picks of single rows."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.errors import ConfigError
-from raysift.ids import look_up
 from raysift.jobs.commands.console import Console
-from raysift.jobs.runs.labels import labels_of
 from raysift.jobs.runs.reuse import read_events
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.tables import read_chunks
@@ -21,12 +19,10 @@ from raysift.manifest import Manifest, read_manifest
 from raysift.policy.pool import PolicyPool, positions, read_pool, restrict
 from raysift.policy.saved import finished_rounds, load_episodes, read_account
 from raysift.policy.state import Episode
-from raysift.records import ID, SCORE, SOURCE
+from raysift.records import ID, SCORE
 from raysift.storage import Location
 
-SHOWN_ROUNDS, SHOWN_VALUES, SHOWN_STEPS = 40, 24, 20
-CLASS = "class"
-OTHERS = "(others)"
+SHOWN_ROUNDS, SHOWN_STEPS = 40, 20
 
 
 @dataclass(frozen=True)
@@ -53,24 +49,6 @@ def learning_curve(run: str | Run) -> pa.Table:
     return pa.Table.from_pylist(lines)
 
 
-def picks_by_value(run: str | Run, by: str | None = None) -> pa.Table:
-    """Picks of the final training by source, class and a column of the rows' meta, with each value's share of the pool."""
-    run = open_run(run) if isinstance(run, str) else run
-    pool, episode = _pool(run), _final(run)
-    picked = pa.array(positions(pool, np.concatenate(episode.picks)))
-    labels = {SOURCE: _labels(run, pool, SOURCE), CLASS: pa.array(pool.classes).cast(pa.string())}
-    labels |= {by: _labels(run, pool, by)} if by else {}
-    lines = []
-    for column, values in labels.items():
-        values = _frequent(values)
-        of_pool, of_picks = (_counts(found) for found in (values, values.take(picked)))
-        for name in sorted(of_pool, key=lambda value: (value == OTHERS, value or "")):
-            count = of_picks.get(name, 0)
-            shares = {"share": count / len(picked), "pool_share": of_pool[name] / len(pool)}
-            lines.append({"column": column, "value": name, "picks": count} | shares)
-    return pa.Table.from_pylist(lines)
-
-
 def row_story(run: Run, row_id: int) -> RowStory | None:
     """The story of a row; None if the policy could not pick it, for lack of features or of anything to learn."""
     pool = _pool(run)
@@ -81,21 +59,25 @@ def row_story(run: Run, row_id: int) -> RowStory | None:
     return RowStory(number, int((pool.classes == number).sum()), _steps_with(_final(run), row_id), rounds)
 
 
-def show_policy(run: Run, console: Console, by: str | None = None) -> None:
-    """Print the rounds so far and, once the run has finished, what its final training picked."""
-    if round_folders(run):
-        _show_rounds(learning_curve(run).to_pylist(), console)
-    if read_manifest(run.folder / "order") is None or read_manifest(run.folder / "final") is None:
+def show_policy(run: Run, console: Console) -> None:
+    """Print the learning curve, and the performance of the final training once that has finished."""
+    lines = learning_curve(run).to_pylist()
+    if not lines:
         return
-    lines = picks_by_value(run, by).to_pylist()
-    for column in dict.fromkeys(line["column"] for line in lines):
-        rows = [
-            ["(none)" if line["value"] is None else line["value"], *map(_percent, (line["pool_share"], line["share"]))]
-            for line in lines
-            if line["column"] == column
-        ]
-        if len(rows) > 1:
-            console.table(f"Final picks by {column}", ["", "pool", "picks"], rows)
+    every = -(-len(lines) // SHOWN_ROUNDS)
+    first = [_number(lines[0][name]) for name in ("start", "report_start")]
+    rows: list[list[Any]] = [["start", *first, *[None] * 3]]
+    for line in lines:
+        if line["round"] % every == 0 or line is lines[-1]:
+            performance, report, *rest = (
+                _number(line[name]) for name in ("performance", "report", "clipped", "entropy")
+            )
+            rows.append([str(line["round"]), performance, report, round(line["distinct_rows"]), *rest])
+    if final := read_manifest(run.folder / "final"):
+        last = [_number(final.values[name]) for name in ("performance", "report")]
+        rows.append(["final", *last, final.counts["kept"], None, None])
+    heads = ["round", "performance", "report", "rows", "clipped", "entropy"]
+    console.table(f"Rounds ({len(lines)}, of {round(lines[0]['picks']):,} picks each)", heads, rows)
 
 
 def show_row(story: RowStory, console: Console) -> None:
@@ -140,39 +122,8 @@ def _final(run: Run) -> Episode:
     return Episode(pq.read_table(log.path, filesystem=log.fs))
 
 
-def _labels(run: Run, pool: PolicyPool, column: str) -> pa.Array:
-    """The group of each row of the pool."""
-    return look_up(pool.ids, *labels_of(run, _finished(run, "ingest"), column))
-
-
-def _counts(values: pa.Array) -> dict[str | None, int]:
-    return {line["values"]: line["counts"] for line in values.value_counts().to_pylist()}
-
-
-def _frequent(values: pa.Array) -> pa.Array:
-    """The values, with `(others)` in place of all but the most frequent ones."""
-    counts = _counts(values)
-    kept = set(sorted(counts, key=lambda value: (-counts[value], value or ""))[:SHOWN_VALUES])
-    return pa.array([value if value in kept else OTHERS for value in values.to_pylist()], pa.string())
-
-
 def _steps_with(episode: Episode, row_id: int) -> list[int]:
     return [step for step, batch in enumerate(episode.picks, 1) if row_id in batch]
-
-
-def _show_rounds(lines: list[dict[str, Any]], console: Console) -> None:
-    """Print the learning curve."""
-    every = -(-len(lines) // SHOWN_ROUNDS)
-    first = [_number(lines[0][name]) for name in ("start", "report_start")]
-    rows: list[list[Any]] = [["start", *first, *[None] * 3]]
-    for line in lines:
-        if line["round"] % every == 0 or line is lines[-1]:
-            performance, report, *rest = map(
-                _number, (line[name] for name in ("performance", "report", "clipped", "entropy"))
-            )
-            rows.append([str(line["round"]), performance, report, round(line["distinct_rows"]), *rest])
-    heads = ["round", "performance", "report", "rows", "clipped", "entropy"]
-    console.table(f"Rounds ({len(lines)}, of {round(lines[0]['picks']):,} picks each)", heads, rows)
 
 
 def _times(count: int, what: str, places: Sequence[int]) -> str:
@@ -183,7 +134,3 @@ def _times(count: int, what: str, places: Sequence[int]) -> str:
 def _number(value: float | None) -> str | None:
     """Four decimals unless the number is tiny, so that numbers in a column align."""
     return None if value is None else f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f}%" if abs(share) >= 0.0995 or share == 0 else f"{100 * share:.1f}%"

@@ -90,6 +90,7 @@ def test_a_settings_file_travels(tmp_path, form):
         (["export", "/r", "--to", "alpaca", "--out", "x"], "out 'x' is a relative path"),
         (["explain", "--no-text", "runs/less", "00ff"], "RUN 'runs/less' is a relative path"),
         (["compare", "/r/a", "runs/b", "--run", "/r/c"], "RUN 'runs/b' is a relative path"),
+        (["nano", "pool", "p.jsonl", "--rows", "9"], "out 'p.jsonl' is a relative path"),
         (["run", "nowhere.yaml", "--run", "/r"], "there is no file 'nowhere.yaml'"),
         (["uniform", "--pool", "/a"], "no --run"),
         (["uniform", "--pool", "s3://KEY:secret@pool", "--run", "/r"], "s3://...@pool' holds a password"),

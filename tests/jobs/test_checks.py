@@ -20,7 +20,7 @@ from raysift.nano import nano_path
 from raysift.nano.world import examples, generate_pool, preference_pairs
 from raysift.settings.config import make_config
 
-METHODS = ("uniform", "longest", "quality", "coverage", "mods", "less", "rose", "raise")
+METHODS = ("uniform", "longest", "quality", "coverage", "mods", "less", "rds", "rose", "raise")
 
 
 def lines(path, records):
@@ -39,7 +39,12 @@ def world(tmp_path, monkeypatch):
 
 
 def settings_of(method, **changes):
-    target = {"rose": ["pairs.jsonl"], "less": ["examples.jsonl"], "raise": ["examples.jsonl"]}.get(method, [])
+    target = {
+        "rose": ["pairs.jsonl"],
+        "less": ["examples.jsonl"],
+        "rds": ["examples.jsonl"],
+        "raise": ["examples.jsonl"],
+    }.get(method, [])
     return {"method": method, "pool": ["pool.jsonl"], "target": target, "run": "run", **changes}
 
 
@@ -305,3 +310,13 @@ def test_a_cluster_that_refuses_is_told_with_the_settings_of_tokens(monkeypatch)
     monkeypatch.setattr(raydata.ray, "init", refuses)
     with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN_PATH"):
         raydata.start_ray()
+
+
+@pytest.mark.parametrize(("metric", "hint"), [("bleu", ""), ("exact_mach", r" Did you mean 'exact_match'\?")])
+def test_an_unknown_metric_is_refused_with_those_that_are_known(world, metric, hint):
+    records = list(examples(3, 0, ["add"], "test"))
+    lines(world / "odd.jsonl", [records[0], records[1] | {"metric": metric}])
+    found = refused(settings_of("uniform", train_on_selection=True, test=["odd.jsonl"]))
+    assert re.search(
+        rf"test: odd.jsonl: metric '{metric}' is unknown\.{hint} Scored here: exact_match, .*judge", str(found)
+    )

@@ -54,7 +54,7 @@ def finished_run(folder, method="quality", scores=None):
         return StageResult(files={"scores": ["s.parquet"]})
 
     with run.replayable(replayed(config)):
-        rows = run.stage("ingest", {}, {}, ingest)
+        rows = run.stage("ingest", {}, {"pool": [["p.jsonl", "c0ffee" * 8]]}, ingest)
         scored = run.stage("score", {}, {}, score)
         files = run.files(scored, "scores")
         best = np.array(scores[:TAKEN])

@@ -15,7 +15,8 @@ import pytest
 from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.gradients.settings import ProjectionSettings
 from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.explain import explain, show
+from raysift.jobs.commands.explain import explain
+from raysift.jobs.commands.explained import show
 from raysift.jobs.runs.run import open_run
 from raysift.manifest import read_manifest
 from raysift.nano.world import examples, write_pool

@@ -13,6 +13,7 @@ import pytest
 
 from raysift.actors.contract import Failed, RowActor
 from raysift.errors import ModelError, StageError
+from raysift.jobs.commands.progress import Bar
 from raysift.records import ERROR, ID
 from raysift.settings.resources import Resources
 from raysift.storage import open_location
@@ -89,6 +90,53 @@ def test_what_a_constructor_refuses_is_one_sentence_and_other_errors_keep_their_
         time.sleep(0.2)
         said += "".join(capfd.readouterr())
     assert "Traceback" in said
+
+
+def test_progress_ends_at_all_rows_and_leaves_nothing_in_ray(ray_local, tmp_path, monkeypatch):
+    from ray.experimental.internal_kv import _internal_kv_list
+
+    from raysift.jobs.on_ray import counts
+    from raysift.jobs.on_ray.raydata import map_rows
+
+    told = []
+    monkeypatch.setattr(Bar, "update", lambda self, done, total=None, words="": told.append(done))
+    files = write_rows(tmp_path, 300)
+
+    def progress(total, unit="rows"):
+        assert (total, unit) == (300, "rows")
+        return Bar("log", "", total, unit, lambda told, words: None)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(counts, "TELL_EVERY_S", 0.05)
+        map_rows(files, Lengths, {}, open_location(tmp_path / "out"), resources(), rows=300, progress=progress)
+    assert told == sorted(told) and 0 <= told[-1] <= 300
+    assert _internal_kv_list(b"raysift-progress") == []
+
+
+def test_workers_counts_add_up_and_a_named_one_goes_on_after_a_restart(ray_local):
+    from raysift.jobs.on_ray.counts import Count, counted, read_counts
+
+    with counted(Bar("log", "", 100, "rows", lambda told, words: None)) as name:
+        Count(name).add(30)
+        Count(name).add(12)
+        Count(name, "rank 0").set(5, 9, "loss 1.5")
+        Count(name, "rank 0").set(6, 9, "loss 1.2")
+        told = read_counts(name)
+        assert sorted(told) == [(6, 9, "loss 1.2"), (12, None, ""), (30, None, "")]
+    assert read_counts(name) == []
+    with counted(Bar("nowhere", "", 100, "rows", lambda told, words: None)) as name:
+        assert name is None
+
+
+def test_our_datasets_draw_no_bars_of_ray_data_and_a_host_s_settings_stay(ray_local):
+    from ray.data import DataContext
+
+    from raysift.jobs.on_ray.raydata import data_context
+
+    before = DataContext.get_current().enable_progress_bars
+    with data_context(resources()) as context:
+        assert context is DataContext.get_current() and not context.enable_progress_bars
+    assert DataContext.get_current().enable_progress_bars == before
 
 
 def test_an_actor_that_refuses_later_keeps_its_name(ray_local):

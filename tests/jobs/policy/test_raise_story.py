@@ -8,17 +8,17 @@ import shutil
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
 
-from raysift.errors import ConfigError, DataError
+from raysift.errors import ConfigError
 from raysift.jobs.commands.console import Console
-from raysift.jobs.commands.explain import explain, explain_command
+from raysift.jobs.commands.explain import explain
+from raysift.jobs.commands.explained import explain_command
 from raysift.jobs.commands.show import show_run
 from raysift.jobs.policy import story
-from raysift.jobs.policy.story import learning_curve, picks_by_value, row_story
+from raysift.jobs.policy.story import learning_curve, row_story
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.methods.raise_policy import place_picks
 from raysift.policy.drawing import Draw
@@ -102,7 +102,8 @@ def lay_out(path):
 
     def final(folder):
         files = write_table(folder, "log.parquet", log_of(picks, performance, 0).table)
-        return StageResult({"log": files}, values={"report_start": None, "report": None})
+        counts = {"kept": len(np.unique(np.concatenate(picks)))}
+        return StageResult({"log": files}, counts, {"performance": performance[-1], "report": None})
 
     def order(folder):
         table = place_picks(whole.ids, picks, pool.ids, whole.ids)
@@ -123,34 +124,6 @@ def lay_out(path):
 def laid_out(tmp_path_factory):
     path = tmp_path_factory.mktemp("raise") / "run"
     return str(path), *lay_out(path)
-
-
-def test_picks_are_counted_by_source_class_and_a_column(laid_out):
-    folder, whole, pool, picks = laid_out
-    lines = picks_by_value(folder, "skill").to_pylist()
-    places = np.searchsorted(whole.ids, np.concatenate(picks))
-    for column, values in (("source", SOURCES), ("skill", SKILLS), ("class", ["0", "1"])):
-        told = {line["value"]: line for line in lines if line["column"] == column}
-        assert set(told) == set(values)
-        assert sum(line["picks"] for line in told.values()) == len(places)
-        assert sum(line["share"] for line in told.values()) == pytest.approx(1)
-        assert sum(line["pool_share"] for line in told.values()) == pytest.approx(1)
-    assert next(line for line in lines if line["value"] == SOURCES[0])["picks"] == (places % 2 == 0).sum()
-    assert next(line for line in lines if line["value"] is None)["picks"] == (places % 3 == 2).sum()
-    of_class = next(line for line in lines if line["value"] == "0")
-    assert of_class["pool_share"] == pytest.approx((pool.classes == 0).mean())
-
-
-def test_rare_values_are_put_together_and_unknown_columns_named(laid_out, monkeypatch):
-    monkeypatch.setattr(story, "SHOWN_VALUES", 4)
-    shares = picks_by_value(laid_out[0], by="level")
-    told = shares.filter(pc.equal(shares["column"], "level")).to_pylist()
-    assert len(told) == 5
-    assert told[-1]["value"] == story.OTHERS
-    assert told[-1]["pool_share"] == pytest.approx(1 - 4 / (COUNT - LOST))
-    assert sum(line["share"] for line in told) == pytest.approx(1)
-    with pytest.raises(DataError, match="no row has 'colour' in its meta; there are: level, skill"):
-        picks_by_value(laid_out[0], by="colour")
 
 
 def test_a_run_with_the_policy_of_another_run_has_no_rounds_of_its_own(laid_out, tmp_path):
@@ -176,7 +149,7 @@ def test_a_learning_curve_is_there_before_the_run_is_finished(laid_out, tmp_path
     show_run(str(tmp_path / "half"), Console("plain"))
     assert "Rounds (2, of 60 picks each)" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="has not finished the stage order"):
-        picks_by_value(str(tmp_path / "half"))
+        row_story(run, 0)
 
 
 def half(folder, laid_out):
@@ -205,18 +178,15 @@ def test_a_rows_story_names_the_steps_and_rounds_in_which_it_was_picked(laid_out
         assert one.rounds == [sum((batch == row).sum() for log in group for batch in log.picks) for group in logs]
 
 
-def test_explain_and_show_print_escaped_data_and_no_text(laid_out, capsys, monkeypatch):
+def test_explain_and_show_print_no_text_of_a_row(laid_out, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     folder, whole, _, picks = laid_out
-    show_run(folder, Console("plain"), by="skill")
+    show_run(folder, Console("plain"))
     told = capsys.readouterr().out
     assert "\x1b" not in told
-    assert "\\x1b[31mred" in told
-    assert "[bold]a" in told
     assert "secret" not in told
-    for title in ("Rounds (3", "Final picks by skill"):
-        assert title in told
-    explain_command(folder, str(int(picks[0][0])), False, False, Console("plain"))
+    assert "Rounds (3" in told
+    explain_command(folder, str(int(picks[0][0])), False, False, False, Console("plain"))
     told = capsys.readouterr().out
     assert "picked in the final training" in told
     assert "picked in learning" in told

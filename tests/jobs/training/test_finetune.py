@@ -21,11 +21,12 @@ import torch
 from safetensors.numpy import load_file
 
 from raysift.actors.effective_batches import EffectiveBatches, EncodeRows, Place, split_trainable
-from raysift.actors.train_checkpoints import last_checkpoint
+from raysift.actors.train_checkpoints import last_checkpoint, loss_curve
 from raysift.actors.trainee import build_model
 from raysift.errors import ConfigError, StageError
 from raysift.fingerprint import file_fingerprint
 from raysift.gradients.moments import load_moments
+from raysift.jobs.commands.progress import Bar
 from raysift.jobs.training.finetune import finetune
 from raysift.records import ROWS
 from raysift.settings.resources import Resources
@@ -283,6 +284,8 @@ def test_a_stopped_training_continues_to_the_same_bytes(tmp_path, model, step, k
     for epoch in (1, 2):
         assert largest_difference(adapter_of(tmp_path / "whole", epoch), adapter_of(tmp_path / "out", epoch)) == 0.0
     assert [r.mean_loss for r in again.epochs] == pytest.approx([r.mean_loss for r in expected.epochs], rel=1e-12)
+    curves = [np.array(loss_curve(report.epochs)) for report in (again, expected)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-12) and curves[0][:, 0].tolist() == list(range(1, 11))
     assert not list((tmp_path / "out").glob("step-*"))
 
 
@@ -405,3 +408,20 @@ def test_fits_run_side_by_side_inside_ray_tasks(tmp_path, model, ray_local):
     for number, report in enumerate(reports):
         assert [r.mean_loss for r in report.epochs] == [r.mean_loss for r in expected.epochs]
         assert largest_difference(adapter_of(tmp_path / "here", 3), adapter_of(tmp_path / f"task-{number}", 3)) == 0.0
+
+
+def test_progress_counts_every_step_and_tells_the_loss_of_the_last_ones(tmp_path, model, monkeypatch):
+    from raysift.actors import trainee
+
+    monkeypatch.setattr(trainee, "TELL_EVERY_S", -1.0)  # at every step
+    told = []
+
+    class Told(Bar):
+        def update(self, done, total=None, words=""):
+            told.append((done, total, words))
+
+    files, config = write_rows(tmp_path / "rows", some_rows()), CONFIG.model_copy(update={"batch_size": 4, "epochs": 2})
+    shown = Told("nowhere", "", None, "steps", lambda told, words: None)
+    report = finetune(files, tmp_path / "out", config, model, HERE, progress=lambda total, unit: shown)
+    assert [(done, total) for done, total, _ in told] == [(step, 10) for step in range(1, 11)]
+    assert [words for _, _, words in told] == [f"loss {loss:.3f}" for _, loss in loss_curve(report.epochs)]
