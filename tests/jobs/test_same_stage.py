@@ -37,6 +37,7 @@ ELSEWHERE: dict[str, Any] = {
     "batch_rows": 9,
     "block_rows": 11,
     "tokens_per_pass": 512,
+    "worker_gib": 1.5,
     "train_workers": 3,
     "train_workers_min": 2,
     "validation_workers": 2,
