@@ -46,6 +46,8 @@ class Rds(Selector):
     summary = "Select rows that the model sees as similar to target examples (RDS+)."
     Config = RdsConfig
     takes_target = True
+    needs = "a pool, and --target: examples with a right answer, in any layout that a pool may have"
+    main_settings = ("match.subtasks", "targets.limit")
     reading = "score: the cosine with the target, from -1 to 1; subtask: the example that is nearest."
     columns: ClassVar[pa.Schema] = pa.schema([("subtask", pa.string()), ("by_subtask", pa.list_(pa.float64()))])
     target_kind = Less.target_kind

@@ -175,7 +175,7 @@ def compare(
     places = [name for name in named or [] if name not in overrides]
     extra = {"compare.methods": methods and list(methods.split(",")), "compare.seeds": seeds}
     overrides += [f"{key}={json.dumps(value)}" for key, value in extra.items() if value]
-    console = make_console(given.pop("log"))
+    console = make_console(given.pop("log"), "compare")
     folder = given.pop("run")
     from raysift.jobs.commands.compare import compare_command
 

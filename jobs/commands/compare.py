@@ -10,7 +10,7 @@ from raysift.config import gather_settings
 from raysift.errors import ConfigError
 from raysift.jobs.api import own_session
 from raysift.jobs.compare import rendering
-from raysift.jobs.compare.compare import compare, require_claims
+from raysift.jobs.compare.compare import check_claims, compare, require_claims
 from raysift.jobs.compare.plan import Plan, make_plan
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.replay import name_from_anywhere
@@ -35,7 +35,8 @@ def compare_command(
         raise ConfigError(f"--format: '{form}' is unknown. Allowed: {', '.join(FORMATS)}.")
     plan, values = read_plan(named, given, overrides)
     folder = folder or str(values.get("run") or "runs/compare")
-    with own_session() as start:
+    check_claims(plan, claims)
+    with own_session(console) as start:
         found = compare(Run(folder, console, start=start), plan, values, claims)
     if form == "table":
         rendering.show(found, console)

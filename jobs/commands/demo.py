@@ -51,7 +51,7 @@ def run_demo(folder: str, seeds: int, console: Console) -> None:
     console.note(
         f"{len(plan.contenders)} training sets of {BUDGET} rows from a pool of {POOL_ROWS:,}; target skill: {TARGET}"
     )
-    with own_session() as start:
+    with own_session(console) as start:
         run.start = start
         found = compare(run, plan, values, every_stage=False)
     rendering.show(found, console, all_tables=False)

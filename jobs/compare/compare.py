@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from raysift.errors import ClaimError, ConfigError, StaleRunError
-from raysift.evaluation.entries import BASE
 from raysift.evaluation.standings import Measured, check_claim, claim_holds, standings
 from raysift.jobs.compare.cells import Cell, plan_cells, run_cells
 from raysift.jobs.compare.plan import Plan
@@ -32,8 +31,7 @@ def compare(
     """Run the whole comparison, write its result and return it; `every_stage` prints the stages of each selection."""
     clock = time.perf_counter
     began = clock()
-    names = [BASE, *(contender.name for contender in plan.contenders)]
-    checked = [check_claim(text, names) for text in claims]
+    checked = check_claims(plan, claims)
     if (run.made_with() or {}).get("method"):
         raise StaleRunError(f"run: {run.name} holds a selection. Give the comparison another name with --run.")
     text = yaml.safe_dump(name_from_anywhere(dict(values)), sort_keys=False, allow_unicode=True)
@@ -45,7 +43,7 @@ def compare(
     loss_on = plan.settings.loss_on or _targets(plan)
     cells = plan_cells(run, plan.shared, selections, plan.settings.training_seeds, loss_on)
     results = run_cells(run, plan.shared, cells)
-    measured = measure(names, selections, cells, results)
+    measured = measure(plan.names, selections, cells, results)
     pool_rows = max(chosen.pool_rows for chosen in selections)
     found = standings(measured, pool_rows, plan.settings.gain, plan.shared.evaluate.confidence)
     found["claims"] = [
@@ -55,6 +53,11 @@ def compare(
     found["seconds"] = {"selections": selected - began, "training and testing": clock() - selected}
     write_result(run.folder, found)
     return found
+
+
+def check_claims(plan: Plan, claims: Sequence[str]) -> list[tuple[str, str, str]]:
+    """The claims as (better, sign, worse); refuses those that name anything that is not compared."""
+    return [check_claim(text, plan.names) for text in claims]
 
 
 def require_claims(found: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from raysift.config import CommonConfig, lay_over, make_config, make_selector
 from raysift.errors import ConfigError, DataError
-from raysift.evaluation.entries import ROWS, UNIFORM, YARDSTICKS, CompareSettings
+from raysift.evaluation.entries import BASE, ROWS, UNIFORM, YARDSTICKS, CompareSettings
 from raysift.evaluation.examples import read_examples
 from raysift.jobs.gradients.targeting import read_targets
 from raysift.jobs.runs import checks
@@ -56,6 +56,11 @@ class Plan:
     settings: CompareSettings
     contenders: Sequence[Contender]
     seeds: Sequence[int]
+
+    @property
+    def names(self) -> list[str]:
+        """What is compared: the untrained model, and every contender."""
+        return [BASE, *(contender.name for contender in self.contenders)]
 
     def selections_of(self, contender: Contender) -> int:
         """How many seeds get a selection of their own."""
