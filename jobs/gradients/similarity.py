@@ -23,6 +23,7 @@ from raysift.storage import Location
 
 def similarity(run: Run, config: CommonConfig, selector: Rds, found: TargetMembers, rows: Manifest) -> Manifest:
     """One forward pass per row of the model to be trained, with the template and length of its training."""
+    from raysift.jobs.on_ray.fitting import need_to_answer, with_room
     from raysift.jobs.on_ray.raydata import map_rows
 
     model, train, settings = find_model(run, config), config.train, selector.config
@@ -42,11 +43,14 @@ def similarity(run: Run, config: CommonConfig, selector: Rds, found: TargetMembe
 
     def body(folder: Location) -> StageResult:
         arguments = {"model": model.name, "targets": conversations, "template": train.template}
-        arguments |= {"max_length": train.max_length, "dtype": train.dtype} | stages.placing(config)
-        total, schema = rows.counts["kept"], selector.score_schema()
-        answers = map_rows(
-            run.files(rows, "rows"), StateMatch, arguments, folder, config.resources, rows=total, progress=run.progress
-        )
+        arguments |= {"max_length": train.max_length, "dtype": train.dtype}
+        total, schema, files = rows.counts["kept"], selector.score_schema(), run.files(rows, "rows")
+
+        def match(own: CommonConfig) -> list[Location]:
+            loaded = arguments | stages.placing(own)
+            return map_rows(files, StateMatch, loaded, folder, own.resources, rows=total, progress=run.progress)
+
+        answers = with_room(run, "similarity", config, need_to_answer(config, model.name), match)
         counts = count_answers("similarity", answers, total) | {"truncated": count_true(answers, TRUNCATED)}
         stages.require_answers("similarity", run, answers, counts, folder)
         place = folder / "scores.parquet"
@@ -55,8 +59,8 @@ def similarity(run: Run, config: CommonConfig, selector: Rds, found: TargetMembe
                 by_example = weigh_checkpoints(matches, [1.0])
                 writer.write_table(score_table(schema, ids, by_example, columns, settings.match))
                 writer.write_table(empty_scores(schema, failed))
-        files = {"scores": ["scores.parquet"], "answers": relative(answers, folder)}
-        return StageResult(files=files, counts=counts, rows=total)
+        written = {"scores": ["scores.parquet"], "answers": relative(answers, folder)}
+        return StageResult(files=written, counts=counts, rows=total)
 
     inputs = {
         "rows": rows.fingerprint,
