@@ -156,13 +156,18 @@ def compare(
     given: dict[str, Any],
     named: Annotated[
         list[str] | None,
-        typer.Argument(help="One YAML file, or finished runs; and section.key=value ...", show_default=False),
+        typer.Argument(
+            help="One YAML file, or finished runs; and section.key=value ...",
+            metavar="FILE or RUN...",
+            show_default=False,
+        ),
     ] = None,
     methods: Annotated[
         str | None, typer.Option("--methods", help="Methods by name: less,rose,mods. In a YAML: compare.methods.")
     ] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Selections of each method; default: 3.")] = None,
     form: Annotated[str, typer.Option("--format", help="table, md, csv or json.")] = "table",
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     claims: Annotated[
         list[str] | None,
         typer.Option(
@@ -179,7 +184,7 @@ def compare(
     folder = given.pop("run")
     from raysift.jobs.commands.compare import compare_command
 
-    compare_command(places, given, overrides, claims or [], form, folder, console)
+    compare_command(places, given, overrides, claims or [], "json" if as_json else form, folder, console)
 
 
 @app.command("win-rate", rich_help_panel="Steps")
