@@ -295,4 +295,6 @@ def test_a_finished_demo_fills_figure_table_and_json(demo, found, tmp_path, monk
     assert (tmp_path / "demo.svg").read_text() == demo.figure(whole)
     lines = (tmp_path / "README.md").read_text().splitlines()
     assert (lines[0], lines[-1]) == ("before", "after") and "old" not in lines
-    assert any(line.startswith("| uniform | 193 | 0.500 ") and "12 s" in line for line in lines)
+    assert any(
+        line.startswith(f"| uniform | {whole['methods'][1]['rows']:,.0f} | 0.500 ") and "12 s" in line for line in lines
+    )

@@ -217,7 +217,7 @@ def compute_segment(
     }
     files = run.files(rows, "rows")
     if len(share.ids) < rows.counts["kept"]:
-        columns = columns_of(files, GradientVectors, arguments)
+        columns = columns_of(files, GradientVectors, arguments | gradient_loading(config, settings))
         files = [_write_subset(files, columns, share.ids, folder / "rows.parquet")]
 
     def compute(own: CommonConfig) -> list[Location]:

@@ -50,6 +50,7 @@ ELSEWHERE: dict[str, Any] = {
 FILES = {
     "score": "scores",
     "influence": "scores",
+    "similarity": "scores",
     "order": "scores",
     "choose": "selection",
     "win_rate": "verdicts",

@@ -26,7 +26,8 @@ def test_every_method_has_a_command_a_python_function_and_a_summary():
 
 def test_an_unknown_method_lists_the_known_ones():
     with pytest.raises(
-        ConfigError, match=r"'best' is unknown\. Known: coverage, less, longest, mods, quality, raise, rose, uniform"
+        ConfigError,
+        match=r"'best' is unknown\. Known: coverage, less, longest, mods, quality, raise, rds, rose, uniform",
     ):
         find_method("best")
 

@@ -67,13 +67,11 @@ class Stop(Exception):
 class StopAfter:
     """Stands in for a progress bar: does something once so many centres are there."""
 
-    task_ids = (0,)
-
     def __init__(self, count: int, act: Any) -> None:
         self.count, self.act = count, act
 
-    def update(self, task: int, completed: int, total: int) -> None:
-        if completed >= self.count:
+    def update(self, done: int, total: int | None = None, words: str = "") -> None:
+        if done >= self.count:
             self.act()
 
 
