@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -126,7 +127,9 @@ class Console:
 
 
 def set_up_logging(voice: Voice) -> None:
-    """Set the levels of library loggers for this voice. Only entry points call this."""
+    """Set the levels of library loggers for this voice, and switch off the bars that libraries draw between our lines. Only
+    entry points call this, before they import the libraries."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     level = {"rich": logging.WARNING, "plain": logging.WARNING, "quiet": logging.ERROR, "json": logging.INFO}[voice]
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     for noisy in ("ray.data", "ray.train", "ray.tune", "transformers", "httpx", "filelock"):

@@ -1,7 +1,10 @@
 """Progress that a person can read: done of total, speed, time left; once a minute in a log, and never where nobody looks."""
 
 import io
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,3 +101,11 @@ def test_a_loss_curve_has_the_mean_between_marks():
 def test_every_stage_that_a_recipe_announces_is_told_in_words():
     named = set(re.findall(r'run\.stage\(\s*"(\w+)"', "".join(file.read_text() for file in JOBS.rglob("*.py"))))
     assert {"ingest", "targets", "order"} <= named <= WHAT_IT_DOES.keys()
+
+
+def test_libraries_draw_no_bars_between_our_lines():
+    code = "from raysift.jobs.runs.console import set_up_logging; set_up_logging('plain'); "
+    code += "from raysift.actors.loaded import load; load('nano', device='cpu')"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_HUB_DISABLE")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=240)
+    assert (done.returncode, done.stderr) == (0, "")
