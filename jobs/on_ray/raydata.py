@@ -41,9 +41,7 @@ log = logging.getLogger(__name__)
 BLOCKS_PER_WORKER = 4
 HEAD_TIMEOUT_S = 10.0
 FILTER_CPUS = 1.0  # reserved by Ray's checkpoint filter
-RESTARTS = (
-    5  # of one actor; Ray Data's default is to restart for ever, also what is killed again and again for its memory
-)
+RESTARTS = 5  # of one actor; Ray Data's own default is for ever, even if memory kills it each time
 IO_CPUS = 0.25  # reserved by each of our readers and writers
 
 _TELLERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
@@ -61,9 +59,7 @@ def start_ray(**options: Any) -> bool:
     # listens on loopback only.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault(
-        "RAY_task_oom_retries", str(RESTARTS)
-    )  # without it, tasks killed for their memory return for ever
+    os.environ.setdefault("RAY_task_oom_retries", str(RESTARTS))  # for ever by default
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
@@ -108,12 +104,9 @@ def data_context(resources: Resources) -> Iterator[DataContext]:
     context.use_datasource_v2 = False
     context.issue_detectors_config.detectors = []  # they advise on the pipeline's code, which is ours
     with DataContext.current(context), _said_once(), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "The minimum number of concurrent actors"
-        )  # a resumed stage may have too few rows for them
-        warnings.filterwarnings(
-            "ignore", ".ray_remote_args. is deprecated"
-        )  # restarts have no other name before Ray 2.64
+        # A resumed stage may have too few rows for that many actors; restarts have no other name before Ray 2.64.
+        warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
+        warnings.filterwarnings("ignore", ".ray_remote_args. is deprecated")
         yield context
 
 
