@@ -74,12 +74,12 @@ def look_at_target(file: str) -> TargetLook:
     texts = [_text(example.prompt) for example in examples]
     answered = sum(reference_answer(example) is not None for example in examples)
     what = f"{len(examples)} examples, {answered} with an answer"
-    return TargetLook(file, what, ("less", "raise") if answered else (), sample_of(texts))
+    return TargetLook(file, what, ("less", "rds", "raise") if answered else (), sample_of(texts))
 
 
 def served_methods(targets: Sequence[TargetLook]) -> list[str]:
     """Methods that can use these targets, best known first; without targets, the methods that need none."""
-    by_target = [name for name in ("less", "rose", "raise") if targets and all(name in t.methods for t in targets)]
+    by_target = [name for name in ("less", "rose", "rds", "raise") if targets and all(name in t.methods for t in targets)]
     return by_target or ["mods", "quality", "coverage", "uniform", "longest"]
 
 

@@ -62,8 +62,8 @@ def test_a_file_that_cannot_be_read_is_named_beside_the_others(files, tmp_path):
 def test_targets_serve_the_methods_that_can_read_them(files, tmp_path):
     pairs, tests = look_at_target(files["pairs"]), look_at_target(files["examples"])
     assert pairs.methods == ("rose",) and "6 preference pairs" in pairs.what
-    assert tests.methods == ("less", "raise") and "5 examples, 5 with an answer" in tests.what
-    assert served_methods([tests]) == ["less", "raise"] and served_methods([pairs]) == ["rose"]
+    assert tests.methods == ("less", "rds", "raise") and "5 examples, 5 with an answer" in tests.what
+    assert served_methods([tests]) == ["less", "rds", "raise"] and served_methods([pairs]) == ["rose"]
     assert "mods" in served_methods([]) and "mods" in served_methods([pairs, tests])
     assert "nowhere" in look_at_target(str(tmp_path / "nowhere.jsonl")).problem
 
