@@ -79,7 +79,9 @@ def look_at_target(file: str) -> TargetLook:
 
 def served_methods(targets: Sequence[TargetLook]) -> list[str]:
     """Methods that can use these targets, best known first; without targets, the methods that need none."""
-    by_target = [name for name in ("less", "rose", "rds", "raise") if targets and all(name in t.methods for t in targets)]
+    by_target = [
+        name for name in ("less", "rose", "rds", "raise") if targets and all(name in t.methods for t in targets)
+    ]
     return by_target or ["mods", "quality", "coverage", "uniform", "longest"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow.parquet as pq
 
 from raysift.actors.state_match import StateMatch
@@ -42,7 +44,7 @@ def similarity(run: Run, config: CommonConfig, selector: Rds, found: TargetMembe
     ]
 
     def body(folder: Location) -> StageResult:
-        arguments = {"model": model.name, "targets": conversations, "template": train.template}
+        arguments: dict[str, Any] = {"model": model.name, "targets": conversations, "template": train.template}
         arguments |= {"max_length": train.max_length, "dtype": train.dtype}
         total, schema, files = rows.counts["kept"], selector.score_schema(), run.files(rows, "rows")
 
