@@ -1,11 +1,11 @@
-"""Checkpoints of a training that was done elsewhere, in place of a warm-up (`warmup_from`).
+"""Checkpoints from a training done elsewhere, used instead of a warm-up (`warmup_from`).
 
     FOLDER/checkpoint-105/   adapter_model.safetensors, optimizer.pt, trainer_state.json     transformers' Trainer
     FOLDER/epoch-1/          adapter/, moments.safetensors, epoch.json                       `raysift finetune`
     RUN                      the checkpoints of its warm-up or fine-tune                     a run of raysift
 
-A checkpoint weighs the mean learning rate since the one before it, as its training recorded it. An adapter fits any base of the
-same shapes, so what PEFT wrote down of its base is compared with the run's model.
+A checkpoint's weight is the mean learning rate since the previous one, as its training recorded it. An adapter loads
+onto any base of the same shapes, so the base that PEFT recorded is compared with the run's model.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NUMBERED = re.compile(r"(?:checkpoint|epoch)-(\d+)")
 
 
 def adopt_checkpoints(run: Run, config: CommonConfig, source: str) -> Manifest:
-    """Stands for the stage `warmup`: names the checkpoints below `source`, and trains nothing."""
+    """Run the stage `warmup` without training: it records the checkpoints below `source`."""
     points, home = find_checkpoints(source), _home_of(source)
     model = find_model(run, config)
     check_base([point.adapter for point in points], model.name, run.console)
@@ -54,13 +54,13 @@ def adopt_checkpoints(run: Run, config: CommonConfig, source: str) -> Manifest:
 
     contents = [[p.name, checkpoint_hash(p.adapter, p.moments), p.learning_rate] for p in points]
     inputs = {"model": model.identity, "checkpoints": contents}
-    manifest = run.stage("warmup", {}, inputs, body, version=2)  # 2 names places relative to the source
-    # The same checkpoints may lie elsewhere by now.
+    manifest = run.stage("warmup", {}, inputs, body, version=2)  # 2: places relative to the source
+    # The same checkpoints may have moved since.
     return manifest.model_copy(update={"values": manifest.values | {"source": home}})
 
 
 def check_base(adapters: Sequence[Location], model: str, console: Console) -> None:
-    """Refuses adapters of other weights; where their base is not at hand, a base of another name is told."""
+    """Refuses adapters trained over other weights; if these cannot be compared, notes a base of another name."""
     own = resolve_model(model)
     configs = [json.loads((adapter / ADAPTER_CONFIG).read_text()) for adapter in adapters]
     for base in dict.fromkeys(config.get("base_model_name_or_path") or own for config in configs):
@@ -76,7 +76,7 @@ def check_base(adapters: Sequence[Location], model: str, console: Console) -> No
 
 
 def find_checkpoints(source: str) -> list[Checkpoint]:
-    """In the order of their training."""
+    """The checkpoints of a folder or run, in training order."""
     place = open_location(source)
     if (place / CONFIG).exists():
         return checkpoints_of(open_run(source), _trained_by(source), None)
@@ -113,7 +113,7 @@ def _trained_by(run: str) -> Manifest:
 
 
 def _home_of(source: str) -> str:
-    """What holds the checkpoints, as it can be named from anywhere: a run may have them of another run, or of a folder."""
+    """The run or folder that holds the checkpoints, named for any place; a run may have them from another one."""
     if not (open_location(source) / CONFIG).exists():
         return run_name(source)
     trained = _trained_by(source)
@@ -146,7 +146,7 @@ def _learning_rates(folders: list[Location], steps: list[int]) -> list[float]:
 
 
 def _require_unchanged(folder: Location, record: EpochRecord) -> None:
-    """A checkpoint is known by the hashes that its training wrote down, so its files must be those."""
+    """The hashes that its training recorded identify a checkpoint, so its files must match them."""
     for name, content in record.hashes.items():
         if not (folder / name).exists() or file_fingerprint(folder / name) != content:
             raise DataError(

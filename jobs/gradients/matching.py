@@ -1,4 +1,4 @@
-"""The second half of a run by gradient: targets, matching, scores and choice. `raysift rescore` repeats it for other targets."""
+"""Second half of a gradient method: targets, matching, scores, choice. `raysift rescore` repeats it for new targets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def match_and_choose(
     lengths: Manifest | None,
     stored_in: str | None = None,
 ) -> Manifest:
-    """Matches exactly or over a store, the named one if given."""
+    """Match exactly or through a store (`stored_in` if given), then score and choose."""
     settings = selector.config
     target = targeting.targets(run, config, selector, found, warm)
     if settings.matching == "store":

@@ -1,6 +1,6 @@
-"""What each pair or example of the target adds to one row's score: for `raysift explain`, which loads the model for it.
+"""How much each pair or example of the target adds to one row's score, for `raysift explain`.
 
-A pull is known only while the target files hold what the run read.
+This loads the model, and needs the target files to be as the run read them.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from raysift.methods.gradient import GradientSelector
 from raysift.pool.files import find_files, fingerprint_files
 from raysift.storage import open_location
 
-HELD_NUMBERS = 2**27  # of the pairs' gradients at once; more are compared by their projections
+HELD_NUMBERS = 2**27  # gradient numbers held at once; beyond that, projections are compared
 
 
 @dataclass(frozen=True)
 class Pull:
-    """What one pair or example of the target adds: its cosine with the row per checkpoint, and their weighted sum."""
+    """How much one target pair or example adds: its cosine with the row at each checkpoint, and their weighted sum."""
 
     file: str
     record: int | str
-    """The record's number in the file, from 1, of a pair; the id of an example."""
+    """For a pair, its record's number in the file, from 1; for an example, its id."""
     text: str
     """What the pair or the example asks."""
     subtask: str
@@ -38,7 +38,7 @@ class Pull:
 
 
 def changed_targets(run: Run, config: CommonConfig) -> str | None:
-    """What is no longer as the run read it, if anything is: a target file that has another content, or is not there."""
+    """How the target files differ from what the run read: one has changed or is missing. None if they are the same."""
     manifest, selector = run.manifest("targets"), make_selector(config)
     if manifest is None or not isinstance(selector, GradientSelector):
         return None
@@ -58,7 +58,7 @@ def changed_targets(run: Run, config: CommonConfig) -> str | None:
 def compute_pulls(
     run: Run, config: CommonConfig, messages: Sequence[dict[str, str]], scores: Manifest
 ) -> list[Pull] | None:
-    """The cosine of the row's direction with every pair's gradient, strongest first; loads the model for this one row."""
+    """Cosines of one row's direction with each member's gradient, strongest pull first; loads the model for it."""
     import ray
 
     selector, warm = make_selector(config), run.manifest("warmup")

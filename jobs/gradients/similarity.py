@@ -24,12 +24,12 @@ from raysift.storage import Location
 
 
 def similarity(run: Run, config: CommonConfig, selector: Rds, found: TargetMembers, rows: Manifest) -> Manifest:
-    """One forward pass per row of the model to be trained, with the template and length of its training."""
+    """Run the model to be trained once over each row, with the template and maximum length of its training."""
     from raysift.jobs.on_ray.fitting import need_to_answer, with_room
     from raysift.jobs.on_ray.raydata import map_rows
 
     model, train, settings = find_model(run, config), config.train, selector.config
-    members = sorted(found.members, key=content_key)  # they pick in this order, whatever that of the files
+    members = sorted(found.members, key=content_key)  # they pick in this order, for any order of files
     columns = TargetColumns(
         tuple(example.id for example in members),
         tuple(found.target_of.get(subtask_of(example), 0) for example in members),

@@ -1,6 +1,6 @@
 """The stages that ROSE and LESS share: warm-up on a random share, target gradients, row gradients, influence.
 
-Row gradients are matched as they arise (`matching: exact`), or stored and reduced (`matching: store`, see `store.py`).
+Row gradients are matched at once (`matching: exact`), or stored and reduced (`matching: store`, see `store.py`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MANY_BYTES = 2 * 2**30
 
 
 def warmup_rows(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest) -> Manifest:
-    """A random share of the pool, of its own draw: not the rows that `uniform` would take with the same seed."""
+    """A random share of the pool, drawn apart from `uniform`: the same seed gives other rows."""
 
     def body(folder: Location) -> StageResult:
         files = run.files(rows, "rows")
@@ -72,12 +72,12 @@ def warmup(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manif
 
 
 def warmup_recipe(config: CommonConfig, settings: GradientConfig) -> TrainConfig:
-    """How the adapter is trained, and with it how rows and targets become tokens for their gradients."""
+    """How the adapter is trained, and so how rows and targets are tokenized for their gradients."""
     return settings.warmup or config.train
 
 
 def checkpoints_of(run: Run, trained: Manifest, last: int | None) -> list[Checkpoint]:
-    """The epochs of the warm-up, with their moments and recorded learning rates; only the last so many where asked."""
+    """Checkpoints of the warm-up with their moments and recorded learning rates; only the `last` ones if given."""
     if given := trained.values.get("given"):
         found = [_given_checkpoint(open_location(trained.values["source"]), **point) for point in given]
     else:
@@ -99,7 +99,7 @@ def _given_checkpoint(
 def gradients(
     run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest, trained: Manifest, target: Manifest
 ) -> Manifest:
-    """One backward pass per row and checkpoint, matched with the targets as it arises: nothing but cosines is written."""
+    """One backward pass per row and checkpoint, matched with the targets at once; only cosines are written."""
     from raysift.jobs.on_ray.fitting import with_room
     from raysift.jobs.on_ray.raydata import map_rows
 
@@ -142,7 +142,7 @@ def gradients(
 def room_needed(
     config: CommonConfig, settings: GradientConfig, model: str, points: int, per_checkpoint: float, width: int | None
 ) -> Need | None:
-    """What an actor takes that computes row gradients, into accumulators of `width` numbers, or of a gradient's own."""
+    """Memory an actor needs for row gradients, with accumulators of `width` numbers (None: a gradient's length)."""
     from raysift.jobs.on_ray.fitting import model_shape
 
     train, shape = warmup_recipe(config, settings), model_shape(config, model)
@@ -153,7 +153,7 @@ def room_needed(
 
 
 def moments_of(settings: GradientConfig) -> int:
-    """Vectors of moments at each checkpoint."""
+    """Number of moment vectors per checkpoint."""
     return 0 if settings.adam.form == "none" else 2
 
 
@@ -224,13 +224,13 @@ def score_table(
 
 
 def empty_scores(schema: pa.Schema, ids: np.ndarray) -> pa.Table:
-    """Lines of rows that have no score: they are listed, and never chosen."""
+    """Entries for rows without a score: listed, but never chosen."""
     missing = {name: pa.nulls(len(ids), schema.field(name).type) for name in schema.names if name != ID}
     return pa.table({ID: ids, **missing}, schema=schema)
 
 
 def gradient_loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:
-    """As `stages.placing`, with how the warm-up loaded the model and turned rows into tokens."""
+    """`stages.placing`, plus how the warm-up loaded the model and tokenized rows."""
     train = warmup_recipe(config, settings)
     own = {name: getattr(train, name) for name in ("template", "max_length", "dtype", "quantization")}
     return own | {"token_budget": config.resources.tokens} | stages.placing(config)

@@ -1,6 +1,6 @@
-"""Filling the gradient store: passes are planned over what it lacks, answered by actors, and sealed into segments.
+"""Fills the gradient store: plans passes over missing vectors, computes them in actors, seals them into segments.
 
-See `raysift.store.gradient_store` for what a store is, on disk and by identity. `store_match.py` scores what it holds.
+See `raysift.store.gradient_store` for a store's files and identity, and `store_match.py` for scoring from it.
 """
 
 from __future__ import annotations
@@ -65,15 +65,15 @@ PIECE_ROWS = 1024
 
 @dataclass(frozen=True)
 class Store:
-    """A store that was opened for a run, with the checkpoints that the run wants of it."""
+    """A gradient store as one run uses it, with the checkpoints that the run needs."""
 
     name: str
-    """How it can be named from anywhere."""
+    """A name that works from any folder."""
     identity: StoreIdentity
     points: dict[str, Checkpoint]
-    """By hash, in the order of the training."""
+    """By hash, in training order."""
     parameters: int
-    """Numbers of a whole gradient."""
+    """Length of an unprojected gradient."""
 
     @cached_property
     def place(self) -> Location:
@@ -99,8 +99,8 @@ def own_store(run: Run, config: CommonConfig) -> str:
 
 
 def find_store(run: Run, config: CommonConfig, identity: str) -> str:
-    """The store to read and fill: the run's own, or where none is named that of a reused run which has filled one with such
-    vectors."""
+    """The store to read and fill: the run's own, or, if none is named or filled yet, one that a reused run has filled
+    with such vectors."""
     own = own_store(run, config)
     if config.resources.store or holds_store(open_location(own), identity):
         return own
@@ -110,7 +110,7 @@ def find_store(run: Run, config: CommonConfig, identity: str) -> str:
 
 
 def filled_store(run: Run, stored: Manifest) -> str:
-    """Where the vectors of a finished fill are: where it put them, or where the run that did it has its store now."""
+    """Where the vectors of a finished fill are: where it wrote them, or where the run that did it has its store now."""
     identity, name = fingerprint(stored.settings["store"]), stored.values.get("store")
     if name and holds_store(open_location(name), identity):
         return str(name)
@@ -119,7 +119,7 @@ def filled_store(run: Run, stored: Manifest) -> str:
 
 
 def as_filled(run: Run, store: Store, stored: Manifest) -> Store:
-    """The store of whose vectors a finished fill is the account; one that has moved is where the run's settings have it."""
+    """The store that a finished fill wrote; if it has moved, the one that the run's settings name."""
     name = filled_store(run, stored)
     return replace(store, name=name) if holds_store(open_location(name), store.identity.hash) else store
 
@@ -132,7 +132,7 @@ def store_of(
     target: Manifest,
     name: str | None = None,
 ) -> Store:
-    """What the run wants of a store, of the one of that name if it is given; nothing is opened yet."""
+    """The store that the run needs, the one called `name` if given; nothing is opened yet."""
     points = checkpoints_of(run, trained, settings.checkpoints)
     train = warmup_recipe(config, settings)
     with_moments = settings.adam.form != "none"
@@ -151,7 +151,7 @@ def store_of(
 
 
 def fill(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest, store: Store) -> Manifest:
-    """Compute the vectors of this run's rows and checkpoints that the store does not hold; gives the account of all."""
+    """Compute the vectors that the store lacks for this run's rows and checkpoints; the manifest accounts for all."""
 
     def body(folder: Location) -> StageResult:
         with _writing_into(store):
@@ -202,7 +202,7 @@ def compute_segment(
     share: Share,
     inputs: Inputs,
 ) -> None:
-    """One pass over rows at some checkpoints, sealed into a segment; a killed one continues in the same folder."""
+    """Run one pass over rows at some checkpoints and seal it into a segment; a killed pass resumes in its folder."""
     from raysift.jobs.on_ray.fitting import with_room
     from raysift.jobs.on_ray.raydata import map_rows
 
@@ -224,7 +224,7 @@ def compute_segment(
         loaded, total = arguments | gradient_loading(own, settings), len(share.ids)
         return map_rows(files, GradientVectors, loaded, folder, own.resources, rows=total, progress=run.progress)
 
-    signs = 0.25  # a byte for each number of a gradient
+    signs = 0.25  # one byte per number of a gradient
     per_checkpoint, points = moments_of(settings) + signs, len(share.checkpoints)
     need = room_needed(config, settings, find_model(run, config).name, points, per_checkpoint, store.form.dimension)
     answers = with_room(run, "gradients", config, need, compute)
@@ -249,7 +249,7 @@ def compute_segment(
 def seal(
     answers: Sequence[Location], checkpoints: Sequence[str], form: VectorForm, folder: Location, resources: Resources
 ) -> list[Location]:
-    """Turn the answers of a pass into shards of like size, as the store keeps them."""
+    """Turn the answers of a pass into the store's shards, of similar size."""
     from raysift.jobs.on_ray.ray_tasks import run_tasks
 
     (folder / "shards").make_folder()
@@ -262,7 +262,7 @@ def seal(
 
 
 def seal_shard(answers: Sequence[Location], checkpoints: Sequence[str], form: VectorForm, place: Location) -> int:
-    """One shard of the rows that have a vector; gives their number."""
+    """Write one shard of the rows that have a vector; return their number."""
 
     def pieces() -> Iterator[pa.Table]:
         for file in answers:
@@ -281,7 +281,7 @@ def row_ids(files: Sequence[Location]) -> Ids:
 
 
 def read_inputs(files: Sequence[Location], store: Store) -> Inputs:
-    """The rows that the store's template shows with their input apart."""
+    """Rows whose input the store's template shows separately."""
     if META not in columns_of(files, GradientVectors, {"template": store.identity.template}):
         return NO_INPUTS
     found: dict[int, int] = {}
@@ -294,7 +294,7 @@ def read_inputs(files: Sequence[Location], store: Store) -> Inputs:
 
 
 def ids_of(held: Sequence[tuple[Segment, pa.Table]], inputs: Inputs) -> list[tuple[Segment, Ids]]:
-    """The rows of each segment that were shown as this run shows them."""
+    """Ids in each segment of the rows that were shown as this run shows them."""
     found = []
     for segment, index in held:
         ids = index[ID].to_numpy()
@@ -314,7 +314,7 @@ def _writing_into(store: Store) -> Iterator[None]:
 
 
 def _ids_where(plan: Sequence[tuple[Segment, Share]], indexes: dict[str, pa.Table], test: Any) -> set[int]:
-    """Ids of the plan's rows for which the test holds in a segment that they are read from."""
+    """Ids of planned rows that pass the test in a segment from which they are read."""
     found: set[int] = set()
     for segment, share in plan:
         index = indexes[segment.name]
@@ -330,7 +330,7 @@ def _write_index(answers: Sequence[Location], inputs: Inputs, place: Location) -
 
 
 def _write_subset(files: Sequence[Location], columns: Sequence[str], ids: Ids, place: Location) -> Location:
-    """The rows of a pass that does not go over all of them."""
+    """Write the rows with these ids, for a pass that skips the others."""
     writer = None
     for chunk in read_chunks(files, columns):
         writer = writer or pq.ParquetWriter(place.path, chunk.schema, filesystem=place.fs, compression="zstd")
@@ -341,7 +341,7 @@ def _write_subset(files: Sequence[Location], columns: Sequence[str], ids: Ids, p
 
 
 def _groups(files: Sequence[Location], size: int) -> list[list[Location]]:
-    """Neighbouring files together, until a group reaches the size."""
+    """Group neighbouring files until each group reaches the size."""
     groups: list[list[Location]] = []
     room = 0
     for file in files:
@@ -354,7 +354,7 @@ def _groups(files: Sequence[Location], size: int) -> list[list[Location]]:
 
 
 def _piece(good: pa.Table, checkpoints: Sequence[str], form: VectorForm) -> pa.Table:
-    """Answers of the actor as a piece of a shard."""
+    """An actor's answers as a piece of a shard."""
     rows, count = len(good), len(checkpoints)
     cells = good[VECTORS].combine_chunks().cast(pa.binary(form.bytes * count))
     cells = cells.chunk(0) if isinstance(cells, pa.ChunkedArray) else cells

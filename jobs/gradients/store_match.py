@@ -1,8 +1,8 @@
 """The sharded reduce over the store: Ray tasks match shards with the target vectors, without the model.
 
-What is left is what exact matching leaves: cosines per row, checkpoint and subtask, which `influence` reduces to scores.
-Neither the number of tasks nor the order of the shards shows in a row's numbers. Where the checkpoints of a row lie in
-several segments they are brought together by id.
+The result has the form of exact matching: cosines per row, checkpoint and subtask, which `influence` reduces to scores.
+A row's numbers depend neither on the number of tasks nor on the order of the shards. If a row's checkpoints are in
+several segments, they are joined by id.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from raysift.storage import Location
 from raysift.store.gradient_store import Segment, Share, holds_store, read_shard, share_missing, share_reading
 from raysift.topk import Ids
 
-MERGED_ROWS = 2_000_000  # rows put together at once where their checkpoints lie in several segments
+MERGED_ROWS = 2_000_000  # rows joined at once if their checkpoints are in several segments
 MATCH_COLUMNS = pa.schema([(ID, pa.int64()), (MATCHES, pa.list_(pa.list_(pa.float32()))), (ERROR, pa.string())])
 
 
@@ -68,7 +68,7 @@ def match_segments(
     out: Location,
     resources: Resources,
 ) -> list[tuple[Location, tuple[str, ...]]]:
-    """Score every shard of the plan in tasks; gives the files of cosines, each with its checkpoints."""
+    """Score every shard of the plan in tasks; return the files of cosines, each with its checkpoints."""
     import ray
 
     from raysift.jobs.on_ray.ray_tasks import run_tasks
@@ -90,7 +90,7 @@ def match_segments(
 def match_shard(
     shard: Location, checkpoints: Sequence[str], targets: Sequence[NDArray[np.float32]], wanted: Ids, out: Location
 ) -> int:
-    """Cosines of one shard's rows with the targets of each checkpoint, as a file; gives the number of rows."""
+    """Write the cosines of one shard's rows with the targets of each checkpoint; return the number of rows."""
     written = 0
     # Cosines neither repeat nor compress; trying to would take a quarter of the time.
     plain = {"compression": "none", "use_dictionary": False, "write_statistics": False}
@@ -112,7 +112,7 @@ def merge(
     out: Location,
     resources: Resources,
 ) -> list[Location]:
-    """Bring together the checkpoints of each row from the segments they lie in, a bounded number of rows at a time."""
+    """Join each row's checkpoints from all segments, a bounded number of rows at a time."""
     from raysift.jobs.on_ray.ray_tasks import run_tasks
 
     good = wanted[~is_among(wanted, np.array(sorted(failed), np.int64))]
@@ -128,7 +128,7 @@ def merge(
 def merge_rows(
     parts: Sequence[tuple[Location, tuple[str, ...]]], names: Sequence[str], subtasks: int, wanted: Ids, out: Location
 ) -> None:
-    """The cosines of the wanted rows at all checkpoints in one file."""
+    """Write the cosines of the wanted rows at all checkpoints into one file."""
     matches = np.zeros((len(wanted), len(names), subtasks), np.float32)
     seen = np.zeros((len(wanted), len(names)), bool)
     for place, own in parts:
@@ -146,7 +146,7 @@ def merge_rows(
 
 
 def match_table(ids: Ids, matches: NDArray[np.float32]) -> pa.Table:
-    """Answers like those of exact matching; `matches` is (rows, checkpoints, subtasks)."""
+    """Answers in the form of exact matching; `matches` is (rows, checkpoints, subtasks)."""
     rows, checkpoints, subtasks = matches.shape
     inner = pa.ListArray.from_arrays(np.arange(rows * checkpoints + 1, dtype=np.int32) * subtasks, matches.reshape(-1))
     outer = pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * checkpoints, inner)
@@ -154,7 +154,7 @@ def match_table(ids: Ids, matches: NDArray[np.float32]) -> pa.Table:
 
 
 def _tell_lost(run: Run, stored: Manifest, store: Store, rows: int) -> str:
-    """What is missing of a store that was filled, and the way on."""
+    """What a filled store now lacks, and what to do about it."""
     if not holds_store(store.place, store.identity.hash):
         looked = " or ".join(dict.fromkeys([str(stored.values.get("store", store.name)), store.name]))
         return (
@@ -166,7 +166,7 @@ def _tell_lost(run: Run, stored: Manifest, store: Store, rows: int) -> str:
 
 
 def _failures(plan: Sequence[tuple[Segment, Share]], indexes: dict[str, pa.Table]) -> dict[int, str]:
-    """Messages of the rows that have no vector."""
+    """Error messages of rows without a vector, by id."""
     found: dict[int, str] = {}
     for segment, share in plan:
         bad = indexes[segment.name].filter(indexes[segment.name][ERROR].is_valid())

@@ -1,6 +1,6 @@
-"""What a run is to get better at: target files as preference pairs or examples, and their gradients at each checkpoint.
+"""The target of a run: files of preference pairs or examples, and their gradients at each checkpoint.
 
-All files together are one target, unless `match.target_weights` makes each of them a target of its own.
+All files form one target, unless `match.target_weights` makes each file a target of its own.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class TargetMembers(NamedTuple):
 
     members: list[Any]
     places: list[tuple[str, int | str]]
-    """Where each of them stands (see `TargetFile`)."""
+    """Place of each member (see `TargetFile`)."""
     target_of: dict[str, int]
-    """Which target a subtask belongs to."""
+    """Number of the target that a subtask belongs to."""
     problems: Counter[str]
-    """Records that give no member, by reason."""
+    """Number of records that give no member, by reason."""
     notes: list[str]
-    """The same in words, with the first records of each file."""
+    """The problems in words, with the first records of each file."""
     by_file: list[tuple[str, list[Any]]]
-    """The members again, by the path they were read from."""
+    """The members, grouped by the path they were read from."""
     left_out: int = 0
     """Members of the files that were not drawn (`targets.limit`)."""
     drawn: Mapping[str, Any] = MappingProxyType({})
@@ -60,8 +60,8 @@ class TargetMembers(NamedTuple):
 
 
 def read_targets(config: CommonConfig, selector: GradientSelector | Rds) -> TargetMembers:
-    """All target files, read once a run, before anything is trained; refuses those that are missing, of the wrong kind, of no
-    use or that do not fit their weights."""
+    """Read all target files, once per run and before any training; refuses files that are missing, unusable, of the
+    wrong kind or not as many as their weights."""
     _check_settings(config, selector)
     names = _names(config.target) if selector.config.match.target_weights else None
     found = TargetMembers([], [], {}, Counter(), [], [])
@@ -143,7 +143,7 @@ def _check_settings(config: CommonConfig, selector: GradientSelector | Rds) -> N
 def like_pool(
     run: Run, config: CommonConfig, selector: GradientSelector | Rds, found: TargetMembers, rows: Manifest
 ) -> Manifest:
-    """How like the pool each target file is, said before anything is trained."""
+    """How similar each target file is to the pool, reported before any training."""
 
     def texts() -> dict[str, list[str]]:
         return {path: [_text_of(member) for member in evenly(members)] for path, members in found.by_file}
@@ -160,7 +160,7 @@ def _text_of(member: Pair | Example) -> str:
 
 
 def target_files(config: CommonConfig) -> list[SourceFile]:
-    """All files that the targets are read from; folders and globs stand for theirs."""
+    """All files of the targets, with folders and globs expanded."""
     return find_files(config.target)
 
 
@@ -170,13 +170,13 @@ def subtask_of(member: Pair | Example) -> str:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Names of files without folder and endings, told apart by number where they are the same."""
+    """File names without folder and extensions; equal names are numbered."""
     stems = [PurePosixPath(path).name.split(".")[0] for path in paths]
     return [f"{stem} {i + 1}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems)]
 
 
 def _of_target(member: Any, name: str) -> Any:
-    """The member under a subtask that no other target has."""
+    """The member, with a subtask name that no other target uses."""
     subtask = subtask_of(member)
     label = name if subtask in ("all", name) else f"{name}: {subtask}"
     return replace(member, **{"subtask" if isinstance(member, Pair) else "subset": label})
@@ -255,7 +255,7 @@ def targets(
         "apart": settings.match.target_weights is not None,
     }
     decides |= {name: getattr(settings, name) for name in selector.of_target}
-    return run.stage("targets", decides, inputs, body, version=2)  # 2 shows inputs apart, as rows do
+    return run.stage("targets", decides, inputs, body, version=2)  # 2: shows inputs apart, as rows do
 
 
 def _compute_targets(
@@ -267,7 +267,7 @@ def _compute_targets(
     model: str,
     folder: Location,
 ) -> dict[str, Any]:
-    """In a task of its own, for it needs the model: writes the vectors, gives what the manifest keeps."""
+    """Runs in its own task because it needs the model: writes the vectors, returns the manifest's values."""
     from raysift.actors.target_gradients import TargetGradients, save_targets
 
     actor = TargetGradients(model, points, projection, **gradient_loading(config, selector.config))
@@ -292,7 +292,7 @@ def _compute_targets(
 
 
 def count_members(found: Sequence[Targets]) -> tuple[dict[str, int], int]:
-    """Members without a gradient at some checkpoint, by the first reason, and those of the others with a cut answer."""
+    """Counts of members without a gradient at some checkpoint, by first reason, and of others with a cut answer."""
     reasons: dict[int, str] = {}
     for why in (why for target in found for why in target.set_aside):
         reasons.setdefault(why.id, why.reason)
