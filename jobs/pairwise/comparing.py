@@ -1,7 +1,7 @@
-"""A judge that reads both answers of each question, in both orders: on a pool of actors, or through `ray.data.llm` on vLLM.
+"""A judge reads both answers of each question, in both orders: on a pool of actors, or through `ray.data.llm` on vLLM.
 
-Both leave the same columns (raysift.actors.comparer). An engine is asked one thing a row: there each question travels as two
-rows, which are joined again when all have come back, by the example and the order.
+Both write the same columns (raysift.actors.comparer). An engine takes one prompt per row, so each question becomes two
+rows there. They are joined by example and order once all answers are back.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def compare_answers(
     rows: pa.Table,
     folder: Location,
 ) -> StageResult:
-    """Every pair of answers of `rows_to_compare`, weighed in both orders; replies that are no verdict are counted and said."""
+    """Judge each pair of answers of `rows_to_compare` in both orders; counts and reports replies without a verdict."""
     if settings.judge.backend == "vllm":
         answers = _through_vllm(stage, run, config, settings, rows, folder)
     else:
@@ -103,7 +103,7 @@ def _through_vllm(
 
 
 def _joined(rows: pa.Table, answers: Sequence[Location]) -> pa.Table:
-    """A comparer's columns from one answer for each order."""
+    """A comparer's columns, joined from one answer per order."""
     by_key = {row[ID]: row for row in read_row_dicts(answers)}
     records = []
     for number in rows[ID].to_pylist():

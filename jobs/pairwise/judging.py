@@ -1,7 +1,7 @@
 """The stages of a win rate after the answers: `judge`, and `win_rate` (verdicts and table).
 
 Rows are joined by the example's id, or by a hash of it and the answer, never by position. Equal answers to one question
-are not judged, so they cannot differ.
+are not judged, so their scores cannot differ.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from raysift.scoring.columns import SCORE_COLUMN
 from raysift.storage import Location
 
 RESULT_FILE = "win_rate.parquet"
-MOST_LISTED = 100  # failed questions that the manifest names; the table of questions has them all
+MOST_LISTED = 100  # failed questions listed in the manifest; the table of questions lists all
 
 
 def judge(
@@ -53,7 +53,7 @@ def judge(
 
     def body(folder: Location) -> StageResult:
         rows = rows_to_compare(questions) if compares else rows_to_score(questions)
-        if not len(rows):  # all answers are missing or alike
+        if not len(rows):  # all answers are missing or equal
             return StageResult(
                 files={"answers": []}, counts=dict.fromkeys(("rows_in", "kept", "failed", "truncated"), 0)
             )
@@ -76,7 +76,7 @@ def count(
     judged: Manifest,
     titles: Mapping[str, str],
 ) -> Manifest:
-    """Verdicts of all questions, and the table."""
+    """Count the verdicts of all questions, and write the table."""
 
     def body(folder: Location) -> StageResult:
         table = {row[ID]: row for row in read_row_dicts(run.files(judged, "answers"))}

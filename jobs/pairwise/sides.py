@@ -1,4 +1,4 @@
-"""The two sides of a win rate: answers of a model that is asked, or of a finished `raysift evaluate`, by example id."""
+"""The two sides of a win rate: answers by example id, from a model or from a finished `raysift evaluate`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OWN, AGAINST = "own", "against"
 
 @dataclass(frozen=True)
 class Source:
-    """Where a side's answers come from: the model, or in its place answers that are there already."""
+    """Where a side's answers come from: a model, or answers that exist already."""
 
     model: str
     adapter: str | None
@@ -37,11 +37,11 @@ class Source:
 
     @property
     def title(self) -> str:
-        """How tables name it."""
+        """Its name in tables."""
         return self.answers or self.model + (f" + {self.adapter}" if self.adapter else "")
 
     def identity(self, run: Run, config: CommonConfig) -> dict[str, Any]:
-        """What decides the answers; raises where model, adapter or answers are not there."""
+        """What decides the answers; raises if the model, adapter or answers are missing."""
         if self.answers:
             return {"answers": file_fingerprint(answers_file(self.answers))}
         return {"model": computing(config, find_model(run, config, self.model))} | adapter_input(self.adapter)
@@ -64,7 +64,7 @@ def answer(
     source: Source,
     inputs: Mapping[str, Any],
 ) -> Side:
-    """Answers of a side to all examples: read where they are, or generated."""
+    """A side's answers to all examples, read from a file or generated."""
     if source.answers:
         return Side(read_answers(answers_file(source.answers), examples), inputs["answers"])
     from raysift.jobs.on_ray.raydata import spread
@@ -106,7 +106,7 @@ def answer(
 
 
 def answers_file(source: str) -> Location:
-    """The Parquet file itself, or the answers that a finished `raysift evaluate` left."""
+    """The Parquet file itself, or the answers file of a finished `raysift evaluate`."""
     place = open_location(source)
     if not place.name.endswith(".parquet"):
         run = open_run(source)
@@ -124,7 +124,7 @@ def answers_file(source: str) -> Location:
 
 
 def read_answers(place: Location, examples: Sequence[Example]) -> dict[str, Answer]:
-    """An answer for each example, by its id; an example that the file lacks says so."""
+    """The answer to each example, by id; an example that the file lacks gets an error instead."""
     table = pq.read_table(place.path, filesystem=place.fs)
     if any(name not in table.column_names or table.schema.field(name).type != pa.string() for name in (ID, ANSWER)):
         raise DataError(
@@ -142,12 +142,12 @@ def read_answers(place: Location, examples: Sequence[Example]) -> dict[str, Answ
 
 
 def drawn_examples(config: CommonConfig, settings: WinRateSettings) -> dict[str, Any]:
-    """What decides which examples are asked."""
+    """The settings that decide which examples are asked."""
     return {"split": settings.split, "limit": settings.limit, "seed": config.seed}
 
 
 def write_table(table: pa.Table, place: Location) -> Location:
-    """The place, with the table as a Parquet file there."""
+    """Write the table as a Parquet file and return its place."""
     pq.write_table(table, place.path, filesystem=place.fs)
     return place
 

@@ -1,7 +1,6 @@
-"""`raysift win-rate`: two sides answer the same examples, a judge says who answers better (see raysift.pairwise.verdicts).
+"""`raysift win-rate`: two sides answer the same examples, a judge compares them (see raysift.pairwise.verdicts).
 
-A side is a model that is asked, or the answers of a finished `raysift evaluate` (`sides.py`); judge and table are in
-`judging.py`.
+A side is a model, or the answers of a finished `raysift evaluate` (`sides.py`). See `judging.py` for judge and table.
 """
 
 from __future__ import annotations
@@ -41,9 +40,9 @@ def win_rate(
     fresh: bool = False,
     **settings: Any,
 ) -> Manifest:
-    """Compare a model (`model=...`, `adapter=...`) or its `answers` with another side; the manifest's values hold the table.
+    """Compare a model (`model=`, `adapter=`) or its `answers` with another side; the manifest's values hold the table.
 
-    `settings` are those of the YAML file, among them the section `win_rate={...}`, whose fields the named arguments set.
+    `settings` are those of the YAML file, including the section `win_rate={...}`; named arguments override its fields.
     """
     against = {"model": against_model, "adapter": against_adapter, "answers": against_answers}
     named = {"answers": answers, "against": against, "judge": {"model": judge}}
@@ -62,7 +61,7 @@ def win_rate_command(config: CommonConfig, settings: WinRateSettings, console: C
 
 
 def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manifest:
-    """All stages of a comparison; what is not there (models, files, vLLM) is said before the first of them."""
+    """Run all stages of a comparison; missing models, files or vLLM are reported before the first stage."""
     sources = _sources(config, settings)
     checks.check_run(run, config)
     for source in sources.values():
@@ -92,7 +91,7 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
 
 
 def show_win_rate(manifest: Manifest, console: Console) -> None:
-    """The table of a finished comparison, what failed, and how many verdicts the order of the answers decided."""
+    """Print the table of a finished comparison, its failures, and how many verdicts changed with the answers' order."""
     values = manifest.values
     total = values["total"]
     lines = [*(values["subsets"] or values["sets"])]
@@ -136,7 +135,7 @@ def _sources(config: CommonConfig, settings: WinRateSettings) -> dict[str, Sourc
             "--against-answers."
         )
     if settings.answers:
-        # A replayed run names the model of one that had none; beside an adapter it is the base of the other side.
+        # A replayed run names the default model even if none was given. Beside an adapter, it is the other side's base.
         is_base = against.adapter and not against.model
         named = config.model != CommonConfig.model_fields["model"].default and not is_base
         idle = "adapter" if config.adapter else "model" if named else None
