@@ -1,15 +1,15 @@
 """Train the three nano models from nothing but the nano world: `raysift nano build --out DIR --seed 0`.
 
-1. Tokenizer: bytes, plus the whole words of the question templates. No merges, so what a problem is made of stays
+1. Tokenizer: bytes, plus the whole words of the question templates. No merges, so the content of a problem stays
    single letters and digits, and any text survives a round trip.
 2. Foundation: a Llama that has seen every skill among noise, the target skills rarely. It is meant to be mediocre.
-3. Reward: starts as the foundation, then learns right against spoilt answers (Bradley-Terry), with a language-model
-   loss on the right ones, so that it goes on learning the skills, and a small pointwise term, so that scores compare
-   across questions (a threshold over a pool needs that; pairs alone do not give it).
+3. Reward: starts as the foundation, then learns right against spoilt answers (Bradley-Terry). A language-model loss
+   on the right ones keeps it learning the skills. A small pointwise term makes scores comparable across questions,
+   which a threshold over a pool needs and pairs alone do not give.
 4. Encoder: a small BERT, mean pooled, trained so that rows of one skill lie together (InfoNCE over a batch's skills).
 
-Losses and scores are written as `training_log.json` beside each model. About twelve minutes on two idle cores; a
-busy machine multiplies that. `engine/nano/weights/TRAINING.md` tells how the sizes were chosen.
+Losses and scores are written as `training_log.json` beside each model. The build takes about twelve minutes on
+two idle cores, and several times that on a busy machine. See `engine/nano/weights/TRAINING.md` for the choice of sizes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`python -m raysift.jobs.nano_build` trains the nano models with fewer steps than shipped, if so told."""
+"""`python -m raysift.jobs.nano_build` trains the nano models, by default with as many steps as the shipped ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The encoder: a small BERT, mean pooled, trained so that rows of one skill lie together (InfoNCE over a batch's skills)."""
+"""The encoder: a small mean-pooled BERT, trained to bring rows of one skill together (InfoNCE over batch skills)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def train_encoder(out: Path, seed: int, config: BuildConfig, log: Callable[[str], None]) -> Trained:
-    """Supervised contrast: among a batch's rows, those of the same skill are to be nearest."""
+    """Supervised contrastive training: within a batch, rows of the same skill should be nearest."""
     import torch
     from transformers import BertConfig, BertModel
 
@@ -54,7 +54,7 @@ def train_encoder(out: Path, seed: int, config: BuildConfig, log: Callable[[str]
 
 
 def embed(model: Any, tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
-    """Mean of the last states over the attention mask, at unit length."""
+    """Mean of the last hidden states over the attention mask, at unit length."""
     import torch
 
     inputs = tokenizer(list(texts), padding=True, truncation=True, max_length=512, return_tensors="pt")
@@ -65,7 +65,7 @@ def embed(model: Any, tokenizer: Any, texts: Sequence[str]) -> torch.Tensor:
 
 
 def row_text(row: dict[str, Any], form: int) -> str:
-    """The ways a caller may turn a row into text: the question alone, with its answer, or as a marked conversation."""
+    """A row as text, in one of the forms that callers use: the question, with its answer, or a marked conversation."""
     contents: list[str] = [message["content"] for message in row["messages"]]
     prompt, response = contents
     if form == 0:

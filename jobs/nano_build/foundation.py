@@ -1,4 +1,4 @@
-"""The foundation: a Llama that has seen every skill among noise, the target skills rarely. It is meant to be mediocre."""
+"""The foundation: a Llama that has seen every skill among noise, target skills rarely; mediocre on purpose."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The reward model: starts as the foundation, then learns right against spoilt answers (Bradley-Terry).
 
-A language-model loss on the right answers lets it go on learning the skills; a small pointwise term lets scores compare
+A language-model loss on the right answers keeps it learning the skills. A small pointwise term makes scores comparable
 across questions, which a threshold over a pool needs and pairs alone do not give.
 """
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def train_reward(out: Path, seed: int, config: BuildConfig, log: Callable[[str], None]) -> Trained:
-    """Needs the foundation below `out`, or else the shipped one."""
+    """Starts from the foundation below `out`, or else from the shipped one."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForSequenceClassification
 
@@ -71,7 +71,7 @@ def train_reward(out: Path, seed: int, config: BuildConfig, log: Callable[[str],
 def right_and_spoilt(
     rows: int, seed: int, part: str, wrong_share: float = 0.6
 ) -> Iterator[tuple[Conversation, Conversation]]:
-    """A right answer and a spoilt one to the same question, all skills and kinds of noise; labels are the kinds."""
+    """Right and spoilt answers to the same questions, over all skills and kinds of noise; labels are skill and kind."""
     rng, skills = Random(f"pairs {seed}"), list(SKILLS.values())
     others = [kind for kind in NOISE_KINDS if kind != "wrong"]
     for _ in range(rows):
@@ -118,7 +118,7 @@ def score_reward(model: Any, tokenizer: Any, rows: int) -> dict[str, Any]:
 
 
 def _clean_auc(model: Any, tokenizer: Any, rows: int) -> float:
-    """Chance that a clean row of a pool outscores a spoilt one, whatever their questions."""
+    """Probability that a clean row of a pool outscores a spoilt one, across all questions."""
     pool = list(generate_pool(rows, 515151))
     scores = score_conversations(
         model, tokenizer, [Conversation(*(message["content"] for message in row["messages"])) for row in pool]

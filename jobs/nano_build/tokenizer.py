@@ -1,6 +1,6 @@
 """The nano models' tokenizer: bytes, plus the whole words of the question templates; and their chat template.
 
-No merges, so what a problem is made of stays single letters and digits, and any text survives a round trip.
+No merges, so the content of a problem stays single letters and digits, and any text survives a round trip.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def build_tokenizer() -> Any:
 
 
 def _template_words() -> list[str]:
-    """Words of questions and of rambling, as the pre-tokenizer cuts them, except those that problems use."""
+    """Words of questions and of rambling, as the pre-tokenizer splits them, except those that problems use."""
     from tokenizers import pre_tokenizers
 
     splitter = pre_tokenizers.ByteLevel(add_prefix_space=False)

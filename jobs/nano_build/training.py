@@ -1,4 +1,4 @@
-"""What the three trainings share: rows as tokens, batches of one length, two optimizers, the loop, what is left on disk."""
+"""Code of all three trainings: tokenized rows, batches of similar length, two optimizers, the loop, the saved files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Conversation:
 
 
 def encode_conversations(tokenizer: Any, conversations: Sequence[Conversation]) -> list[TokenizedTurn]:
-    """Token ids as the chat template gives them, and where the response begins; one fast call for the lot."""
+    """Token ids as the chat template gives them, and where the response begins; one fast call for all."""
     bos, user, assistant, eos = tokenizer.convert_tokens_to_ids(["<|begin|>", "<|user|>", "<|assistant|>", "<|end|>"])
     texts = [text for conversation in conversations for text in (conversation.prompt, conversation.response)]
     ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
@@ -54,7 +54,7 @@ def length_batches(items: list[Item], size: int, rng: Random, length: Callable[[
 
 @dataclass
 class TrainingLog:
-    """What a training leaves beside its weights."""
+    """What a training saves beside its weights."""
 
     losses: list[tuple[int, float]] = field(default_factory=list)
     scores: dict[str, Any] = field(default_factory=dict)
@@ -92,7 +92,7 @@ def fit(
     learning_rate: float,
     log: Callable[[str], None],
 ) -> TrainingLog:
-    """Run `steps` batches; bfloat16 products are a fifth faster than float32 on a CPU that has them."""
+    """Train on `steps` batches; bfloat16 products are a fifth faster than float32 on CPUs that support them."""
     import torch
 
     record = TrainingLog()
@@ -118,13 +118,13 @@ def fit(
 
 
 def save(path: Path, model: Any, tokenizer: Any, record: TrainingLog, settings: dict[str, Any]) -> None:
-    """Half-precision weights that announce float32, so that loading on a CPU computes in float32."""
+    """Save half-precision weights whose configuration says float32, so that a CPU computes in float32."""
     import torch
 
     path.mkdir(parents=True, exist_ok=True)
     model.half().save_pretrained(path)
     model.float()
-    # safetensors writes for the owner alone, and a wheel would keep that.
+    # safetensors makes the file readable by its owner only, and a wheel would keep that.
     (path / "model.safetensors").chmod(0o644)
     configuration = json.loads((path / "config.json").read_text())
     configuration["dtype"] = "float32"
@@ -135,5 +135,5 @@ def save(path: Path, model: Any, tokenizer: Any, record: TrainingLog, settings: 
 
 
 def share(hits: Sequence[bool]) -> float:
-    """Of the hits, how many are true, to the three digits that a log shows."""
+    """The share of hits that are true, to the three digits that a log shows."""
     return round(sum(hits) / len(hits), 3)
