@@ -1,1 +1,1 @@
-"""`raysift compare`: selections of several methods and seeds, each trained and tested under one recipe, and what came out."""
+"""`raysift compare`: selections of several methods and seeds, all trained and tested under one recipe, and results."""

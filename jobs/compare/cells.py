@@ -1,8 +1,8 @@
-"""Training and testing of a comparison: one *cell* for each selection and training seed, and one for the untrained model.
+"""Training and testing of a comparison: one *cell* per selection and training seed, and one for the untrained model.
 
-A cell is named by all that decides its result, so the same rows under the same recipe are trained once, a restart repeats
-nothing that is finished, and further methods or seeds add cells. Cells run as Ray tasks, as many as there is room for; if
-the training itself takes several workers, they run one after the other on Ray Train.
+A cell's name is a hash of all that decides its result. So the same rows under the same recipe are trained once, a
+restart repeats no finished cell, and more methods or seeds only add cells. Cells run as Ray tasks, as many at once as
+fit. If one training takes several workers, cells run one at a time on Ray Train.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ RESULT = "cell.json"
 
 @dataclass(frozen=True)
 class Cell:
-    """What one training is made of; without files the model is tested as it is."""
+    """One training and its test; without files, the model is tested as it is."""
 
     name: str
     seed: int
-    """Of the selection."""
+    """Seed of the selection."""
     training: int
-    """Number of the training of this selection."""
+    """Number of this training among those of the selection, from 0."""
     files: tuple[Location, ...]
     train: TrainConfig
     evaluate: EvalConfig
@@ -54,7 +54,7 @@ class Cell:
     place: Location
 
     def result(self) -> dict[str, Any] | None:
-        """What came out of the cell, if it is done: scores by question, loss on the target, rows, tokens, steps, seconds."""
+        """The result if the cell has finished: scores by question, loss on the target, rows, tokens, steps, seconds."""
         file = self.place / RESULT
         return dict(json.loads(file.read_bytes())) if file.exists() else None
 
@@ -62,7 +62,7 @@ class Cell:
 def plan_cells(
     run: Run, shared: CommonConfig, selections: Sequence[Chosen], trainings: int, loss_on: Sequence[str]
 ) -> list[Cell]:
-    """One cell for the base model, and `trainings` for each selection; all take as many steps as the first selection does."""
+    """One cell for the base model and `trainings` per selection; all take as many steps as the first selection."""
     steps = count_steps(selections[0].config.train, len(selections[0].ids))[1]
     model = find_model(run, shared)
     tested = {
@@ -74,7 +74,7 @@ def plan_cells(
     def cell(name: str, seed: int, training: int, rows: Chosen | None) -> Cell:
         config = rows.config if rows else shared
         train = config.train.model_copy(update={"seed": seed + 1000 * training})
-        if rows and train.epochs == shared.train.epochs:  # a method that names its own epochs keeps them
+        if rows and train.epochs == shared.train.epochs:  # a method that sets its own epochs keeps them
             train = with_steps(train, steps, len(rows.ids))
         decides = tested | {"rows": rows.identity if rows else None, "evaluate": config.evaluate, "train": train}
         return Cell(
@@ -105,7 +105,7 @@ def with_steps(train: TrainConfig, steps: int, rows: int) -> TrainConfig:
 
 
 def run_cells(run: Run, shared: CommonConfig, cells: Sequence[Cell]) -> list[dict[str, Any]]:
-    """Results of all cells, in their order; those that are not done yet are done first."""
+    """Results of all cells, in order; runs the unfinished ones first."""
     if any(cell.result() is None for cell in cells):
         run.start()
         from raysift.jobs.on_ray.fitting import need_to_train, with_room
@@ -117,7 +117,7 @@ def run_cells(run: Run, shared: CommonConfig, cells: Sequence[Cell]) -> list[dic
 
 
 def _do(run: Run, cells: Sequence[Cell], resources: Resources) -> None:
-    """Do what is left to do; cells of equal identity are one."""
+    """Run the unfinished cells, those of equal identity only once."""
     todo = [*{cell.place.path: cell for cell in cells if cell.result() is None}.values()]
     todo = [replace(cell, resources=resources) for cell in todo]
     done = _one_by_one(todo) if resources.train_workers > 1 else _side_by_side(todo, resources)
@@ -147,7 +147,7 @@ def _side_by_side(cells: Sequence[Cell], own: Resources) -> Iterator[Cell]:
 
 
 def train_and_test(cell: Cell, on_ray: bool = False) -> None:
-    """Train on the cell's rows, test the last checkpoint, and write the result; a repeated call continues the training."""
+    """Train on the cell's rows, test the last checkpoint, and write the result; a repeated call resumes training."""
     from raysift.jobs.training.finetune import finetune
 
     began = time.perf_counter()
@@ -193,7 +193,7 @@ def _test(cell: Cell, model: str, adapter: Any, on_ray: bool) -> dict[str, Any]:
 
 
 def target_loss(paths: Sequence[str], loaded: Any, template: str) -> float | None:
-    """Mean loss over the tokens of the target's right answers; None if no answer can be read by the model."""
+    """Mean loss over the tokens of the target's right answers; None if the model can read no answer."""
     from raysift.actors.likelihood import LOSS, AnswerLoss
     from raysift.scoring.columns import LABEL_TOKENS
 

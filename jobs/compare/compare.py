@@ -1,7 +1,7 @@
-"""`raysift compare`: make the selections, train and test on each, and write what came out.
+"""`raysift compare`: make the selections, train and test on each, and write the result.
 
 RUN/METHOD/seed-N/   the selection, a run like any other
-RUN/cells/           trainings and their test results, named by all that decides them
+RUN/cells/           trainings and their test results, named by a hash of all that decides them
 RUN/compare.yaml     the settings; `raysift compare RUN/compare.yaml` continues or extends the comparison
 RUN/compare.json     the result, beside compare.md and compare.csv
 """
@@ -56,7 +56,7 @@ def compare(
 
 
 def check_claims(plan: Plan, claims: Sequence[str]) -> list[tuple[str, str, str]]:
-    """The claims as (better, sign, worse); refuses those that name anything that is not compared."""
+    """The claims as (better, sign, worse); refuses claims about anything that is not compared."""
     return [check_claim(text, plan.names) for text in claims]
 
 
@@ -68,7 +68,7 @@ def require_claims(found: Mapping[str, Any]) -> None:
 
 
 def _targets(plan: Plan) -> list[str]:
-    """The shared target, else the first one that a method names."""
+    """The shared target, or else the first target that a method sets."""
     own = [contender.config(plan.seeds[0]).target for contender in plan.contenders]
     return list(plan.shared.target) or next((list(target) for target in own if target), [])
 
@@ -76,7 +76,7 @@ def _targets(plan: Plan) -> list[str]:
 def measure(
     names: Sequence[str], selections: Sequence[Chosen], cells: Sequence[Cell], results: Sequence[Mapping[str, Any]]
 ) -> dict[str, Measured]:
-    """What was measured of each method. A question counts if every model answered it."""
+    """The measurements of each method. A question counts if every model answered it."""
     questions = sorted(set.intersection(*(set(result["scores"]) for result in results)))
     if not questions:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""Which selections a comparison makes, from a YAML or from finished runs; all of them are checked before the first stage."""
+"""Plans the selections of a comparison from a YAML or finished runs, and checks all of them before the first stage."""
 
 from __future__ import annotations
 
@@ -22,35 +22,35 @@ from raysift.pool.files import find_files, fingerprint_files
 SHARED = ("pool", "budget", "model")
 """What every method of a comparison must have in common."""
 NOT_OF_ONE = ("method", "seed", "run", "reuse", "compare", "test", "train_on_selection")
-"""Settings of a comparison as a whole, or of one run alone: no method may set them."""
+"""Settings of a whole comparison or of a single run; no method may set them."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A method with its settings, or rows that are trained on whole."""
+    """A method with its settings, or rows that are all trained on."""
 
     name: str
     settings: Mapping[str, Any]
-    """All settings but the seed, as a YAML has them."""
+    """All settings except the seed, in the form of a YAML."""
     takes_all: bool = False
     finished: Mapping[int, str] = field(default_factory=dict)
-    """Runs that hold the selection of a seed already."""
+    """Runs that already hold a selection, by its seed."""
     only_finished: bool = False
-    """Whether there are no other selections than those, because nothing tells how to make them."""
+    """Whether no other selections can be made, because their settings are unknown."""
 
     def has(self, seed: int) -> bool:
         """Whether the comparison holds a selection of this seed."""
         return not self.only_finished or seed in self.finished
 
     def config(self, seed: int) -> CommonConfig:
-        """The settings of its run with this seed; every random choice of selection and training follows from it."""
+        """The settings of its run with this seed, which decides every random choice of selection and training."""
         train = {**(self.settings.get("train") or {}), "seed": seed}
         return make_config({**self.settings, "seed": seed, "train": train})
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All that a comparison does."""
+    """Everything that a comparison does."""
 
     shared: CommonConfig
     settings: CompareSettings
@@ -59,7 +59,7 @@ class Plan:
 
     @property
     def names(self) -> list[str]:
-        """What is compared: the untrained model, and every contender."""
+        """Names of the untrained model and of every contender."""
         return [BASE, *(contender.name for contender in self.contenders)]
 
     def selections_of(self, contender: Contender) -> int:
@@ -73,7 +73,7 @@ class Plan:
 
 
 def make_plan(values: Mapping[str, Any]) -> Plan:
-    """The comparison that settings ask for: methods, finished runs, or both; yardsticks join with the same seeds."""
+    """The comparison that settings ask for: methods, finished runs, or both. Yardsticks join with the same seeds."""
     asked = make_config({**values, "method": None}).compare or CompareSettings()
     runs = [(folder, _made_with(folder)) for folder in asked.runs]
     common = lay_over(_common_to(runs), {key: value for key, value in values.items() if value is not None})
@@ -114,7 +114,7 @@ def _contender(name: str, own: Mapping[str, Any], common: Mapping[str, Any], fin
 
 
 def _common_to(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
-    """What the first run says of pool, model, training and testing; raises if another one differs in what must be equal."""
+    """The first run's settings of pool, model, training and testing; raises if another run differs in a shared one."""
     if not runs:
         return {}
     first_name, first = runs[0]
@@ -135,7 +135,7 @@ def _common_to(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, Any]:
 
 
 def _by_method(runs: Sequence[tuple[str, Mapping[str, Any]]]) -> dict[str, dict[int, str]]:
-    """Runs by name and seed: by their method, or by their folder where two runs of a method share a seed."""
+    """Runs by name and seed; the name is the method, or the folder if two runs of a method share a seed."""
     groups: dict[str, dict[int, str]] = {}
     for folder, made in runs:
         seed, method = _seed_of(made), str(made["method"])
@@ -160,12 +160,12 @@ def _made_with(folder: str) -> dict[str, Any]:
 
 
 def _compared(name: str, made: Mapping[str, Any]) -> Any:
-    """What of a shared setting is compared: files by their content."""
+    """The value by which a shared setting is compared; files are compared by their content."""
     return fingerprint_files(find_files(made["pool"])) if name == "pool" and made.get("pool") else made.get(name)
 
 
 def _checked(plan: Plan) -> Plan:
-    """Refuses what a later stage would refuse, at no cost."""
+    """Refuses now, at no cost, what a later stage would refuse."""
     if not plan.shared.test:
         raise ConfigError(
             "config: 'test' is missing. A comparison scores the trained models: name examples with --test FILE..."

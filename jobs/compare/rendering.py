@@ -12,7 +12,7 @@ from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.table_layout import duration
 
 Table = tuple[str, list[str], list[list[str]]]
-"""Title, heads, lines."""
+"""Title, column heads, rows."""
 
 COLUMNS = (
     *("name", "seeds", "rows", "tokens", "steps", "selection_seconds", "training_seconds", "score", "low", "high"),
@@ -77,7 +77,7 @@ def _title(found: Mapping[str, Any]) -> str:
 
 
 def details(found: Mapping[str, Any]) -> list[Table]:
-    """Accuracy against total cost, and how alike the selections and the scores of the rows are."""
+    """Tables of score by total cost, rows in common, and rank correlations of the rows' scores."""
     costly = sorted(found["methods"], key=_total)
     best, rising = -1.0, []
     for line in costly:
@@ -92,7 +92,7 @@ def details(found: Mapping[str, Any]) -> list[Table]:
 
 
 def sentences(found: Mapping[str, Any]) -> list[str]:
-    """The verdict of each method, and what limits all of them."""
+    """The verdict on each method, and a caveat if there are few seeds."""
     said = [line["verdict"] for line in found["methods"] if line["name"] != UNIFORM]
     if found["indicative"]:
         said.append(f"{found['seeds']} seeds are few: take the figures as a hint, and compare with 3 or more.")
@@ -108,7 +108,7 @@ def show(found: Mapping[str, Any], console: Console, all_tables: bool = True) ->
 
 
 def as_markdown(found: Mapping[str, Any]) -> str:
-    """The same as a page."""
+    """All tables and sentences as a Markdown page."""
     parts = []
     for title, heads, lines in [*tables(found), *details(found)]:
         rows = [heads, ["---"] + ["---:"] * (len(heads) - 1), *lines]
@@ -118,7 +118,7 @@ def as_markdown(found: Mapping[str, Any]) -> str:
 
 
 def as_csv(found: Mapping[str, Any]) -> str:
-    """One line for each method; full precision, empty where there is nothing to tell."""
+    """One line for each method, in full precision; a missing value is empty."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
@@ -158,7 +158,7 @@ def _number(value: float | None, digits: int = 3) -> str:
 
 
 def _interval(line: Mapping[str, Any], mean: str, low: str, high: str, shown: Callable[..., str]) -> str:
-    """A mean, with its interval where there is one."""
+    """A mean, with its interval if there is one."""
     bounds = "" if line[low] is None else f" ({shown(line[low], 2)} to {shown(line[high], 2)})"
     return shown(line[mean]) + bounds
 

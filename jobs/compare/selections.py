@@ -1,4 +1,4 @@
-"""The selections of a comparison: one run folder for each method and seed, which share the stages that are the same."""
+"""The selections of a comparison: one run folder for each method and seed; equal stages are shared."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from raysift.records import ID, SCORE
 from raysift.storage import Location
 
 RANKED_ROWS = 200_000
-"""Rows whose ranks are compared; more of them, drawn by id, change a rank correlation in its third digit."""
+"""Rows whose ranks are compared, drawn by id; more would change a rank correlation only in its third digit."""
 NOT_SELECTION = ("final", "evaluate")
 
 
@@ -40,12 +40,12 @@ class Chosen:
     ids: np.ndarray
     pool_rows: int
     seconds: float
-    """What the selection would have cost alone: stages that are shared with other methods count in full."""
+    """What the selection would have taken alone: stages shared with other methods count in full."""
     ranked: Ranked | None
 
 
 def make_selections(run: Run, plan: Plan, every_stage: bool) -> Iterator[Chosen]:
-    """Make all selections; what a run before finished is not done again. `every_stage` prints the stages of each."""
+    """Make all selections; finished work is reused. `every_stage` prints the stages of each."""
     made: list[str] = []
     first: dict[str, Chosen] = {}
     for number, seed in enumerate(plan.seeds):
@@ -58,7 +58,7 @@ def make_selections(run: Run, plan: Plan, every_stage: bool) -> Iterator[Chosen]
             if seed in contender.finished:
                 own = open_run(contender.finished[seed])
                 chosen = read_manifest(own.folder / "choose")
-                assert chosen is not None  # the plan has looked
+                assert chosen is not None  # checked by the plan
             else:
                 own, chosen = _select(run, contender, seed, [*made, *_finished(plan)], every_stage)
             if own.name not in made:
@@ -101,7 +101,7 @@ def _chosen(own: Run, contender: Contender, seed: int, chosen: Manifest) -> Chos
 
 
 def _ranked(scores: Location) -> Ranked:
-    """Scores by row id, of a sample of the rows that is the same for every method."""
+    """Scores by row id, for a sample of rows that is the same for every method."""
     ids, values = np.empty(0, np.int64), np.empty(0)
     for chunk in read_chunks([scores], [ID, SCORE]):
         ids = np.concatenate([ids, chunk[ID].to_numpy()])
