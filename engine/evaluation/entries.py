@@ -1,4 +1,4 @@
-"""What a comparison compares: methods with their own settings, or rows of your own, trained and tested under one recipe."""
+"""The settings of a comparison: methods or rows of your own, which are trained and tested under one recipe."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raysift.settings.base import Settings
 
 UNIFORM, LONGEST, BASE = "uniform", "longest", "base model"
 YARDSTICKS = (UNIFORM, LONGEST)
-"""Compared with whatever else is, since a method that does not beat them is not worth its cost."""
+"""Part of every comparison, since a method that does not beat them is not worth its cost."""
 ROWS = "rows"
 NAME = re.compile(r"[A-Za-z0-9][\w .+=%-]{0,39}")
 

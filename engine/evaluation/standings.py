@@ -1,4 +1,4 @@
-"""How the methods of a comparison stand: a line each, a verdict in words, and how alike their selections are."""
+"""The standings of a comparison: figures and a verdict for each method, and how similar the selections are."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Ranked(NamedTuple):
 
 @dataclass
 class Measured:
-    """All that was measured of one method, by seed of its selection."""
+    """All measurements of one method, by the seed of its selection."""
 
     rows: dict[int, NDArray[np.int64]] = field(default_factory=dict)
     """Ids of the chosen rows."""
@@ -50,7 +50,7 @@ class Measured:
     ranked: dict[int, Ranked] = field(default_factory=dict)
 
     def by_seed(self) -> Scores:
-        """Scores of every question, the mean over the trainings of a selection."""
+        """The score of every question, averaged over the trainings of a selection."""
         return {seed: np.mean(np.asarray(trainings, np.float64), axis=0) for seed, trainings in self.scores.items()}
 
 
@@ -115,7 +115,7 @@ def _line(
 def difference_of(
     measured: Mapping[str, Measured], name: str, against: str, gain: float, confidence: float = 0.95
 ) -> Difference:
-    """By how much one method lies above another over the seeds that both have; the untrained model has the same score in all."""
+    """How far one method scores above another, over the seeds of both; the untrained model scores the same in all."""
     own, other = measured[name].by_seed(), measured[against].by_seed()
     if name == BASE:
         own = dict.fromkeys(other, next(iter(own.values())))
@@ -138,7 +138,7 @@ def check_claim(text: str, names: Sequence[str]) -> tuple[str, str, str]:
 
 
 def claim_holds(claim: tuple[str, str, str], measured: Mapping[str, Measured], gain: float) -> tuple[bool, str]:
-    """Whether the interval of the difference says so, and the verdict: `A>B` needs all of it above 0, `A>=B` not all below."""
+    """Whether the claim holds, and the verdict: `A>B` needs all of the interval above 0, `A>=B` not all below."""
     first, sign, second = claim
     found = difference_of(measured, first, second, gain)
     _, low, high = found.interval
@@ -147,14 +147,14 @@ def claim_holds(claim: tuple[str, str, str], measured: Mapping[str, Measured], g
 
 
 def _overlap(one: Measured, other: Measured, pool_rows: int) -> tuple[float | None, float | None]:
-    """Mean over the seeds that both have."""
+    """Overlap and the overlap by chance, averaged over the seeds that both have."""
     seeds = [seed for seed in one.rows if seed in other.rows]
     both = [overlap(one.rows[seed], other.rows[seed], max(pool_rows, len(one.rows[seed]))) for seed in seeds]
     return _mean([found.jaccard for found in both]), _mean([found.by_chance for found in both])
 
 
 def _rank(one: Measured, other: Measured) -> float | None:
-    """Mean over seeds of the rank correlation of the rows that both have scored."""
+    """Rank correlation of the rows that both have scored, averaged over seeds."""
     found = []
     for seed in one.ranked.keys() & other.ranked.keys():
         a, b = one.ranked[seed], other.ranked[seed]
@@ -165,7 +165,7 @@ def _rank(one: Measured, other: Measured) -> float | None:
 
 
 def _spread(own: Measured) -> dict[str, float] | None:
-    """Standard deviations over seeds of the selection and of the training, where both were repeated."""
+    """Standard deviations over seeds of the selection and of the training; None unless both were repeated."""
     table = [[float(np.mean(scores)) for scores in trainings] for trainings in own.scores.values()]
     if len(table) < 2 or min(map(len, table)) < 2:
         return None

@@ -1,4 +1,4 @@
-"""The answers that a target holds to be right, whatever its kind: the reference of an example, the chosen one of a pair."""
+"""The right answers of a target: the reference answer of an example, the chosen answer of a pair."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from raysift.pool.pairs import read_pairs
 from raysift.records import ID, MESSAGE, MESSAGES, META, Message
 
 MOST_ANSWERS = 256
-"""More of them cost every cell of a comparison time and change a mean loss little."""
+"""More would slow every cell of a comparison and hardly change a mean loss."""
 
 CONVERSATIONS = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE)), (META, pa.string())])
 
@@ -31,7 +31,7 @@ def target_conversations(paths: Sequence[str]) -> pa.Table:
 def _read(path: str) -> list[tuple[Message, ...]]:
     try:
         return [(*pair.prompt, Message("assistant", pair.chosen)) for pair in read_pairs(path)]
-    except ConfigError:  # its records have no two answers
+    except ConfigError:  # its records are no pairs
         pass
     answered = [(example.prompt, reference_answer(example)) for example in read_examples(path)]
     return [(*prompt, Message("assistant", answer)) for prompt, answer in answered if answer]
