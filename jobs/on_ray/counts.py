@@ -1,6 +1,6 @@
-"""What workers have done so far, told to the driver through Ray's own key-value store: no actor, no port, no file.
+"""Workers' progress, reported to the driver through Ray's own key-value store: no actor, no port, no file.
 
-Progress is for looking at only. What goes wrong here never ends a stage, and no result depends on it.
+Progress is only displayed. An error here never ends a stage, and no result depends on it.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ TELL_EVERY_S = 0.5
 
 
 class Count:
-    """A worker's own count under a shared name; writes it down at most twice a second.
+    """A worker's own count under a shared name, written at most twice a second.
 
-    A worker with a name goes on with its count after a restart.
+    A worker with a name writes to the same count after a restart.
     """
 
     def __init__(self, name: str, worker: str = "") -> None:
@@ -28,11 +28,11 @@ class Count:
         self._done, self._told = 0, float("-inf")
 
     def add(self, more: int) -> None:
-        """So much more is done."""
+        """Add to the number done."""
         self.set(self._done + more)
 
     def set(self, done: int, total: int | None = None, words: str = "") -> None:
-        """So much is done, of a total if the driver cannot know it."""
+        """Set the number done, and the total if the driver cannot know it."""
         self._done = done
         if time.monotonic() - self._told < TELL_EVERY_S and done != total:
             return

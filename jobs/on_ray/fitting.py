@@ -1,6 +1,6 @@
-"""Fits a stage to the cluster before it starts: workers at a time, threads, tokens in a pass, memory that Ray reserves.
+"""Fits a stage to the cluster before it starts: workers, threads, tokens per pass, memory that Ray reserves.
 
-What the user has set stays. A worker that Ray kills for its memory is answered by smaller passes or fewer workers.
+What the user has set stays. If Ray kills a worker for memory, the stage retries with smaller passes or fewer workers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from raysift.settings.resources import Resources
 Result = TypeVar("Result")
 
 KILLED = ("MemoryError", "OUT_OF_MEMORY", "memory monitor", "running low on memory")
-"""Words by which Ray's errors tell that a process was ended for its memory; they come as text, from several classes."""
+"""Words in Ray's errors that a process was killed for its memory; several classes have them, only in their text."""
 
 
 def with_room(
@@ -33,9 +33,9 @@ def with_room(
     work: Callable[[CommonConfig], Result],
     of_training: bool = False,
 ) -> Result:
-    """Call `work` with resources that fit the cluster, again with smaller ones after a worker was killed for its memory.
+    """Call `work` with resources that fit the cluster, and again with smaller ones if a worker is killed for memory.
 
-    The workers of a training are as many as `train_workers` says.
+    A training has `train_workers` workers.
     """
     if need is None or config.resources.on_gpu or not ray.is_initialized():
         return work(config)
@@ -74,7 +74,7 @@ def with_room(
 
 
 def fit_cluster(resources: Resources, need: Need) -> Fit:
-    """What the machines of the running Ray hold, each taken as the mean of all."""
+    """What fits on the running cluster, if each machine is taken as the mean of all."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     count = max(1, len(machines))
     cores = int(sum(machine["CPU"] for machine in machines) / count)
@@ -86,7 +86,7 @@ def fit_cluster(resources: Resources, need: Need) -> Fit:
 
 
 def fitted(resources: Resources, found: Fit) -> Resources:
-    """The resources with what is not set in them."""
+    """The resources, with unset values filled in from the fit."""
     threads = resources.threads or max(1, int(resources.cpus_per_worker or found.threads))
     return resources.model_copy(
         update={
@@ -100,7 +100,7 @@ def fitted(resources: Resources, found: Fit) -> Resources:
 
 
 def killed_for_memory(error: BaseException) -> bool:
-    """Whether Ray's memory monitor, or the system, ended a process of ours."""
+    """Whether Ray's memory monitor or the operating system killed a process of ours."""
     seen: BaseException | None = error
     while seen is not None:
         if any(word in f"{type(seen).__name__}: {seen}" for word in KILLED):
@@ -110,13 +110,13 @@ def killed_for_memory(error: BaseException) -> bool:
 
 
 def need_to_answer(config: CommonConfig, model: str) -> Need | None:
-    """What an actor takes that scores, embeds or answers with this model; None if its configuration tells no widths."""
+    """Memory an actor needs to score, embed or answer with this model; None if its configuration lacks the widths."""
     shape = model_shape(config, model)
     return answering(shape, number_type(config, model)) if shape else None
 
 
 def need_to_train(config: CommonConfig, model: str) -> Need | None:
-    """What a worker of `train` takes."""
+    """Memory a training worker needs; None if the model's configuration lacks the widths."""
     shape, train = model_shape(config, model), config.train
     if shape is None:
         return None

@@ -18,8 +18,8 @@ def run_tasks(
 ) -> Iterator[tuple[int, Any]]:
     """Call `work` with the arguments of each task; yield (task number, result) as tasks finish.
 
-    A task whose process dies is retried three times. In messages, `what` names the things worked on and `advice` explains
-    what to do about a failed task.
+    A task whose process dies is retried three times. In messages, `what` names the things worked on and `advice`
+    explains what to do about a failed task.
     """
     remote = ray.remote(work).options(num_cpus=resources.cpus, max_retries=3)
     window = resources.workers or 2 * max(1, int(cluster_cpus() / resources.cpus))

@@ -2,12 +2,12 @@
 
 Workarounds for Ray 2.60:
 - A fixed actor pool as large as the cluster starves the reader for ever, so pools start at one actor and grow.
-- The checkpoint filter is one more actor that holds a whole CPU. Reading and writing ask for a quarter CPU each, and our
-  actors share the rest; otherwise a resumed stage on two CPUs would wait for ever.
-- The newer Parquet reader merges small files into one block, hence one task, and lists files in a separate task. The older
-  reader is used instead, and every read is re-blocked at once.
-- `write_parquet` leaves files of killed attempts behind. Rows are checkpointed by id (`ray.data.checkpoint`, beta, named
-  only here), and a stage's manifest also names the files that count.
+- The checkpoint filter is one more actor that holds a whole CPU. Reading and writing ask for a quarter CPU each, and
+  our actors share the rest; otherwise a resumed stage on two CPUs would wait for ever.
+- The newer Parquet reader merges small files into one block, hence one task, and lists files in a separate task. The
+  older reader is used instead, and every read is re-blocked at once.
+- `write_parquet` leaves files of killed attempts behind. Rows are checkpointed by id (`ray.data.checkpoint`, beta,
+  named only here), and a stage's manifest also names the files that count.
 - Settings are made on a copy of the `DataContext`, so those of a host pipeline are not touched.
 """
 
@@ -97,7 +97,7 @@ def _require_head(address: str) -> None:
 def data_context(resources: Resources) -> Iterator[DataContext]:
     """Inside the block, a copy of Ray Data's settings with our changes is in force."""
     context = DataContext.get_current().copy()
-    context.enable_progress_bars = False  # four lines of its own words for each of our stages; see `counts`
+    context.enable_progress_bars = False  # they print four lines for each stage; see `counts` for ours
     context.print_on_execution_start = False
     context.max_errored_blocks = 0  # a lost block would lose rows; row failures are recorded as data
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
@@ -170,7 +170,7 @@ def _tell_idle(gpus: float, device: str) -> None:
 
 
 def actor_cpus(resources: Resources) -> float:
-    """CPUs an actor reserves: `cpus_per_worker`, or its share of what filter, reader and writer leave if that is less."""
+    """CPUs an actor reserves: `cpus_per_worker`, or its share of what filter, reader and writer leave, if less."""
     left = cluster_cpus() - FILTER_CPUS - 2 * IO_CPUS
     return min(resources.cpus, max(0.01, round(left / pool_size(resources), 2)))
 
@@ -227,7 +227,7 @@ def refusing_later(actor: type[RowActor], counts: str | None = None) -> type[Row
     """Subclass the actor so that raysift errors in its constructor are raised by the first batch instead.
 
     Ray prints an error in a constructor with three tracebacks, also on standard output, and keeps only its text. Other
-    errors are still raised by the constructor. With `counts`, the actor counts its answers under that name (see `Count`).
+    errors are still raised by the constructor. With `counts`, the actor counts its answers under that name.
     """
 
     class _RefusingLater(actor):  # type: ignore[misc, valid-type]
@@ -263,8 +263,8 @@ def answer_rows(
 ) -> list[Location]:
     """Apply `answer`, which must return one row for each id, to the rows of `files` and write the result below `out`.
 
-    See `map_rows` for the guarantees. `answer` also gets the name under which its last actor counts answers. It must not
-    sort, group, limit or drop rows, or resuming would lose some.
+    See `map_rows` for the guarantees. `answer` also gets the name under which its last actor counts answers. It must
+    not sort, group, limit or drop rows, or resuming would lose some.
     """
     from ray.data.checkpoint import CheckpointConfig
 

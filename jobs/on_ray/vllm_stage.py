@@ -1,11 +1,11 @@
 """The one module that knows `ray.data.llm`: an engine as a stage of a dataset, its requests, replies and failures.
 
 Workarounds for Ray 2.60 with vLLM 0.29 to 0.32:
-- Rows travel as one struct column whose blocks are merged through pandas. An integer missing in one block comes out as a
-  float, so no field of a request is ever null.
+- Rows travel as one struct column whose blocks are merged through pandas. An integer missing in one block comes out as
+  a float, so no field of a request is ever null.
 - A row that failed before the engine skips it if `__inference_error__` is set, and comes out with all internal columns.
-- An engine that dies takes its actor along, and Ray restarts that for ever. `max_restarts` is set on the stage, the only
-  place where it can be set.
+- A crashed engine takes its actor along, and Ray restarts that actor for ever. `max_restarts` is set on the stage, the
+  only place where it can be set.
 - Requests may wait for ever on a dead engine: see `our_engine`.
 - A remote adapter can be named only as s3:// or gs://, so the engine's actor copies it to a local disk first.
 - Building a processor initialises Ray again, which resets the levels of its loggers.
@@ -52,7 +52,7 @@ _CAUSE = re.compile(r"[\w.]*(Error|Exception): ")
 
 
 def engine_count(resources: Resources) -> int:
-    """Maximum engines: as many as fit on the GPUs, or on CPUs one per machine by default, as an engine uses all cores."""
+    """Maximum engines: as many as fit on the GPUs, or on CPUs by default one per machine, since each uses all cores."""
     resources = resources.of_engines()
     room = pool_size(resources)
     if resources.gpus_per_worker:
@@ -67,8 +67,8 @@ class Request(NamedTuple):
     sampling: dict[str, Any]
     """Arguments of `SamplingParams`."""
     reply: str = GENERATED
-    """`GENERATED`: the tokens of the reply. `LOGPROBS`: instead, the log-probability of each token in `logprob_token_ids`
-    as the first token of the reply, in that order."""
+    """`GENERATED`: the tokens of the reply. `LOGPROBS`: instead, the log-probability of each token in
+    `logprob_token_ids` as the first token of the reply, in that order."""
     beside: Mapping[str, Any] = MappingProxyType({})
     """Columns that bypass the engine, from the asking actor to the reading actor, each with its value for rows that
     failed."""
@@ -167,7 +167,7 @@ def build_engine(
 
 
 def replace_engine(stage: Any, engine: type, **arguments: Any) -> None:
-    """Make the stage run another class. Assigning `fn` resets the stage to ask for a GPU, so its options are restored."""
+    """Make the stage run another class. Assigning `fn` makes the stage ask for a GPU, so its options are restored."""
     placed = dict(stage.map_batches_kwargs)
     stage.fn = engine
     stage.fn_constructor_kwargs |= arguments
@@ -178,9 +178,9 @@ def replace_engine(stage: Any, engine: type, **arguments: Any) -> None:
 def our_engine(stage: Any) -> Any:
     """Subclass the engine to carry less data, guard each batch, and keep copies of remote adapters while it runs.
 
-    Fields that all rows share are added here instead of travelling with each row. Only the wanted part of a reply is passed
-    on: log-probabilities come as a dict of dicts for each of its tokens. The guard is needed because vLLM 0.32 forgets
-    requests sent just before it notices that its engine has died.
+    Fields that all rows share are added here instead of travelling with each row. Only the wanted part of a reply is
+    passed on: log-probabilities come as a dict of dicts for each of its tokens. The guard is needed because vLLM 0.32
+    forgets requests sent just before it notices that its engine has died.
     """
 
     class OurEngine(stage):  # type: ignore[misc]
@@ -240,7 +240,7 @@ def sampling_of(settings: GenerationSettings, ends: frozenset[int]) -> dict[str,
 
 
 def logprobs_of(tokens: Sequence[int]) -> dict[str, Any]:
-    """`SamplingParams` arguments to get only the log-probabilities of these first tokens; greedy, since any reply will do."""
+    """`SamplingParams` arguments for only the log-probabilities of these first tokens; greedy, as any reply will do."""
     if len(tokens) > MOST_TOKENS:
         raise ModelError(
             f"vllm: log-probabilities of {len(tokens)} tokens are wanted; vLLM gives those of {MOST_TOKENS}. Judge on a "
@@ -271,7 +271,7 @@ def _from_engine(row: dict[str, Any], kept: Sequence[str]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _as_told() -> Iterator[None]:
-    """Keeps Ray's logger as the caller set it: building a processor calls `ray.init`, which reconfigures it and logs."""
+    """Keeps Ray's logger as the caller set it: building a processor calls `ray.init`, which resets it and logs."""
     logger, disabled = logging.getLogger("ray"), logging.root.manager.disable
     level, handlers = logger.level, list(logger.handlers)
     logging.disable(max(disabled, logging.INFO))
