@@ -23,7 +23,11 @@ def test_folders_are_made_and_what_was_written_is_said(tmp_path, capsys):
 
 
 def test_targets_serve_the_methods_they_are_for(tmp_path):
-    for kind, methods in (("target", ("less", "rds", "raise")), ("test", ("less", "raise")), ("pairs", ("rose",))):
+    for kind, methods in (
+        ("target", ("less", "rds", "raise")),
+        ("test", ("less", "rds", "raise")),
+        ("pairs", ("rose",)),
+    ):
         assert command(kind, tmp_path / f"{kind}.jsonl", "--rows", 20, "--skill", "reverse", "--skill", "roman") == 0
         found = look_at_target(str(tmp_path / f"{kind}.jsonl"))
         assert found.methods == methods and "20 " in found.what
