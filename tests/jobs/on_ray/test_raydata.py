@@ -243,7 +243,7 @@ def test_an_actor_is_told_to_compute_on_the_gpu_it_was_granted_and_else_on_the_c
         import pyarrow as pa, pyarrow.parquet as pq, ray
         from raysift.actors.contract import RowActor
         from raysift.jobs.on_ray.raydata import map_rows, start_ray
-        from raysift.jobs.scoring.quality import loading
+        from raysift.jobs.stages import placing
         from raysift.config import make_config
         from raysift.storage import open_location
 
@@ -260,7 +260,7 @@ def test_an_actor_is_told_to_compute_on_the_gpu_it_was_granted_and_else_on_the_c
         folder, found = open_location(sys.argv[1]), {}
         for gpus in (0, 1):
             config = make_config({"resources": {"gpus_per_worker": gpus, "workers": 1}})
-            answers = map_rows([folder / "rows.parquet"], Where, loading(config), folder / str(gpus), config.resources)
+            answers = map_rows([folder / "rows.parquet"], Where, placing(config), folder / str(gpus), config.resources)
             rows = pa.concat_tables([pq.read_table(file.path) for file in answers]).to_pylist()
             found[gpus] = sorted({(row["device"], row["granted"]) for row in rows})
         print(json.dumps(found))
