@@ -26,13 +26,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from ranking import auc
+from trained_cells import PASSES_OVER_ALL, Cell, compare_cells, show_comparison
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import raysift
 from raysift.config import make_config
 from raysift.fingerprint import fingerprint
 from raysift.jobs.api import own_session
-from raysift.jobs.commands.demo import PASSES_OVER_ALL, Cell, compare_cells, show_comparison
 from raysift.jobs.nano_build.training import Conversation, encode_conversations, length_batches, pad
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run

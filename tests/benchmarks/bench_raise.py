@@ -25,12 +25,12 @@ import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
+from trained_cells import Cell, compare_cells, show_comparison, tested_scores
 
 import raysift
 from raysift.config import make_config
 from raysift.draws import uniform_of
 from raysift.jobs.api import own_session
-from raysift.jobs.commands.demo import Cell, compare_cells, show_comparison, tested_scores
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks

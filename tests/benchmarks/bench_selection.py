@@ -18,12 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-
-import raysift
-from raysift.config import CommonConfig, make_config
-from raysift.jobs import stages
-from raysift.jobs.api import own_session
-from raysift.jobs.commands.demo import (
+from trained_cells import (
     PASSES_OVER_ALL,
     POOL_ROWS,
     TARGET,
@@ -33,6 +28,11 @@ from raysift.jobs.commands.demo import (
     oracle_rows,
     show_comparison,
 )
+
+import raysift
+from raysift.config import CommonConfig, make_config
+from raysift.jobs import stages
+from raysift.jobs.api import own_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
