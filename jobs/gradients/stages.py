@@ -82,7 +82,13 @@ def checkpoints_of(run: Run, trained: Manifest, last: int | None) -> list[Checkp
         found = [_given_checkpoint(open_location(trained.values["source"]), **point) for point in given]
     else:
         found = [_own_checkpoint(folder) for folder in run.files(trained, "epochs")]
-    return found[-last:] if last else found
+    kept = found[-last:] if last else found
+    if kept and not any(point.learning_rate for point in kept):
+        raise ConfigError(
+            f"warmup: the learning rate had fallen to 0 at {', '.join(point.name for point in kept)}, and it is a checkpoint's "
+            "weight. Keep more checkpoints, or give an epoch more steps: a larger warmup_share, or a smaller warmup.batch_size."
+        )
+    return kept
 
 
 def _own_checkpoint(folder: Location) -> Checkpoint:

@@ -7,12 +7,13 @@ import pyarrow.parquet as pq
 import pytest
 
 import raysift
-from raysift.errors import DataError
+from raysift.errors import ConfigError, DataError
 from raysift.jobs.gradients.given_checkpoints import check_base, find_checkpoints
 from raysift.jobs.gradients.stages import checkpoints_of
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.models import find_model
-from raysift.jobs.runs.run import open_run
+from raysift.jobs.runs.run import Run, open_run
+from raysift.manifest import Manifest
 from raysift.nano.world import generate_pool
 from raysift.storage import open_location
 
@@ -147,3 +148,16 @@ def test_what_cannot_be_taken_is_named(rose_run, tmp_path):
     state.unlink()
     with pytest.raises(DataError, match=r"neither trainer_state.json nor epoch.json"):
         find_checkpoints(place)
+
+
+def test_checkpoints_without_weight_are_refused_before_any_gradient(tmp_path):
+    def trained(*rates):
+        given = [
+            {"name": f"epoch-{i}", "adapter": "a", "moments": None, "learning_rate": r} for i, r in enumerate(rates)
+        ]
+        return Manifest(stage="warmup", fingerprint="", values={"given": given, "source": str(tmp_path)})
+
+    run = Run(str(tmp_path / "run"))
+    assert [point.learning_rate for point in checkpoints_of(run, trained(1e-3, 0.0), None)] == [1e-3, 0.0]
+    with pytest.raises(ConfigError, match="fallen to 0 at epoch-1.*more checkpoints"):
+        checkpoints_of(run, trained(1e-3, 0.0), 1)
