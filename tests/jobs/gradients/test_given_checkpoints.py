@@ -159,5 +159,5 @@ def test_checkpoints_without_weight_are_refused_before_any_gradient(tmp_path):
 
     run = Run(str(tmp_path / "run"))
     assert [point.learning_rate for point in checkpoints_of(run, trained(1e-3, 0.0), None)] == [1e-3, 0.0]
-    with pytest.raises(ConfigError, match="fallen to 0 at epoch-1.*more checkpoints"):
+    with pytest.raises(ConfigError, match=r"fallen to 0 at epoch-1.*more checkpoints"):
         checkpoints_of(run, trained(1e-3, 0.0), 1)
