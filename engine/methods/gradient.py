@@ -63,7 +63,23 @@ class TargetFile:
     """The problems in words, with the first records of each reason."""
 
 
-class GradientSelector(Selector):
+class BySubtask(Selector):
+    """A selector whose scores have one number for each subtask, in `by_subtask`."""
+
+    config: Any
+
+    @property
+    def picks_in_turn(self) -> bool:
+        return bool(self.config.match.subtasks == "round_robin")
+
+    def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
+        """The rows with the best scores; under `round_robin` the subtasks pick in turn."""
+        if not self.picks_in_turn:
+            return super().choose(scores, budget, pool_rows)
+        return choose_in_turn(self.config.match, scores, budget, pool_rows)
+
+
+class GradientSelector(BySubtask):
     """Scored by its recipe, because a row's score needs the model at several points of its training.
 
     A method defines its target: how to read target files, and which call of an actor gives the target's gradients.
@@ -91,16 +107,6 @@ class GradientSelector(Selector):
     def target_gradients(self, actor: Any, members: Sequence[Any], keep_units: bool = False) -> list[Targets]:
         """The target's gradients at each checkpoint, from an actor `TargetGradients`; with `keep_units` also each member's."""
         raise NotImplementedError
-
-    @property
-    def picks_in_turn(self) -> bool:
-        return self.config.match.subtasks == "round_robin"
-
-    def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
-        """The rows with the best scores; under `round_robin` the subtasks pick in turn."""
-        if not self.picks_in_turn:
-            return super().choose(scores, budget, pool_rows)
-        return choose_in_turn(self.config.match, scores, budget, pool_rows)
 
 
 def choose_in_turn(

@@ -9,19 +9,16 @@ row is taken loses its turn; here it takes its best row that is left.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Annotated, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
-from raysift.methods.base import MethodConfig, Selector
-from raysift.methods.gradient import TargetFile, choose_in_turn
+from raysift.methods.base import MethodConfig
+from raysift.methods.gradient import BySubtask, TargetFile
 from raysift.methods.less import Less, read_answered
 from raysift.settings.base import Settings
-from raysift.settings.budget import Budget
 from raysift.settings.gradients import MatchSettings
-from raysift.topk import Ids, Scores
 
 
 class RdsTargets(Settings):
@@ -39,7 +36,7 @@ class RdsConfig(MethodConfig):
     """Here each example is a subtask of its own."""
 
 
-class Rds(Selector):
+class Rds(BySubtask):
     """Scored by its recipe, for the cosines need the model."""
 
     name = "rds"
@@ -57,13 +54,3 @@ class Rds(Selector):
     def read_target(self, path: str) -> TargetFile:
         """The examples of a target path, each with a right answer."""
         return read_answered(path, self.config.targets.split)
-
-    @property
-    def picks_in_turn(self) -> bool:
-        return self.config.match.subtasks == "round_robin"
-
-    def choose(self, scores: Iterable[pa.Table], budget: Budget, pool_rows: int) -> tuple[Ids, Scores]:
-        """The rows with the best scores; under `round_robin` the examples pick in turn."""
-        if not self.picks_in_turn:
-            return super().choose(scores, budget, pool_rows)
-        return choose_in_turn(self.config.match, scores, budget, pool_rows)
