@@ -203,7 +203,7 @@ def compute_segment(
     inputs: Inputs,
 ) -> None:
     """Run one pass over rows at some checkpoints and seal it into a segment; a killed pass resumes in its folder."""
-    from raysift.jobs.on_ray.fitting import with_room
+    from raysift.jobs.on_ray.fitting import longest_row, with_room
     from raysift.jobs.on_ray.raydata import map_rows
 
     name = segment_name(store.identity, share, inputs)
@@ -226,7 +226,9 @@ def compute_segment(
 
     signs = 0.25  # one byte per number of a gradient
     per_checkpoint, points = moments_of(settings) + signs, len(share.checkpoints)
-    need = room_needed(config, settings, find_model(run, config).name, points, per_checkpoint, store.form.dimension)
+    longest = longest_row(run, rows, warmup_recipe(config, settings))
+    model = arguments["model"]
+    need = room_needed(config, settings, model, points, per_checkpoint, store.form.dimension, longest)
     answers = with_room(run, "gradients", config, need, compute)
     counts = count_answers("gradients", answers, len(share.ids))
     shards = seal(answers, share.checkpoints, store.form, folder, config.resources)
