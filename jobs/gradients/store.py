@@ -209,8 +209,9 @@ def compute_segment(
     name = segment_name(store.identity, share, inputs)
     with _writing_into(store):
         folder = store.folder(name).make_folder()
+    model = find_model(run, config).name
     arguments = {
-        "model": find_model(run, config).name,
+        "model": model,
         "checkpoints": [store.points[name] for name in share.checkpoints],
         "adam": settings.adam,
         "projection": settings.projection,
@@ -227,7 +228,6 @@ def compute_segment(
     signs = 0.25  # one byte per number of a gradient
     per_checkpoint, points = moments_of(settings) + signs, len(share.checkpoints)
     longest = longest_row(run, rows, warmup_recipe(config, settings))
-    model = arguments["model"]
     need = room_needed(config, settings, model, points, per_checkpoint, store.form.dimension, longest)
     answers = with_room(run, "gradients", config, need, compute)
     counts = count_answers("gradients", answers, len(share.ids))
