@@ -85,7 +85,7 @@ def _as_set(stage: str, config: CommonConfig, work: Callable[[CommonConfig], Res
     try:
         return work(config)
     except Exception as error:
-        if not killed_for_memory(error, KILLED + GPU_FULL):
+        if not killed_for_memory(error, GPU_FULL):
             raise
         own = config.resources
         raise StageError(
@@ -121,14 +121,19 @@ def fitted(resources: Resources, found: Fit) -> Resources:
     )
 
 
-def killed_for_memory(error: BaseException, words: Sequence[str] = KILLED) -> bool:
+def killed_for_memory(error: BaseException, also: Sequence[str] = ()) -> bool:
     """Whether Ray's memory monitor or the operating system killed a process of ours, or memory could not be had."""
     seen: BaseException | None = error
     while seen is not None:
-        if any(word in f"{type(seen).__name__}: {seen}" for word in words):
+        if words_of_a_kill(f"{type(seen).__name__}: {seen}", also):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def words_of_a_kill(text: str, also: Sequence[str] = ()) -> str | None:
+    """The line of an error's text that tells of full memory; None if none does."""
+    return next((line.strip() for line in text.splitlines() if any(word in line for word in (*KILLED, *also))), None)
 
 
 def need_to_answer(config: CommonConfig, model: str) -> Need | None:

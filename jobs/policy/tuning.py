@@ -20,7 +20,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from raysift.errors import StageError, find_cause
-from raysift.jobs.on_ray.fitting import KILLED
+from raysift.jobs.on_ray.fitting import words_of_a_kill
 from raysift.jobs.on_ray.raydata import cluster_cpus, pool_size
 from raysift.jobs.policy.trials import (
     CRITERION,
@@ -50,7 +50,7 @@ def fit(work: TrialWork, drawn: Sequence[TrialSettings], resources: Resources, r
     asked = {"CPU": resources.cpus, "GPU": resources.gpus_per_worker, "memory": resources.memory or 0}
     trainable = tune.with_resources(tune.with_parameters(run_trial, work=work), asked)
     _require_room(resources)
-    _forget_other_plan(work.folder, asked | {"at_once": pool_size(resources)})
+    forget_other_plan(work.folder, asked | {"at_once": pool_size(resources)})
     total, unit = len(drawn) * work.search.rounds, "rounds"
     with _quiet(), run.progress(total, unit) as bar, Teller.speaking(Watch(run, bar, work, len(drawn))) as watch:
         tuner = _restored(work.folder / TUNE, trainable)
@@ -135,11 +135,8 @@ class Watch:
 
     def fail(self, trial: Any) -> None:
         """A trial has failed, perhaps for its memory."""
-        with contextlib.suppress(OSError, TypeError):
-            with open(trial.error_file, encoding="utf-8") as file:
-                said = file.read().rpartition("Failure #")[2]
-            if any(word in said for word in KILLED):
-                self.killed = said.strip().splitlines()[-1]
+        with contextlib.suppress(OSError, TypeError), open(trial.error_file, encoding="utf-8") as file:
+            self.killed = self.killed or words_of_a_kill(file.read().rpartition("Failure #")[2])
 
     def _show(self) -> None:
         ended = sum(number == self.rounds for number in self.reached.values())
@@ -219,7 +216,7 @@ def _tune_config(work: TrialWork, resources: Resources) -> tune.TuneConfig:
     )
 
 
-def _forget_other_plan(folder: Location, plan: dict[str, Any]) -> None:
+def forget_other_plan(folder: Location, plan: dict[str, Any]) -> None:
     """Delete Tune's state if it was begun with other shares of the machine, which it would ask for again."""
     place = folder / PLAN
     known = json.loads(place.read_bytes()) if place.exists() else plan

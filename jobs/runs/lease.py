@@ -163,7 +163,7 @@ def is_over(found: Holder) -> bool:
     """Whether the holder is dead, or has shown no sign of life for too long."""
     here = process()
     if found["where"] == here["where"]:
-        return born(found["pid"]) != found["born"]
+        return bool(born(found["pid"]) != found["born"])
     return bool(time.time() - found["beat"] > STALE_S)
 
 
