@@ -20,7 +20,7 @@ from raysift.evaluation.entries import CompareSettings
 from raysift.evaluation.metrics import EvalConfig
 from raysift.jobs.commands.cli import app
 from raysift.jobs.commands.guard import INTERRUPTED, TERMINATED
-from raysift.jobs.commands.method_help import first_sentence, method_help
+from raysift.jobs.commands.method_help import method_help
 from raysift.jobs.commands.options import SHARED
 from raysift.jobs.runs.stage_names import WHAT_IT_DOES
 from raysift.manifest import Manifest
@@ -48,7 +48,10 @@ SECTIONS: dict[str, type[BaseModel]] = {
 GROUPS = {
     "Begin": ["start", "choose", "faq"],
     "Methods": [f"methods/{name}" for name in ("less", "rose", "mods", "raise", "rds", "yardsticks")],
-    "Guides": ["guides/pools", "guides/targets", "guides/budgets", "guides/settings", "guides/compare", "runs"],
+    "Guides": [
+        *(f"guides/{name}" for name in ("pools", "targets", "budgets", "settings", "compare", "hand-off")),
+        *("runs", "guides/resume-and-reuse", "cluster", "python"),
+    ],
     "Reference": [f"reference/{name}" for name in ("cli", "settings", "files", "exit-codes")],
     "How it is built, and how well it works": ["evidence", "limitations", "architecture", "adding-a-selector"],
 }
@@ -96,7 +99,7 @@ def describe_command(name: str, command: Any) -> Iterator[str]:
     """A heading, what the command does, its arguments, the shared options by name and its own in full."""
     yield f"### raysift {name}"
     method = METHODS.get(name)
-    yield " ".join(str(command.help or method and method.summary).split())
+    yield " ".join(str(command.help or (method and method.summary)).split())
     if method:
         example = next(line for line in method_help(name).splitlines() if line.startswith("Example: "))
         yield f"Needs {method.needs}. {example.replace(': ', ': `', 1)}`. Its settings: [{name}](settings.md#{name})."
@@ -283,7 +286,7 @@ def groups(texts: dict[str, str]) -> dict[str, list[tuple[str, str, str]]]:
     placed = {name for names in GROUPS.values() for name in names}
     order = GROUPS | {"Guides": GROUPS["Guides"] + sorted(found.keys() - placed)}
     return {
-        group: [(name, title(found[name]), first_sentence(first_paragraph(found[name]))) for name in names]
+        group: [(name, title(found[name]), first_sentence(found[name])) for name in names]
         for group, names in order.items()
     }
 
@@ -292,10 +295,14 @@ def title(text: str) -> str:
     return text.partition("\n")[0].removeprefix("# ")
 
 
+def first_sentence(text: str) -> str:
+    return re.split(r"(?<=[.?!]) ", first_paragraph(text))[0]
+
+
 def first_paragraph(text: str) -> str:
-    """The first paragraph of plain text below the title, without links."""
-    prose = re.sub(r"^```.*?^```|^#.*", "", text, flags=re.M | re.S if "```" in text else re.M)
-    paragraphs = [part for part in re.split(r"\n\n+", prose.strip()) if part[:1].isalpha()]
+    """The first paragraph below the title that is neither code, table, list, picture nor comment, without links."""
+    prose = re.sub(r"^#.*", "", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), flags=re.M)
+    paragraphs = [part for part in re.split(r"\n\n+", prose.strip()) if not part.startswith(("|", "- ", "<!--", "!["))]
     return re.sub(r"\[([^\]]+)\]\([^)]*\)", r"\1", " ".join(paragraphs[0].split()))
 
 
