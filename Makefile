@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # Two processes: the tests of one shared Ray in one of them, all others file by file wherever there is room.
 SPREAD := -n 2 --dist loadgroup
 
-.PHONY: demo figures docs test test-slow test-extras chaos check lint types notebooks bench nano clean help
+.PHONY: demo figures test test-slow test-extras chaos check lint types notebooks bench nano clean help
 
 help:            ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,7 @@ figures: $(VENV)/.runtime       ## README's figure, table and transcript, from t
 	$(BIN)/python docs/figures/demo.py runs/demo
 	$(BIN)/python docs/transcripts.py
 
+.PHONY: docs
 docs: $(VENV)/.runtime          ## The reference pages, the list of pages and llms.txt, from the code and the pages.
 	$(BIN)/python docs/reference.py
 

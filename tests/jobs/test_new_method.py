@@ -19,11 +19,9 @@ FILE = re.compile(r"# ([\w/]+\.py)(?:: (.*))?\n")
 USE = """
 import json, sys
 import raysift
-from raysift.jobs.api import own_session
 
-with own_session():
-    chosen = raysift.shortest("pool.jsonl", run="runs/python", budget="5", shortest={"preset": "reversed"})
-    print(json.dumps({"ids": chosen.ids, "known": sorted({"shortest", "surprising"} & set(raysift.__all__))}))
+chosen = raysift.shortest("pool.jsonl", run="runs/python", budget="5", shortest={"preset": "reversed"})
+print(json.dumps({"ids": chosen.ids, "known": sorted({"shortest", "surprising"} & set(raysift.__all__))}))
 """
 
 
