@@ -53,7 +53,13 @@ GROUPS = {
         *("runs", "guides/resume-and-reuse", "cluster", "python"),
     ],
     "Reference": [f"reference/{name}" for name in ("cli", "settings", "files", "exit-codes")],
-    "How it is built, and how well it works": ["evidence", "limitations", "architecture", "adding-a-selector"],
+    "How it is built, and how well it works": [
+        "evidence",
+        "guarantees",
+        "limitations",
+        "architecture",
+        "adding-a-selector",
+    ],
 }
 """The order of the pages; a page that is named nowhere here comes last among the guides."""
 INDEX, LLMS = "docs/README.md", "llms.txt"
