@@ -30,6 +30,10 @@ figures: $(VENV)/.runtime       ## README's figure, table and transcript, from t
 	$(BIN)/python docs/figures/demo.py runs/demo
 	$(BIN)/python docs/transcripts.py
 
+.PHONY: docs
+docs: $(VENV)/.runtime          ## The reference pages, the list of pages and llms.txt, from the code and the pages.
+	$(BIN)/python docs/reference.py
+
 test: $(VENV)/.dev              ## All tests but the slow ones.
 	$(BIN)/python -m pytest $(SPREAD) --durations=10
 
