@@ -29,7 +29,7 @@ chosen = selection.dataset()
 after = ray.data.DataContext.get_current()
 answer = {
     "ours": [engine.NAME, jobs.clean.NAME],
-    "raysift": raysift.load_selection.__module__,
+    "raysift": raysift.load_run.__module__,
     "pool": dataset.count(),
     "selected": len(selection),
     "dataset": chosen.count(),
@@ -69,7 +69,7 @@ def test_a_host_with_its_own_jobs_and_engine_and_ray_keeps_all_three(host_projec
     [line] = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
     answer = json.loads(line.removeprefix("ANSWER "))
     assert answer["ours"] == ["the host engine", "the host job"]
-    assert answer["raysift"] == "raysift.jobs.api"
+    assert answer["raysift"] == "raysift.jobs.api.records"
     assert answer["pool"] == 60
     assert 20 <= answer["selected"] <= 30  # half of what is left when duplicates and empty rows are out
     assert answer["dataset"] == answer["selected"]

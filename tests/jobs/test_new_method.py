@@ -71,13 +71,12 @@ def largest_ids(selector: Lambda, run: Run, config: CommonConfig, pool: Pool) ->
 USE = """
 import json, sys
 import raysift
-from raysift.jobs.api import own_session
-from raysift.jobs.runs.console import Console
+from raysift.jobs.on_ray.session import own_session
 
 pool, run, other = sys.argv[1:]
 with own_session():
     chars = raysift.shortest(pool, run=run, budget="5", shortest={"preset": "reversed"}).table()
-    ids = raysift.lambda_(pool, run=other, budget="5", reuse=[run], console=Console("plain")).table()
+    ids = raysift.lambda_(pool, run=other, budget="5", reuse=[run], log="plain").table()
 known = {"shortest", "lambda_"} <= set(raysift.__all__)
 print(json.dumps({"chars": chars["score"].to_pylist(), "ids": ids["id"].to_pylist(), "known": known}))
 """
