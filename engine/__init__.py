@@ -100,9 +100,7 @@ def __getattr__(name: str) -> Any:
     if name == "__all__":
         return ["__version__", *_HOMES, *_methods()]
     if not name.startswith("_") and (method := _methods().get(name)):
-        from raysift.jobs.api import method_function
-
-        return method_function(method)
+        return import_module("raysift.jobs.api").method_function(method)
     raise AttributeError(f"module 'raysift' has no attribute '{name}'")
 
 

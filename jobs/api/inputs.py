@@ -136,7 +136,7 @@ def _tables(role: str, given: Any) -> Iterator[pa.Table]:
             blocks = given.to_arrow_refs()
         for block in blocks:
             yield ray.get(block)
-    elif hasattr(given, "__arrow_c_stream__") and not isinstance(given, type):
+    elif hasattr(given, "__arrow_c_stream__") and not isinstance(given, type) and not _hint(given):
         yield _as_table(role, given)
     else:
         raise ConfigError(f"{role}: found {_kind(given)}, expected {EXPECTED}.{_hint(given)}")
@@ -162,11 +162,11 @@ def _write_tables(role: str, tables: Iterator[pa.Table], path: str) -> None:
     """All rows as one Parquet file whose bytes follow from the rows alone."""
     writer: pq.ParquetWriter | None = None
     held: list[pa.Table] = []
-    count = 0
+    count = written = 0
     try:
         for table in tables:
             held.append(table.replace_schema_metadata(None))
-            count += len(table)
+            count, written = count + len(table), written + len(table)
             writer = writer or pq.ParquetWriter(path, held[0].schema, compression="zstd", store_schema=False)
             while count >= STEP_ROWS:
                 count -= STEP_ROWS
@@ -183,7 +183,7 @@ def _write_tables(role: str, tables: Iterator[pa.Table], path: str) -> None:
     finally:
         if writer:
             writer.close()
-    if writer is None:
+    if not written:
         raise ConfigError(f"{role}: there are no rows in what was given.")
 
 

@@ -9,7 +9,7 @@ import pytest
 from raysift.nano.world import WorldConfig, generate_pool
 
 PIPELINE = """
-import json, sys
+import json, os, signal, sys
 
 import engine
 import jobs.clean
@@ -21,6 +21,14 @@ context = ray.data.DataContext.get_current()
 context.enable_progress_bars = False
 context.max_errored_blocks = 7
 before = context.copy()
+
+
+def mine(number, frame):
+    pass
+
+
+signal.signal(signal.SIGTERM, mine)
+environment = dict(os.environ)
 
 rows = [json.loads(line) for line in open("pool.jsonl")]
 dataset = ray.data.from_items(rows).filter(jobs.clean.keep)
@@ -37,6 +45,8 @@ answer = {
     "still_running": ray.is_initialized(),
     "same_session": ray.get_runtime_context().gcs_address == host.address_info["gcs_address"],
     "same_context": after is context,
+    "same_environment": dict(os.environ) == environment,
+    "same_handlers": signal.getsignal(signal.SIGTERM) is mine,
     "changed": [name for name, value in vars(before).items() if vars(after).get(name) != value],
 }
 print("ANSWER", json.dumps(answer))
@@ -76,6 +86,7 @@ def test_a_host_with_its_own_jobs_and_engine_and_ray_keeps_all_three(host_projec
     assert answer["ids_agree"]
     assert answer["still_running"] and answer["same_session"]
     assert answer["same_context"] and answer["changed"] == []
+    assert answer["same_environment"] and answer["same_handlers"]
 
 
 def test_relative_names_of_the_host_are_found_first(host_project):
