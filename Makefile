@@ -62,8 +62,7 @@ types: $(VENV)/.dev
 	ln -s $(CURDIR)/engine/* build/types/raysift/
 	ln -s $(CURDIR)/actors $(CURDIR)/jobs build/types/raysift/
 	ln -s $(CURDIR)/tests/typed_program.py build/types/
-	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p raysift
-	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -m typed_program
+	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p raysift -m typed_program
 
 bench: $(VENV)/.dev             ## The benchmarks; figures in tests/benchmarks/RESULTS.md.
 	$(PIP) -e ".[bench]"

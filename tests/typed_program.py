@@ -16,7 +16,7 @@ def pipeline(pool: Path, records: list[dict[str, Any]], table: pa.Table) -> floa
         pool, records, budget="5%", model="nano", seed=1, warmup_share=0.1, match={"subtasks": "mean"}
     )
     assert_type(selection, raysift.Selection)
-    assert_type(raysift.uniform([pool, "more.jsonl"], reuse=selection, run=Path("runs/u")), raysift.Selection)
+    assert_type(raysift.uniform([pool, Path("more.jsonl")], reuse=selection, run=Path("runs/u")), raysift.Selection)
     assert_type(raysift.select("longest", table, fresh=True), raysift.Selection)
     assert_type(raysift.raise_(selection, records).ids, list[int])
     assert_type(list(selection.rows()), list[dict[str, Any]])
