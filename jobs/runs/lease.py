@@ -86,9 +86,7 @@ class Lease:
         self.own["beat"] = time.time()
         if self.place.is_local:
             return self._make() if found is None else self._replace(found)
-        self.place.write(json.dumps(self.own))
-        time.sleep(SETTLE_S)
-        return self._is_own(read_holder(self.place))
+        return self._write_and_look()
 
     def _shows_no_life(self, found: Holder) -> bool:
         """Whether a holder on another machine, whose processes we cannot see, lets the time pass; raises if it is alive."""
@@ -105,6 +103,11 @@ class Lease:
                 raise ConfigError(f"run: {self.place.parent} {describe(now)}")
         return True
 
+    def _write_and_look(self) -> bool:
+        self.place.write(json.dumps(self.own))
+        time.sleep(SETTLE_S)
+        return self._is_own(read_holder(self.place))
+
     def _make(self) -> bool:
         with self._written() as mine:
             try:
@@ -114,6 +117,8 @@ class Lease:
                 if read_holder(self.place) is None:
                     self.place.delete()
                 return False
+            except OSError:  # a file system without hard links
+                return self._write_and_look()
         return True
 
     def _replace(self, found: Holder) -> bool:

@@ -150,6 +150,17 @@ def test_a_damaged_lease_holds_nobody_up(tmp_path, content):
     take(open_location(tmp_path)).release()
 
 
+def test_a_disk_without_hard_links_is_used_like_an_object_store(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(lease.os, "link", refused)
+    monkeypatch.setattr(lease, "SETTLE_S", 0.01)
+    held = take(open_location(tmp_path))
+    assert read_holder(held.place)["token"] == held.own["token"] and os.listdir(tmp_path) == [LEASE]
+    held.release()
+
+
 def test_it_is_renewed_while_the_driver_lives_and_written_again_if_it_is_deleted(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "BEAT_S", 0.01)
     held = take(open_location(tmp_path))
