@@ -25,8 +25,10 @@ from raysift.errors import ConfigError, StageError
 from raysift.jobs import stages
 from raysift.jobs.api import Paths, open_new, own_session, paths_of
 from raysift.jobs.coverage import centers
+from raysift.jobs.on_ray.fitting import with_room
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
+from raysift.jobs.policy.setups import make_setup, need_of, place_of
 from raysift.jobs.policy.trials import ROUNDS, TrialWork
 from raysift.jobs.policy.tuning import fit
 from raysift.jobs.runs import checks
@@ -55,6 +57,7 @@ from raysift.policy.trials import (
 )
 from raysift.storage import Location, extend_name
 
+STAGES = ("ingest", "validation", "likeness", "encode", "difficulty", "embed", "features", "search")
 BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.safetensors"
 
 
@@ -96,6 +99,7 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
     drawn = draw_trials(wanted, settings, config.train, config.seed)
     if len(drawn) < wanted.trials:
         run.console.note(f"search: the space has {len(drawn)} different trials, search.trials is {wanted.trials}")
+    run.plan(*STAGES)
     with run.replayable(replayed(config)):
         rows = stages.ingest(run, config)
         total = stages.count_rows(config, rows)
@@ -115,7 +119,9 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
 def open_classes(run: Run, classes: int) -> Run:
     """The subrun for a number of classes; it reuses the subruns of reused searches for the same number."""
     own, *others = (extend_name(name, f"/classes-{classes}") for name in (run.name, *run.reuse))
-    return Run(own, run.console, [name for name in others if is_run(name)], run.start)
+    classed = Run(own, run.console, [name for name in others if is_run(name)], run.start)
+    classed.plan(*STAGES)
+    return classed
 
 
 def try_settings(
@@ -133,7 +139,13 @@ def try_settings(
 
     def body(folder: Location) -> StageResult:
         work = share_work(config, wanted, drawn, features, encoded, target, total, folder)
-        outcomes = fit(work, drawn, config.resources, run)
+
+        def try_all(own: CommonConfig) -> list[TrialResult]:
+            here = dataclasses.replace(work, setup=dataclasses.replace(work.setup, place=place_of(own)))
+            return fit(here, drawn, own.resources, run)
+
+        need = need_of(config, work.setup)
+        outcomes = with_room(run, "search", config, need, try_all, most=len(drawn))
         best = best_of(outcomes, wanted)
         if best is None or best.folder is None:
             reasons = {outcome.reason for outcome in outcomes if outcome.reason}
@@ -198,7 +210,7 @@ def share_work(
     largest = max(apply_settings(point, settings, config.train)[1].batch_size for point in drawn)
     checked = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": largest})})
     place, found = next(iter(features.values()))
-    setup = raise_policy.make_setup(place, checked, settings, found, encoded, target, 1)
+    setup = make_setup(place, checked, settings, found, encoded, target, 1)
     classes = {
         number: restrict(read_pool(place.files(found, "features")[0]), setup.pool.ids).classes
         for number, (place, found) in features.items()

@@ -26,6 +26,7 @@ from raysift.actors.encoded_rows import EncodedRows
 from raysift.actors.step_trainer import StepTrainer, trainable_parameters
 from raysift.actors.trainee import build_model
 from raysift.errors import ConfigError, DataError, StageError
+from raysift.jobs.on_ray.counts import read_counts
 from raysift.jobs.policy import learning as policy_learning
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.episodes import LocalFleet, RayFleet, ray_fleet
@@ -35,6 +36,7 @@ from raysift.nano.world import examples, generate_pool
 from raysift.policy.saved import EPISODES, POLICY, ROUND, load_episodes, round_name
 from raysift.pool.id_text import id_ranges
 from raysift.records import ID
+from raysift.settings import memory
 from raysift.settings.training import learning_rates
 from raysift.storage import Location, open_location
 
@@ -282,8 +284,11 @@ def test_validation_dealt_to_four_workers_gives_the_same_rewards_and_picks(parts
     setup = dataclasses.replace(setup, validation=pa.Table.from_pylist(answered))
     assert len(setup.validator().batches) >= 4
     alone = rounds_by(LocalFleet(setup), tmp_path / "alone", setup, learning)
-    with ray_fleet(setup, resources.model_copy(update={"validation_workers": 4}), 1) as fleet:
+    own = resources.model_copy(update={"validation_workers": 4, "worker_gib": 0.25})
+    with ray_fleet(setup, own, 1, helper=2**26) as fleet:
         assert len(fleet.actors) == 5
+        granted = fleet.call(lambda _: ray.get_runtime_context().get_assigned_resources())
+        assert granted["memory"] == 2**28 and granted["CPU"] == own.cpus
         assert rounds_by(fleet, tmp_path / "dealt", setup, learning) == alone
 
 
@@ -293,9 +298,12 @@ def test_two_trainings_side_by_side_are_those_of_one_after_the_other(parts, tmp_
     setup, learning, resources = parts
     learning, found = learning.model_copy(update={"episodes": 2}), []
     for workers in (1, 2):
-        with ray_fleet(setup, resources.model_copy(update={"workers": workers}), 2) as fleet:
+        counts = f"steps by {workers}"
+        with ray_fleet(setup, resources.model_copy(update={"workers": workers}), 2, counts=counts) as fleet:
             assert len(fleet.runners) == workers
             found.append(rounds_by(fleet, tmp_path / str(workers), setup, learning))
+        told = read_counts(counts)
+        assert len(told) == workers and 0 < sum(done for done, _, _ in told) <= 2 * ROUNDS * STEPS
     assert found[0] == found[1]
     picks = [[table["picks"].to_pylist() for table in tables] for tables in found[0][0]]
     assert all(one != two for one, two in picks), "the two trainings of a round draw differently"
@@ -404,6 +412,50 @@ def test_a_run_that_was_stopped_while_learning_ends_with_the_same_selection(chos
     assert final_log(again).equals(final_log(chosen)) and same(adapter_of(again), adapter_of(chosen))
     events = [json.loads(line) for line in (again.run.folder / "events.jsonl").read_text().splitlines()]
     assert [event["stage"] for event in events if event["event"] == "continued"] == ["learn"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_training_killed_for_memory_goes_on_with_smaller_passes_and_selects_the_same(
+    chosen, world, tmp_path, monkeypatch
+):
+    usual, asked = RayFleet.run_round, []
+
+    def killed_in_round_2(self, policy, number, draws):
+        asked.append((number, self.setup.place.tokens_per_pass, self.resources.threads))
+        if len(asked) == 2:
+            raise StageError("episodes: a training ended") from ray.exceptions.OutOfMemoryError("OUT_OF_MEMORY")
+        return usual(self, policy, number, draws)
+
+    monkeypatch.setattr(RayFleet, "run_round", killed_in_round_2)
+    again = select(world, tmp_path / "run")
+    assert asked == [(1, 4096, 1), (2, 4096, 1), (2, 2048, 1)], "round 1 is not repeated"
+    assert again.ids == chosen.ids and final_log(again).equals(final_log(chosen))
+    events = [json.loads(line) for line in (again.run.folder / "events.jsonl").read_text().splitlines()]
+    (killed,) = (event for event in events if event["event"] == "killed")
+    assert killed["stage"] == "learn" and killed["tokens_per_pass"] == 2048
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_with_nothing_set_one_training_of_a_larger_model_has_all_cores_and_asks_for_its_memory(
+    chosen, world, tmp_path, monkeypatch
+):
+    """The nano model counts as a larger one here."""
+    monkeypatch.setattr(memory, "SMALL", 0)
+    usual, started = RayFleet.__init__, []
+
+    def noted(self, setup, resources, *rest):
+        started.append((setup.place.threads, resources.cpus, resources.memory))
+        usual(self, setup, resources, *rest)
+
+    monkeypatch.setattr(RayFleet, "__init__", noted)
+    settings = settings_of(world) | {"resources": {}}
+    found = raysift.select("raise", str(world / "pool.jsonl"), run=str(tmp_path / "run"), **settings)
+    assert len(found) > 0 and len(started) == 2, "learning, and the final training"
+    for threads, cpus, reserved in started:
+        assert (threads, cpus) == (4, 4.0)
+        assert memory.PROCESS_BYTES < reserved < 2 * memory.GIB
 
 
 # --- another pool -----------------------------------------------------------------------------------------------------
