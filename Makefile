@@ -65,7 +65,8 @@ types: $(VENV)/.dev
 	rm -rf build/types && mkdir -p build/types/raysift
 	ln -s $(CURDIR)/engine/* build/types/raysift/
 	ln -s $(CURDIR)/actors $(CURDIR)/jobs build/types/raysift/
-	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p raysift
+	ln -s $(CURDIR)/tests/typed_program.py build/types/
+	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p raysift -m typed_program
 
 bench: $(VENV)/.dev             ## The benchmarks; figures in tests/benchmarks/RESULTS.md.
 	$(PIP) -e ".[bench]"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from os import PathLike
 from typing import Any
 
 import pyarrow as pa
@@ -23,9 +22,9 @@ import yaml
 from raysift.config import CommonConfig, replayed
 from raysift.errors import ConfigError, StageError
 from raysift.jobs import stages
-from raysift.jobs.api import Paths, open_new, own_session, paths_of
 from raysift.jobs.coverage import centers
 from raysift.jobs.on_ray.fitting import with_room
+from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.setups import make_setup, need_of, place_of
@@ -68,22 +67,6 @@ def search_command(config: CommonConfig, console: Console) -> None:
         manifest = find_settings(run, config)
     show_search(manifest, console)
     console.note(f"best settings: raysift raise --config {run.folder / BEST} --run NEW")
-
-
-def search(
-    pool: Paths,
-    *,
-    run: str | PathLike[str] | None = None,
-    fresh: bool = False,
-    console: Console | None = None,
-    **settings: Any,
-) -> Manifest:
-    """Search policy settings of RAISE; the manifest's values hold the trials, its file `best` the settings to use.
-
-    `settings` are those of the YAML file, as for `raysift.raise_`, plus a section such as `search={"trials": 8}`.
-    """
-    config, this_run = open_new(run, fresh, settings | {"method": "raise", "pool": paths_of(pool)}, console)
-    return find_settings(this_run, config)
 
 
 def find_settings(run: Run, config: CommonConfig) -> Manifest:

@@ -125,7 +125,7 @@ def ingest_dataset(
     if not complete.exists():
         blocks.delete()
         blocks.make_folder()
-        with _kept_whole(dataset):
+        with kept_whole(dataset):
             dataset.write_parquet(blocks.path, filesystem=blocks.fs, filename_provider=_NumberedFiles())
         complete.write("")
     files = [
@@ -371,7 +371,7 @@ def _listed(names: Any) -> str:
 
 
 @contextlib.contextmanager
-def _kept_whole(dataset: Dataset) -> Iterator[None]:
+def kept_whole(dataset: Dataset) -> Iterator[None]:
     """The dataset's own settings, captured when it was made, with order kept and no block allowed to fail."""
     context = dataset.context
     ordered, errors = context.execution_options.preserve_order, context.max_errored_blocks

@@ -20,7 +20,7 @@ USE = """
 import json, sys
 import raysift
 
-chosen = raysift.shortest("pool.jsonl", run="runs/python", budget="5", shortest={"preset": "reversed"})
+chosen = raysift.shortest("pool.jsonl", run="runs/python", budget="5", preset="reversed")
 print(json.dumps({"ids": chosen.ids, "known": sorted({"shortest", "surprising"} & set(raysift.__all__))}))
 """
 

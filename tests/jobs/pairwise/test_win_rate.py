@@ -7,11 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import raysift
 from raysift.errors import ConfigError, DataError, ModelError, StageError, StaleRunError
 from raysift.evaluation.examples import read_examples
 from raysift.jobs.on_ray import fitting
 from raysift.jobs.pairwise.sides import answers_file, read_answers
-from raysift.jobs.pairwise.win_rate import win_rate
 from raysift.pairwise.rows import ORDERS
 from raysift.storage import open_location
 
@@ -45,7 +45,7 @@ def references(test_file):
 def compare(test_file, folder, **settings):
     section = {"generation": GENERATION} | settings.pop("win_rate", {})
     resources = RESOURCES | settings.pop("resources", {})
-    return win_rate(test_file, run=str(folder), resources=resources, win_rate=section, **settings)
+    return raysift.win_rate(test_file, run=folder, resources=resources, win_rate=section, **settings).manifest
 
 
 def rows_of(folder):
@@ -60,8 +60,6 @@ def total(manifest):
 @pytest.fixture(scope="module")
 def against_truth(ray_local, test_file, tmp_path_factory):
     """The nano model, as `raysift evaluate` asked it, against the right answers, judged by the nano reward model."""
-    import raysift
-
     folder = tmp_path_factory.mktemp("truth")
     evaluated, settings = str(folder / "evaluated"), {"max_new_tokens": 24, "answer_loss": False}
     raysift.evaluate(test_file, run=evaluated, model="nano", evaluate=settings, resources=RESOURCES)

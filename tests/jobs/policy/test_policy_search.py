@@ -211,7 +211,7 @@ def searched(ray_local, data):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Teller, "on_trial_result", kill_once)
-        manifest = raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data))
+        manifest = raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data)).manifest
     return SimpleNamespace(manifest=manifest, folder=data / "run", at_kill=killed[0])
 
 
@@ -301,12 +301,12 @@ def test_the_best_settings_replay_and_the_best_policy_is_taken_over(searched, da
 @pytest.mark.ray
 @pytest.mark.slow
 def test_asked_again_the_search_is_done_and_other_settings_are_refused(searched, data):
-    again = raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data))
+    again = raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data)).manifest
     assert again == searched.manifest
     other = raysift.search(
         str(data / "pool.jsonl"), run=str(data / "reusing"), reuse=str(data / "run"), **settings_of(data)
     )
-    assert other.values == searched.manifest.values
+    assert other.manifest.values == searched.manifest.values
     for place in (data / "reusing").glob("classes-*"):
         assert read_manifest(open_location(str(place)) / "features").reused_from == str(data / "run" / place.name)
     with pytest.raises(raysift.StaleRunError, match=r"search\.rounds"):
