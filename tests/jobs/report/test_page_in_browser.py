@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not BROWSER or not DRIVER, reason="no chromium with chromedriver here; `make browser` brings them"),
     pytest.mark.skipif(importlib.util.find_spec("selenium") is None, reason="selenium is not installed; `make test-slow` brings it"),
 ]
+PAGE = 10
 SIZES = [(1280, 900), (390, 844), (320, 640)]
 
 
@@ -200,11 +201,11 @@ def test_search_chips_source_and_order_choose_the_rows(browser, calm):
     browser.open(calm)
     items = next(b for s in record(hostile=False)["sections"] for b in s["blocks"] if b["kind"] == "rows")["items"]
     ids = "return [...document.querySelectorAll('.cards > .card')].map((card) => card.dataset.id)"
-    assert browser.run(ids) == [row["id"] for row in items[:20]]
+    assert browser.run(ids) == [row["id"] for row in items[:PAGE]]
     browser.click(".chips button", "rejected: duplicate")
     duplicates = [row["id"] for row in items if "rejected: duplicate" in row["chips"]]
-    assert browser.run(ids) == duplicates[:20]
-    assert browser.text(".status") == f"20 of {len(duplicates)} rows, found among 120"
+    assert browser.run(ids) == duplicates[:PAGE]
+    assert browser.text(".status") == f"{PAGE} of {len(duplicates)} rows, found among 120"
     browser.click(".chips button", "rejected: duplicate")
     [search] = browser.all("input[type=search]")
     search.send_keys(items[33]["id"][:12].upper())
@@ -212,15 +213,15 @@ def test_search_chips_source_and_order_choose_the_rows(browser, calm):
     assert browser.run(ids) == [items[33]["id"]]
     search.clear()
     browser.run("arguments[0].dispatchEvent(new Event('input'))", search)
-    browser.wait("return document.querySelectorAll('.cards > .card').length === 20")
+    browser.wait(f"return document.querySelectorAll('.cards > .card').length === {PAGE}")
     choose = "const [select, value] = arguments; select.value = value; select.dispatchEvent(new Event('change'))"
     source, order = browser.all(".controls select")
     browser.run(choose, source, "dolly")
-    assert browser.run(ids) == [row["id"] for row in items if row["source"] == "dolly"][:20]
+    assert browser.run(ids) == [row["id"] for row in items if row["source"] == "dolly"][:PAGE]
     browser.run(choose, source, "")
     browser.run(choose, order, "lowest")
     scored = sorted((row for row in items if row["score"] is not None), key=lambda row: row["score"])
-    assert browser.run(ids) == [row["id"] for row in scored[:20]]
+    assert browser.run(ids) == [row["id"] for row in scored[:PAGE]]
 
 
 @pytest.mark.parametrize(("selector", "words", "chip"), [(".alert button", "Show rows", "top"), (".reasons button", "duplicate", "rejected: duplicate")])

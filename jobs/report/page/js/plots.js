@@ -67,7 +67,7 @@ function bars(block, { width, height }) {
     fy: { label: null, domain: block.groups, padding: 0.28, axis: null },
     color: { type: "identity" },
     marks: [
-      Plot.axisFy(block.groups, { anchor: "left", tickFormat: (name) => cut(name, letters), label: null, tickSize: 0, fill: "var(--ink)" }),
+      Plot.axisFy({ anchor: "left", tickFormat: (name) => cut(name, letters), label: null, tickSize: 0, fill: "var(--ink)" }),
       Plot.barX(data, { x: "value", y: "series", fy: "group", fill: "fill", rx2: 2 }),
       Plot.ruleY(ranged, { x1: "low", x2: "high", y: "series", fy: "group", stroke: "var(--ink)", strokeWidth: 1.2, marker: "tick" }),
       Plot.text(data, { x: (d) => Math.max(d.value, d.high ?? d.value, 0), y: "series", fy: "group", text: told_after, textAnchor: "start", dx: 6, fill: (d) => (d.lift !== null && d.lift !== undefined ? "var(--ink)" : "var(--muted)") }),
@@ -113,7 +113,7 @@ function lines(block, { width, height }) {
   const [low, high] = d3.extent(all, ({ x }) => x);
   return plotted({
     width, height, marginLeft: 58, marginTop: 26, marginBottom: 38, marginRight: 18,
-    x: { label: block.x, type: block.log_x ? "log" : "linear", ticks: Math.max(3, Math.floor(width / 100)), tickFormat: axisNumber, labelArrow: "none", labelAnchor: "center", nice: !block.log_x },
+    x: { label: block.x, type: block.log_x ? "log" : "linear", ticks: Math.max(3, Math.floor(width / 100)), tickFormat: block.percent_x ? format.percent : axisNumber, labelArrow: "none", labelAnchor: "center", nice: !block.log_x },
     y: { label: block.y, nice: true, grid: true, ticks: 5, tickFormat: axisNumber, labelArrow: "none" },
     color: { type: "identity" },
     marks: [
@@ -129,10 +129,13 @@ function lines(block, { width, height }) {
 
 function heatmap(block, { width, height, labelRoom }) {
   const marginLeft = Math.round(Math.min(0.36 * width, 16 + 6.6 * Math.max(...block.rows.map((name) => name.length), 3)));
-  const wide = Math.max(width, marginLeft + 46 * block.columns.length + 12), upright = labelRoom > 40;
+  const cells = (each) => marginLeft + each * block.columns.length + 12;
+  const wide = Math.max(Math.min(width, cells(130)), cells(46)), upright = labelRoom > 40;
   const data = block.rows.flatMap((row, i) => block.columns.map((column, j) => ({ row: i, column: j, value: block.values[i][j], title: `${row} · ${column}\n${block.label}: ${shown(block.values[i][j])}` })));
   const values = data.map(({ value }) => value).filter((value) => value !== null);
-  const least = block.diverging ? 0 : Math.min(...values), most = block.diverging ? Math.max(...values.map(Math.abs)) : Math.max(...values);
+  const largest = Math.max(...values.map(Math.abs));
+  const [least, most] = block.diverging ? [0, largest] : d3.extent(values);
+  const places = largest >= 100 ? 0 : largest >= 10 ? 1 : largest >= 0.5 || !largest ? 2 : Math.min(6, 1 - Math.floor(Math.log10(largest)));
   const strength = ({ value }) => (value === null ? 0 : 0.06 + 0.94 * (most > least ? (Math.abs(value - (block.diverging ? 0 : least)) / (most - least)) : 0.5));
   return plotted({
     width: wide, height, marginLeft, marginTop: labelRoom, marginBottom: 8, marginRight: 12,
@@ -143,7 +146,7 @@ function heatmap(block, { width, height, labelRoom }) {
       Plot.axisX({ anchor: "top", tickSize: 0, label: null, tickFormat: (i) => cut(block.columns[i], 18), tickRotate: upright ? -50 : 0, textAnchor: upright ? "start" : "middle", fill: "var(--ink)", dx: upright ? 4 : 0 }),
       Plot.axisY({ anchor: "left", tickSize: 0, label: null, tickFormat: (i) => cut(block.rows[i], Math.floor((marginLeft - 12) / 6.4)), fill: "var(--ink)" }),
       Plot.cell(data, { x: "column", y: "row", fill: (d) => (d.value === null ? "var(--raised)" : d.value < 0 && block.diverging ? "var(--s2)" : "var(--s1)"), fillOpacity: (d) => (d.value === null ? 1 : strength(d)), rx: 3 }),
-      Plot.text(data, { x: "column", y: "row", text: (d) => (d.value === null ? NOTHING : signed(d3.format(Math.abs(d.value) >= 100 ? ",.0f" : ".2~f")(d.value).replace("−", "-"))), fill: (d) => (strength(d) > 0.55 ? "var(--on-accent)" : "var(--ink)"), fontSize: 11 }),
+      Plot.text(data, { x: "column", y: "row", text: (d) => (d.value === null ? NOTHING : signed(d3.format(`,.${places}f`)(d.value).replace("−", "-"))), fill: (d) => (strength(d) > 0.55 ? "var(--on-accent)" : "var(--ink)"), fontSize: 11 }),
       Plot.tip(data, Plot.pointer({ x: "column", y: "row", title: "title", fill: "var(--surface)", stroke: "var(--line)" })),
     ],
   }, `${block.title || block.label}: ${block.label} of ${block.rows.length} rows by ${block.columns.length} columns`);
@@ -161,7 +164,7 @@ function map(block, { width, height }) {
     color: { type: "identity" }, opacity: { type: "identity" },
     marks: [
       Plot.frame({ stroke: "var(--line)" }),
-      Plot.rect(cells, { x1: "x1", x2: "x2", y1: "y1", y2: "y2", fill: "var(--s7)", fillOpacity: (d) => 0.06 + 0.6 * (Math.log1p(d.count) / most), inset: -0.2 }),
+      Plot.rect(cells, { x1: "x1", x2: "x2", y1: "y1", y2: "y2", fill: "var(--s7)", fillOpacity: (d) => 0.05 + 0.55 * (Math.log1p(d.count) / most), shapeRendering: "crispEdges" }),
       Plot.dot(others, { x: "x", y: "y", r: 2, stroke: "var(--muted)", strokeWidth: 0.8 }),
       Plot.dot(chosen, { x: "x", y: "y", r: 2.6, fill: "var(--s2)", stroke: "var(--surface)", strokeWidth: 0.6 }),
       Plot.tip(block.points, Plot.pointer({ x: "x", y: "y", maxRadius: 20, title: (d) => d.id + (d.rank === null ? "\nnot chosen" : `\ntaken as number ${format.count(d.rank + 1)}`), fill: "var(--surface)", stroke: "var(--line)" })),
@@ -176,8 +179,8 @@ function stageBar(block, { width, height, part }) {
     ...Object.entries(stage.rejected).map(([name, count]) => ({ name, count, fill: "var(--s2)" })), { name: "failed", count: stage.failed, fill: "var(--s6)" }];
   const told = parts.filter(({ count }) => count).map(({ name, count }) => `${name}: ${format.count(count)}`);
   return plotted({
-    width, height, margin: 0, axis: null, x: { domain: [0, widest] }, color: { type: "identity" },
-    marks: [Plot.barX(parts.filter(({ count }) => count), Plot.stackX({ x: "count", fill: "fill", insetRight: 1, title: (d) => `${d.name}: ${format.count(d.count)}`, order: null }))],
+    width, height, margin: 0, axis: null, x: { domain: [0, widest] }, color: { type: "identity" }, opacity: { type: "identity" },
+    marks: [Plot.barX(parts.filter(({ count }) => count), Plot.stackX({ x: "count", fill: "fill", fillOpacity: (d) => (d.fill === "var(--s2)" ? 0.6 : 1), insetRight: 1, title: (d) => `${d.name}: ${format.count(d.count)}`, order: null }))],
   }, `${stage.stage}: ${told.join(", ")}`);
 }
 

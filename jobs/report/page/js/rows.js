@@ -1,6 +1,6 @@
 // Example rows: search, chips, order, one card a row, two rows side by side.
 
-const PAGE = 20, LONG = 700;
+const PAGE = 10, LONG = 500;
 const ORDERS = {
   given: ["As selected", (rows) => rows],
   rank: ["Rank, first taken first", (rows) => d3.sort(rows, (row) => row.rank ?? Infinity)],

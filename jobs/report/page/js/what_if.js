@@ -16,7 +16,7 @@ function whatIf(block, place) {
     };
   };
   const curve = (share) => ({
-    title: "", x: "Share of the pool taken", y: "Mean characters", log_x: true, marks: [{ value: share, label: format.percent(share) }],
+    title: "", x: "Share of the pool taken", y: "Mean characters", log_x: true, percent_x: true, marks: [{ value: share, label: format.percent(share) }],
     series: [{ name: "mean characters", points: block.shares.map((each, i) => [each, block.lengths[i]]) }],
   });
   function move() {
