@@ -82,6 +82,9 @@ OnBadFile = Annotated[
 ]
 Train = Annotated[bool, typer.Option("--train", help="Fine-tune the model on the selection.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Write under the next free name instead of an existing run.")]
+Report = Annotated[
+    bool | None, typer.Option("--report/--no-report", help="Write report.html at the end; default: yes.")
+]
 Log = Annotated[str | None, typer.Option("--log", help="rich, plain, quiet or json; default: rich on a terminal.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead; ids are text.")]
 AgainstModel = Annotated[str | None, typer.Option("--against-model", help="The model to compare with.")]
@@ -121,6 +124,7 @@ SHARED: dict[str, Any] = {
     "train": Train,
     "on_bad_file": OnBadFile,
     "fresh": Fresh,
+    "report": Report,
     "log": Log,
     "overrides": Overrides,
 }
