@@ -139,14 +139,20 @@ def height(block: Block) -> int:
     legend = 32 if len(block.get("series", ())) > 1 else 0
     match block["kind"]:
         case "bars":
-            return 44 + legend + len(block["groups"]) * (14 + 18 * len(block["series"]))
+            return legend + _height_of_bars(len(block["groups"]), len(block["series"]))
         case "heatmap":
             return 16 + label_room(block) + 32 * len(block["rows"])
         case "map":
             return 520
         case "what_if":
-            return 190 + 50 * len(block["groups"]) + 190 * any(length is not None for length in block["lengths"])
+            lengths = any(length is not None for length in block["lengths"])
+            return 146 + _height_of_bars(len(block["groups"]), 2) + 190 * lengths  # as in js/what_if.js
     return 300 + legend
+
+
+def _height_of_bars(groups: int, series: int) -> int:
+    gap, bar = (14, 18) if groups <= 12 else (10, 12)
+    return 44 + groups * (gap + bar * series)
 
 
 def label_room(block: Block) -> int:

@@ -175,7 +175,7 @@ def _rows(draw: random.Random, rows: int, odd: list[str], with_text: bool, chara
             file="pool/part-003.jsonl",
             position=i,
             own_id=odd_text or f"tulu-{i}",
-            rank=i if chip == "top" else None,
+            rank=i + 1 if chip == "top" else None,
             score=score,
             figures={"influence on bbh": 0.41 - i / 500, "tokens": 120 + i, "length": None, odd_text or "language": odd_text or "en"},
             messages=(Message(role="user", content=cut(question)), Message(role="assistant", content=cut(answer))) if with_text and not broken else None,

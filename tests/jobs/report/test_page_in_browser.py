@@ -340,9 +340,10 @@ def test_an_id_and_its_command_are_copied(browser, calm):
     browser.command("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
     first = next(b for s in record(hostile=False)["sections"] for b in s["blocks"] if b["kind"] == "rows")["items"][0]["id"]
     read = "const done = arguments[0]; navigator.clipboard.readText().then(done, (error) => done(String(error)))"
-    for words, copied in (("Copy id", first), ("Copy explain command", f"raysift explain runs/less-tulu {first}")):
-        browser.click(".cards > .card:first-child .tools button", words)
-        browser.wait("return [...document.querySelectorAll('.tools button')].some((each) => each.textContent === 'Copied')")
+    places = {"Copy id": first, "Copy explain command": f"raysift explain runs/less-tulu {first}", "Copy": "raysift less --config run.yaml --run runs/again"}
+    for words, copied in places.items():
+        browser.click("button.copy" if words == "Copy" else ".cards > .card:first-child .tools button", words)
+        browser.wait("return [...document.querySelectorAll('button')].some((each) => each.textContent === 'Copied')")
         assert browser.driver.execute_async_script(read) == copied
 
 

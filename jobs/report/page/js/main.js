@@ -103,6 +103,7 @@ function themes() {
 
 follow();
 themes();
+for (const button of document.querySelectorAll("button.copy")) button.addEventListener("click", () => copied(button, button.nextElementSibling.textContent));
 try {
   mountAll(await opened());
   document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();

@@ -2,8 +2,8 @@
 
 const PAGE = 10, LONG = 500;
 const ORDERS = {
-  given: ["As selected", (rows) => rows],
-  rank: ["Rank, first taken first", (rows) => d3.sort(rows, (row) => row.rank ?? Infinity)],
+  given: ["As listed", (rows) => rows],
+  rank: ["Rank, first chosen first", (rows) => d3.sort(rows, (row) => row.rank ?? Infinity)],
   score: ["Score, highest first", (rows) => d3.sort(rows, (row) => -(row.score ?? -Infinity))],
   lowest: ["Score, lowest first", (rows) => d3.sort(rows, (row) => row.score ?? Infinity)],
   longest: ["Longest first", (rows) => d3.sort(rows, (row) => -row.size)],
@@ -52,7 +52,7 @@ function headOf(row) {
   return [
     el("header", {},
       el("div", { class: "tags" }, row.chips.map((chip, i) => el("span", { class: "tag" + (i ? "" : " main"), dir: "auto" }, chip))),
-      el("div", { class: "strong" }, [row.rank !== null && `taken as number ${format.count(row.rank + 1)}`, row.score !== null && `score ${format.number(row.score)}`].filter(Boolean).join(" · "))),
+      el("div", { class: "strong" }, [row.rank !== null && `rank ${format.count(row.rank)}`, row.score !== null && `score ${format.number(row.score)}`].filter(Boolean).join(" · "))),
     row.verdict && el("p", { class: "verdict", dir: "auto" }, row.verdict),
     origin && el("p", { class: "origin", dir: "auto" }, origin),
   ];
@@ -168,7 +168,7 @@ class Rows {
 
   sideBySide() {
     const dialog = document.getElementById("side-by-side"), [one, two] = this.picked;
-    const numbers = (row) => ({ score: row.score, rank: row.rank === null ? null : row.rank + 1, characters: row.size, ...row.figures });
+    const numbers = (row) => ({ score: row.score, rank: row.rank, characters: row.size, ...row.figures });
     const names = [...new Set([...Object.keys(numbers(one)), ...Object.keys(numbers(two))])].filter((name) => (numbers(one)[name] ?? numbers(two)[name] ?? null) !== null);
     const columns = [{ name: "", type: "text" }, { name: "left", type: "number" }, { name: "right", type: "number" }];
     dialog.replaceChildren(

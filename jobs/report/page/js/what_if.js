@@ -1,6 +1,7 @@
 // What a larger or a smaller budget would take: a slider over shares of the pool that redraws the mix of groups and the length.
 
 function whatIf(block, place) {
+  const lengthHeight = 190, around = 146;
   const at = Math.max(0, d3.minIndex(block.shares, (share) => Math.abs(share - block.budget)));
   const known = block.lengths?.some((length) => length !== null);
   const all = d3.sum(block.pool) || 1;
@@ -26,8 +27,8 @@ function whatIf(block, place) {
     input.setAttribute("aria-valuetext", words);
     back.disabled = i === at;
     const width = Math.max(240, mix.clientWidth);
-    mix.replaceChildren(bars(mixOf(block.counts[i]), { width, height: 44 + 50 * block.groups.length }));
-    if (known) length.replaceChildren(lines(curve(share), { width, height: 190 }));
+    mix.replaceChildren(bars(mixOf(block.counts[i]), { width, height: Number(place.dataset.height) - around - (known ? lengthHeight : 0) }));
+    if (known) length.replaceChildren(lines(curve(share), { width, height: lengthHeight }));
   }
   input.addEventListener("input", move);
   place.classList.remove("plot");
