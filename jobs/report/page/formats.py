@@ -14,7 +14,7 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
 
 
 def visible(text: str) -> str:
-    """Text with its control characters shown by their pictures, as a browser would drop them; half surrogate pairs cannot be written."""
+    """Text with its control characters shown by their pictures, as a browser would drop them; half surrogates cannot be written."""
     return _UNPRINTABLE.sub(_picture, text.replace("\r\n", "\n"))
 
 

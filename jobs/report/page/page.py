@@ -17,10 +17,9 @@ from typing import Any
 import orjson
 
 from raysift.errors import DataError
+from raysift.jobs.report.page.formats import count, shown, visible
 from raysift.report.blocks import cut
 from raysift.storage import Location
-
-from .formats import count, shown, visible
 
 HERE = Path(__file__).parent
 LIBRARIES = ("vendor/d3.min.js", "vendor/plot.min.js")
@@ -116,7 +115,8 @@ def thinned(record: dict[str, Any], kept: float) -> dict[str, Any]:
     if kept >= 1:
         return record
     sections = [
-        section | {"blocks": [_thinner(block, kept) if block["kind"] == "rows" else block for block in section["blocks"]]}
+        section
+        | {"blocks": [_thinner(block, kept) if block["kind"] == "rows" else block for block in section["blocks"]]}
         for section in record["sections"]
     ]
     return record | {"sections": sections}
@@ -130,7 +130,9 @@ def _thinner(block: Block, kept: float) -> Block:
         turns.append((seen[chip], place))
         seen[chip] += 1
     staying = sorted(place for _, place in sorted(turns)[: math.floor(len(items) * kept)])
-    said = f"{count(len(staying))} of {count(len(items))} example rows shown, so that the page stays small enough to open."
+    said = (
+        f"{count(len(staying))} of {count(len(items))} example rows shown, so that the page stays small enough to open."
+    )
     return block | {"items": [items[place] for place in staying], "note": f"{block['note']} {said}".strip()}
 
 

@@ -1,4 +1,4 @@
-"""The page as a file: nothing in it can become code, its policy names what is in it, it has an upper size, it repeats byte by byte."""
+"""The page as a file: nothing in it can become code, its policy names what is in it, its size is bounded, it repeats byte by byte."""
 
 from __future__ import annotations
 
@@ -74,7 +74,11 @@ def test_hostile_texts_add_no_element(seen):
 
 def test_no_element_asks_for_anything_or_carries_code(seen):
     for tag, attributes in seen.elements:
-        assert not [name for name in attributes if name.startswith("on") or name in ("style", "src", "srcset", "srcdoc", "action")], tag
+        assert not [
+            name
+            for name in attributes
+            if name.startswith("on") or name in ("style", "src", "srcset", "srcdoc", "action")
+        ], tag
         assert tag != "a" or attributes["href"].startswith("#")
         assert tag != "link" or attributes["href"] == "data:,"
         assert tag != "meta" or attributes.get("http-equiv") in (None, "Content-Security-Policy")
@@ -96,20 +100,36 @@ def test_control_characters_are_shown_by_their_pictures_and_long_texts_are_cut(s
 def test_the_policy_allows_what_is_in_the_page_by_its_hash_and_nothing_else(seen):
     [policy] = [attributes["content"] for tag, attributes in seen.elements if attributes.get("http-equiv")]
     rules = {rule.split()[0]: rule.split()[1:] for rule in policy.split("; ")}
-    hashed = {kind: [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts] for kind, texts in seen.inside.items()}
+    hashed = {
+        kind: [f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts]
+        for kind, texts in seen.inside.items()
+    }
     del hashed["script"][-2]  # the data, which is not code
     assert rules["script-src"] == hashed["script"]
     assert rules["style-src"] == hashed["style"]
     assert rules["default-src"] == ["'none'"]
     assert rules["img-src"] == ["data:"]
-    assert set(rules) == {"default-src", "script-src", "style-src", "img-src", "base-uri", "form-action", "require-trusted-types-for"}
-    assert [tag for tag, _ in seen.elements].index("script") > [attributes.get("http-equiv") for _, attributes in seen.elements].index("Content-Security-Policy")
+    assert set(rules) == {
+        "default-src",
+        "script-src",
+        "style-src",
+        "img-src",
+        "base-uri",
+        "form-action",
+        "require-trusted-types-for",
+    }
+    assert [tag for tag, _ in seen.elements].index("script") > [
+        attributes.get("http-equiv") for _, attributes in seen.elements
+    ].index("Content-Security-Policy")
 
 
 def test_libraries_are_those_that_the_table_of_versions_names():
     folder = Path(pages.__file__).parent / "vendor"
     table = (folder / "README.md").read_text()
-    for file, package, home in (("d3.min.js", "d3", "d3js.org"), ("plot.min.js", "@observablehq/plot", "@observablehq/plot")):
+    for file, package, home in (
+        ("d3.min.js", "d3", "d3js.org"),
+        ("plot.min.js", "@observablehq/plot", "@observablehq/plot"),
+    ):
         version = re.search(r" v([\d.]+) Copyright", (folder / file).read_text()[:200])
         assert version and home in (folder / file).read_text()[:200]
         assert f"| `{file}` | `{package}` | {version[1]} |" in table
@@ -118,7 +138,9 @@ def test_libraries_are_those_that_the_table_of_versions_names():
         assert not re.search(r"</script|<!--", text, re.I), script
     for script in pages.SCRIPTS:
         text = (Path(pages.__file__).parent / script).read_text()
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|DOMParser", text), script
+        assert not re.search(
+            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|DOMParser", text
+        ), script
 
 
 def test_the_same_record_gives_the_same_bytes(html):
@@ -127,7 +149,16 @@ def test_the_same_record_gives_the_same_bytes(html):
 
 
 def test_the_first_screen_and_all_tables_read_without_scripts(seen):
-    for words in ("8,165 of 163,296 rows", "3 h 23 min", "4.4\u00a0GB", "Scores follow length", "base model", "31.2\u00a0%", "too long", "Scripts are off"):
+    for words in (
+        "8,165 of 163,296 rows",
+        "3 h 23 min",
+        "4.4\u00a0GB",
+        "Scores follow length",
+        "base model",
+        "31.2\u00a0%",
+        "too long",
+        "Scripts are off",
+    ):
         assert words.replace(" h ", "\u00a0h ").replace(" min", "\u00a0min") in seen.text
 
 
@@ -160,7 +191,10 @@ def test_a_page_over_the_limit_shows_fewer_rows_and_says_so(tmp_path, monkeypatc
     write_page(large, place)
     page = place.read_bytes()
     assert len(page) <= limit
-    shown_ids, all_rows = rows_shown(page), next(b for s in large["sections"] for b in s["blocks"] if b["kind"] == "rows")["items"]
+    shown_ids, all_rows = (
+        rows_shown(page),
+        next(b for s in large["sections"] for b in s["blocks"] if b["kind"] == "rows")["items"],
+    )
     assert 0 < len(shown_ids) < 400
     assert f"{len(shown_ids)} of 400 example rows shown" in page.decode()
     assert shown_ids == [row["id"] for row in all_rows if row["id"] in set(shown_ids)], "in their order"
@@ -180,14 +214,36 @@ def test_the_last_rows_go_one_by_one_and_then_the_limit_is_an_error():
 @pytest.mark.parametrize(
     ("value", "kind", "text"),
     [
-        (1234, "count", "1,234"), (-1234, "count", "−1,234"), (None, "count", "–"), (2.5, "count", "2.5"),
-        (0.12, "percent", "12 %"), (0.1234, "percent", "12.3 %"), (0.00456, "percent", "0.46 %"), (0.0, "percent", "0 %"), (1.0, "percent", "100 %"), (0.00004, "percent", "0.004 %"),
-        (200, "seconds", "3 min 20 s"), (3.25, "seconds", "3.2 s"), (59.4, "seconds", "59 s"), (180, "seconds", "3 min"), (3700, "seconds", "1 h 1 min"), (360_000, "seconds", "100 h"),
-        (999, "bytes", "999 B"), (4.4e9, "bytes", "4.4 GB"), (1.5e15, "bytes", "1,500 TB"),
-        (0.41834, "number", "0.4183"), (123456.7, "number", "123,457"), (0.00001234, "number", "1.23e-05"), (-0.5, "number", "−0.5"), (3.0, "number", "3"),
-        ("x" * 3, "number", "xxx"), (True, "text", "yes"), ({"a": 1, "b": None}, "text", "a 1, b –"), ([1, "b"], "text", "1, b"),
+        (1234, "count", "1,234"),
+        (-1234, "count", "−1,234"),
+        (None, "count", "–"),
+        (2.5, "count", "2.5"),
+        (0.12, "percent", "12 %"),
+        (0.1234, "percent", "12.3 %"),
+        (0.00456, "percent", "0.46 %"),
+        (0.0, "percent", "0 %"),
+        (1.0, "percent", "100 %"),
+        (0.00004, "percent", "0.004 %"),
+        (200, "seconds", "3 min 20 s"),
+        (3.25, "seconds", "3.2 s"),
+        (59.4, "seconds", "59 s"),
+        (180, "seconds", "3 min"),
+        (3700, "seconds", "1 h 1 min"),
+        (360_000, "seconds", "100 h"),
+        (999, "bytes", "999 B"),
+        (4.4e9, "bytes", "4.4 GB"),
+        (1.5e15, "bytes", "1,500 TB"),
+        (0.41834, "number", "0.4183"),
+        (123456.7, "number", "123,457"),
+        (0.00001234, "number", "1.23e-05"),
+        (-0.5, "number", "−0.5"),
+        (3.0, "number", "3"),
+        ("x" * 3, "number", "xxx"),
+        (True, "text", "yes"),
+        ({"a": 1, "b": None}, "text", "a 1, b –"),
+        ([1, "b"], "text", "1, b"),
     ],
-)  # fmt: skip
+)
 def test_values_are_written_as_people_write_them(value, kind, text):
     assert shown(value, kind).replace("\u00a0", " ") == text
 

@@ -18,11 +18,25 @@ from raysift.report.blocks import Bar, Bars, as_json
 from .page_record import record
 
 BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars")  # fmt: skip
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not BROWSER or not DRIVER, reason="no chromium with chromedriver here; `make browser` brings them"),
-    pytest.mark.skipif(importlib.util.find_spec("selenium") is None, reason="selenium is not installed; `make test-slow` brings it"),
+    pytest.mark.skipif(
+        not BROWSER or not DRIVER, reason="no chromium with chromedriver here; `make browser` brings them"
+    ),
+    pytest.mark.skipif(
+        importlib.util.find_spec("selenium") is None, reason="selenium is not installed; `make test-slow` brings it"
+    ),
 ]
 PAGE = 10
 SIZES = [(1280, 900), (390, 844), (320, 640)]
@@ -37,12 +51,19 @@ class Browser:
 
     def open(self, page: Path, size: tuple[int, int] = SIZES[0], **media: str) -> None:
         width, height = size
-        self.command("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
-        self.command("Emulation.setEmulatedMedia", features=[{"name": name.replace("_", "-"), "value": value} for name, value in media.items()])
+        self.command(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
+        self.command(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": name.replace("_", "-"), "value": value} for name, value in media.items()],
+        )
         self.driver.get("about:blank")
         self.logs(), self._asked()
         self.driver.get(page.as_uri())
-        self.wait("return performance.getEntriesByName('raysift-drawn').length || !document.getElementById('failed').hidden")
+        self.wait(
+            "return performance.getEntriesByName('raysift-drawn').length || !document.getElementById('failed').hidden"
+        )
         self.requests = self._asked()
 
     def command(self, name: str, **arguments: Any) -> Any:
@@ -82,6 +103,13 @@ class Browser:
     def _asked(self) -> list[str]:
         messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+
+
+def block_of(kind: str) -> dict[str, Any]:
+    """The first block of its kind in the calm record."""
+    return next(
+        block for section in record(hostile=False)["sections"] for block in section["blocks"] if block["kind"] == kind
+    )
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +158,9 @@ def test_the_page_opens_without_a_complaint_or_a_request(browser, hostile, size,
     assert [url for url in browser.requests if not url.startswith("data:,")] == [hostile.as_uri()]
     assert browser.run("return performance.getEntriesByType('resource').map((each) => each.name)") == []
     assert browser.run("return document.getElementById('failed').hidden")
-    record_property("milliseconds_to_the_plots", browser.run("return performance.getEntriesByName('raysift-drawn')[0].startTime"))
+    record_property(
+        "milliseconds_to_the_plots", browser.run("return performance.getEntriesByName('raysift-drawn')[0].startTime")
+    )
 
 
 def test_every_plot_is_drawn_with_marks_and_a_name(browser, hostile):
@@ -143,8 +173,15 @@ def test_every_plot_is_drawn_with_marks_and_a_name(browser, hostile):
             label: plot.querySelector("svg[role=img]")?.getAttribute("aria-label"),
         }))"""
     )
-    drawn = [b for s in record()["sections"] for b in s["blocks"] if b["kind"] in ("bars", "histogram", "lines", "heatmap", "map")]
-    stages = [stage for s in record()["sections"] for b in s["blocks"] if b["kind"] == "funnel" for stage in b["stages"]]
+    drawn = [
+        b
+        for s in record()["sections"]
+        for b in s["blocks"]
+        if b["kind"] in ("bars", "histogram", "lines", "heatmap", "map")
+    ]
+    stages = [
+        stage for s in record()["sections"] for b in s["blocks"] if b["kind"] == "funnel" for stage in b["stages"]
+    ]
     assert len(plots) == len(drawn) + len(stages) + 2, "and two of the slider"
     assert [plot for plot in plots if plot["left"] or not plot["marks"] or not plot["label"]] == []
 
@@ -153,7 +190,8 @@ def test_every_plot_is_drawn_with_marks_and_a_name(browser, hostile):
 def test_nothing_moves_while_the_page_opens(browser, calm, size):
     browser.open(calm, size)
     shift = """const done = arguments[0]; let sum = 0;
-        new PerformanceObserver((list) => { for (const entry of list.getEntries()) sum += entry.value; }).observe({type: "layout-shift", buffered: true});
+        const seen = new PerformanceObserver((list) => { for (const entry of list.getEntries()) sum += entry.value; });
+        seen.observe({type: "layout-shift", buffered: true});
         requestAnimationFrame(() => setTimeout(() => done(sum), 200));"""
     assert browser.driver.execute_async_script(shift) < 0.1
 
@@ -164,7 +202,12 @@ def test_hostile_rows_stay_text(browser, hostile):
         browser.click(".foot button")
     assert len(browser.all(".cards > .card")) == 120
     assert browser.run("return window.broken") is None
-    assert browser.all("main img, main script, iframe, object, embed, form, base, meta[http-equiv=refresh], main style, main svg[onload]") == []
+    assert (
+        browser.all(
+            "main img, main script, iframe, object, embed, form, base, meta[http-equiv=refresh], main style, main svg[onload]"
+        )
+        == []
+    )
     assert browser.run("return document.querySelectorAll('script').length") == 5
     assert browser.run("return location.href") == hostile.as_uri()
     assert any("<script>window.broken = 1; alert(1)</script>" in text for text in browser.texts(".said"))
@@ -174,8 +217,12 @@ def test_hostile_rows_stay_text(browser, hostile):
 def test_code_that_gets_into_the_page_does_not_run(browser, calm):
     """What the policy is for: even a defect in escaping would run nothing."""
     browser.open(calm)
-    browser.run("const code = document.createElement('script'); try { code.text = 'window.broken = 1' } catch {} document.body.append(code)")
-    browser.run("const image = document.createElement('img'); image.src = 'https://example.org/x.png'; document.body.append(image)")
+    browser.run(
+        "const code = document.createElement('script'); try { code.text = 'window.broken = 1' } catch {} document.body.append(code)"
+    )
+    browser.run(
+        "const image = document.createElement('img'); image.src = 'https://example.org/x.png'; document.body.append(image)"
+    )
     browser.wait("return true")
     assert browser.run("return window.broken") is None
     assert any("Content Security Policy" in line for line in browser.logs())
@@ -191,15 +238,16 @@ def test_nothing_is_wider_than_a_phone(browser, name, size, request):
     wide = browser.run(
         """const inside = (element) => { for (let up = element.parentElement; up; up = up.parentElement) {
                if (["auto", "scroll", "hidden"].includes(getComputedStyle(up).overflowX)) return true; } return false; };
-           return [document.documentElement.scrollWidth - innerWidth, [...document.querySelectorAll("body *")].filter((each) =>
-               each.getBoundingClientRect().right > innerWidth + 1 && !inside(each)).map((each) => `${each.tagName}.${each.className}`)]"""
+           const wide = (each) => each.getBoundingClientRect().right > innerWidth + 1 && !inside(each);
+           const all = [...document.querySelectorAll("body *")];
+           return [document.documentElement.scrollWidth - innerWidth, all.filter(wide).map((each) => `${each.tagName}.${each.className}`)]"""
     )
     assert wide == [0, []]
 
 
 def test_search_chips_source_and_order_choose_the_rows(browser, calm):
     browser.open(calm)
-    items = next(b for s in record(hostile=False)["sections"] for b in s["blocks"] if b["kind"] == "rows")["items"]
+    items = block_of("rows")["items"]
     ids = "return [...document.querySelectorAll('.cards > .card')].map((card) => card.dataset.id)"
     assert browser.run(ids) == [row["id"] for row in items[:PAGE]]
     browser.click(".chips button", "rejected: duplicate")
@@ -224,24 +272,32 @@ def test_search_chips_source_and_order_choose_the_rows(browser, calm):
     assert browser.run(ids) == [row["id"] for row in scored[:PAGE]]
 
 
-@pytest.mark.parametrize(("selector", "words", "chip"), [(".alert button", "Show rows", "top"), (".reasons button", "duplicate", "rejected: duplicate")])
+@pytest.mark.parametrize(
+    ("selector", "words", "chip"),
+    [(".alert button", "Show rows", "top"), (".reasons button", "duplicate", "rejected: duplicate")],
+)
 def test_an_alert_and_a_reason_show_their_rows(browser, calm, selector, words, chip):
     browser.open(calm)
     browser.click(selector, words)
     assert set(browser.texts(".cards > .card .tag.main")) == {chip}
     assert browser.text(".chips button[aria-pressed=true]").startswith(chip)
-    browser.wait("const top = document.getElementById('rows').getBoundingClientRect().top; return top >= 0 && top < innerHeight / 2")
+    browser.wait(
+        "const top = document.getElementById('rows').getBoundingClientRect().top; return top >= 0 && top < innerHeight / 2"
+    )
 
 
 def test_the_slider_redraws_the_mix_and_the_length(browser, calm):
     from selenium.webdriver.common.keys import Keys
 
     browser.open(calm)
-    block = next(b for s in record(hostile=False)["sections"] for b in s["blocks"] if b["kind"] == "what_if")
+    block = block_of("what_if")
     at = block["shares"].index(block["budget"])
 
     def told(i: int) -> str:
-        return f"{shown(block['shares'][i], 'percent')} of the pool: {sum(block['counts'][i]):,} rows, {round(block['lengths'][i]):,} characters on average"
+        rows, characters = sum(block["counts"][i]), round(block["lengths"][i])
+        return (
+            f"{shown(block['shares'][i], 'percent')} of the pool: {rows:,} rows, {characters:,} characters on average"
+        )
 
     assert browser.text(".slider output") == told(at)
     bars = "return document.querySelector('.block-what_if .plot svg').outerHTML"
@@ -262,14 +318,19 @@ def test_two_rows_stand_side_by_side(browser, calm):
     from selenium.webdriver.common.keys import Keys
 
     browser.open(calm)
-    items = next(b for s in record(hostile=False)["sections"] for b in s["blocks"] if b["kind"] == "rows")["items"]
+    items = block_of("rows")["items"]
     for place in (0, 6, 7):
         browser.click(f".cards > .card:nth-child({place + 1}) .tools button", "Compare")
-    assert [card.get_attribute("data-id") for card in browser.all(".card.picked")] == [items[6]["id"], items[7]["id"]], "the two last ones"
+    assert [card.get_attribute("data-id") for card in browser.all(".card.picked")] == [
+        items[6]["id"],
+        items[7]["id"],
+    ], "the two last ones"
     browser.click("#tray button.main")
     assert browser.run("return document.getElementById('side-by-side').open")
     assert browser.texts(".pair .card > .id") == [items[6]["id"], items[7]["id"]]
-    table = browser.run("return [...document.querySelectorAll('.differences tr')].map((row) => [...row.cells].map((cell) => cell.textContent))")
+    table = browser.run(
+        "return [...document.querySelectorAll('.differences tr')].map((row) => [...row.cells].map((cell) => cell.textContent))"
+    )
     assert ["score", shown(items[6]["score"], "number"), shown(items[7]["score"], "number")] in table
     browser.press(Keys.ESCAPE)
     assert not browser.run("return document.getElementById('side-by-side').open")
@@ -300,7 +361,8 @@ def test_all_controls_are_reached_in_order_and_seen_by_keyboard(browser, calm):
     browser.open(calm)
     stops = []
     look = """const at = document.activeElement, style = getComputedStyle(at), before = window.before; window.before = at;
-        return {what: at.id || at.className || at.type || at.tagName, name: (at.ariaLabel || at.labels?.[0]?.textContent || at.textContent).trim(),
+        return {what: at.id || at.className || at.type || at.tagName,
+                name: (at.ariaLabel || at.labels?.[0]?.textContent || at.textContent).trim(),
                 outlined: style.outlineStyle !== "none" && parseFloat(style.outlineWidth) > 0,
                 after: !before || Boolean(before.compareDocumentPosition(at) & Node.DOCUMENT_POSITION_FOLLOWING)}"""
     for _ in range(70):
@@ -309,7 +371,16 @@ def test_all_controls_are_reached_in_order_and_seen_by_keyboard(browser, calm):
     assert stops[0]["name"] == "Skip to the content"
     assert [stop for stop in stops if not (stop["name"] and stop["outlined"] and stop["after"])] == []
     names = [stop["name"] for stop in stops]
-    for name in ("Theme: automatic", "Verdict", "Show rows", "Share of the pool to take", "Show as table", "Rows, log scale", "Search", "Order"):
+    for name in (
+        "Theme: automatic",
+        "Verdict",
+        "Show rows",
+        "Share of the pool to take",
+        "Show as table",
+        "Rows, log scale",
+        "Search",
+        "Order",
+    ):
         assert any(each.startswith(name) for each in names), (name, names)
 
 
@@ -321,7 +392,7 @@ def test_a_chip_is_switched_and_a_table_is_opened_by_keyboard(browser, calm):
     assert set(browser.texts(".cards > .card .tag.main")) == {"top"}
     browser.all(".as-table summary")[0].send_keys(Keys.ENTER)
     browser.wait("return document.querySelector('.as-table table')")
-    histogram = next(b for s in record(hostile=False)["sections"] for b in s["blocks"] if b["kind"] == "histogram")
+    histogram = block_of("histogram")
     assert len(browser.all(".as-table tbody tr")) == len(histogram["series"][0]["counts"])
 
 
@@ -338,9 +409,13 @@ def test_the_histogram_has_three_views(browser, calm):
 def test_an_id_and_its_command_are_copied(browser, calm):
     browser.open(calm)
     browser.command("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
-    first = next(b for s in record(hostile=False)["sections"] for b in s["blocks"] if b["kind"] == "rows")["items"][0]["id"]
+    first = block_of("rows")["items"][0]["id"]
     read = "const done = arguments[0]; navigator.clipboard.readText().then(done, (error) => done(String(error)))"
-    places = {"Copy id": first, "Copy explain command": f"raysift explain runs/less-tulu {first}", "Copy": "raysift less --config run.yaml --run runs/again"}
+    places = {
+        "Copy id": first,
+        "Copy explain command": f"raysift explain runs/less-tulu {first}",
+        "Copy": "raysift less --config run.yaml --run runs/again",
+    }
     for words, copied in places.items():
         browser.click("button.copy" if words == "Copy" else ".cards > .card:first-child .tools button", words)
         browser.wait("return [...document.querySelectorAll('button')].some((each) => each.textContent === 'Copied')")
@@ -348,16 +423,44 @@ def test_an_id_and_its_command_are_copied(browser, calm):
 
 
 def test_both_languages_write_a_value_in_the_same_way(browser, saved):
-    values = (0.0, 1.0, -1.0, 0.123456, -0.0123456, 0.00098765, 0.0000123, 7.26, 42.0, 59.7, 61.2, 3599.0, 3601.0, 123456.789, 9.87654e9, 1e15)
+    values = (
+        0.0,
+        1.0,
+        -1.0,
+        0.123456,
+        -0.0123456,
+        0.00098765,
+        0.0000123,
+        7.26,
+        42.0,
+        59.7,
+        61.2,
+        3599.0,
+        3601.0,
+        123456.789,
+        9.87654e9,
+        1e15,
+    )
     kinds = ("number", "percent", "seconds", "bytes", "count")
     content = record(rows=1, hostile=False)
-    blocks = [Bars(title=kind, label=kind, type=kind, groups=tuple(map(str, range(len(values)))), series=(Bar(name="x", values=values),)) for kind in kinds]
+    blocks = [
+        Bars(
+            title=kind,
+            label=kind,
+            type=kind,
+            groups=tuple(map(str, range(len(values)))),
+            series=(Bar(name="x", values=values),),
+        )
+        for kind in kinds
+    ]
     content["sections"] = [{"key": "values", "title": "Values", "lead": "", "blocks": as_json(blocks)}]
     browser.open(saved(content, "values.html"))
     for i, kind in enumerate(kinds):
         browser.run("arguments[0].click()", browser.all(".as-table summary")[i])
         browser.wait(f"return document.querySelectorAll('.as-table table').length === {i + 1}")
-        assert browser.texts(f".block-bars:nth-of-type({i + 1}) td.num") == [shown(value, kind) for value in values], kind
+        assert browser.texts(f".block-bars:nth-of-type({i + 1}) td.num") == [shown(value, kind) for value in values], (
+            kind
+        )
 
 
 def test_sections_are_followed_in_the_navigation(browser, calm):
@@ -371,7 +474,8 @@ def test_sections_are_followed_in_the_navigation(browser, calm):
 def test_print_shows_all_on_white(browser, calm):
     browser.open(calm, prefers_color_scheme="dark")
     browser.command("Emulation.setEmulatedMedia", media="print")
-    hidden = "return ['.sections', '.controls', '.chips', '.tools', '#theme'].filter((each) => document.querySelector(each).checkVisibility())"
+    controls = "['.sections', '.controls', '.chips', '.tools', '#theme']"
+    hidden = f"return {controls}.filter((each) => document.querySelector(each).checkVisibility())"
     assert browser.run(hidden) == []
     assert browser.run("return getComputedStyle(document.querySelector('h1')).color") == "rgb(28, 31, 35)"
     browser.command("Emulation.setEmulatedMedia", media="")
