@@ -1,4 +1,4 @@
-"""The page as a file: nothing in it can become code, its policy names what is in it, its size is bounded, it repeats byte by byte."""
+"""The page as a file: nothing in it can become code, its policy names its scripts, its size is bounded, its bytes repeat."""
 
 from __future__ import annotations
 

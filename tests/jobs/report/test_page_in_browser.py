@@ -240,7 +240,8 @@ def test_nothing_is_wider_than_a_phone(browser, name, size, request):
                if (["auto", "scroll", "hidden"].includes(getComputedStyle(up).overflowX)) return true; } return false; };
            const wide = (each) => each.getBoundingClientRect().right > innerWidth + 1 && !inside(each);
            const all = [...document.querySelectorAll("body *")];
-           return [document.documentElement.scrollWidth - innerWidth, all.filter(wide).map((each) => `${each.tagName}.${each.className}`)]"""
+           const named = (each) => `${each.tagName}.${each.className}`;
+           return [document.documentElement.scrollWidth - innerWidth, all.filter(wide).map(named)]"""
     )
     assert wide == [0, []]
 
