@@ -75,7 +75,7 @@ def _of_scores(found: Gathered) -> Iterator[Alert | None]:
     if scored is None:
         return
     finite = scored.scores[np.isfinite(scored.scores)]
-    for remark in describe_scale("Scores", finite):
+    for remark in describe_scale("Scores", finite) if scored.cut is not None else []:
         yield Alert(key="scale", level=WARNING, text=remark)
     joined = joined_scores(found)
     if joined is not None and len(joined) > 2:
@@ -85,6 +85,10 @@ def _of_scores(found: Gathered) -> Iterator[Alert | None]:
 
 
 def _of_selection(found: Gathered) -> Iterator[Alert | None]:
+    for where, side in (("pool", found.pool), ("selection", found.picked)):
+        for name, asked in side.asked.items():
+            chip = f"asked in the {name}" if where == "selection" else None
+            yield alerts.asked_in(len(asked.found), len(asked.questions), name, where, chip)
     if found.choose is None:
         return
     yield alerts.one_source(*source_counts(found))
