@@ -88,7 +88,8 @@ def first_by_chance(ids: Sequence[int], most: int) -> list[int]:
     """At most so many of the ids, in the order of a draw."""
     known = np.asarray(ids, np.int64)
     order = np.argsort(uniform_of(known, seed_for(0, "random rows")), kind="stable")
-    return known[order][:most].tolist()
+    drawn: list[int] = known[order][:most].tolist()
+    return drawn
 
 
 def measured(rows: pa.Table, total: int) -> pa.Table:
