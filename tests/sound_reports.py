@@ -94,7 +94,7 @@ def _histogram(block: dict[str, Any], plain: dict[str, Any]) -> None:
 def _what_if(block: dict[str, Any], plain: dict[str, Any]) -> None:
     assert block["shares"] == sorted(block["shares"]) and block["budget"] in block["shares"]
     assert len(block["counts"]) == len(block["lengths"]) == len(block["shares"])
-    assert block["counts"][-1] == block["pool"]
+    assert all(a <= b for a, b in zip(block["counts"][-1], block["pool"], strict=True))
     assert all(
         a <= b
         for one, more in zip(block["counts"], block["counts"][1:], strict=False)

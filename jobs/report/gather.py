@@ -34,7 +34,6 @@ class Gathered:
 
     run: Run
     with_text: bool = True
-    sampled: int = SAMPLED
     manifests: list[Manifest] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -101,7 +100,7 @@ class Gathered:
         if self.scores is None:
             return None
         values = self.selection[SCORE].to_numpy().astype(np.float64)
-        return read_scored(self.run.files(self.scores, "scores"), self.ids, values, sampled=self.sampled)
+        return read_scored(self.run.files(self.scores, "scores"), self.ids, values, sampled=SAMPLED)
 
     @cached_property
     def failures(self) -> dict[str, list[dict[str, Any]]]:
@@ -127,7 +126,7 @@ class Gathered:
         if self.choose is None:
             return Looked()
         files = self.run.files(self.choose, "rows")
-        return read_rows(files, len(self.ids), sampled=self.sampled, questions=self.questions)
+        return read_rows(files, len(self.ids), sampled=SAMPLED, questions=self.questions)
 
     @cached_property
     def questions(self) -> dict[str, pa.Array]:
@@ -141,7 +140,7 @@ class Gathered:
             return Looked()
         wanted = np.array(sorted(self.chips), np.int64)
         files = self.run.files(self.ingest, "rows")
-        found = read_rows(files, self.pool_rows, wanted, RANDOM, self.sampled, self.questions)
+        found = read_rows(files, self.pool_rows, wanted, RANDOM, SAMPLED, self.questions)
         for row_id in found.random:
             self.chips.setdefault(row_id, []).append("random")
         return found
