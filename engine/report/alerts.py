@@ -69,11 +69,11 @@ def twins(count: int, rows: int, looked: int, chip: str) -> Alert | None:
     """Whether the selection holds texts that differ in case, spaces, quotes and stops alone."""
     if not count:
         return None
-    of = f" of the first {looked:,} rows" if looked < rows else ""
+    of = f" in the first {looked:,} rows" if looked < rows else ""
     return Alert(
         key="twins",
-        level=WARNING if count >= TWIN_SHARE * looked else NOTE,
-        text=f"{count:,}{of} selected rows say the same as another one, but for case, spaces and punctuation.",
+        level=WARNING if count > 1 and count >= TWIN_SHARE * looked else NOTE,
+        text=f"Texts that another selected row has, but for case, spaces and punctuation: {count:,}{of}.",
         count=count,
         threshold=TWIN_SHARE * looked,
         chip=chip,
@@ -84,7 +84,7 @@ def same_question(count: int, looked: int, chip: str) -> Alert | None:
     """Whether many selected rows ask what another one asks."""
     if count < TWIN_SHARE * looked or not count:
         return None
-    text = f"{count:,} selected rows ask the same question as another one, with another answer."
+    text = f"Questions that another selected row asks, too, with another answer: {count:,}."
     return Alert(key="same_question", level=NOTE, text=text, count=count, threshold=TWIN_SHARE * looked, chip=chip)
 
 
@@ -92,7 +92,7 @@ def asked_in(count: int, rows: int, what: str, where: str, chip: str | None) -> 
     """Whether questions of the target or the test set stand among the rows."""
     if not count:
         return None
-    text = f"{count:,} of {rows:,} questions of the {what} stand word for word in the {where}."
+    text = f"{count:,} of {rows:,} questions of the {what} stand in the {where}, but for case, spaces and punctuation."
     if what == "test set":
         text += " A score on them tells nothing: leave them out of the pool."
     return Alert(key=f"{what.split()[0]}_in_{where}", level=WARNING, text=text, count=count, threshold=0, chip=chip)
@@ -134,8 +134,8 @@ def tied(inside: int, outside: int, selected: int, chip: str | None) -> Alert | 
         key="tied",
         level=WARNING if inside >= TIED_SHARE * selected and inside > 1 else NOTE,
         text=(
-            f"{inside + outside:,} rows share the score at the cut; {inside:,} of them were taken, by the smaller id. "
-            "The score does not tell them apart."
+            f"{inside + outside:,} rows share the score at the cut. The smaller ids decided: {inside:,} were taken, "
+            f"{outside:,} were not."
         ),
         count=inside + outside,
         threshold=TIED_SHARE * selected,

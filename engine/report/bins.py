@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from raysift.evaluation.lift import OTHERS
 from raysift.report.blocks import LINE_POINTS, WhatIf
 
 Floats = NDArray[np.float64]
@@ -18,8 +19,8 @@ MOST_GROUPS = 24
 
 
 def edges_between(low: float, high: float, bins: int = SCORE_BINS) -> Floats:
-    """Edges of bins of equal width; one bin around the value where all are the same."""
-    return np.linspace(low, high, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
+    """Edges of bins of equal width; one bin around the value where all are the same. Halved, no distance overflows."""
+    return 2 * np.linspace(low / 2, high / 2, bins + 1) if high > low else np.array([low - 0.5, low + 0.5])
 
 
 def counts_between(values: ArrayLike, edges: Floats) -> NDArray[np.int64]:
@@ -44,32 +45,35 @@ def what_if(
     groups: Sequence[str],
     lengths: ArrayLike,
     pool: dict[str, int],
+    scored: int,
     budget: float,
     title: str,
     note: str = "",
 ) -> WhatIf:
     """The mix of groups and the mean length at each share of the pool, from rows in the order in which they are taken.
 
-    The rows may be a sample: counts are scaled to `pool`, the rows of each group. The smaller groups are one.
+    The rows may be a sample of the `scored` rows of the pool that can be taken: counts are scaled to these. `pool` holds the
+    rows of each group; the smaller groups are one.
     """
     names = largest(pool)
-    others = [name for name in pool if name not in names]
-    names += ["(others)"] * bool(others)
-    place = {name: names.index(name) if name in names else len(names) - 1 for name in pool}
-    taken = np.array([place[group] for group in groups], np.int64)[order]
+    names += [OTHERS] if len(names) < len(pool) else []
+    number = {name: min(place, len(names) - 1) for place, name in enumerate(largest(pool, len(pool)))}
+    taken = np.array([number[group] for group in groups], np.int64)[order]
     sums = np.cumsum(np.asarray(lengths, np.float64)[order])
-    rows = [sum(count for name, count in pool.items() if place[name] == number) for number in range(len(names))]
-    scale = sum(rows) / max(1, len(order))
-    shares = shares_with(budget)
-    ends = [max(1, round(share * len(order))) for share in shares]
-    counts = [np.bincount(taken[:end], minlength=len(names)) * scale for end in ends]
+    rows, scale, shares = sum(pool.values()), scored / len(order), shares_with(budget)
+    ends = [min(len(order), max(1, round(share * rows / scale))) for share in shares]
+    in_all = np.zeros(len(names), np.int64)
+    for name, count in pool.items():
+        in_all[number[name]] += count
+    scaled = [np.rint(np.bincount(taken[:end], minlength=len(names)) * scale) for end in ends]
+    counts = [np.minimum(line.astype(np.int64), in_all) for line in scaled]
     return WhatIf(
         title=title,
         note=note,
         shares=tuple(shares),
         groups=tuple(names),
-        counts=tuple(tuple(np.rint(line).astype(int).tolist()) for line in counts),
-        pool=tuple(rows),
+        counts=tuple(tuple(line.tolist()) for line in counts),
+        pool=tuple(in_all.tolist()),
         lengths=tuple(float(round(sums[end - 1] / end, 1)) for end in ends),
         budget=budget,
     )

@@ -49,11 +49,11 @@ def by_length(title: str, pool: Sequence[int], selected: Sequence[int], note: st
     if not len(pool) or not len(selected):
         return None
     names, ends = tenths(pool)
-    counted = [
+    before, after = (
         {names[i]: int(n) for i, n in enumerate(np.bincount(group_of(values, ends), minlength=len(names)))}
         for values in (pool, selected)
-    ]
-    return before_and_after(title, *counted, order=names, note=note)
+    )
+    return before_and_after(title, before, after, names, note)
 
 
 def _end(line: Lift, lift: float, rows: int) -> float:

@@ -30,7 +30,7 @@ def fate_of(
     if count is None:
         return f"It scores {figure(score)}; the run has not chosen yet."
     if order is not None:
-        return f"Not selected: it comes {order:,}th in order, and the budget took the first {count:,}."
+        return f"Not selected: it comes as number {order:,}, and the budget took the first {count:,}."
     if cut is None:
         return f"Not selected: it scores {figure(score)}, and the selection does not follow the scores alone."
     if score == cut:

@@ -32,16 +32,16 @@ from raysift.jobs.commands.options import (
     AgainstModel,
     Answers,
     AsJson,
-    BudgetOption,
+    Claims,
+    Compared,
+    Form,
     Fresh,
     JudgeModel,
     Log,
-    Overrides,
+    Methods,
     PoolArgument,
     Report,
-    Reuse,
-    RunName,
-    Target,
+    Seeds,
     is_override,
     make_console,
     prepare,
@@ -155,26 +155,12 @@ def evaluate(given: dict[str, Any]) -> None:
 @takes("pool", "target", "test", "model", "adapter", "budget", "run", "seed", "report", "log")
 def compare(
     given: dict[str, Any],
-    named: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="One YAML file, or finished runs; and section.key=value ...",
-            metavar="FILE or RUN...",
-            show_default=False,
-        ),
-    ] = None,
-    methods: Annotated[
-        str | None, typer.Option("--methods", help="Methods by name: less,rose,mods. In a YAML: compare.methods.")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Selections of each method; default: 3.")] = None,
-    form: Annotated[str, typer.Option("--format", help="table, md, csv or json.")] = "table",
+    named: Compared = None,
+    methods: Methods = None,
+    seeds: Seeds = None,
+    form: Form = "table",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-    claims: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--assert", help="Such as 'rose>uniform' (better) or 'rose>=uniform' (not worse); else exit code 7."
-        ),
-    ] = None,
+    claims: Claims = None,
 ) -> None:
     """Compare methods under one budget and recipe: score, difference to uniform, cost, overlap, and a verdict in words."""
     overrides = [name for name in named or [] if is_override(name)]
@@ -210,23 +196,19 @@ def win_rate(
 
 
 @app.command(rich_help_panel="Steps")
+@takes("target", "run", "reuse", "budget", "report", "log", "overrides")
 def rescore(
+    given: dict[str, Any],
     source: Annotated[str, typer.Argument(help="A finished run with matching=store.", metavar="RUN")],
-    target: Target = None,
-    run: RunName = None,
-    reuse: Reuse = None,
-    budget: BudgetOption = None,
-    report: Report = None,
-    log: Log = None,
-    overrides: Overrides = None,
 ) -> None:
     """Select for other targets from the gradients that a run has stored, without a new pass over the rows."""
-    if not target:
+    if not given["target"]:
         raise ConfigError("config: 'target' is missing. Name what to select for now: --target FILE...")
     from raysift.jobs.commands.actions import run_rescore
 
-    overrides = [*(overrides or []), *([] if report is None else [f"report={json.dumps(report)}"])]
-    run_rescore(source, target, run, budget, overrides, make_console(log), reuse or [])
+    overrides = [*(given["overrides"] or []), *(["report=false"] if given["report"] is False else [])]
+    new = (given["target"], given["run"], given["budget"], overrides)
+    run_rescore(source, *new, make_console(given["log"]), given["reuse"] or [])
 
 
 @app.command("run", rich_help_panel="Steps")

@@ -108,6 +108,24 @@ PoolArgument = Annotated[
     typer.Argument(help="The pool, as with --pool, and settings.", metavar="[PATH]... [SECTION.KEY=VALUE]..."),
 ]
 
+Compared = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="One YAML file, or finished runs; and section.key=value ...",
+        metavar="FILE or RUN...",
+        show_default=False,
+    ),
+]
+Methods = Annotated[
+    str | None, typer.Option("--methods", help="Methods by name: less,rose,mods. In a YAML: compare.methods.")
+]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Selections of each method; default: 3.")]
+Form = Annotated[str, typer.Option("--format", help="table, md, csv or json.")]
+Claims = Annotated[
+    list[str] | None,
+    typer.Option("--assert", help="Such as 'rose>uniform' (better) or 'rose>=uniform' (not worse); else exit code 7."),
+]
+
 HIDDEN_TARGET = Annotated[list[str] | None, typer.Option("--target", hidden=True)]
 
 SHARED: dict[str, Any] = {

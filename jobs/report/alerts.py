@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -25,11 +26,17 @@ from raysift.scoring.thresholds import describe_scale
 
 def alerts_section(found: Gathered) -> Section:
     """All that a person should look at, warnings first; a section without alerts says so."""
-    items = [alert for alert in (*_of_stages(found), *_of_scores(found), *_of_selection(found)) if alert]
+    items = [_shown(found, one) for one in (*_of_stages(found), *_of_scores(found), *_of_selection(found)) if one]
     items.sort(key=lambda alert: alert.level != WARNING)
     warnings = sum(alert.level == WARNING for alert in items)
     lead = f"{warnings} of {len(items)} need a look." if warnings else "Nothing stands out."
     return Section(key="alerts", title="Alerts", lead=lead, blocks=(Alerts(items=tuple(items)),) if items else ())
+
+
+def _shown(found: Gathered, alert: Alert) -> Alert:
+    """The alert, without a chip that no row of the report has."""
+    has_rows = any(alert.chip in chips for chips in found.chips.values())
+    return alert if has_rows else replace(alert, chip=None)
 
 
 def _of_stages(found: Gathered) -> Iterator[Alert | None]:
@@ -75,7 +82,9 @@ def _of_scores(found: Gathered) -> Iterator[Alert | None]:
     if scored is None:
         return
     finite = scored.scores[np.isfinite(scored.scores)]
-    for remark in describe_scale("Scores", finite):
+    with np.errstate(over="ignore", invalid="ignore"):
+        said = describe_scale("Scores", finite) if scored.cut is not None else []
+    for remark in said:
         yield Alert(key="scale", level=WARNING, text=remark)
     joined = joined_scores(found)
     if joined is not None and len(joined) > 2:
@@ -85,6 +94,10 @@ def _of_scores(found: Gathered) -> Iterator[Alert | None]:
 
 
 def _of_selection(found: Gathered) -> Iterator[Alert | None]:
+    for where, side in (("pool", found.pool), ("selection", found.picked)):
+        for name, asked in side.asked.items():
+            chip = f"asked in the {name}" if where == "selection" else None
+            yield alerts.asked_in(len(asked.found), len(asked.questions), name, where, chip)
     if found.choose is None:
         return
     yield alerts.one_source(*source_counts(found))

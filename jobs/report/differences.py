@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -145,7 +146,7 @@ def _alerts(found: Sequence[Gathered], names: Sequence[str]) -> Section:
     blocks: list[Block] = []
     for one, name in zip(found, names, strict=True):
         blocks += [
-            Alerts(title=name, items=tuple(item for item in block.items))
+            Alerts(title=name, items=tuple(replace(item, chip=None) for item in block.items))
             for block in alerts_section(one).blocks
             if isinstance(block, Alerts)
         ]
@@ -219,7 +220,7 @@ def _rows(found: Sequence[Gathered], names: Sequence[str]) -> Section | None:
     for one, _ in chosen:
         for row_id in one.ids.tolist():
             counts[row_id] = counts.get(row_id, 0) + 1
-    items, chips = [], {ALL_CHOSE: MEANINGS["chosen"]}
+    items, chips = [], {"chosen": MEANINGS["chosen"], ALL_CHOSE: "in every selection"}
     for number, (one, name) in enumerate(chosen):
         only = [row_id for row_id in one.ids.tolist() if counts[row_id] == 1]
         common = [row_id for row_id in one.ids.tolist() if counts[row_id] == len(chosen)] if not number else []

@@ -6,7 +6,7 @@ Figures are turns, lengths, the writing system, and small columns of the meta. T
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -17,10 +17,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from raysift.draws import seed_for, uniform_of
+from raysift.jobs.report.asked import Asked
 from raysift.jobs.report.scored import SAMPLED, draw, is_in
 from raysift.jobs.runs.tables import read_chunks
 from raysift.pool.likeness import script_of
 from raysift.records import FILE, ID, MESSAGES, META, POSITION, SOURCE
+from raysift.report.twins import plain_texts
 from raysift.storage import Location
 from raysift.topk import Ids
 
@@ -46,20 +48,33 @@ class Looked:
     """The rows that are wanted, whole, by id."""
     random: list[int] = field(default_factory=list)
     """Ids of a few rows drawn by id."""
+    asked: dict[str, Asked] = field(default_factory=dict)
+    """Questions of target and test set that rows of the sample ask."""
 
 
 def read_rows(
-    files: Sequence[Location], total: int, wanted: Ids | None = None, random: int = 0, sampled: int = SAMPLED
+    files: Sequence[Location],
+    total: int,
+    wanted: Ids | None = None,
+    random: int = 0,
+    sampled: int = SAMPLED,
+    questions: Mapping[str, pa.Array] | None = None,
 ) -> Looked:
-    """Read the rows once: figures of a sample, the wanted ones, and so many drawn at random."""
+    """Read the rows once: figures of a sample, the wanted ones, so many drawn at random, and who asks these questions."""
     found, rising = Looked(), np.sort(np.empty(0, np.int64) if wanted is None else wanted)
+    found.asked = {name: Asked(plain) for name, plain in (questions or {}).items()}
     parts = [found.features]
     shown = [ID, SOURCE, MESSAGES, META, *([FILE, POSITION] if wanted is not None else [])]
     for chunk in read_chunks(files, shown):
         ids = chunk[ID].to_numpy()
         drawn = draw(ids, sampled, total)
         if drawn.any():
-            parts.append(measured(chunk if drawn.all() else chunk.filter(pa.array(drawn)), total))
+            rows = chunk if drawn.all() else chunk.filter(pa.array(drawn))
+            parts.append(measured(rows, total))
+            if found.asked:
+                plain = plain_texts(questions_in(rows))
+                for asked in found.asked.values():
+                    asked.look(rows[ID].to_numpy(), plain)
         by_chance = draw(ids, random, total, "random rows") if random else np.zeros(len(ids), bool)
         found.random += ids[by_chance].tolist()
         if wanted is not None and (shown_here := is_in(ids, rising) | by_chance).any():
@@ -73,7 +88,8 @@ def first_by_chance(ids: Sequence[int], most: int) -> list[int]:
     """At most so many of the ids, in the order of a draw."""
     known = np.asarray(ids, np.int64)
     order = np.argsort(uniform_of(known, seed_for(0, "random rows")), kind="stable")
-    return known[order][:most].tolist()
+    drawn: list[int] = known[order][:most].tolist()
+    return drawn
 
 
 def measured(rows: pa.Table, total: int) -> pa.Table:
@@ -89,6 +105,13 @@ def measured(rows: pa.Table, total: int) -> pa.Table:
     scripts = [_script_of(text) if wanted else None for text, wanted in zip(first.to_pylist(), told, strict=True)]
     columns = [rows[ID], rows[SOURCE], pa.array(turns), pa.array(whole - answer), pa.array(answer)]
     return pa.table([*columns, pa.array(scripts, pa.string()), _small(rows[META])], schema=FEATURES)
+
+
+def questions_in(rows: pa.Table) -> pa.Array:
+    """The message before the last answer of each row; an empty text where there is none."""
+    turns, contents = flat(rows)
+    place = np.where(turns > 1, np.cumsum(turns) - 2, -1)
+    return pc.fill_null(contents.take(pa.array(place, mask=place < 0)), "")
 
 
 def flat(rows: pa.Table) -> tuple[np.ndarray, pa.Array]:

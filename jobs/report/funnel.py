@@ -8,10 +8,13 @@ from typing import Any
 from raysift.jobs.report.gather import Gathered
 from raysift.jobs.runs.stage_names import WHAT_IT_DOES
 from raysift.manifest import Manifest
+from raysift.methods.mods import KNOWN, POOR
 from raysift.report.blocks import Funnel, Section, Stage
 
 OF_OTHER_ROWS = ("likeness", "targets", "validation", "evaluate", "own", "against", "judge", "win_rate", "search")
 """Stages that count the target's records or test questions, not rows of the pool."""
+FATES = {"good": POOR, "needed": KNOWN}
+"""What the table of scores says of rows that these stages reject."""
 BEYOND, UNTOLD = "beyond the budget", "not kept"
 
 
@@ -46,6 +49,7 @@ def stage_of(name: str, counts: Mapping[str, Any], rejected: Mapping[str, int] |
     rest = rows_in - kept - failed - sum(by_reason.values())
     by_reason |= {UNTOLD: rest} if rest > 0 else {}
     chips = {reason: f"rejected: {reason}" for reason in by_reason} if name == "ingest" else {}
+    chips = chips or {reason: FATES[name] for reason in by_reason if name in FATES}
     return Stage(
         stage=name,
         does=WHAT_IT_DOES.get(name, ""),

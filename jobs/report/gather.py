@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from raysift.config import CommonConfig
 from raysift.errors import RaysiftError
+from raysift.jobs.report.asked import questions_of
 from raysift.jobs.report.features import Looked, read_rows
 from raysift.jobs.report.scored import SAMPLED, Scored, failed_lines, read_scored
 from raysift.jobs.runs.reuse import read_events
@@ -22,7 +23,7 @@ from raysift.records import ERROR, ID, MESSAGES, RANK, SCORE
 from raysift.report.twins import text_keys, twins_of
 from raysift.scoring.columns import TRUNCATED
 
-TOP, JUST_IN, RANDOM, BY_REASON, BY_ALERT = 80, 40, 100, 8, 20
+TOP, JUST_IN, RANDOM, BY_REASON, BY_ALERT = 60, 40, 100, 8, 20
 TWIN_ROWS = 50_000
 """Rows of a selection that are searched for twins, the first by rank."""
 
@@ -33,7 +34,6 @@ class Gathered:
 
     run: Run
     with_text: bool = True
-    sampled: int = SAMPLED
     manifests: list[Manifest] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class Gathered:
         if self.scores is None:
             return None
         values = self.selection[SCORE].to_numpy().astype(np.float64)
-        return read_scored(self.run.files(self.scores, "scores"), self.ids, values, sampled=self.sampled)
+        return read_scored(self.run.files(self.scores, "scores"), self.ids, values, sampled=SAMPLED)
 
     @cached_property
     def failures(self) -> dict[str, list[dict[str, Any]]]:
@@ -125,7 +125,13 @@ class Gathered:
         """Figures of the selected rows."""
         if self.choose is None:
             return Looked()
-        return read_rows(self.run.files(self.choose, "rows"), len(self.ids), sampled=self.sampled)
+        files = self.run.files(self.choose, "rows")
+        return read_rows(files, len(self.ids), sampled=SAMPLED, questions=self.questions)
+
+    @cached_property
+    def questions(self) -> dict[str, pa.Array]:
+        """What target and test set ask."""
+        return questions_of(self.config)
 
     @cached_property
     def pool(self) -> Looked:
@@ -134,7 +140,7 @@ class Gathered:
             return Looked()
         wanted = np.array(sorted(self.chips), np.int64)
         files = self.run.files(self.ingest, "rows")
-        found = read_rows(files, self.pool_rows, wanted, RANDOM, self.sampled)
+        found = read_rows(files, self.pool_rows, wanted, RANDOM, SAMPLED, self.questions)
         for row_id in found.random:
             self.chips.setdefault(row_id, []).append("random")
         return found
@@ -150,13 +156,15 @@ class Gathered:
                     found[row_id].append(chip)
 
         add("top", self.ids[:TOP].tolist())
-        add("just in", self.ids[-JUST_IN:].tolist() if len(self.ids) > TOP else [])
+        add("just in", self.ids[-JUST_IN:].tolist() if len(self.ids) > JUST_IN else [])
         for chip, lines in (self.scored.notable if self.scored else {}).items():
             add(chip, [line[ID] for line in lines])
         for stage, lines in self.failures.items():
             add(f"failed: {stage}", [line[ID] for line in lines])
         for stage, lines in self.cut_rows.items():
             add(f"cut: {stage}", [line[ID] for line in lines])
+        for name, asked in self.picked.asked.items():
+            add(f"asked in the {name}", asked.ids[:BY_ALERT])
         for chip, twins in (("same text", self.twins), ("same question", self.same_questions)):
             add(chip, [row_id for pair in list(twins.items())[: BY_ALERT // 2] for row_id in pair])
         return found

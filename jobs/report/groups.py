@@ -20,43 +20,31 @@ def groups_section(found: Gathered) -> Section | None:
         return None
     pool, picked = found.pool.features, found.picked.features
     note = "" if len(pool) == found.pool_rows else f"From {len(pool):,} rows of the pool, drawn by id."
-    blocks: list[Bars | None] = [by_source(found)]
+    blocks: list[Bars | None] = [before_and_after("By source", *source_counts(found))]
     for name, (before, after) in meta_groups(pool, picked).items():
-        whole = (Counter({NO_GROUP: len(table)}) for table in (pool, picked))
-        sides = [
-            counts + (rest - Counter({NO_GROUP: counts.total()}))
-            for counts, rest in zip((before, after), whole, strict=True)
-        ]
-        blocks.append(before_and_after(f"By {name}", *sides, note=note))
-    blocks += [
-        before_and_after(
-            "By writing system", *(_counts(table, SCRIPT) for table in (pool, picked)), note="Of the answers."
-        ),
-        before_and_after("By turns", *(_turns(table) for table in (pool, picked)), order=_TURNS, note=note),
-        by_length(
-            "By length of the prompt, in characters", *(table[PROMPT].to_pylist() for table in (pool, picked)), note
-        ),
-        by_length(
-            "By length of the answer, in characters", *(table[ANSWER].to_pylist() for table in (pool, picked)), note
-        ),
-    ]
+        sides = _whole(before, len(pool)), _whole(after, len(picked))
+        blocks.append(before_and_after(f"By {name}", *sides, (), note))
+    scripts = _counts(pool, SCRIPT), _counts(picked, SCRIPT)
+    blocks.append(before_and_after("By writing system", *scripts, (), "Of the letters of the answers, in a sample."))
+    blocks.append(before_and_after("By turns", _turns(pool), _turns(picked), _TURNS, note))
+    for name, column in (("prompt", PROMPT), ("answer", ANSWER)):
+        lengths = pool[column].to_pylist(), picked[column].to_pylist()
+        blocks.append(by_length(f"By length of the {name}, in characters", *lengths, note))
     shown: tuple[Block, ...] = tuple(block for block in blocks if block is not None)
     lead = "Lift is the share of the selection over the share of the pool: 1 is what a random draw gives on average."
     return Section(key="groups", title="Before and after", lead=lead, blocks=shown) if shown else None
 
 
-def by_source(found: Gathered) -> Bars | None:
-    """Exact for every source: from the counts of the stages."""
-    if found.choose is None:
-        return None
-    sides = source_counts(found)
-    return before_and_after("By source", *sides)
-
-
 def source_counts(found: Gathered) -> tuple[dict[str, int], dict[str, int]]:
     """Rows of each source in the pool and in the selection."""
     lines = found.choose.values["by_source"] if found.choose else {}
-    return tuple({name: int(line[key]) for name, line in lines.items()} for key in ("pool", "selected"))  # type: ignore[return-value]
+    pool, selected = ({name: int(line[key]) for name, line in lines.items()} for key in ("pool", "selected"))
+    return pool, selected
+
+
+def _whole(counts: Counter[str], rows: int) -> Counter[str]:
+    """The counts, with the rows that have no value as a group of their own."""
+    return counts + Counter({NO_GROUP: rows - counts.total()})
 
 
 def _counts(table: pa.Table, column: str) -> dict[str, int]:

@@ -50,6 +50,8 @@ MEANINGS = {
     "tied at the cut": "not taken, with the very score of the last row taken",
     "same text": "selected rows that differ in case, spaces and punctuation alone",
     "same question": "selected rows that ask the same",
+    "asked in the target": "selected rows that ask what the target asks",
+    "asked in the test set": "selected rows that ask what the test set asks",
 }
 
 

@@ -171,7 +171,7 @@ def is_in(ids: Ids, rising: Ids) -> np.ndarray:
     """Which ids occur among some that are sorted."""
     if not len(rising):
         return np.zeros(len(ids), bool)
-    return rising[np.minimum(np.searchsorted(rising, ids), len(rising) - 1)] == ids
+    return np.asarray(rising[np.minimum(np.searchsorted(rising, ids), len(rising) - 1)] == ids)
 
 
 def failed_lines(

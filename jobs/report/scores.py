@@ -63,11 +63,12 @@ def joined_scores(found: Gathered) -> pa.Table | None:
     scored, features = found.scored, found.pool.features
     if scored is None or not len(features) or not len(scored.ids):
         return None
-    scores = pa.table({ID: scored.ids, "score": scored.scores}).filter(pa.array(np.isfinite(scored.scores)))
+    scores = pa.table({ID: scored.ids, "score": scored.scores})
     return features.join(scores, ID, join_type="inner").sort_by(ID)
 
 
 def _by_source(joined: pa.Table) -> Bars | None:
+    joined = joined.filter(pa.array(np.isfinite(joined["score"].to_numpy())))
     sources = joined[SOURCE].combine_chunks().dictionary_encode()
     codes, scores = sources.indices.to_numpy(), joined["score"].to_numpy()
     names = sources.dictionary.to_pylist()
@@ -97,6 +98,7 @@ def _what_if(found: Gathered, scored: Scored, joined: pa.Table) -> Block | None:
         joined[SOURCE].to_pylist(),
         lengths,
         {str(name): int(count) for name, count in found.ingest.values["by_source"].items()},
+        scored.rows - scored.missing,
         len(found.ids) / found.pool_rows,
         "What if the budget were another?",
         "The same scores, more or fewer rows. " + _sampled(scored),

@@ -41,12 +41,9 @@ def _selected(found: Gathered) -> str:
     like = overlap_with_longest(found)
     if like is not None:
         shared, by_chance = like
-        if shared >= LIKE_LONGEST:
-            parts.append(
-                f"hardly told from taking the longest answers (overlap {shared:.0%}, {by_chance:.0%} by chance)"
-            )
-        else:
-            parts.append(f"overlap with taking the longest answers {shared:.0%} ({by_chance:.0%} by chance)")
+        told = f"{share(shared, 1)}, {share(by_chance, 1)} by chance"
+        like_it = shared >= LIKE_LONGEST
+        parts.append(f"{'hardly told from' if like_it else 'little like'} taking the longest answers (overlap {told})")
     return "; ".join(parts) + "."
 
 
@@ -135,6 +132,7 @@ def _facts(found: Gathered) -> list[Fact]:
             Fact(name="tokens", value=tokens_of(found), type="count"),
             Fact(name="characters", value=characters_of(found), type="count"),
             Fact(name="sources", value=len(source_counts(found)[0]), type="count"),
+            Fact(name="fingerprint", value=found.choose.fingerprint, type="id"),
         ]
     seconds = sum(one.seconds for one in found.manifests if not one.reused_from)
     facts.append(Fact(name="computed in", value=round(seconds, 1), type="seconds"))
