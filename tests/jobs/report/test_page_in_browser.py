@@ -397,6 +397,17 @@ def test_a_chip_is_switched_and_a_table_is_opened_by_keyboard(browser, calm):
     assert len(browser.all(".as-table tbody tr")) == len(histogram["series"][0]["counts"])
 
 
+def test_a_point_of_the_map_shows_its_row(browser, saved):
+    content = record(hostile=False)
+    row = block_of("rows")["items"][17]
+    for block in (block for section in content["sections"] for block in section["blocks"] if block["kind"] == "map"):
+        block["points"] = [{"x": 0.0, "y": 0.0, "id": row["id"], "rank": 0}]
+    browser.open(saved(content, "map.html"))
+    browser.click(".block-map .plot svg")
+    browser.wait("return document.querySelectorAll('.cards > .card').length === 1")
+    assert browser.run("return document.activeElement.dataset.id") == row["id"]
+
+
 def test_the_histogram_has_three_views(browser, calm):
     browser.open(calm)
     drawn = []
@@ -432,6 +443,7 @@ def test_both_languages_write_a_value_in_the_same_way(browser, saved):
         -0.0123456,
         0.00098765,
         0.0000123,
+        0.0444,
         7.26,
         42.0,
         59.7,
