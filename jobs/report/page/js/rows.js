@@ -173,7 +173,7 @@ class Rows {
     const columns = [{ name: "", type: "text" }, { name: "first", type: "number" }, { name: "second", type: "number" }];
     dialog.replaceChildren(
       el("div", { class: "dialog-head" }, el("h2", { id: "side-by-side-title" }, "Two rows side by side"), el("button", { type: "button", on: { click: () => dialog.close() } }, "Close")),
-      el("div", { class: "differences" }, tableOf(columns, names.map((name) => [name, numbers(one)[name], numbers(two)[name]]), "Figures of the two rows"),
+      el("div", { class: "differences" }, tableOf(columns, names.map((name) => [name, numbers(one)[name], numbers(two)[name]]), "Figures of the two rows")),
       el("div", { class: "pair" }, [one, two].map((row) => el("article", { class: "card" }, headOf(row), talkOf(row), el("p", { class: "id" }, row.id)))));
     dialog.showModal();
   }
