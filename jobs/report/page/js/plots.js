@@ -4,10 +4,11 @@ const COLOURS = ["var(--s1)", "var(--s2)", "var(--s3)", "var(--s4)", "var(--s5)"
 const POOL = "var(--s0)";
 const BACKGROUND = /^(pool|all rows|the pool|kept pool)$/i;
 
-/** The pool stands back in grey; what was chosen from it has a colour. */
+/** The pool stands back in grey, as does a curve among single points; what was chosen has a colour. */
 function coloursOf(series) {
   let next = 0;
-  return series.map(({ name }) => (BACKGROUND.test(name) ? POOL : COLOURS[next++ % COLOURS.length]));
+  const points = series.some(({ dots }) => dots);
+  return series.map(({ name, dots }) => (BACKGROUND.test(name) || (points && !dots) ? POOL : COLOURS[next++ % COLOURS.length]));
 }
 
 function legendOf(names, colours) {
@@ -36,11 +37,11 @@ function fitted(text, pixels, size = 12) {
 
 const widest = (texts, most) => Math.ceil(Math.min(most, Math.max(20, ...texts.map((text) => widthOf(cut(text, 80))))));
 
-/** Numbers that stand near each other with the same number of decimals, three digits for the largest. */
-function evenly(values) {
-  const largest = Math.max(0, ...values.filter((value) => value !== null && value !== undefined).map(Math.abs));
-  if (values.every((value) => value === null || value === undefined || Number.isInteger(value))) return format.number;
-  const places = largest >= 100 ? 0 : largest >= 10 ? 1 : largest >= 0.5 || !largest ? 2 : Math.min(6, 1 - Math.floor(Math.log10(largest)));
+/** Numbers that stand near each other with the same number of decimals: so many digits for the largest. */
+function evenly(values, digits) {
+  const known = values.filter((value) => value !== null && value !== undefined), largest = Math.max(0, ...known.map(Math.abs));
+  if (known.every(Number.isInteger) && digits > 2) return format.number;
+  const places = Math.max(largest < 10 ? 2 : 0, Math.min(6, digits - 1 - Math.floor(Math.log10(largest || 1))));
   const write = d3.format(`,.${places}f`);
   return (value) => signed(write(value).replace("−", "-"));
 }
@@ -73,6 +74,13 @@ function marked(marks, low, high, log = false) {
   return kept.length ? [Plot.ruleX(kept, { x: "value", ...MARK_LINE }), ...names] : [];
 }
 
+/** Names beside single points, as more of them may stand in one drawing than there are colours. */
+function named(points, low, high) {
+  const left = ({ x }) => x > low + 0.7 * (high - low);
+  return [[points.filter(left), "end", -10], [points.filter((d) => !left(d)), "start", 10]].map(([some, textAnchor, dx]) =>
+    Plot.text(some, { x: "x", y: "y", text: (d) => cut(d.series, 30), textAnchor, dx, fill: "var(--ink)", stroke: "var(--surface)", strokeWidth: 3 }));
+}
+
 const axisNumber = (value) => (Math.abs(value) >= 10000 ? d3.format("~s")(value).replace("G", "B") : format.number(value));
 
 function bars(block, { width, height }) {
@@ -82,7 +90,7 @@ function bars(block, { width, height }) {
     lift: j === block.series.length - 1 ? block.lift?.[i] : null,
   }))).filter(({ value }) => value !== null);
   const ends = data.flatMap(({ value, high, low }) => [value, high ?? value, low ?? value]);
-  const room = widest(block.groups, 0.36 * width), even = evenly(data.map(({ value }) => value));
+  const room = widest(block.groups, 0.36 * width), even = evenly(data.map(({ value }) => value), 3);
   const write = (value) => (kind === "number" ? even(value) : shown(value, kind));
   const told = (d) => `${d.group}\n${d.series}: ${shown(d.value, kind)}` + (d.low !== null && d.low !== undefined ? ` (${shown(d.low, kind)} to ${shown(d.high, kind)})` : "");
   const ranged = data.filter(({ low, high }) => low !== null && high !== null && low !== undefined && high !== undefined);
@@ -142,12 +150,13 @@ function lines(block, { width, height }) {
     width, height, marginLeft: 58, marginTop: 26, marginBottom: 38, marginRight: 30,
     x: { label: block.x, type: block.log_x ? "log" : "linear", ticks: Math.max(3, Math.floor(width / 100)), tickFormat: block.percent_x ? format.percent : axisNumber, labelArrow: "none", labelAnchor: "center", nice: !block.log_x },
     y: { label: block.y, nice: true, grid: true, ticks: 5, tickFormat: axisNumber, labelArrow: "none" },
-    color: { type: "identity" },
+    color: { type: "identity" }, r: { type: "identity" },
     marks: [
       Plot.areaY(ranged.filter((d) => !d.dots), { x: "x", y1: "low", y2: "high", z: "series", fill: "stroke", fillOpacity: 0.15 }),
       Plot.ruleX(ranged.filter((d) => d.dots), { x: "x", y1: "low", y2: "high", stroke: "stroke", marker: "tick" }),
       Plot.line(all.filter((d) => !d.dots), { x: "x", y: "y", z: "series", stroke: "stroke", strokeWidth: 2 }),
-      Plot.dot(all.filter((d) => few.has(d.series)), { x: "x", y: "y", fill: "stroke", r: (d) => (d.dots ? 5 : 3), stroke: "var(--surface)" }),
+      Plot.dot(all.filter((d) => few.has(d.series)), { x: "x", y: "y", fill: "stroke", r: (d) => (d.dots ? 6 : 3), stroke: "var(--surface)" }),
+      ...named(all.filter((d) => d.dots), low, high),
       ...marked(block.marks ?? [], low, high, block.log_x),
       Plot.tip(all, Plot.pointer({ x: "x", y: "y", title: (d) => `${d.series}\n${block.x}: ${shown(d.x)}\n${block.y}: ${shown(d.y)}` + (d.low !== null && d.low !== undefined ? ` (${shown(d.low)} to ${shown(d.high)})` : ""), ...TIP })),
     ],
@@ -163,7 +172,7 @@ function heatmap(block, { width, height, labelRoom }) {
   const values = data.map(({ value }) => value).filter((value) => value !== null);
   const largest = Math.max(...values.map(Math.abs));
   const [least, most] = block.diverging ? [0, largest] : d3.extent(values);
-  const write = evenly(values);
+  const write = evenly(values, 2);
   const strength = ({ value }) => (value === null ? 0 : 0.06 + 0.94 * (most > least ? (Math.abs(value - (block.diverging ? 0 : least)) / (most - least)) : 0.5));
   return plotted({
     width: wide, height, marginLeft, marginTop: labelRoom, marginBottom: 8, marginRight,
