@@ -43,7 +43,8 @@ function mountAll({ title, kind, blocks }) {
   let rows = null;
   for (const place of document.querySelectorAll("[data-block]")) {
     const block = blocks[place.dataset.block];
-    if (block.kind === "rows") rows = new Rows(block, place, { title, kind });
+    if (EMPTY[block.kind]?.(block)) place.replaceChildren(el("p", { class: "muted" }, "Nothing to draw."));
+    else if (block.kind === "rows") rows = new Rows(block, place, { title, kind });
     else if (block.kind === "funnel") redraws.push(() => place.replaceChildren(stageBar(block, { width: Math.max(place.clientWidth, 200), height: 14, part: Number(place.dataset.part) })));
     else if (block.kind === "what_if") redraws.push(whatIf(block, place));
     else redraws.push(mount(block, place, () => rows));

@@ -171,7 +171,7 @@ function heatmap(block, { width, height, labelRoom }) {
   const data = block.rows.flatMap((row, i) => block.columns.map((column, j) => ({ row: i, column: j, value: block.values[i][j], title: `${row} · ${column}\n${block.label}: ${shown(block.values[i][j])}` })));
   const values = data.map(({ value }) => value).filter((value) => value !== null);
   const largest = Math.max(...values.map(Math.abs));
-  const [least, most] = block.diverging ? [0, largest] : d3.extent(values);
+  const [least, most] = block.diverging ? [0, largest] : [d3.min(values) ?? 0, d3.max(values) ?? 0];
   const write = evenly(values, 2);
   const strength = ({ value }) => (value === null ? 0 : 0.06 + 0.94 * (most > least ? (Math.abs(value - (block.diverging ? 0 : least)) / (most - least)) : 0.5));
   return plotted({
@@ -195,7 +195,7 @@ function map(block, { width, height }) {
   const chosen = block.points.filter(({ rank }) => rank !== null), others = block.points.filter(({ rank }) => rank === null);
   const axis = (which) => `${which} direction` + (block.explained?.[which === "First" ? 0 : 1] ? `, ${format.percent(block.explained[which === "First" ? 0 : 1])} of the spread` : "");
   return plotted({
-    width, height, marginLeft: 28, marginBottom: 34, marginTop: 8, marginRight: 8,
+    width, height, marginLeft: 28, marginBottom: 34, marginTop: 8, marginRight: 8, inset: 8,
     x: { label: axis("First"), ticks: 0, labelArrow: "none", labelAnchor: "center", domain: [block.x[0], block.x.at(-1)] },
     y: { label: axis("Second"), ticks: 0, labelArrow: "none", labelAnchor: "center", domain: [block.y[0], block.y.at(-1)] },
     color: { type: "identity" }, opacity: { type: "identity" },
@@ -247,8 +247,17 @@ const asTable = {
 
 /** Names and colours of what a drawing holds, where it holds more than one thing. */
 function keyOf(block) {
-  if (block.kind === "map") return [["chosen", "not chosen, a sample", "the pool, darker where it is denser"], ["var(--s2)", "var(--muted)", "color-mix(in srgb, var(--s7) 45%, transparent)"]];
+  if (block.kind === "map") return [["chosen", "not chosen, a sample", "the pool, stronger where it is denser"], ["var(--s2)", "var(--muted)", "color-mix(in srgb, var(--s7) 45%, transparent)"]];
   return (block.series?.length ?? 0) > 1 ? [block.series.map(({ name }) => name), coloursOf(block.series)] : null;
 }
+
+const EMPTY = {
+  bars: ({ groups, series }) => !groups.length || series.every(({ values }) => values.every((value) => value === null)),
+  histogram: ({ edges, series }) => edges.length < 2 || !series.some(({ counts }) => counts.some(Boolean)),
+  lines: ({ series }) => series.every(({ points }) => points.every(([x, y]) => x === null || y === null)),
+  heatmap: ({ rows, columns }) => !rows.length || !columns.length,
+  map: ({ density, points }) => !points.length && !density.some((counts) => counts.some(Boolean)),
+  what_if: ({ shares, groups }) => !shares.length || !groups.length,
+};
 
 const DRAW = { bars, histogram, lines, heatmap, map };
