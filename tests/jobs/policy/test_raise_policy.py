@@ -19,7 +19,8 @@ import pytest
 import ray
 import torch
 from safetensors.numpy import load_file
-from sound_reports import rows, sound, stages
+from sound_reports import rows as shown
+from sound_reports import sound, stages
 
 import raysift
 from raysift.actors.effective_batches import EncodeRows, Place, split_trainable
@@ -497,5 +498,5 @@ def test_its_report_tells_which_rows_were_picked_and_which_could_not_be(chosen):
     plain = sound(report_of(chosen.run))
     picked = chosen.run.manifest("final").counts["kept"]
     assert stages(plain)["order"]["kept"] == picked and stages(plain)["choose"]["rows_in"] == picked
-    assert stages(plain)["choose"]["kept"] == len(chosen) == len(rows(plain, "chosen"))
-    assert rows(plain, NOTHING_TO_LEARN)[0]["verdict"].startswith(f"Not selected: {NOTHING_TO_LEARN}")
+    assert stages(plain)["choose"]["kept"] == len(chosen) == len(shown(plain, "chosen"))
+    assert shown(plain, NOTHING_TO_LEARN)[0]["verdict"].startswith(f"Not selected: {NOTHING_TO_LEARN}")
