@@ -248,11 +248,11 @@ def test_a_tuned_model_is_asked_under_the_template_of_its_training(ray_local, ti
     plain = sound(report_of(open_run(str(tmp_path / "tuned"))))
     assert plain["sections"][0]["lead"].startswith("Trained on ") and blocks(plain, "training", "lines")
     assert blocks(plain, "evaluation", "table")[0]["rows"][0][:3] == ["w", "exact_match", 4]
-    adapter = trained.locations("epochs")[-1] / "adapter"
-    alone = raysift.evaluate(str(test), run=str(tmp_path / "alone"), adapter=adapter.path, **common)
+    assert trained.evaluation is not None and trained.evaluation.manifest == after
+    alone = raysift.evaluate(str(test), run=str(tmp_path / "alone"), adapter=trained, **common).manifest
     assert after.settings["evaluate"]["template"] == alone.settings["evaluate"]["template"] == "tulu"
     assert after.values["overall"] == alone.values["overall"]
-    untrained = raysift.evaluate(str(test), run=str(tmp_path / "base"), seed=5, **common)
+    untrained = raysift.evaluate(str(test), run=str(tmp_path / "base"), seed=5, **common).manifest
     assert (untrained.settings["evaluate"]["template"], untrained.settings["evaluate"]["seed"]) == ("auto", 5)
 
 
