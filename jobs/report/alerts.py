@@ -49,8 +49,9 @@ def _of_stages(found: Gathered) -> Iterator[Alert | None]:
         rows = int(counts.get("rows_in") or 0)
         lost = int(counts.get("failed") or 0) + int(counts.get("rows_failed") or 0)
         cut = int(counts.get("truncated") or 0) + int(counts.get("rows_truncated") or 0)
+        told_before = manifest is found.scores and bool(found.failures) and stage not in found.failures
         chip = None if stage in OF_OTHER_ROWS else f"failed: {stage}" if stage in found.failures else None
-        yield alerts.failed(stage, lost, rows, chip)
+        yield None if told_before else alerts.failed(stage, lost, rows, chip)
         yield alerts.truncated(stage, cut, rows, f"cut: {stage}" if stage in found.cut_rows else None)
         for file in counts.get("bad_files", []):
             yield Alert(key="bad_file", level=WARNING, text=f"A file of the pool was set aside as a whole: {file}")

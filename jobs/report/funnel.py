@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from raysift.jobs.report.gather import Gathered
@@ -20,12 +21,21 @@ BEYOND, UNTOLD = "beyond the budget", "not kept"
 
 def funnel_section(found: Gathered) -> Section | None:
     """One bar for each stage that lets rows go, from ingest to the selection."""
-    stages = tuple(_stages(found))
+    stages = tuple(_shown(found, stage) for stage in _stages(found))
     if not stages:
         return None
     lost = sum(sum(stage.rejected.values()) + stage.failed for stage in stages)
     lead = f"{stages[0].rows_in:,} rows came in, {stages[-1].kept:,} are left." if lost else "No row was lost."
     return Section(key="funnel", title="Funnel", lead=lead, blocks=(Funnel(stages=stages),))
+
+
+def _shown(found: Gathered, stage: Stage) -> Stage:
+    """The stage with chips that rows of the report have; rows that failed before have the chip of that stage."""
+    known = {chip for chips in found.chips.values() for chip in chips} | {f"failed: {name}" for name in found.failures}
+    chips = {what: chip for what, chip in stage.chips.items() if chip in known or stage.stage == "ingest"}
+    if stage.failed and stage.stage != "ingest" and "failed" not in chips and found.failures:
+        chips["failed"] = f"failed: {next(iter(found.failures))}"
+    return replace(stage, chips=chips)
 
 
 def _stages(found: Gathered) -> Iterator[Stage]:
@@ -65,7 +75,7 @@ def _ordered(found: Gathered, manifest: Manifest) -> Stage:
     """The stage that notes what became of each row: its reasons are the fates in the table of scores."""
     fates = dict(found.scored.fates) if found.scored else {}
     stage = stage_of(manifest.stage, {**manifest.counts, "failed": 0}, fates)
-    return Stage(**{**vars(stage), "chips": {fate: fate for fate in fates}})
+    return replace(stage, chips={fate: fate for fate in fates})
 
 
 def _chosen(found: Gathered, manifest: Manifest) -> Stage:
@@ -74,4 +84,4 @@ def _chosen(found: Gathered, manifest: Manifest) -> Stage:
     kept = int(manifest.counts["kept"])
     rows_in = max(kept, int(before.get("kept", manifest.counts["rows_in"])))
     stage = stage_of("choose", {"rows_in": rows_in, "kept": kept}, {BEYOND: rows_in - kept})
-    return Stage(**{**vars(stage), "chips": {BEYOND: "just out"} if rows_in > kept else {}})
+    return replace(stage, chips={BEYOND: "just out"} if rows_in > kept else {})

@@ -63,12 +63,12 @@ def test_the_sample_is_decided_by_the_ids_alone():
     assert seed_for(0, "report") != seed_for(0, "random rows")
 
 
-def test_the_record_of_a_pool_forty_times_as_large_is_as_small(tmp_path, monkeypatch):
+def test_the_record_of_a_pool_ten_times_as_large_is_as_small(tmp_path, monkeypatch):
     monkeypatch.setattr(gather, "SAMPLED", 500)
-    sizes, noted = {}, {}
-    for count in (250, 10_000):
+    sizes = []
+    for count in (1_000, 10_000):
         run = made_run(tmp_path / str(count), pool_of(count, np.random.default_rng(0).random(count)), budget="100")
         plain = sound(report_of(open_run(str(run.folder))))
-        sizes[count], noted[count] = len(json.dumps(plain)), blocks(plain, "scores", "what_if")[0]["note"]
-    assert sizes[10_000] < 1.1 * sizes[250]
-    assert "drawn by id" in noted[10_000] and "drawn by id" not in noted[250]
+        assert "drawn by id" in blocks(plain, "scores", "what_if")[0]["note"]
+        sizes.append(len(json.dumps(plain)))
+    assert sizes[1] < 1.05 * sizes[0]

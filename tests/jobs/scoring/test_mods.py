@@ -15,6 +15,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sound_reports import blocks, rows, sound, stages
 
 import raysift
 from raysift.actors.prompts import ANSWER
@@ -22,6 +23,7 @@ from raysift.config import make_config
 from raysift.errors import ConfigError, DataError, ModelError, StageError
 from raysift.jobs.coverage import centers
 from raysift.jobs.recipes import run_method
+from raysift.jobs.report.record import report_of
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
@@ -89,7 +91,7 @@ class Notes(Console):
 def beside(selection, folder):
     """A run that does single stages anew from what another left."""
     run = Run(str(folder), Notes())
-    return run, {manifest.stage: manifest for manifest in selection.run.manifests()}
+    return run, {manifest.stage: manifest for manifest in selection.run.opened.manifests()}
 
 
 def config_of_mods(**settings):
@@ -97,11 +99,11 @@ def config_of_mods(**settings):
 
 
 def scores_of(selection):
-    return {row["id"]: row for row in pq.read_table(f"{selection.run.folder.path}/scores.parquet").to_pylist()}
+    return {row["id"]: row for row in pq.read_table(f"{selection.run.opened.folder.path}/scores.parquet").to_pylist()}
 
 
 def bar_of(selection, stage):
-    return selection.run.manifest(stage).values["cut"]["value"]
+    return selection.run.opened.manifest(stage).values["cut"]["value"]
 
 
 @pytest.mark.ray
@@ -114,12 +116,12 @@ def test_seeds_then_augmented_rows_in_the_sizes_asked_and_no_row_twice(chosen):
 
 @pytest.mark.ray
 def test_the_tuned_model_answers_under_the_template_of_its_training(chosen):
-    assert chosen.run.manifest("generate").settings["generation"]["template"] == "chatml"
+    assert chosen.run.opened.manifest("generate").settings["generation"]["template"] == "chatml"
 
 
 def test_every_row_has_a_fate_that_its_scores_bear_out(chosen):
     rows, alpha, beta = scores_of(chosen), bar_of(chosen, "good"), bar_of(chosen, "needed")
-    assert len(rows) == chosen.run.manifest("ingest").counts["kept"]
+    assert len(rows) == chosen.run.opened.manifest("ingest").counts["kept"]
     for row in rows.values():
         assert (row["quality"] > alpha) == (row["fate"] != POOR)
         assert (row["necessity"] is None) == (row["fate"] == POOR)
@@ -127,14 +129,14 @@ def test_every_row_has_a_fate_that_its_scores_bear_out(chosen):
             assert row["necessity"] < beta
         if row["fate"] == KNOWN:
             assert row["necessity"] >= beta
-    counts = chosen.run.manifest("order").counts
+    counts = chosen.run.opened.manifest("order").counts
     assert counts["rows_in"] == counts["kept"] + sum(counts["rejected"].values())
     assert Counter(row["fate"] for row in rows.values())[AUGMENTED] == BUDGET // 2
 
 
 @pytest.mark.ray
 def test_seeds_are_those_of_plain_k_center_over_the_good_rows(chosen):
-    files = chosen.run.files(chosen.run.manifest("embed"), "answers")
+    files = chosen.run.opened.files(chosen.run.opened.manifest("embed"), "answers")
     table = next(iter(read_chunks(files, ["id", "embedding"]))) if len(files) == 1 else None
     assert table is not None
     points = np.stack(table["embedding"].to_numpy())
@@ -144,7 +146,7 @@ def test_seeds_are_those_of_plain_k_center_over_the_good_rows(chosen):
 
 @pytest.mark.ray
 def test_explain_tells_what_became_of_a_row_and_what_is_near_it(chosen):
-    rows, folder = scores_of(chosen), chosen.run.folder.path
+    rows, folder = scores_of(chosen), chosen.run.opened.folder.path
     of = {row["fate"]: row["id"] for row in rows.values()}
     assert "quality not above alpha" in raysift.explain(folder, of[POOR]).verdict
     assert raysift.explain(folder, of[SEED]).verdict.startswith("selected as number")
@@ -168,12 +170,12 @@ def test_without_a_second_k_center_all_needed_rows_are_taken(chosen, pool, tmp_p
 @pytest.mark.slow
 def test_seeds_alone_tune_no_model_and_a_short_pool_gives_what_it_has(chosen, pool, tmp_path):
     found = select(pool, tmp_path / "run", reuse=chosen, alpha={"quantile": 0.95}, budget=20)
-    good = found.run.manifest("good").counts["kept"]
+    good = found.run.opened.manifest("good").counts["kept"]
     assert len(found) == good < 20
-    assert found.run.manifest("tune") is None  # the seeds are all good rows
+    assert found.run.opened.manifest("tune") is None  # the seeds are all good rows
     whole = select(pool, tmp_path / "whole", reuse=chosen, seed_share=1)
     assert len(whole) == BUDGET
-    assert whole.run.manifest("tune") is None
+    assert whole.run.opened.manifest("tune") is None
 
 
 @pytest.mark.ray
@@ -411,3 +413,15 @@ def test_quality_through_vllm_ranks_as_through_transformers(chosen, pool, tmp_pa
     through = {i: row["score"] for i, row in scores_of(found).items()}
     assert through.keys() == plain.keys()
     assert max(abs(through[i] - plain[i]) for i in plain) < 0.01
+
+
+def test_its_report_tells_the_fates_and_the_models_own_answers(chosen):
+    plain = sound(report_of(chosen.run.opened))
+    fates = chosen.run.opened.manifest("order").values["fates"]
+    kept = (SEED, AUGMENTED)
+    assert stages(plain)["order"]["rejected"] == {fate: count for fate, count in fates.items() if fate not in kept}
+    assert rows(plain, KNOWN)[0]["verdict"] == f"Not selected: {KNOWN}."
+    answered = [item for item in rows(plain) if item["other"]]
+    assert answered and all(item["figures"].get("necessity") is not None for item in answered)
+    assert [item["rank"] for item in rows(plain, "top")] == [*range(1, len(chosen) + 1)]
+    assert blocks(plain, "scores", "histogram")[0]["marks"] == [] and not blocks(plain, "scores", "what_if")
