@@ -32,7 +32,7 @@ _HOMES = {
     "StaleRunError": "raysift.errors",
     "finetune": "raysift.jobs.api",
     "evaluate": "raysift.jobs.api",
-    "explain": "raysift.jobs.commands.explain",
+    "explain": "raysift.jobs.explaining.explain",
     "rescore": "raysift.jobs.commands.rescore",
     "search": "raysift.jobs.commands.search",
     "win_rate": "raysift.jobs.pairwise.win_rate",
