@@ -11,9 +11,9 @@ from raysift.config import make_selector
 from raysift.errors import ConfigError
 from raysift.jobs.explaining.changes import changes_of
 from raysift.jobs.explaining.facts import Facts, matches_at, rank_of, scores_of, standing_of, verdict_of
+from raysift.jobs.explaining.figures import figures_of
 from raysift.jobs.explaining.finding import copies_of, failure_of, find_id, find_row, rejected_lines
 from raysift.jobs.explaining.nearest import nearest_chosen
-from raysift.jobs.explaining.numbers import numbers_of
 from raysift.jobs.explaining.record import Explanation
 from raysift.jobs.explaining.rejected import keeping, rejection, verdict_on
 from raysift.jobs.gradients.pulls import changed_targets, compute_pulls, pulls_by_example
@@ -117,7 +117,7 @@ def _of_kept(
     return Explanation(
         row_id,
         verdict_of(facts),
-        reasons=numbers_of(facts),
+        reasons=figures_of(facts),
         nearest=facts.nearest,
         changes=found.changes,
         no_change=found.none,

@@ -13,8 +13,8 @@ import yaml
 import raysift
 from raysift.config import make_config, make_selector
 from raysift.errors import ConfigError, DataError
-from raysift.jobs.commands.explain import explain
 from raysift.jobs.commands.explained import explain_command
+from raysift.jobs.explaining.explain import explain
 from raysift.jobs.gradients.targeting import read_targets
 from raysift.jobs.runs.console import Console, printable
 from raysift.jobs.runs.run import open_run

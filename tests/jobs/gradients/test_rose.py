@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysift.errors import ConfigError, DataError, StaleRunError
-from raysift.jobs.commands.explain import explain
 from raysift.jobs.commands.explained import show
+from raysift.jobs.explaining.explain import explain
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import open_run
 from raysift.manifest import read_manifest

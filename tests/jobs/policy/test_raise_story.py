@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from raysift.errors import ConfigError
-from raysift.jobs.commands.explain import explain
 from raysift.jobs.commands.explained import explain_command
 from raysift.jobs.commands.show import show_run
+from raysift.jobs.explaining.explain import explain
 from raysift.jobs.policy import story
 from raysift.jobs.policy.story import learning_curve, row_story
 from raysift.jobs.runs.console import Console
@@ -136,7 +136,7 @@ def test_a_run_with_the_policy_of_another_run_has_no_rounds_of_its_own(laid_out,
     assert len(learning_curve(str(tmp_path / "applied"))) == 0
     row = int(laid_out[3][0][0])
     here, there = (row_story(Run(folder), row) for folder in (laid_out[0], str(tmp_path / "applied")))
-    assert there == dataclasses.replace(here, rounds=[])
+    assert there == dataclasses.replace(here, rounds=[], expected=0.0, credit=None, credit_below=0)
 
 
 def test_a_learning_curve_is_there_before_the_run_is_finished(laid_out, tmp_path, capsys):
@@ -190,8 +190,8 @@ def test_explain_and_show_print_no_text_of_a_row(laid_out, capsys, monkeypatch):
     assert "Rounds (3" in told
     explain_command(folder, str(int(picks[0][0])), False, False, False, Console("plain"))
     told = capsys.readouterr().out
-    assert "picked in the final training" in told
-    assert "picked in learning" in told
+    assert "The policy picked it" in told
+    assert "While the policy learned, in 3 rounds, it was picked" in told
     assert "secret" not in told
     lost = explain(folder, int(whole.ids[0]), pairs=False)
     assert lost.policy is None

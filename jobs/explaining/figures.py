@@ -18,7 +18,7 @@ from raysift.records import FATE, RADIUS
 SHOWN_SUBTASKS = 6
 
 
-def numbers_of(facts: Facts) -> list[str]:
+def figures_of(facts: Facts) -> list[str]:
     """Sentences on the numbers that decided; for a row without a score, why it has none."""
     if facts.standing is None and not facts.own.get(FATE):
         return [f"It has no score. {facts.failure}."] if facts.failure else []
