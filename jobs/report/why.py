@@ -134,14 +134,12 @@ def _checkpoints(scores: Manifest, target: Manifest) -> Table:
 
 def _error_of_store(target: Manifest) -> str:
     settings: Any = target.settings.get("projection")
-    found = (
-        estimate_distortion(ProjectionSettings.model_validate(settings), target.values["parameters"])
-        if settings
-        else None
-    )
+    projection = ProjectionSettings.model_validate(settings) if settings else ProjectionSettings(kind="none")
+    found = estimate_distortion(projection, target.values["parameters"])
     if found is None:
         return "Cosines are exact: nothing was projected."
-    return f"Gradients were projected for the store, so a cosine at one checkpoint is off by {found.cosine_sd():.4f} (one standard deviation)."
+    off = f"{found.cosine_sd():.4f} (one standard deviation)"
+    return f"Gradients were projected for the store, so a cosine at one checkpoint is off by {off}."
 
 
 # --- MoDS ------------------------------------------------------------------------------------------------------------
@@ -153,12 +151,8 @@ def why_stages(run: Run, with_text: bool) -> tuple[str, list[Block]]:
         "Rows pass the quality bar; seeds cover them; a model tuned on the seeds shows which rows it does not know yet; of "
         "these, the rows that cover most are added."
     )
-    steps = [
-        ("good", "quality above the bar"),
-        ("seeds", "seeds"),
-        ("needed", "not known yet"),
-        ("augmented", "added to the seeds"),
-    ]
+    steps = [("good", "quality above the bar"), ("seeds", "seeds")]
+    steps += [("needed", "not known yet"), ("augmented", "added to the seeds")]
     found = [(name, manifest.counts) for stage, name in steps if (manifest := run.manifest(stage))]
     bars = Bars(
         title="Rows that each step took, and rows it took them from",

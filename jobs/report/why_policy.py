@@ -56,10 +56,9 @@ def curve_of(run: Run) -> Lines | None:
     for key, name in (("performance", "examples that reward the policy"), ("report", "examples kept for the report")):
         start = lines[0]["start" if key == "performance" else "report_start"]
         points = [(float(line["round"]), float(line[key])) for line in lines if line[key] is not None]
+        begun = [(0.0, float(start))] if start is not None else []
         if points:
-            series.append(
-                Line(name=name, points=tuple([*([(0.0, float(start))] if start is not None else []), *points]))
-            )
+            series.append(Line(name=name, points=(*begun, *points)))
     return Lines(
         title="Performance after each round of learning",
         note="Round 0 is the model before any training. A curve that does not rise has taught the policy nothing.",
@@ -84,7 +83,7 @@ def sources_of(run: Run, pool: PolicyPool, trainings: Sequence[Episode]) -> dict
 
 def _over(title: str, x: str, parts: Sequence[tuple[float, np.ndarray]], groups: dict[int, str]) -> Lines | None:
     """The share of each source among the picks of each part."""
-    names = sorted({name for name in groups.values()} - {OTHERS}) + [OTHERS] * (OTHERS in groups.values())
+    names = sorted(set(groups.values()) - {OTHERS}) + [OTHERS] * (OTHERS in groups.values())
     if not parts or not names:
         return None
     shares = []
@@ -100,16 +99,13 @@ def _over(title: str, x: str, parts: Sequence[tuple[float, np.ndarray]], groups:
 
 
 def _bins(picks: Sequence[np.ndarray]) -> list[tuple[float, np.ndarray]]:
-    """The picks of neighbouring steps together, each under the last of its steps."""
+    """The picks of neighbouring steps or rounds together, each under the last of them."""
     parts = np.array_split(np.arange(len(picks)), min(STEPS_SHOWN, max(1, len(picks))))
-    return [(float(part[-1] + 1), np.concatenate([picks[step] for step in part])) for part in parts if len(part)]
+    return [(float(part[-1] + 1), np.concatenate([picks[place] for place in part])) for part in parts if len(part)]
 
 
 def _by_round(logs: Sequence[Sequence[Episode]]) -> list[tuple[float, np.ndarray]]:
-    return [
-        (float(number), np.concatenate([batch for one in log for batch in one.picks]))
-        for number, log in enumerate(logs, 1)
-    ]
+    return _bins([np.concatenate([batch for one in log for batch in one.picks]) for log in logs])
 
 
 def preferred(run: Run, pool: PolicyPool, final: Episode, logs: list[list[Episode]]) -> Bars:

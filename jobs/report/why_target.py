@@ -39,7 +39,7 @@ def strongest(run: Run, target: Manifest, scores: Manifest, with_text: bool) -> 
     blocks: list[Block] = []
     parts = [("Target records that agree most with their subtask", found[:SHOWN])]
     parts += [("Target records that agree least with their subtask", found[SHOWN:][-SHOWN:][::-1])]
-    note = "Cosine of each record's gradient with the sum over its subtask, itself included; one far below 0 works against the others."
+    note = "Cosine of a record's gradient with the sum over its subtask, itself included; below 0 it works against the others."
     for title, lines in parts:
         if lines:
             blocks.append(Texts(title=title, note=note, items=tuple(_quote(line, texts) for line in lines)))

@@ -18,6 +18,7 @@ from raysift.jobs.commands.show import show_run
 from raysift.jobs.explaining.explain import explain
 from raysift.jobs.policy import story
 from raysift.jobs.policy.story import learning_curve, row_story
+from raysift.jobs.report.why import why
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.methods.raise_policy import place_picks
@@ -196,3 +197,41 @@ def test_explain_and_show_print_no_text_of_a_row(laid_out, capsys, monkeypatch):
     lost = explain(folder, int(whole.ids[0]), pairs=False)
     assert lost.policy is None
     assert lost.verdict.startswith("not selected: no features")
+
+
+def test_what_a_policy_prefers_is_told_in_words_and_drawn(laid_out):
+    folder, _, pool, picks = laid_out
+    run = Run(folder)
+    row = int(picks[0][0])
+    story_of = row_story(run, row)
+    batches = sum(
+        len(batch) for place in story.round_folders(run) for log in load_episodes(place) for batch in log.picks
+    )
+    assert story_of.expected == batches / len(pool)
+    chances = [row_story(run, int(one)).chance for one in pool.ids[pool.classes == pool.classes[pool.ids == row]]]
+    assert np.mean(chances) == pytest.approx(1)
+    assert story_of.chance_below == sum(chance < story_of.chance for chance in chances)
+    told = " ".join(explain(folder, row).reasons)
+    for words in ("first in step 1 of 10", "its chance to be drawn was", "an average row was picked", "credit"):
+        assert words in told
+    never = next(int(one) for one in pool.ids if not any(one in batch for batch in picks))
+    assert "picked it in none of the 10 steps" in explain(folder, never).reasons[0]
+
+    section = why(run, True)
+    by_title = {block.title: block for block in section.blocks}
+    curve = by_title["Performance after each round of learning"].series[0]
+    assert curve.points == (
+        (0.0, -2.0),
+        (1.0, pytest.approx(-1.9)),
+        (2.0, pytest.approx(-1.8)),
+        (3.0, pytest.approx(-1.7)),
+    )
+    over = by_title["Picks of the final training, by source"]
+    assert {line.name for line in over.series} == set(SOURCES)
+    assert np.allclose(np.sum([[y for _, y in line.points] for line in over.series], axis=0), 1)
+    prefers = by_title["What the policy goes by"]
+    picked = pool.features[np.searchsorted(pool.ids, np.concatenate(picks))].mean(axis=0)
+    wanted = (picked - pool.features.mean(axis=0)) / pool.features.std(axis=0)
+    np.testing.assert_allclose(prefers.series[0].values, wanted[: len(prefers.groups)], rtol=1e-3, atol=1e-5)
+    weights = by_title["Weights of the classes"]
+    assert sum(weights.series[0].values) == sum(weights.series[1].values) == pytest.approx(1)
