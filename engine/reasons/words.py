@@ -99,3 +99,14 @@ def apart(value: float, other: float) -> str:
         if told != against:
             return number(value) if digits == 3 else told
     return repr(value)
+
+
+def taken_as(fate: str | None) -> str:
+    """As what a row was taken, for the end of a sentence; empty where nothing is to be told."""
+    known = {
+        "seed": "a seed",
+        "augmented": "a row added to the seeds",
+        "center": "a centre",
+        "picked": "a pick of the policy",
+    }
+    return f", as {known.get(fate, fate)}" if fate else ""

@@ -40,21 +40,23 @@ class Plane:
 
 def fit_plane(chunks: Iterable[Vectors]) -> Plane | None:
     """The plane of largest variance; None without any vector. Memory: the covariance and a chunk."""
-    shift = total = squares = None
+    sums: tuple[Numbers, Numbers, Numbers] | None = None
     count = 0
     for chunk in chunks:
         if not len(chunk):
             continue
         wide = chunk.astype(np.float64)
-        if shift is None:
-            shift, width = wide[0].copy(), wide.shape[1]
-            total, squares = np.zeros(width), np.zeros((width, width))
+        if sums is None:
+            width = wide.shape[1]
+            sums = (wide[0].copy(), np.zeros(width), np.zeros((width, width)))
+        shift, total, squares = sums
         wide -= shift
         total += wide.sum(axis=0)
         squares += wide.T @ wide
         count += len(wide)
-    if shift is None or total is None or squares is None:
+    if sums is None:
         return None
+    shift, total, squares = sums
     mean = total / count
     covariance = squares / count - np.outer(mean, mean)
     variance, directions = np.linalg.eigh(covariance)

@@ -17,7 +17,7 @@ from raysift.jobs.runs.tables import read_chunks, read_numbers, with_tokens
 from raysift.methods import Selector
 from raysift.methods.coverage import CENTER, COVERED, Coverage
 from raysift.methods.gradient import BySubtask
-from raysift.methods.mods import AUGMENTED, KNOWN, NECESSITY, POOR, QUALITY, SEED, Mods
+from raysift.methods.mods import AUGMENTED, KNOWN, NECESSITY, POOR, QUALITY, SEED, Mods, ModsConfig
 from raysift.methods.raise_policy import Raise
 from raysift.reasons.changes import Bar, Change, bar_passing, bar_stopping, budget_leaving, budget_taking
 from raysift.reasons.words import Side
@@ -181,18 +181,15 @@ def _subtask_scores(facts: Facts) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 def _bar(facts: Facts, name: str, stage: str, threshold: Threshold, setting: str, side: Side) -> Bar | None:
     """The bar that a row met with a score of this stage; None if it has none, or if nothing is barred."""
-    value, judged = facts.own[name], facts.run.manifest(stage)
+    value, judged, settings = facts.own[name], facts.run.manifest(stage), facts.selector.config
     if value is None or judged is None or (threshold.value is None and threshold.quantile is None):
         return None
-    table = read_numbers(facts.run.files(judged, "answers"), _score_column(facts), name)
+    assert isinstance(settings, ModsConfig)
+    score_column = SCORE_COLUMN[settings.scorer.kind]
+    table = read_numbers(facts.run.files(judged, "answers"), score_column, name)
     scores = table[name].drop_null().to_numpy()
     below, not_above = int((scores < value).sum()), int((scores <= value).sum())
     return Bar(setting, side, threshold.quantile is not None, value, below, not_above, len(scores))
-
-
-def _score_column(facts: Facts) -> str:
-    config: Mods | object = facts.selector.config
-    return SCORE_COLUMN[config.scorer.kind]  # type: ignore[attr-defined]
 
 
 def _with(setting: str, words: str) -> Change:

@@ -16,6 +16,7 @@ from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
 from raysift.methods import Selector
+from raysift.reasons import words
 from raysift.records import FATE, ID, ORDER, RANK, SCORE
 from raysift.settings.budget import parse_budget
 
@@ -99,7 +100,7 @@ def matches_at(run: Run, scores: Manifest, row_id: int) -> dict[str, Any]:
     }
 
 
-def place_among(run: Run, files: Sequence[Any], checkpoint: int, subtask: int, value: float) -> tuple[int, int]:
+def place_among(files: Sequence[Any], checkpoint: int, subtask: int, value: float) -> tuple[int, int]:
     """How many rows have a lower cosine at this checkpoint with this subtask, and how many have one at all."""
     worse = scored = 0
     for chunk in read_chunks(files, [MATCHES]):
@@ -128,7 +129,7 @@ def verdict_of(facts: Facts) -> str:
         return f"{place}; the run has not chosen yet"
     count = chosen.counts["kept"]
     if facts.rank:
-        return f"selected as number {facts.rank:,} of {count:,}; {own.get(FATE) or place}"
+        return f"selected as number {facts.rank:,} of {count:,}{words.taken_as(own.get(FATE)) or f'; {place}'}"
     taken = f"a budget of {config.budget} took {count:,} rows"
     if own.get(ORDER):
         return f"not selected: {own.get(FATE) or 'ranked'} as number {own[ORDER]:,}; {taken}"

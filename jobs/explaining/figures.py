@@ -21,7 +21,7 @@ SHOWN_SUBTASKS = 6
 def figures_of(facts: Facts) -> list[str]:
     """Sentences on the numbers that decided; for a row without a score, why it has none."""
     if facts.standing is None and not facts.own.get(FATE):
-        return [f"It has no score. {facts.failure}."] if facts.failure else []
+        return _failed(facts)
     return _numbers(facts.selector, facts)
 
 
@@ -51,7 +51,7 @@ def _by_gradient(selector: GradientSelector, facts: Facts) -> list[str]:
         last, cosines = len(found["checkpoints"]) - 1, np.array(found["matches"])
         best = found["subtasks"].index(facts.own["subtask"])
         value = float(cosines[last, best])
-        among = place_among(facts.run, facts.run.files(matched, "answers"), last, best, value)
+        among = place_among(facts.run.files(matched, "answers"), last, best, value)
         subtask = facts.own["subtask"] if len(found["subtasks"]) > 1 else None
         told.append(words.cosine(value, f"at the last checkpoint ({found['checkpoints'][last]})", subtask, *among))
         if (cosines[:, best] < 0).any() and (cosines[:, best] > 0).any():
@@ -68,7 +68,7 @@ def _by_stage(selector: Mods, facts: Facts) -> list[str]:
     if own[QUALITY] is not None and good:
         told.append(words.met_bar("quality", own[QUALITY], good["value"], "above"))
     if facts.standing:
-        told.append(f"That is {_stands(facts)}.")
+        told.append(f"Its quality is {_stands(facts)}.")
     if own[NECESSITY] is not None and needed:
         told.append(words.necessity(own[NECESSITY], needed["value"]))
     if own[FATE] in (SEED, AUGMENTED):
@@ -77,9 +77,7 @@ def _by_stage(selector: Mods, facts: Facts) -> list[str]:
             told.append(words.picked_by_distance(own[RADIUS], end))
     elif own[FATE] == COVERED:
         told.append(words.covered(_distance(facts), facts.value("radius", "augmented", "seeds")))
-    elif facts.failure:
-        told.append(f"{facts.failure}.")
-    return told
+    return told + _failed(facts)
 
 
 @_numbers.register
@@ -89,14 +87,14 @@ def _by_distance(selector: Coverage, facts: Facts) -> list[str]:
         return [words.picked_by_distance(facts.own[RADIUS], end)]
     if facts.own[FATE] == COVERED:
         return [words.covered(_distance(facts), end)]
-    return [f"{facts.failure}."] if facts.failure else []
+    return _failed(facts)
 
 
 @_numbers.register
 def _by_policy(selector: Raise, facts: Facts) -> list[str]:
     story = facts.policy
     if story is None:
-        return [f"{facts.failure}."] if facts.failure else []
+        return _failed(facts)
     told = []
     if facts.own[FATE] == PICKED:
         first = f"first in step {story.steps[0]:,} of {story.all_steps:,}"
@@ -126,6 +124,10 @@ def _by_policy(selector: Raise, facts: Facts) -> list[str]:
             f"deviations over the pool, {words.standing(1, story.credit_below, story.pool_rows)}."
         )
     return told
+
+
+def _failed(facts: Facts) -> list[str]:
+    return [f"It failed in {facts.failure}."] if facts.failure else []
 
 
 def _score(facts: Facts) -> str:

@@ -38,12 +38,13 @@ def verdict_on(line: dict[str, Any]) -> str:
 
 def keeping(run: Run, rows: Manifest, config: IngestConfig, line: dict[str, Any]) -> tuple[list[Change], str | None]:
     """The setting that would have kept a rejected record, or why none is told."""
-    again = {
+    settings: dict[str, dict[str, Any]] = {
         "too_short": {"min_response_chars": 0},
         "too_long": {"max_chars": None},
         "empty_response": {"allow_empty_response": True},
         "ends_with_user": {"trailing_user": "trim"},
-    }.get(line[REASON])
+    }
+    again = settings.get(line[REASON])
     if again is None:
         return [], NO_SETTING
     row = _read(rows, config, config.model_copy(update=again), line)

@@ -75,11 +75,13 @@ def credit_weights(run: Run, pool: PolicyPool, rounds: list[list[Episode]]) -> N
     ]
     weights = fit_credit(evidence, settings.learning.momentum, settings.learning.baseline_window)[:-1]
     spread = float((features @ weights.astype(np.float32)).std()) or 1.0
-    return weights / spread
+    found: Numbers = weights / spread
+    return found
 
 
 def credits_of(run: Run, pool: PolicyPool, weights: Numbers) -> Numbers:
     """The credit of every row, with mean 0 over the pool."""
     settings: Any = settings_of(run)
     found: Numbers = masked(pool, settings.policy.blocks).astype(np.float64) @ weights
-    return found - found.mean()
+    found -= found.mean()
+    return found

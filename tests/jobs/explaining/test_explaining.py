@@ -149,12 +149,12 @@ def test_every_step_of_mods_is_told_in_words(tmp_path):
     added = explain(run, of[AUGMENTED])
     quality, stands, needed, distance = added.reasons
     assert f"above the bar of {alpha:.3g}: it passed" in quality
-    assert "higher than that of" in stands
+    assert stands.startswith("Its quality is higher than that of")
     assert f"below the bar of {beta:.3g}" in needed and "so the row is needed" in needed
     assert "Its distance to the nearest row chosen before it was" in distance and "at the end" in distance
     assert "It is covered" in explain(run, of[COVERED]).reasons[-1]
     lost = explain(run, of[UNSCORED])
-    assert "quality: no words" in lost.reasons[-1]
+    assert lost.reasons == ["It failed in quality: no words."]
     assert lost.changes == [] and "could not be scored" in lost.no_change
 
 
