@@ -32,8 +32,9 @@ def rejection(line: dict[str, Any]) -> str:
 
 def verdict_on(line: dict[str, Any]) -> str:
     """Why a record did not become a row, in one sentence."""
-    told = REASONS.get(line[REASON], line["message"] or "")
-    return f"not in the pool ({line[REASON]}): {told[:1].lower()}{told[1:]}"
+    told, more = REASONS.get(line[REASON], ""), line["message"] or ""
+    told = f"{told[:1].lower()}{told[1:]}"
+    return f"not in the pool ({line[REASON]}): " + (f"{told} ({more})" if told and more else told or more)
 
 
 def keeping(run: Run, rows: Manifest, config: IngestConfig, line: dict[str, Any]) -> tuple[list[Change], str | None]:

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from raysift.config import load_config, make_selector
 from raysift.errors import ConfigError
+from raysift.jobs import stages
 from raysift.jobs.commands.explained import explain_command
 from raysift.jobs.commands.show import show_run
 from raysift.jobs.explaining.explain import explain
@@ -72,6 +74,7 @@ def lay_out(path):
         return StageResult(
             {"rows": files, "rejected": []},
             {"rows_in": COUNT, "kept": COUNT, "rejected": {}, "failed": 0, "bad_files": []},
+            {"by_source": dict.fromkeys(SOURCES, COUNT // 2)},
         )
 
     def features(folder):
@@ -235,3 +238,33 @@ def test_what_a_policy_prefers_is_told_in_words_and_drawn(laid_out):
     np.testing.assert_allclose(prefers.series[0].values, wanted[: len(prefers.groups)], rtol=1e-3, atol=1e-5)
     weights = by_title["Weights of the classes"]
     assert sum(weights.series[0].values) == sum(weights.series[1].values) == pytest.approx(1)
+
+
+def test_a_row_beyond_the_budget_is_told_the_budget_and_the_steps_that_keep_the_training(laid_out, tmp_path):
+    def choose(name, *overrides):
+        shutil.copytree(laid_out[0], tmp_path / name)
+        run = Run(str(tmp_path / name))
+        given = {
+            "method": "raise",
+            "run": str(tmp_path / name),
+            "pool": ["pool.jsonl"],
+            "target": ["t.jsonl"],
+            "budget": "10",
+        }
+        config = load_config(None, given, overrides)
+        (tmp_path / name / "run.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+        rows, scores = (run.manifest(stage) for stage in ("ingest", "order"))
+        chosen = stages.choose(run, config, make_selector(config), rows, scores, None)
+        return run, pq.read_table(run.files(chosen, "selection")[0].path)["id"].to_pylist()
+
+    run, taken = choose("ten")
+    late = next(int(one) for batch in laid_out[3] for one in batch if int(one) not in taken)
+    for row, was_taken in ((late, False), (taken[5], True)):
+        found = explain(run, row)
+        (change,) = found.changes
+        budget, steps = change.settings
+        assert steps == "raise.episode.steps=10"
+        assert (row in choose(f"again-{was_taken}", budget, steps)[1]) is not was_taken
+    assert explain(run, taken[5]).verdict == "selected as number 6 of 10, as a pick of the policy"
+    never = next(int(one) for one in laid_out[2].ids if not any(one in batch for batch in laid_out[3]))
+    assert "Nothing short can be said" in explain(run, never).no_change
