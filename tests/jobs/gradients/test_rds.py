@@ -56,7 +56,7 @@ def test_a_row_is_told_the_examples_nearest_to_it_and_the_budget_that_its_turn_t
     assert [pull.pull for pull in found.pulls] == sorted(row["by_subtask"], reverse=True)
     assert found.pulls[0].record == row["subtask"]
     asked = {example["id"]: example for example in examples(5, 3, ["last_letters", "roman"])}
-    assert found.pulls[0].text == asked[row["subtask"]]["prompt"][-1]["content"]
+    assert found.pulls[0].text == asked[row["subtask"]]["prompt"]
     (change,) = found.changes
     budget = change.settings[0].removeprefix("budget=")
     assert row["id"] in chosen(tmp_path / "again", world, budget=budget)
