@@ -30,6 +30,10 @@ figures: $(VENV)/.runtime       ## README's figure, table and transcript, from t
 	$(BIN)/python docs/figures/demo.py runs/demo
 	$(BIN)/python docs/transcripts.py
 
+.PHONY: docs
+docs: $(VENV)/.runtime          ## The reference pages, the list of pages and llms.txt, from the code and the pages.
+	$(BIN)/python docs/reference.py
+
 test: $(VENV)/.dev              ## All tests but the slow ones.
 	$(BIN)/python -m pytest $(SPREAD) --durations=10
 
@@ -61,7 +65,8 @@ types: $(VENV)/.dev
 	rm -rf build/types && mkdir -p build/types/raysift
 	ln -s $(CURDIR)/engine/* build/types/raysift/
 	ln -s $(CURDIR)/actors $(CURDIR)/jobs build/types/raysift/
-	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p raysift
+	ln -s $(CURDIR)/tests/typed_program.py build/types/
+	cd build/types && MYPYPATH=. $(abspath $(BIN))/mypy --config-file $(CURDIR)/pyproject.toml -p raysift -m typed_program
 
 bench: $(VENV)/.dev             ## The benchmarks; figures in tests/benchmarks/RESULTS.md.
 	$(PIP) -e ".[bench]"

@@ -59,10 +59,15 @@ class EpisodeSetup:
 
 
 class EpisodeRunner:
-    """Trains under any policy for the same pool; `measure`, if given, replaces validation in this process."""
+    """Trains under any policy for the same pool; `measure`, if given, replaces validation in this process.
 
-    def __init__(self, setup: EpisodeSetup, measure: Measure | None = None) -> None:
-        self.setup = setup
+    `on_step` is called after each step.
+    """
+
+    def __init__(
+        self, setup: EpisodeSetup, measure: Measure | None = None, on_step: Callable[[], None] = lambda: None
+    ) -> None:
+        self.setup, self.on_step = setup, on_step
         self.trainer = StepTrainer(
             setup.rows, setup.train, setup.steps, setup.model, setup.place, adapter=setup.adapter
         )
@@ -126,6 +131,7 @@ class EpisodeRunner:
             line["picks"] = ids.tolist()
             counts[positions(self.setup.pool, ids)] += 1
             lines.append(line)
+            self.on_step()
             if after_step:
                 after_step(self.trainer, lines)
         report = self.measure_report(self.trainer) if self.measure_report else None

@@ -51,7 +51,7 @@ class FrozenTraining:
         step = trainer.step_number
         if step % self.steps_per_state and step < trainer.steps:
             return
-        before = (self.folder / LOG_FILE).exists() and self._steps_kept()
+        before = self.steps_kept()
         trainer.save_state((self.folder / f"state-{step}").make_folder())
         place = self.folder / LOG_FILE
         buffer = pa.BufferOutputStream()
@@ -60,7 +60,10 @@ class FrozenTraining:
         if before:
             (self.folder / f"state-{before}").delete()
 
-    def _steps_kept(self) -> int:
+    def steps_kept(self) -> int:
+        """Steps after which the training goes on."""
         place = self.folder / LOG_FILE
+        if not place.exists():
+            return 0
         with place.open_input() as stream:
             return int(pq.read_metadata(stream).num_rows) - 1

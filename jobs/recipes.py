@@ -156,7 +156,9 @@ def learned_policy(selector: Raise, run: Run, config: CommonConfig, pool: Pool) 
         policy = run.files(learned, "policy")[0]
     final = raise_policy.train_frozen(run, config, settings, rows, features, encoded, target, policy, total)
     scores = raise_policy.order(run, rows, features, encoded, final)
-    return stages.choose(run, config, selector, rows, scores, None)
+    chosen = stages.choose(run, config, selector, rows, scores, None)
+    raise_policy.warn_of_policy(run, final)
+    return chosen
 
 
 def with_recipe(config: CommonConfig, train: TrainConfig | None) -> CommonConfig:

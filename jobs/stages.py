@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysift.actors.train_checkpoints import loss_curve, template_of
@@ -25,7 +26,8 @@ from raysift.jobs.runs.tables import count_answers, publish, read_chunks, relati
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.pool.files import find_files, fingerprint_files
-from raysift.records import ERROR, ID, SCORE
+from raysift.pool.longest import LONGEST
+from raysift.records import ERROR, ID, SCORE, TOKENS
 from raysift.settings.budget import Budget, parse_budget
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.training import TrainConfig
@@ -71,7 +73,8 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
                 "failed": report.failed,
                 "bad_files": list(report.bad_files),
             },
-            values={"by_source": dict(report.by_source)},
+            values={"by_source": dict(report.by_source)}
+            | ({LONGEST: report.most_tokens} if report.most_tokens else {}),
             rows=report.rows_in,
         )
 
@@ -100,7 +103,13 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
             progress=run.progress,
         )
         counts = count_answers("lengths", answers, rows.counts["kept"])
-        return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=rows.counts["kept"])
+        longest = max((pc.max(chunk[TOKENS]).as_py() or 0 for chunk in read_chunks(answers, [TOKENS])), default=0)
+        return StageResult(
+            files={"answers": relative(answers, folder)},
+            counts=counts,
+            values={LONGEST: longest} if not counts["failed"] else {},
+            rows=rows.counts["kept"],
+        )
 
     settings = {"template": config.train.template}
     inputs = {"rows": rows.fingerprint, "tokenizer": model.identity}
@@ -195,7 +204,7 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
     model = find_model(run, config)
 
     def body(folder: Location) -> StageResult:
-        from raysift.jobs.on_ray.fitting import need_to_train, with_room
+        from raysift.jobs.on_ray.fitting import longest_row, need_to_train, with_room
 
         def work(own: CommonConfig) -> FinetuneReport:
             return train(
@@ -210,7 +219,8 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
                 progress=run.progress,
             )
 
-        report = with_room(run, name, config, need_to_train(config, model.name), work, of_training=True)
+        need = need_to_train(config, model.name, longest_row(run, rows, config.train))
+        report = with_room(run, name, config, need, work, of_training=True)
         return StageResult(
             files={"epochs": [f"epoch-{record.epoch}" for record in report.epochs]},
             counts=report.counts,

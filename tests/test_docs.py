@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
@@ -35,13 +35,18 @@ from raysift.pool.survey import survey_pool
 from raysift.settings.budget import parse_budget
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))]
+WALKED = "docs/adding-a-selector.md"
+"""Followed by tests/jobs/test_new_method.py, in a copy of the package."""
+WRITTEN = ["README.md", *sorted(str(path.relative_to(ROOT)) for path in (ROOT / "docs").rglob("*.md"))]
+PAGES = [name for name in WRITTEN if name != WALKED]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.S | re.M)
 KINDS = {"bash", "console", "python", "yaml", "json", ""}
-LINES_OF_README = 120
+LINES_OF_README, LINES_OF_A_PAGE = 120, 90
 
 POOL_ROWS, SKILL = 160, ["last_letters"]
 TRAINING = {"less", "rose", "mods", "raise", "search", "compare", "finetune"}
+SLOW = TRAINING | {"quality", "coverage", "rds", "evaluate", "win-rate"}
+"""They train, or load models into actors."""
 DEMO = "demo"
 """Not run here: it takes minutes by itself."""
 SMALL = {
@@ -72,8 +77,8 @@ class Page(NamedTuple):
     def runs(self) -> bool:
         return bool({"bash", "console", "python"} & {kind for kind, _ in self.blocks})
 
-    def trains(self) -> bool:
-        typed = any(words[:1] == ["raysift"] and words[1] in TRAINING for words in self.commands())
+    def is_slow(self) -> bool:
+        typed = any(words[:1] == ["raysift"] and words[1] in SLOW for words in self.commands())
         return typed or any(kind == "python" and "finetune" in text for kind, text in self.blocks)
 
 
@@ -157,7 +162,7 @@ def test_a_setting_that_a_page_names_exists(name, key):
     assert any(one == key or one.startswith(f"{key}.") or key.startswith(f"{one}.") for one in KNOWN)
 
 
-RECORDS = re.findall(r"^\| ([\w -]+) \| `(\{.*?\})`", (ROOT / "docs" / "data.md").read_text(), re.M)
+RECORDS = re.findall(r"^\| ([\w -]+) \| `(\{.*?\})`", (ROOT / "docs" / "guides" / "pools.md").read_text(), re.M)
 
 
 @pytest.mark.parametrize(("layout", "record"), RECORDS, ids=[layout for layout, _ in RECORDS])
@@ -171,8 +176,74 @@ def test_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= LINES_OF_README
 
 
+@pytest.mark.parametrize("name", [name for name in WRITTEN if "/reference/" not in name])
+def test_a_page_is_short(name):
+    """Besides its code."""
+    prose = BLOCK.sub("", (ROOT / name).read_text())
+    assert len([line for line in prose.splitlines() if line]) <= LINES_OF_A_PAGE
+
+
+PARTS = ["Six settings", "What comes out", "Weaknesses", "Departures from the paper"]
+
+
+@pytest.mark.parametrize("name", [*sorted(METHODS), "yardsticks"])
+def test_every_method_has_its_page(name):
+    """With the smallest command, one for a cluster, six settings and its faults; the yardsticks share one."""
+    own = ROOT / "docs" / "methods" / f"{name}.md"
+    if not own.exists():
+        return check_yardstick(name)
+    text = own.read_text()
+    assert f"\nraysift {'uniform' if name == 'yardsticks' else name} --pool" in text
+    assert "\nraysift submit " in text
+    parts = re.findall(r"^## (.*)", text, re.M)
+    assert [part for part in PARTS[: 1 if name == "yardsticks" else None] if part not in parts] == []
+    settings = text.partition("## Six settings")[2].partition("\n\nAll others")[0]
+    assert len(re.findall(r"^\| `", settings, re.M)) == 6
+    return None
+
+
+def check_yardstick(name: str) -> None:
+    assert f"\nraysift {name} --pool" in (ROOT / "docs" / "methods" / "yardsticks.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def reference() -> Any:
+    return load_script("reference")
+
+
+def test_what_is_made_from_the_code_is_current(reference):
+    """If not: `make docs`."""
+    assert [name for name, text in reference.generated().items() if (ROOT / name).read_text() != text] == []
+
+
+def test_the_reference_has_every_command_and_setting(reference):
+    """And a list of pages that leaves none out."""
+    import typer
+
+    root: Any = typer.main.get_command(cli.app)
+    assert set(re.findall(r"^### raysift ([\w-]+)", reference.cli(), re.M)) == set(root.commands)
+    listed = set(re.findall(r"^\| `([\w.]+)` \|", reference.settings(), re.M)) | reference.SECTIONS.keys()
+    assert [one.key for method in METHODS for one in settings_of(method) if not is_listed(one.key, listed)] == []
+    others = set(WRITTEN[1:]) - {reference.INDEX}
+    assert {f"docs/{name}" for name in re.findall(r"\]\(([\w/-]+\.md)\)", reference.index({}))} == others
+
+
+def is_listed(key: str, listed: set[str]) -> bool:
+    """Itself, or the section of trainings that it belongs to: `less.warmup.epochs` is listed as `train.epochs`."""
+    return key in listed or (key.rpartition(".")[0] in listed and f"train.{key.rpartition('.')[2]}" in listed)
+
+
 def test_the_demo_runs_elsewhere():
     assert f"part {DEMO}\n" in (ROOT / ".ci" / "run").read_text()
+
+
+def load_script(name: str) -> Any:
+    """A script of docs, as a module."""
+    spec = importlib.util.spec_from_file_location(name.replace("/", "_"), ROOT / "docs" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # The pages, as they stand
@@ -223,11 +294,11 @@ def first_row(run: str) -> str:
     return str(pq.read_table(f"{run}/selection.parquet")["id"][0].as_py())
 
 
-def slow_if(trains: bool) -> list[Any]:
-    return [pytest.mark.slow, pytest.mark.timeout(1800)] if trains else []
+def slow_if(slow: bool) -> list[Any]:
+    return [pytest.mark.slow, pytest.mark.timeout(1800)] if slow else []
 
 
-RUNNABLE = [pytest.param(one, id=one.name, marks=slow_if(one.trains())) for one in ALL if one.runs()]
+RUNNABLE = [pytest.param(one, id=one.name, marks=slow_if(one.is_slow())) for one in ALL if one.runs()]
 
 
 @pytest.mark.ray
@@ -248,12 +319,8 @@ def test_a_page_runs_from_top_to_bottom(one, raysift):
 
 
 @pytest.fixture(scope="module")
-def demo() -> Iterator[Any]:
-    spec = importlib.util.spec_from_file_location("demo_figure", ROOT / "docs" / "figures" / "demo.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+def demo() -> Any:
+    return load_script("figures/demo")
 
 
 @pytest.fixture

@@ -103,8 +103,10 @@ def imported_names(file: Path, for_types: bool = False, modules: Collection[str]
 
 
 def import_graph(files: Mapping[str, Path]) -> dict[str, set[str]]:
-    """Which of the modules each of them imports, anywhere."""
-    return {name: (imported_names(file, True, files) & files.keys()) - {name} for name, file in files.items()}
+    """Which of the modules each of them imports, anywhere. What the public names are is told to type checkers alone."""
+    return {
+        name: (imported_names(file, file != LAZY_API, files) & files.keys()) - {name} for name, file in files.items()
+    }
 
 
 def circle_in(graph: Mapping[str, Iterable[str]]) -> list[str]:

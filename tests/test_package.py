@@ -1,4 +1,4 @@
-"""The wheel holds what the tree holds: a sub-package that pyproject forgets works when editable and is lost there."""
+"""The wheel holds what the tree holds and works without a checkout: what pyproject forgets is missed only there."""
 
 import importlib.util
 import os
@@ -11,8 +11,16 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+SMALL_DEMO = """
+from raysift.jobs.commands import demo
+from raysift.jobs.runs.console import Console
+
+demo.POOL_ROWS, demo.BUDGET, demo.TARGET_ROWS, demo.TEST_ROWS = 240, 12, 8, 16
+demo.run_demo("runs/demo", 1, Console("plain"))
+"""
 SOURCES = {"engine": "raysift", "actors": "raysift/actors", "jobs": "raysift/jobs"}
 
 
@@ -88,6 +96,61 @@ def test_what_is_shipped_to_a_cluster_from_a_wheel_is_the_wheel(installed, tmp_p
     }
     assert staged == {file.relative_to(installed).as_posix() for file in files_of(installed / "raysift")}
     assert (tmp_path / "raysift" / "records.py").resolve().is_relative_to(installed)
+
+
+@pytest.fixture(scope="module")
+def clean(wheel, tmp_path_factory) -> Path:
+    """An environment with the wheel, and with the dependencies of this one by path, so without its editable packages."""
+    place = tmp_path_factory.mktemp("clean")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", place], check=True, timeout=60)
+    python = place / "bin" / "python"
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "--no-index", "--quiet", wheel]
+    subprocess.run(pip, check=True, timeout=120)
+    [site] = place.glob("lib/*/site-packages")
+    dependencies = [path for path in sys.path if path.endswith("site-packages")]
+    (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in dependencies))
+    return place
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_wheel_in_a_clean_environment_runs_the_demo(clean, tmp_path):
+    """A small one, of one seed; with all methods, so every model and every module that a method needs is in the wheel."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"COLUMNS": "120"}
+
+    def run(*command: str) -> str:
+        done = subprocess.run(
+            [str(clean / "bin" / command[0]), *command[1:]],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=800,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    place = run("python", "-c", "import raysift; print(raysift.__file__)").strip()
+    assert Path(place).is_relative_to(clean)
+    assert run("raysift", "--version") == f"raysift {version_of_project()}\n"
+    run("raysift", "nano", "pool", "pool.jsonl", "--rows", "50")
+    assert "exact duplicates" in run("raysift", "look", "pool.jsonl")
+    shown = run("python", "-c", SMALL_DEMO)
+    assert all(name in shown for name in ("less", "rose", "mods", "raise", "oracle"))
+
+
+def version_of_project() -> str:
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+
+
+def test_the_citation_is_of_this_version_and_names_the_methods_papers():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= cited.keys()
+    assert (cited["version"], cited["license"]) == (version_of_project(), "Apache-2.0")
+    pages = "".join(file.read_text() for file in (ROOT / "docs" / "methods").glob("*.md"))
+    for paper in cited["references"]:
+        assert f"[{paper['title']}]({paper['url']})" in pages
 
 
 def test_versions_are_written_once_and_agree():

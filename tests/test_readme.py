@@ -1,20 +1,26 @@
-"""README and docs tell the truth: the tree names what is there and nothing else, and files, tests and commands in them exist."""
+"""README and docs tell the truth: the tree names what is there and nothing else, and links, files, tests and commands exist."""
 
 import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-LAYOUT = (ROOT / "docs" / "layout.md").read_text()
+DOCS = sorted((ROOT / "docs").rglob("*.md"))
+OTHERS = ["CONTRIBUTING.md", "SECURITY.md", "llms.txt", "cluster/README.md", "tests/benchmarks/RESULTS.md"]
+PAGES = [ROOT / "README.md", *DOCS, *(ROOT / name for name in OTHERS)]
+NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
+LINK = re.compile(r"\]\((?!https?:)([\w/.-]*)(?:#([\w-]+))?\)")
+CODE = re.compile(r"^```.*?^```", re.S | re.M)
 FOLDERS = ("engine", "actors", "jobs")
+TEMPLATES = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
 
 
 def named_in_the_tree() -> dict[str, set[str]]:
     """Files and folders that the tree names, by top folder: the words before the gap of several spaces."""
-    block = re.search(r"# Layout.*?```\n(.*?)```", LAYOUT, re.S)
-    assert block, "docs/layout.md has no tree"
+    block = re.search(r"## Files.*?```\n(.*?)```", (ROOT / "docs" / "architecture.md").read_text(), re.S)
+    assert block, "docs/architecture.md has no tree"
     named: dict[str, set[str]] = {}
     top = ""
     for line in block[1].splitlines():
@@ -38,27 +44,65 @@ def test_top_folders_of_the_tree_exist():
         assert (ROOT / folder).is_dir(), folder
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_files_and_tests_that_a_page_points_to_exist(page):
-    text = page.read_text()
-    for path in re.findall(r"\]\((?!http)([\w/.-]+)\)", text):
-        assert (page.parent / path).exists(), path
-    for path in re.findall(r"(?<!\.\./)tests/[\w/]+\.(?:py|md)", text):
+def links(page: Path) -> list[tuple[Path, str]]:
+    """Files of the project that a page links to, each with the anchor or an empty text."""
+    return [
+        ((page.parent / path if path else page).resolve(), anchor) for path, anchor in LINK.findall(page.read_text())
+    ]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that a page's headings have on GitHub."""
+    headings = re.findall(r"^#+ (.*)", CODE.sub("", page.read_text()), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_links_lead_to_files_and_headings(page):
+    for place, anchor in links(page):
+        assert place.exists() and place.is_relative_to(ROOT), place
+        assert not anchor or anchor in anchors(place), f"{place}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
+def test_tests_that_a_page_names_exist(page):
+    for path in re.findall(r"(?<!\.\./)tests/[\w/]+\.(?:py|md)", CODE.sub("", page.read_text())):
         assert (ROOT / path).exists(), path
 
 
-def test_every_page_of_docs_is_named_in_readme():
-    assert [page.name for page in PAGES[1:] if f"](docs/{page.name})" not in PAGES[0].read_text()] == []
+def test_every_page_is_found_from_readme():
+    found, left = set(), [ROOT / "README.md"]
+    while left:
+        page = left.pop()
+        found.add(page)
+        left += [place for place, _ in links(page) if place.suffix == ".md" and place not in found]
+    assert [name for page, name in zip(PAGES, NAMES, strict=True) if page.suffix == ".md" and page not in found] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_commands_and_make_targets_exist(page):
     from raysift.jobs.commands.cli import app
 
     commands = {command.name or command.callback.__name__ for command in app.registered_commands} | {"nano"}
     text = page.read_text()
     for word in re.findall(r"`raysift ([\w-]+)", text):
-        assert word in commands or word == "METHOD", word
+        assert word in commands or word in ("METHOD", "COMMAND") or word.startswith("-"), word
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
     for word in re.findall(r"`make ([a-z-]+)`", text):
         assert word in targets, word
+
+
+@pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem)
+def test_an_issue_form_is_one(file):
+    """What GitHub asks of a form: name, description, and elements of known kinds, each input with a label and an id of its own."""
+    form = yaml.safe_load(file.read_text())
+    assert {"name", "description", "body"} <= form.keys()
+    inputs = [one for one in form["body"] if one["type"] != "markdown"]
+    assert inputs and {one["type"] for one in inputs} <= {"textarea", "input", "dropdown", "checkboxes"}
+    assert all(one["attributes"]["label"] for one in inputs)
+    assert len({one["id"] for one in inputs}) == len(inputs)
+
+
+def test_there_is_a_form_for_each_kind_of_issue():
+    assert [file.stem for file in TEMPLATES] == ["bug", "method", "question"]
+    assert "raysift doctor" in (ROOT / ".github" / "ISSUE_TEMPLATE" / "bug.yml").read_text()

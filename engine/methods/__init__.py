@@ -8,12 +8,13 @@ has a recipe in `jobs/recipes.py`.
 from __future__ import annotations
 
 from importlib import import_module
+from keyword import iskeyword
 from pkgutil import iter_modules
 
 from raysift.errors import ConfigError
 from raysift.methods.base import Selector
 
-__all__ = ["METHODS", "Selector", "find_method"]
+__all__ = ["METHODS", "Selector", "find_method", "function_name"]
 
 
 def _find_methods() -> dict[str, type[Selector]]:
@@ -25,6 +26,11 @@ def _find_methods() -> dict[str, type[Selector]]:
 
 METHODS = _find_methods()
 """The methods by name; each has a section of the settings, a command and a function of `raysift`."""
+
+
+def function_name(method: str) -> str:
+    """The name of its function in Python: `raise_`, since `raise` is a keyword."""
+    return method + "_" * iskeyword(method)
 
 
 def find_method(name: str) -> type[Selector]:

@@ -47,11 +47,11 @@ def allowed_by(annotation: Any) -> str:
     """The values that a field takes, in a few words: the choices, or the kind of value."""
     options = [_bare(option) for option in (get_args(annotation) if _is_union(annotation) else [annotation])]
     choices = [value for option in options for value in (get_args(option) if get_origin(option) is Literal else ())]
-    if choices:
-        return ", ".join(map(str, choices))
     if any(isinstance(option, type) and issubclass(option, BaseModel) for option in options):
         return "settings below it, or none"
-    return " or ".join("none" if option is NoneType else _name(option) for option in options)
+    kinds = [option for option in options if get_origin(option) is not Literal]
+    words = [", ".join(map(str, choices))] if choices else []
+    return " or ".join(words + ["none" if option is NoneType else _name(option) for option in kinds])
 
 
 def _is_union(annotation: Any) -> bool:

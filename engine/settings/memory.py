@@ -1,12 +1,15 @@
 """How much memory a worker needs, estimated from its model's configuration before anything is loaded, and what follows.
 
     weights        P x b                             b: bytes of a number, 4 in float32, 2 in bfloat16
-    a token        L (12 h + 3 f) b                  what the backward pass reads: norms, projections, attention, feed-forward
-    captured       L (6 h + f) 4, only if b = 2      float32 copies of the inputs of layers with an adapter
-    its logits     8 V                               logits and the gradient at them, one of them in float32
+    trained        16 x numbers                      in float32: the number, its gradient and Adam's two moments
+    activations    L (12 h + 3 f) b a token          what the backward pass reads: norms, projections, attention, feed-forward
+                   + L (6 h + f) 4, only if b = 2    float32 copies of the inputs of layers with an adapter
+    logits         8 V a token                       logits and the gradient at them, one of them in float32;
+                   (2 b + 12) V in a training        transformers' loss keeps more copies of them
+    accumulators   the gradients of rows side by side
 
-with L layers of width h, f in the feed-forward, V tokens in the vocabulary. A worker holds `fixed` bytes and those of the
-tokens in one pass, of which a long row alone has many. The figures are upper estimates.
+with L layers of width h, f in the feed-forward, V tokens in the vocabulary. A worker holds the bytes that do not depend on its
+pass and those of the tokens in one pass, of which a long row alone has many. The figures are upper estimates.
 """
 
 from __future__ import annotations
@@ -74,16 +77,54 @@ class Shape:
 
 @dataclass(frozen=True)
 class Need:
-    """What a worker takes: `fixed` bytes, and those of each token in a pass, which holds at least the `longest` row."""
+    """What a worker takes, part by part: bytes that it always holds, and those of each token in a pass."""
 
-    fixed: int
-    by_token: int = 0
+    weights: int
+    """The model as it is loaded."""
+    process: int = PROCESS_BYTES
+    trained: int = 0
+    """Trained numbers with their gradients and moments."""
+    accumulators: int = 0
+    rows: int = 0
+    """Data that stays in memory."""
+    activations: int = 0
+    """Of each token in a pass."""
+    logits: int = 0
+    """Of each token in a pass."""
     longest: int = 1
+    """Tokens of the longest row; a pass holds one row at least."""
+    between: int = 0
+    """Of a pass without gradients between the others, which leaves nothing behind."""
+    helpers: int = 0
+    """Processes that serve all workers of the stage, and have their share of the cores."""
+    helper: int = 0
+    """Bytes of one of these."""
     small: bool = False
+
+    @property
+    def fixed(self) -> int:
+        """Bytes that do not depend on the pass."""
+        return self.process + self.weights + self.trained + self.accumulators + self.rows
+
+    @property
+    def by_token(self) -> int:
+        """Bytes of a token in a pass."""
+        return self.activations + self.logits
 
     def bytes(self, tokens: int) -> int:
         """With passes of so many tokens."""
-        return self.fixed + self.by_token * max(tokens, self.longest)
+        return self.fixed + max(self.by_token * max(tokens, self.longest), self.between)
+
+    def parts(self, tokens: int) -> dict[str, int]:
+        """The parts of `bytes`, the largest first."""
+        size = max(tokens, self.longest)
+        names = ("process", "weights", "trained", "accumulators", "rows")
+        found = {name: getattr(self, name) for name in names}
+        if self.between > self.by_token * size:
+            found["validation"] = self.between
+        else:
+            found |= {"activations": self.activations * size, "logits": self.logits * size}
+        return {name: found[name] for name in sorted(found, key=lambda name: -found[name]) if found[name]}
 
 
 @dataclass(frozen=True)
@@ -132,48 +173,84 @@ def shape_of(card: Mapping[str, Any]) -> Shape | None:
 
 def answering(shape: Shape, dtype: str) -> Need:
     """A worker that scores, embeds or answers: two layers' states at a time, and the logits. Its passes have their own size."""
-    number = _bytes(dtype)
-    by_token = (12 * shape.hidden + 3 * shape.feed_forward) * 2 * number + shape.vocabulary * 4
-    fixed = PROCESS_BYTES + shape.parameters * number
-    return Need(fixed, by_token, MOST_TOKENS, shape.parameters < SMALL)
+    return Need(
+        weights=shape.parameters * _bytes(dtype),
+        activations=_passing(shape, dtype),
+        logits=shape.vocabulary * 4,
+        longest=MOST_TOKENS,
+        small=shape.parameters < SMALL,
+    )
 
 
-def training(shape: Shape, dtype: str, max_length: int, trained: int, whole: bool) -> Need:
+def training(shape: Shape, dtype: str, longest: int, trained: int, whole: bool) -> Need:
     """A worker that trains `trained` numbers, each with gradient and two moments in float32; `whole`: no frozen weights."""
-    frozen = 0 if whole else shape.parameters * _bytes(dtype)
-    by_token = _kept(shape, dtype) + shape.vocabulary * (2 * _bytes(dtype) + 12)
-    longest = min(max_length, shape.positions)
-    return Need(PROCESS_BYTES + frozen + 16 * trained, by_token, longest, shape.parameters < SMALL)
+    return Need(
+        weights=0 if whole else shape.parameters * _bytes(dtype),
+        trained=16 * trained,
+        activations=_kept(shape, dtype),
+        logits=shape.vocabulary * (2 * _bytes(dtype) + 12),
+        longest=min(longest, shape.positions),
+        small=shape.parameters < SMALL,
+    )
+
+
+def stepping(training: Need, shape: Shape, dtype: str, rows: int, measured: int, validators: int = 0) -> Need:
+    """A training that can start again and is measured between its steps, on `measured` tokens at a time, by itself or by
+    `validators`. It keeps `rows` bytes of tokens and features, and the first values of what it trains."""
+    between = (_passing(shape, dtype) + shape.vocabulary * 12) * measured
+    kept = training.trained // 4
+    return replace(
+        training,
+        trained=training.trained + kept,
+        rows=rows,
+        between=between,
+        helpers=validators,
+        helper=training.process + training.weights + kept + between if validators else 0,
+    )
 
 
 def row_gradients(
-    shape: Shape, dtype: str, max_length: int, adapter: int, checkpoints: int, per_checkpoint: float, width: int
+    shape: Shape, dtype: str, longest: int, adapter: int, checkpoints: int, per_checkpoint: float, width: int
 ) -> Need:
     """A worker that takes row gradients: each checkpoint holds its weights and `per_checkpoint` further vectors of the size of
     the adapter (moments, targets), a pass the rows' accumulators of `width` numbers, their rotation and their host copy."""
-    held = int(4 * adapter * checkpoints * (1 + per_checkpoint))
-    accumulators = 3 * max(ACCUMULATED_BYTES, 4 * width)
-    fixed = PROCESS_BYTES + shape.parameters * _bytes(dtype) + held + accumulators
-    by_token = _kept(shape, dtype) + shape.vocabulary * 8
-    return Need(fixed, by_token, min(max_length, shape.positions), shape.parameters < SMALL)
+    return Need(
+        weights=shape.parameters * _bytes(dtype),
+        trained=int(4 * adapter * checkpoints * (1 + per_checkpoint)),
+        accumulators=3 * max(ACCUMULATED_BYTES, 4 * width),
+        activations=_kept(shape, dtype),
+        logits=shape.vocabulary * 8,
+        longest=min(longest, shape.positions),
+        small=shape.parameters < SMALL,
+    )
 
 
 def fit(
-    need: Need, cores: int, memory: int, machines: int = 1, workers: int | None = None, tokens: int | None = None
+    need: Need,
+    cores: int,
+    memory: int,
+    machines: int = 1,
+    workers: int | None = None,
+    tokens: int | None = None,
+    most: int | None = None,
 ) -> Fit:
     """What each of these machines does with so many cores and bytes. A number that is given stays as it is.
 
-    Tokens of a pass change no result, and neither do workers and threads, up to rounding.
+    More than `most` workers would find nothing to do: fewer have more threads. Tokens of a pass change no result, and neither
+    do workers and threads, up to rounding.
     """
     asked = tokens or _usual_tokens(need)
-    while tokens is None and need.bytes(asked) > memory and asked > FEWEST_TOKENS:
+    helpers = -(-need.helpers // machines)
+    room = max(memory // (1 + helpers), memory - helpers * need.helper)
+    while tokens is None and need.bytes(asked) > room and asked > FEWEST_TOKENS:
         asked //= 2
     size = need.bytes(asked)
     if workers is None:
-        each = cores if need.small else min(-(-cores // THREADS_EACH), memory // size)
-        workers = machines * max(1, each)
-    threads = 1 if need.small else max(1, cores // max(1, -(-workers // machines)))
-    return Fit(workers, threads, asked, size, memory, need.small)
+        each = cores if need.small else min(-(-cores // THREADS_EACH), room // size)
+        workers = min(machines * max(1, each), most or machines * cores)
+    here = -(-workers // machines) + helpers
+    threads = 1 if need.small else max(1, cores // here)
+    return Fit(workers, threads, asked, size, room, need.small)
 
 
 def fewer(found: Fit, need: Need) -> Fit:
@@ -182,7 +259,8 @@ def fewer(found: Fit, need: Need) -> Fit:
         tokens = found.tokens // 2
         return replace(found, tokens=tokens, bytes=need.bytes(tokens))
     fewer = max(1, found.workers // 2)
-    return replace(found, workers=fewer, threads=found.threads * found.workers // fewer)
+    threads = 1 if found.small else found.threads * (found.workers + need.helpers) // (fewer + need.helpers)
+    return replace(found, workers=fewer, threads=threads)
 
 
 def _usual_tokens(need: Need) -> int:
@@ -196,6 +274,11 @@ def _kept(shape: Shape, dtype: str) -> int:
     h, f = shape.hidden, shape.feed_forward
     captured = (6 * h + f) * 4 if _bytes(dtype) == 2 else 0
     return shape.layers * ((12 * h + 3 * f) * _bytes(dtype) + captured)
+
+
+def _passing(shape: Shape, dtype: str) -> int:
+    """Bytes of a token in a pass that keeps nothing for a backward pass: two layers at a time."""
+    return (12 * shape.hidden + 3 * shape.feed_forward) * 2 * _bytes(dtype)
 
 
 def _bytes(dtype: str) -> int:

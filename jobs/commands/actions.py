@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from raysift.config import CommonConfig, replayed
 from raysift.jobs import stages
-from raysift.jobs.api import own_session
 from raysift.jobs.commands.show import show_evaluation, show_ingest
 from raysift.jobs.commands.show_selection import show_selection
+from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.console import Console
@@ -41,20 +41,19 @@ def run_rescore(
     reuse: Sequence[str],
 ) -> None:
     """Select for other targets from the gradients that a run has stored."""
-    from raysift.jobs.commands.rescore import rescore
+    from raysift.jobs.commands.rescore import rescore, rescored_name
 
     with own_session(console) as start:
-        found = rescore(
-            *(source, target),
-            new_run=run,
+        made, chosen = rescore(
+            *(source, target, run or rescored_name(source)),
             budget=budget,
             overrides=overrides,
             console=console,
             reuse=reuse,
             start=start,
         )
-    show_selection(found.run, found.manifest, console)
-    console.note(f"run: {found.run.folder}")
+    show_selection(made, chosen, console)
+    console.note(f"run: {made.folder}")
 
 
 def run_ingest(config: CommonConfig, console: Console) -> None:

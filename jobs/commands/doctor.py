@@ -135,7 +135,7 @@ def _writable(name: str) -> str:
 
 
 def _ray() -> str:
-    from raysift.jobs.api import own_session
+    from raysift.jobs.on_ray.session import own_session
 
     with own_session() as start:
         import ray

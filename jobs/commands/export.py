@@ -8,9 +8,10 @@ import pyarrow.parquet as pq
 
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError, system_words
-from raysift.jobs.api import load_selection
 from raysift.jobs.runs.console import Console
+from raysift.jobs.runs.run import open_run
 from raysift.jobs.runs.selection import SELECTED, card_of
+from raysift.manifest import read_manifest
 from raysift.pool.export import INFO, write_export
 from raysift.records import SCORE
 from raysift.storage import Location, open_location
@@ -22,19 +23,23 @@ def export_command(name: str, shape: str, out: str | None, console: Console) -> 
     """Write the export and print where it lies."""
     if shape not in FORMATS:
         raise ConfigError(f"export: --to is '{shape}', which is unknown. Known: {', '.join(FORMATS)}.")
-    chosen = load_selection(name)
-    run, config = chosen.run, chosen.run.config()
+    run = open_run(name)
+    chosen, config = read_manifest(run.folder / "choose"), run.config()
+    if chosen is None:
+        raise ConfigError(f"run: '{name}' has no finished selection. Finish it with the command that began it.")
     folder = open_location(out) if out else run.folder / f"{SELECTED}-{shape}"
     _require_room(folder)
     ingested = run.manifest("ingest")
-    place = run.files(chosen.manifest, "selection")[0]
+    place = run.files(chosen, "selection")[0]
     scores = pq.read_table(place.path, columns=[SCORE], filesystem=place.fs)[SCORE].to_numpy()
-    card = card_of(config, ingested, chosen.by_source, scores, chosen.manifest.counts["rows_in"])
+    card = card_of(config, ingested, chosen.values["by_source"], scores, chosen.counts["rows_in"])
     try:
-        written = write_export(chosen.files(), folder.make_folder(), shape, card)
+        written = write_export(run.files(chosen, "rows"), folder.make_folder(), shape, card)
     except OSError as error:
         raise ConfigError(f"export: cannot write into '{folder}': {system_words(error)} Name another --out.") from None
-    console.note(f"export: {len(chosen):,} rows in {written[0]}, with {', '.join(file.name for file in written[1:])}")
+    console.note(
+        f"export: {chosen.counts['kept']:,} rows in {written[0]}, with {', '.join(file.name for file in written[1:])}"
+    )
 
 
 def _require_room(folder: Location) -> None:

@@ -24,13 +24,14 @@ def method_help(name: str) -> str:
     target = f"--target {'pairs' if 'pairs' in method.needs else 'examples'}.jsonl " if method.takes_target else ""
     example = f"raysift {name} --pool pool.jsonl {target}--model smol --budget 5% --run runs/{name}"
     parts = [method.summary, f"Needs: {method.needs}.", f"Example: {example}"]
-    if method.main_settings:
-        parts += ["Main settings, with their defaults for nano models:", *_main_settings(name)]
+    if main := main_settings(name):
+        parts += ["Main settings, with their defaults for nano models:", *main]
     parts += [f"All settings: raysift settings {name}"]
     return "\n\n".join(parts)
 
 
-def _main_settings(name: str) -> list[str]:
+def main_settings(name: str) -> list[str]:
+    """A line for each of the settings that one looks at first: default and meaning."""
     from raysift.jobs.commands.settings import settings_of
     from raysift.settings.describe import default_of
 

@@ -12,13 +12,13 @@ from raysift.config import CommonConfig, make_selector, replayed
 from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.fingerprint import differences
 from raysift.jobs import stages
-from raysift.jobs.api import Selection, start_session
 from raysift.jobs.gradients.matching import match_and_choose
 from raysift.jobs.gradients.store import filled_store
 from raysift.jobs.gradients.targeting import like_pool, read_targets
 from raysift.jobs.runs.console import Console
-from raysift.jobs.runs.reuse import EVENTS, sources_of
+from raysift.jobs.runs.reuse import read_events, sources_of
 from raysift.jobs.runs.run import Run, free_name, open_run
+from raysift.manifest import Manifest
 from raysift.methods import METHODS
 from raysift.methods.gradient import GradientSelector
 from raysift.settings.budget import parse_budget
@@ -41,41 +41,41 @@ OWN_OF_METHOD = {"checkpoints", "targets", "match"}
 
 
 def rescore(
+    source: str,
+    target: Sequence[str],
     run: str,
-    target: str | Sequence[str],
     *,
-    new_run: str | None = None,
     budget: str | None = None,
     overrides: Sequence[str] = (),
     console: Console | None = None,
-    reuse: str | Sequence[str] | None = None,
-    start: Callable[[], None] = start_session,
-) -> Selection:
-    """Select for other targets from the vectors that a run with `matching: store` has kept; it is reused, and `reuse` after it."""
-    source = open_run(run, console)
-    name = new_run or free_name(extend_name(run, "-rescored"))
-    changes = {
-        "target": [target] if isinstance(target, str) else list(target),
-        "run": name,
-        "train_on_selection": False,
-        "reuse": reuse,
-    }
-    config = source.config(changes | ({"budget": budget} if budget else {}), overrides)
-    store = _store_of_vectors(source, config, run)
-    if (open_location(name) / EVENTS).exists() and not sources_of(open_location(name)):
-        raise ConfigError(
-            f"rescore: {name} is a run already, and none that was rescored. Give another name with --run."
-        )
-    selector = _by_gradient(config, run)
+    reuse: Sequence[str] = (),
+    start: Callable[[], None] = lambda: None,
+) -> tuple[Run, Manifest]:
+    """Select for other targets from the vectors that a run with `matching: store` has kept; it is reused, and `reuse` after it.
+
+    Returns the new run, named by `run`, and its selection.
+    """
+    opened = open_run(source, console)
+    changes = {"target": list(target), "run": run, "train_on_selection": False, "reuse": list(reuse)}
+    config = opened.config(changes | ({"budget": budget} if budget else {}), overrides)
+    store = _store_of_vectors(opened, config, source)
+    if read_events(open_location(run)) and not sources_of(open_location(run)):
+        raise ConfigError(f"rescore: {run} is a run already, and none that was rescored. Give another name with --run.")
+    selector = _by_gradient(config, source)
     found = read_targets(config, selector)
-    this_run = Run(name, console, [run, *config.reuse], start)
+    this_run = Run(run, console, [source, *config.reuse], start)
     with this_run.replayable(replayed(config)):
-        rows, _, warm = (this_run.adopt(stage, run) for stage in ("ingest", "warmup_rows", "warmup"))
+        rows, _, warm = (this_run.adopt(stage, source) for stage in ("ingest", "warmup_rows", "warmup"))
         assert rows is not None
         assert warm is not None
         like_pool(this_run, config, selector, found, rows)
         lengths = stages.lengths(this_run, config, rows) if parse_budget(config.budget).counts_tokens else None
-        return Selection(this_run, match_and_choose(this_run, config, selector, found, rows, warm, lengths, store))
+        return this_run, match_and_choose(this_run, config, selector, found, rows, warm, lengths, store)
+
+
+def rescored_name(source: str) -> str:
+    """The name of the new run where none is given."""
+    return free_name(extend_name(source, "-rescored"))
 
 
 def _by_gradient(config: CommonConfig, name: str) -> GradientSelector:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from os import PathLike
 from typing import Any
 
 import pyarrow as pa
@@ -23,10 +22,12 @@ import yaml
 from raysift.config import CommonConfig, replayed
 from raysift.errors import ConfigError, StageError
 from raysift.jobs import stages
-from raysift.jobs.api import Paths, open_new, own_session, paths_of
 from raysift.jobs.coverage import centers
+from raysift.jobs.on_ray.fitting import with_room
+from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
+from raysift.jobs.policy.setups import make_setup, need_of, place_of
 from raysift.jobs.policy.trials import ROUNDS, TrialWork
 from raysift.jobs.policy.tuning import fit
 from raysift.jobs.runs import checks
@@ -55,6 +56,7 @@ from raysift.policy.trials import (
 )
 from raysift.storage import Location, extend_name
 
+STAGES = ("ingest", "validation", "likeness", "encode", "difficulty", "embed", "features", "search")
 BEST, TABLE, CURVES, FITTED = "best.yaml", "trials", "curves.parquet", "fitted.safetensors"
 
 
@@ -65,22 +67,6 @@ def search_command(config: CommonConfig, console: Console) -> None:
         manifest = find_settings(run, config)
     show_search(manifest, console)
     console.note(f"best settings: raysift raise --config {run.folder / BEST} --run NEW")
-
-
-def search(
-    pool: Paths,
-    *,
-    run: str | PathLike[str] | None = None,
-    fresh: bool = False,
-    console: Console | None = None,
-    **settings: Any,
-) -> Manifest:
-    """Search policy settings of RAISE; the manifest's values hold the trials, its file `best` the settings to use.
-
-    `settings` are those of the YAML file, as for `raysift.raise_`, plus a section such as `search={"trials": 8}`.
-    """
-    config, this_run = open_new(run, fresh, settings | {"method": "raise", "pool": paths_of(pool)}, console)
-    return find_settings(this_run, config)
 
 
 def find_settings(run: Run, config: CommonConfig) -> Manifest:
@@ -96,6 +82,7 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
     drawn = draw_trials(wanted, settings, config.train, config.seed)
     if len(drawn) < wanted.trials:
         run.console.note(f"search: the space has {len(drawn)} different trials, search.trials is {wanted.trials}")
+    run.plan(*STAGES)
     with run.replayable(replayed(config)):
         rows = stages.ingest(run, config)
         total = stages.count_rows(config, rows)
@@ -115,7 +102,9 @@ def find_settings(run: Run, config: CommonConfig) -> Manifest:
 def open_classes(run: Run, classes: int) -> Run:
     """The subrun for a number of classes; it reuses the subruns of reused searches for the same number."""
     own, *others = (extend_name(name, f"/classes-{classes}") for name in (run.name, *run.reuse))
-    return Run(own, run.console, [name for name in others if is_run(name)], run.start)
+    classed = Run(own, run.console, [name for name in others if is_run(name)], run.start)
+    classed.plan(*STAGES)
+    return classed
 
 
 def try_settings(
@@ -133,7 +122,13 @@ def try_settings(
 
     def body(folder: Location) -> StageResult:
         work = share_work(config, wanted, drawn, features, encoded, target, total, folder)
-        outcomes = fit(work, drawn, config.resources, run)
+
+        def try_all(own: CommonConfig) -> list[TrialResult]:
+            here = dataclasses.replace(work, setup=dataclasses.replace(work.setup, place=place_of(own)))
+            return fit(here, drawn, own.resources, run)
+
+        need = need_of(config, work.setup)
+        outcomes = with_room(run, "search", config, need, try_all, most=len(drawn))
         best = best_of(outcomes, wanted)
         if best is None or best.folder is None:
             reasons = {outcome.reason for outcome in outcomes if outcome.reason}
@@ -198,7 +193,7 @@ def share_work(
     largest = max(apply_settings(point, settings, config.train)[1].batch_size for point in drawn)
     checked = config.model_copy(update={"train": config.train.model_copy(update={"batch_size": largest})})
     place, found = next(iter(features.values()))
-    setup = raise_policy.make_setup(place, checked, settings, found, encoded, target, 1)
+    setup = make_setup(place, checked, settings, found, encoded, target, 1)
     classes = {
         number: restrict(read_pool(place.files(found, "features")[0]), setup.pool.ids).classes
         for number, (place, found) in features.items()

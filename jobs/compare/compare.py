@@ -29,15 +29,21 @@ def compare(
     run: Run, plan: Plan, values: Mapping[str, Any], claims: Sequence[str] = (), every_stage: bool = True
 ) -> dict[str, Any]:
     """Run the whole comparison, write its result and return it; `every_stage` prints the stages of each selection."""
-    clock = time.perf_counter
-    began = clock()
     checked = check_claims(plan, claims)
     if (run.made_with() or {}).get("method"):
         raise StaleRunError(f"run: {run.name} holds a selection. Give the comparison another name with --run.")
     text = yaml.safe_dump(name_from_anywhere(dict(values)), sort_keys=False, allow_unicode=True)
     refuse_passwords(text)
-    run.claim()
-    (run.folder / SETTINGS).write(text)
+    with run.at_work(now=True):
+        (run.folder / SETTINGS).write(text)
+        return _compare(run, plan, checked, claims, every_stage)
+
+
+def _compare(
+    run: Run, plan: Plan, checked: Sequence[tuple[str, str, str]], claims: Sequence[str], every_stage: bool
+) -> dict[str, Any]:
+    clock = time.perf_counter
+    began = clock()
     selections = list(make_selections(run, plan, every_stage))
     selected = clock()
     loss_on = plan.settings.loss_on or _targets(plan)

@@ -12,6 +12,7 @@ from raysift.methods.coverage import CENTER, COVERED, Coverage
 from raysift.methods.gradient import BySubtask, GradientSelector
 from raysift.methods.mods import AUGMENTED, NECESSITY, QUALITY, SEED, Mods
 from raysift.methods.raise_policy import PICKED, Raise
+from raysift.policy.verdict import DOUBT
 from raysift.reasons import words
 from raysift.records import FATE, RADIUS
 
@@ -123,6 +124,8 @@ def _by_policy(selector: Raise, facts: Facts) -> list[str]:
             f"Its reward: rows with such features {way} the measured performance; credit {story.credit:+.2f}, in standard "
             f"deviations over the pool, {words.standing(1, story.credit_below, story.pool_rows)}."
         )
+    if doubt := facts.value(DOUBT, "final"):
+        told.append(str(doubt))
     return told
 
 

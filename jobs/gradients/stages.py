@@ -106,7 +106,7 @@ def gradients(
     run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest, trained: Manifest, target: Manifest
 ) -> Manifest:
     """One backward pass per row and checkpoint, matched with the targets at once; only cosines are written."""
-    from raysift.jobs.on_ray.fitting import with_room
+    from raysift.jobs.on_ray.fitting import longest_row, with_room
     from raysift.jobs.on_ray.raydata import map_rows
 
     model, points = find_model(run, config), checkpoints_of(run, trained, settings.checkpoints)
@@ -132,7 +132,10 @@ def gradients(
             return map_rows(files, GradientMatch, loaded, folder, own.resources, rows=total, progress=run.progress)
 
         subtasks = len(target.values["subtasks"])
-        need = room_needed(config, settings, model.name, len(points), moments_of(settings) + subtasks, subtasks)
+        longest = longest_row(run, rows, warmup_recipe(config, settings))
+        need = room_needed(
+            config, settings, model.name, len(points), moments_of(settings) + subtasks, subtasks, longest
+        )
         answers = with_room(run, "gradients", config, need, match)
         counts = count_answers("gradients", answers, rows.counts["kept"]) | {"truncated": count_true(answers, CUT)}
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
@@ -146,16 +149,24 @@ def gradients(
 
 
 def room_needed(
-    config: CommonConfig, settings: GradientConfig, model: str, points: int, per_checkpoint: float, width: int | None
+    config: CommonConfig,
+    settings: GradientConfig,
+    model: str,
+    points: int,
+    per_checkpoint: float,
+    width: int | None,
+    longest: int | None = None,
 ) -> Need | None:
-    """Memory an actor needs for row gradients, with accumulators of `width` numbers (None: a gradient's length)."""
+    """Memory an actor needs for row gradients, with accumulators of `width` numbers (None: a gradient's length) and rows of
+    at most `longest` tokens."""
     from raysift.jobs.on_ray.fitting import model_shape
 
     train, shape = warmup_recipe(config, settings), model_shape(config, model)
     if shape is None:
         return None
     adapter = shape.adapter(train.lora_rank, train.lora_targets)
-    return row_gradients(shape, train.dtype, train.max_length, adapter, points, per_checkpoint, width or adapter)
+    longest = min(train.max_length, longest or train.max_length)
+    return row_gradients(shape, train.dtype, longest, adapter, points, per_checkpoint, width or adapter)
 
 
 def moments_of(settings: GradientConfig) -> int:

@@ -203,14 +203,15 @@ def compute_segment(
     inputs: Inputs,
 ) -> None:
     """Run one pass over rows at some checkpoints and seal it into a segment; a killed pass resumes in its folder."""
-    from raysift.jobs.on_ray.fitting import with_room
+    from raysift.jobs.on_ray.fitting import longest_row, with_room
     from raysift.jobs.on_ray.raydata import map_rows
 
     name = segment_name(store.identity, share, inputs)
     with _writing_into(store):
         folder = store.folder(name).make_folder()
+    model = find_model(run, config).name
     arguments = {
-        "model": find_model(run, config).name,
+        "model": model,
         "checkpoints": [store.points[name] for name in share.checkpoints],
         "adam": settings.adam,
         "projection": settings.projection,
@@ -226,7 +227,8 @@ def compute_segment(
 
     signs = 0.25  # one byte per number of a gradient
     per_checkpoint, points = moments_of(settings) + signs, len(share.checkpoints)
-    need = room_needed(config, settings, find_model(run, config).name, points, per_checkpoint, store.form.dimension)
+    longest = longest_row(run, rows, warmup_recipe(config, settings))
+    need = room_needed(config, settings, model, points, per_checkpoint, store.form.dimension, longest)
     answers = with_room(run, "gradients", config, need, compute)
     counts = count_answers("gradients", answers, len(share.ids))
     shards = seal(answers, share.checkpoints, store.form, folder, config.resources)

@@ -30,6 +30,7 @@ from raysift.pool.few_shot import draw_few
 from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.id_text import exact
 from raysift.pool.likeness import evenly
+from raysift.pool.longest import most_tokens_of
 from raysift.pool.row_ids import row_id
 from raysift.records import Example, Message, Pair
 from raysift.settings.gradients import ProjectionSettings
@@ -201,6 +202,7 @@ def targets(
         import ray
 
         from raysift.jobs.on_ray.fitting import with_room
+        from raysift.jobs.on_ray.raydata import cluster_cpus
 
         for note in found.notes:
             run.console.note(f"targets: {note}")
@@ -208,7 +210,7 @@ def targets(
 
         def compute(own: CommonConfig) -> dict[str, Any]:
             placed: dict[str, Any] = {
-                "num_cpus": min(1.0, own.resources.cpus),
+                "num_cpus": min(cluster_cpus(), own.resources.cpus),
                 "num_gpus": own.resources.gpus_per_worker,
             }
             task = ray.remote(**placed, memory=own.resources.memory, max_retries=2)(_compute_targets)
@@ -217,7 +219,10 @@ def targets(
 
         subtasks = len({subtask_of(member) for member in members})
         width = None if projection.kind == "none" else projection.dimension
-        need = room_needed(config, settings, model.name, len(points), 3 * subtasks if width is None else 0, width)
+        longest = max(map(most_tokens_of, members))
+        need = room_needed(
+            config, settings, model.name, len(points), 3 * subtasks if width is None else 0, width, longest
+        )
         alone = config.model_copy(update={"resources": config.resources.model_copy(update={"workers": 1})})
         values = with_room(run, "targets", alone, need, compute)
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]

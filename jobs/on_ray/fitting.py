@@ -5,7 +5,7 @@ What the user has set stays. If Ray kills a worker for memory, the stage retries
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -16,13 +16,17 @@ from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.jobs.runs.models import number_type
 from raysift.jobs.runs.run import Run
+from raysift.manifest import Manifest
+from raysift.pool.longest import LONGEST
 from raysift.settings.memory import GIB, Fit, Need, Shape, answering, fewer, fit, shape_of, training
 from raysift.settings.resources import Resources
+from raysift.settings.training import TrainConfig
 
 Result = TypeVar("Result")
 
-KILLED = ("MemoryError", "OUT_OF_MEMORY", "memory monitor", "running low on memory")
-"""Words in Ray's errors that a process was killed for its memory; several classes have them, only in their text."""
+KILLED = ("MemoryError", "OUT_OF_MEMORY", "memory monitor", "running low on memory", "can't allocate memory")
+"""Words in Ray's and torch's errors that a process had no memory left; several classes have them, only in their text."""
+GPU_FULL = ("CUDA out of memory", "CUDA error: out of memory")
 
 
 def with_room(
@@ -32,23 +36,25 @@ def with_room(
     need: Need | None,
     work: Callable[[CommonConfig], Result],
     of_training: bool = False,
+    most: int | None = None,
 ) -> Result:
     """Call `work` with resources that fit the cluster, and again with smaller ones if a worker is killed for memory.
 
-    A training has `train_workers` workers.
+    A training has `train_workers` workers. More than `most` workers would find nothing to do.
     """
     if need is None or config.resources.on_gpu or not ray.is_initialized():
-        return work(config)
+        return _as_set(stage, config, work)
     asked = config.resources
     if of_training:
         asked = asked.model_copy(update={"workers": max(1, asked.train_workers)})
-    found, kills = fit_cluster(asked, need), 0
+    found, kills = fit_cluster(asked, need, most), 0
     if of_training:
         found = replace(found, workers=1)  # only passes can become smaller
     if found.too_large:
+        parts = ", ".join(f"{size / GIB:.1f} {name}" for name, size in need.parts(found.tokens).items())
         run.console.note(
-            f"{stage}: a worker is expected to take {found.bytes / GIB:.1f} GiB, and Ray has {found.room / GIB:.1f} GiB on a "
-            "machine. If it is killed: a smaller train.max_length, or a machine with more memory."
+            f"{stage}: a worker is expected to take {found.bytes / GIB:.1f} GiB ({parts}), and Ray has {found.room / GIB:.1f} GiB "
+            "on a machine. If it is killed: a smaller train.max_length, or a machine with more memory."
         )
     while True:
         try:
@@ -58,10 +64,11 @@ def with_room(
                 raise
             kills, smaller = kills + 1, fewer(found, need)
             if smaller == found:
+                fewer_helpers = " set resources.validation_workers=0," if need.helpers else ""
                 raise StageError(
                     f"{stage}: {kills} times workers were killed because the machine ran out of memory, the last time with one "
-                    f"worker and {found.tokens} tokens in a pass. Close other programs, lower train.max_length, or take a "
-                    "machine with more memory; the same command continues."
+                    f"worker and {found.tokens} tokens in a pass. Close other programs,{fewer_helpers} lower train.max_length, or "
+                    "take a machine with more memory; the same command continues."
                 ) from error
             run.record("killed", stage, for_memory=kills, workers=smaller.workers, tokens_per_pass=smaller.tokens)
             setting = "tokens_per_pass" if of_training or smaller.tokens < found.tokens else "workers"
@@ -73,7 +80,22 @@ def with_room(
             found = smaller
 
 
-def fit_cluster(resources: Resources, need: Need) -> Fit:
+def _as_set(stage: str, config: CommonConfig, work: Callable[[CommonConfig], Result]) -> Result:
+    """Call `work` once, where nothing is known about memory; if that runs out, the error says which settings to lower."""
+    try:
+        return work(config)
+    except Exception as error:
+        if not killed_for_memory(error, GPU_FULL):
+            raise
+        own = config.resources
+        raise StageError(
+            f"{stage}: a worker ran out of memory{' on its GPU' if own.on_gpu else ''} with {own.tokens} tokens in a pass. Set "
+            f"resources.tokens_per_pass={max(1, own.tokens // 2)}, fewer resources.workers, or a smaller train.max_length; the "
+            "same command continues."
+        ) from error
+
+
+def fit_cluster(resources: Resources, need: Need, most: int | None = None) -> Fit:
     """What fits on the running cluster, if each machine is taken as the mean of all."""
     machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
     count = max(1, len(machines))
@@ -81,8 +103,8 @@ def fit_cluster(resources: Resources, need: Need) -> Fit:
     memory = int(sum(machine.get("memory", 0) for machine in machines) / count)
     workers = resources.workers
     if resources.cpus_per_worker is not None and workers is None:
-        workers = max(1, int(count * cores / resources.cpus_per_worker))
-    return fit(need, max(1, cores), memory, count, workers, resources.tokens_per_pass)
+        workers = max(1, min(int(count * cores / resources.cpus_per_worker), most or count * cores))
+    return fit(need, max(1, cores), memory, count, workers, resources.tokens_per_pass, most)
 
 
 def fitted(resources: Resources, found: Fit) -> Resources:
@@ -99,14 +121,19 @@ def fitted(resources: Resources, found: Fit) -> Resources:
     )
 
 
-def killed_for_memory(error: BaseException) -> bool:
-    """Whether Ray's memory monitor or the operating system killed a process of ours."""
+def killed_for_memory(error: BaseException, also: Sequence[str] = ()) -> bool:
+    """Whether Ray's memory monitor or the operating system killed a process of ours, or memory could not be had."""
     seen: BaseException | None = error
     while seen is not None:
-        if any(word in f"{type(seen).__name__}: {seen}" for word in KILLED):
+        if words_of_a_kill(f"{type(seen).__name__}: {seen}", also):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def words_of_a_kill(text: str, also: Sequence[str] = ()) -> str | None:
+    """The line of an error's text that tells of full memory; None if none does."""
+    return next((line.strip() for line in text.splitlines() if any(word in line for word in (*KILLED, *also))), None)
 
 
 def need_to_answer(config: CommonConfig, model: str) -> Need | None:
@@ -115,14 +142,30 @@ def need_to_answer(config: CommonConfig, model: str) -> Need | None:
     return answering(shape, number_type(config, model)) if shape else None
 
 
-def need_to_train(config: CommonConfig, model: str) -> Need | None:
-    """Memory a training worker needs; None if the model's configuration lacks the widths."""
+def need_to_train(config: CommonConfig, model: str, longest: int | None = None) -> Need | None:
+    """Memory a training worker needs, with rows of at most `longest` tokens; None if the model's configuration lacks the
+    widths."""
     shape, train = model_shape(config, model), config.train
     if shape is None:
         return None
     whole = train.method == "full"
     trained = shape.parameters if whole else shape.adapter(train.lora_rank, train.lora_targets)
-    return training(shape, train.dtype, train.max_length, trained, whole)
+    return training(shape, train.dtype, min(train.max_length, longest or train.max_length), trained, whole)
+
+
+def longest_row(run: Run, rows: Manifest, train: TrainConfig) -> int | None:
+    """Tokens that no row of a stage can have more of, by what earlier stages of the run found; None if they say nothing.
+
+    Every such stage has rows of the run's own pool.
+    """
+    own = run.manifest(rows.stage)
+    if own is None or own.fingerprint != rows.fingerprint:
+        return None  # a selection of another run
+    ingest, lengths = run.manifest("ingest"), run.manifest("lengths")
+    known = [ingest.values.get(LONGEST)] if ingest else []
+    if lengths and lengths.settings["template"] == train.template:
+        known.append(lengths.values.get(LONGEST))
+    return min((tokens for tokens in known if tokens), default=None)
 
 
 def model_shape(config: CommonConfig, model: str) -> Shape | None:

@@ -14,6 +14,7 @@ from raysift.actors.comparer import Comparer, join_orders, load_weigher
 from raysift.actors.contract import Failed, Row
 from raysift.actors.vllm_comparer import ComparisonAsker, ComparisonReader
 from raysift.config import CommonConfig
+from raysift.jobs.on_ray.fitting import need_to_answer, with_room
 from raysift.jobs.on_ray.raydata import map_rows
 from raysift.jobs.pairwise.sides import read_row_dicts, write_table
 from raysift.jobs.runs.run import Run, StageResult
@@ -38,10 +39,14 @@ def compare_answers(
     folder: Location,
 ) -> StageResult:
     """Judge each pair of answers of `rows_to_compare` in both orders; counts and reports replies without a verdict."""
-    if settings.judge.backend == "vllm":
-        answers = _through_vllm(stage, run, config, settings, rows, folder)
-    else:
-        answers = _on_actors(run, config, settings, rows, folder)
+
+    def work(own: CommonConfig) -> list[Location]:
+        if settings.judge.backend == "vllm":
+            return _through_vllm(stage, run, own, settings, rows, folder)
+        return _on_actors(run, own, settings, rows, folder)
+
+    need = None if settings.judge.backend == "vllm" else need_to_answer(config, settings.judge_model)
+    answers = with_room(run, stage, config, need, work)
     counts = count_answers(stage, answers, len(rows)) | {"truncated": count_true(answers, TRUNCATED)}
     if counts["truncated"]:
         run.console.note(

@@ -22,6 +22,7 @@ from raysift.manifest import read_manifest
 from raysift.pairwise.rows import Answer, rows_to_answer
 from raysift.pairwise.settings import WinRateSettings
 from raysift.records import ERROR, ID, Example
+from raysift.settings.generation import TRANSFORMERS
 from raysift.storage import Location, open_location
 
 OWN, AGAINST = "own", "against"
@@ -67,26 +68,33 @@ def answer(
     """A side's answers to all examples, read from a file or generated."""
     if source.answers:
         return Side(read_answers(answers_file(source.answers), examples), inputs["answers"])
+    from raysift.jobs.on_ray.fitting import need_to_answer, with_room
     from raysift.jobs.on_ray.raydata import spread
-    from raysift.jobs.scoring.generation import describe_backend, generate, recorded_backend
+    from raysift.jobs.scoring.generation import describe_backend, generate, pick_backend, recorded_backend
 
     asked = asked_as_trained(
         run, name, "win_rate.generation", settings.generation, source.model, source.adapter, config.train
     )
 
     def body(folder: Location) -> StageResult:
-        answers = generate(
-            [write_table(rows_to_answer(examples), folder / "questions.parquet")],
-            find_model(run, config, source.model).name,
-            folder,
-            asked,
-            spread(config.resources, len(examples)),
-            adapter=source.adapter,
-            dtype=number_type(config, source.model),
-            trust_remote_code=config.trust_remote_code,
-            rows=len(examples),
-            progress=run.progress,
-        )
+        model = find_model(run, config, source.model).name
+
+        def work(own: CommonConfig) -> list[Location]:
+            return generate(
+                [write_table(rows_to_answer(examples), folder / "questions.parquet")],
+                model,
+                folder,
+                asked,
+                spread(own.resources, len(examples)),
+                adapter=source.adapter,
+                dtype=number_type(own, source.model),
+                trust_remote_code=own.trust_remote_code,
+                rows=len(examples),
+                progress=run.progress,
+            )
+
+        on_actors = pick_backend(asked, config.resources) == TRANSFORMERS
+        answers = with_room(run, name, config, need_to_answer(config, model) if on_actors else None, work)
         run.console.note(f"{name}: {describe_backend(asked, config.resources, folder)}")
         counts = count_answers(name, answers, len(examples))
         cut_off = sum(row[FINISHED] is False for row in read_row_dicts(answers))

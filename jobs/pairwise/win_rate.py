@@ -5,16 +5,10 @@ A side is a model, or the answers of a finished `raysift evaluate` (`sides.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from os import PathLike
-from typing import Any
-
-from pydantic import ValidationError
-
 from raysift.config import CommonConfig, replayed
 from raysift.errors import ConfigError
 from raysift.evaluation.examples import read_examples, sample_examples
-from raysift.jobs.api import Paths, open_new, own_session, paths_of
+from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
 from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, answers_file
 from raysift.jobs.runs import checks
@@ -26,29 +20,6 @@ from raysift.pairwise.rows import Question
 from raysift.pairwise.settings import WinRateSettings
 from raysift.pool.files import find_files, fingerprint_files
 from raysift.records import ERROR, ID
-
-
-def win_rate(
-    test: Paths,
-    *,
-    answers: str | None = None,
-    against_model: str | None = None,
-    against_adapter: str | None = None,
-    against_answers: str | None = None,
-    judge: str | None = None,
-    run: str | PathLike[str] | None = None,
-    fresh: bool = False,
-    **settings: Any,
-) -> Manifest:
-    """Compare a model (`model=`, `adapter=`) or its `answers` with another side; the manifest's values hold the table.
-
-    `settings` are those of the YAML file, including the section `win_rate={...}`; named arguments override its fields.
-    """
-    against = {"model": against_model, "adapter": against_adapter, "answers": against_answers}
-    named = {"answers": answers, "against": against, "judge": {"model": judge}}
-    checked = _checked(_merged(settings.pop("win_rate", {}), named))
-    config, this_run = open_new(run, fresh, settings | {"test": paths_of(test)})
-    return compare(this_run, config, checked)
 
 
 def win_rate_command(config: CommonConfig, settings: WinRateSettings, console: Console) -> None:
@@ -145,23 +116,3 @@ def _sources(config: CommonConfig, settings: WinRateSettings) -> dict[str, Sourc
         OWN: Source(config.model, config.adapter, settings.answers),
         AGAINST: Source(against.model or config.model, against.adapter, against.answers),
     }
-
-
-def _merged(section: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """The section with the named values that are not None, also inside its own sections."""
-    merged = dict(section)
-    for key, value in named.items():
-        if isinstance(value, Mapping):
-            merged[key] = _merged(merged.get(key, {}), value)
-        elif value is not None:
-            merged[key] = value
-    return merged
-
-
-def _checked(section: Mapping[str, Any]) -> WinRateSettings:
-    try:
-        return WinRateSettings.model_validate(section)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in ("win_rate", *first["loc"]))
-        raise ConfigError(f"config: '{where}': {first['msg']}.") from None

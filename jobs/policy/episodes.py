@@ -18,6 +18,7 @@ import ray
 from raysift.actors.episode import EpisodeRunner, EpisodeSetup, Measure, Weights
 from raysift.actors.step_trainer import StepTrainer
 from raysift.errors import StageError, find_cause
+from raysift.jobs.on_ray.counts import Count
 from raysift.jobs.on_ray.raydata import cluster_cpus, pool_size
 from raysift.policy.drawing import Draw
 from raysift.policy.performance import performance
@@ -48,8 +49,9 @@ class LocalFleet:
 class RunnerProcess:
     """An EpisodeRunner as a Ray actor. It loads on the first call, so that errors are raised from calls."""
 
-    def __init__(self, setup: EpisodeSetup, measure: Measure | None) -> None:
-        self.arguments = setup, measure
+    def __init__(self, setup: EpisodeSetup, measure: Measure | None, counts: str | None) -> None:
+        count = Count(counts) if counts else None
+        self.arguments = setup, measure, (lambda: count.add(1)) if count else (lambda: None)
         self.runner: EpisodeRunner | None = None
 
     def run(self, policy: Weights, number: int, episode: int, draw: Draw | None) -> Episode:
@@ -96,12 +98,26 @@ class DealtMeasure:
 
 
 class RayFleet:
-    """Runs trainings on Ray actors, as many at a time as fit."""
+    """Runs trainings on Ray actors, as many at a time as fit; they count their steps under the name `counts`.
 
-    def __init__(self, setup: EpisodeSetup, resources: Resources, episodes: int) -> None:
+    A validator reserves `helper` bytes if this is given, else what a training does.
+    """
+
+    def __init__(
+        self,
+        setup: EpisodeSetup,
+        resources: Resources,
+        episodes: int,
+        helper: int | None = None,
+        counts: str | None = None,
+    ) -> None:
         self.setup, self.resources = setup, resources
         runners = min(episodes, pool_size(resources))
         self._require_room(runners)
+        # All must run at once: one for which no memory is left would never start.
+        share = int(0.9 * ray.cluster_resources().get("memory", 0) / (runners + resources.validation_workers))
+        own = resources.memory
+        self._memory = {RunnerProcess: own and min(own, share), ValidatorProcess: own and min(helper or own, share)}
         shared = ray.put(setup)
         self.actors: list[Any] = []
         measure = None
@@ -109,7 +125,7 @@ class RayFleet:
             batches = len(setup.validator().batches)
             count = min(resources.validation_workers, batches)
             measure = DealtMeasure([self._start(ValidatorProcess, shared) for _ in range(count)], batches)
-        self.runners = [self._start(RunnerProcess, shared, measure) for _ in range(runners)]
+        self.runners = [self._start(RunnerProcess, shared, measure, counts) for _ in range(runners)]
 
     def run_round(self, policy: Weights, number: int, draws: Sequence[Draw | None]) -> list[Episode]:
         shared = ray.put(dict(policy))
@@ -145,6 +161,7 @@ class RayFleet:
             .options(
                 num_cpus=self.resources.cpus,
                 num_gpus=self.resources.gpus_per_worker or None,
+                memory=self._memory[kind],
                 max_restarts=ACTOR_RESTARTS,
                 max_task_retries=ACTOR_RESTARTS,
                 scheduling_strategy="SPREAD",
@@ -166,9 +183,11 @@ class RayFleet:
 
 
 @contextlib.contextmanager
-def ray_fleet(setup: EpisodeSetup, resources: Resources, episodes: int) -> Iterator[RayFleet]:
+def ray_fleet(
+    setup: EpisodeSetup, resources: Resources, episodes: int, helper: int | None = None, counts: str | None = None
+) -> Iterator[RayFleet]:
     """A fleet whose actors end with the block."""
-    fleet = RayFleet(setup, resources, episodes)
+    fleet = RayFleet(setup, resources, episodes, helper, counts)
     try:
         yield fleet
     finally:

@@ -6,47 +6,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.actors.effective_batches import COUNTED, INPUT_IDS, EncodeRows, Place, split_trainable
-from raysift.actors.encoded_rows import by_id
-from raysift.actors.episode import EpisodeSetup
+from raysift.actors.effective_batches import EncodeRows
 from raysift.actors.frozen_training import FrozenTraining
-from raysift.actors.language_model import portable_name
 from raysift.config import CommonConfig
 from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import example_key, read_examples, reference_answer
 from raysift.fingerprint import file_fingerprint
+from raysift.jobs.on_ray.counts import counted
+from raysift.jobs.on_ray.fitting import with_room
 from raysift.jobs.policy.episodes import ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
+from raysift.jobs.policy.setups import make_setup, need_of, place_of, reserved_for_helpers, trainable_rows
 from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.chosen_rows import chosen_chunks
 from raysift.jobs.runs.models import adapter_input, find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.samples import texts_of
-from raysift.jobs.runs.tables import count_answers, publish, read_chunks, read_ids, relative
+from raysift.jobs.runs.tables import count_answers, publish, read_ids, relative
 from raysift.manifest import Manifest
 from raysift.methods.raise_policy import count_policy_steps, departures, place_picks
 from raysift.policy.drawing import FINAL_DRAW, Draw
-from raysift.policy.pool import read_pool, restrict
-from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, load_policy
+from raysift.policy.pool import read_pool
+from raysift.policy.saved import POLICY, ROUND, finished_rounds, kept_round, load_policy, read_account
 from raysift.policy.settings import RaiseConfig
 from raysift.policy.state import Episode
+from raysift.policy.verdict import DOUBT, PolicyStory, describe_policy
 from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.given_input import input_meta
 from raysift.pool.id_text import id_text
-from raysift.records import ERROR, FATE, ID, MESSAGE, MESSAGES, META, Example
+from raysift.records import FATE, ID, MESSAGE, MESSAGES, META, Example
 from raysift.storage import Location
 
 ROUNDS = "rounds"
 CURRICULUM, CURRICULUM_ROWS, PICKS_LOG = "curriculum.parquet", "curriculum.jsonl", "log.parquet"
-_ENCODED = [ID, INPUT_IDS, COUNTED, ERROR]
 _TARGET = pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE)), (META, pa.string())])
 
 
@@ -172,14 +173,21 @@ def learn(
         setup = make_setup(run, config, settings, features, encoded, target, steps)
         own = ", ".join(f"{name}={value}" for name, value in departures(settings).items())
         run.console.note(f"learn: settings that are not the paper's: {own or 'none'}")
-        rounds = settings.learning.rounds
-        with (
-            run.progress(rounds, "rounds") as bar,
-            ray_fleet(setup, config.resources, settings.learning.episodes) as fleet,
-        ):
-            for found in learn_rounds(folder / ROUNDS, setup, settings.learning, fleet, config.seed):
-                run.record("round", "learn", **_headline(found))
-                bar.update(found["round"], rounds)
+        rounds, episodes = settings.learning.rounds, settings.learning.episodes
+        need = need_of(config, setup, config.resources.validation_workers)
+
+        def work(own: CommonConfig) -> None:
+            here = replace(setup, place=place_of(own))
+            done = len(finished_rounds(folder / ROUNDS)[:rounds])
+            with (
+                run.progress(rounds * episodes * steps, "steps") as bar,
+                counted(bar, done * episodes * steps) as counts,
+                ray_fleet(here, own.resources, episodes, reserved_for_helpers(config, need), counts) as fleet,
+            ):
+                for found in learn_rounds(folder / ROUNDS, here, settings.learning, fleet, config.seed):
+                    run.record("round", "learn", **_headline(found))
+
+        with_room(run, "learn", config, need, work, most=episodes)
         finished = finished_rounds(folder / ROUNDS)[:rounds]
         kept = kept_round(finished, settings.learning.keep)
         return StageResult(
@@ -220,12 +228,36 @@ def train_frozen(
         actor, _ = load_policy(policy)
         draw = Draw(config.seed, FINAL_DRAW) if settings.policy.deploy == "sampled" else None
         weights = {name: value.numpy() for name, value in actor.state_dict().items()}
-        work = FrozenTraining(weights, draw, folder, settings.steps_per_state)
-        with ray_fleet(setup, config.resources, 1) as fleet:
-            episode: Episode = fleet.call(work)
+        training = FrozenTraining(weights, draw, folder, settings.steps_per_state)
+        need = need_of(config, setup, config.resources.validation_workers)
+
+        def work(own: CommonConfig) -> Episode:
+            here = replace(setup, place=place_of(own))
+            with (
+                run.progress(steps, "steps") as bar,
+                counted(bar, training.steps_kept()) as counts,
+                ray_fleet(here, own.resources, 1, reserved_for_helpers(config, need), counts) as fleet,
+            ):
+                found: Episode = fleet.call(training)
+            return found
+
+        episode = with_room(run, "final", config, need, work, most=1)
         write_curriculum(run.files(rows, "rows"), episode, folder)
         picks = np.concatenate(episode.picks)
         known = episode.known_performance
+        accounts = [] if settings.policy_from else _accounts(run)
+        story = PolicyStory(
+            performances=[account["performance"] for account in accounts],
+            reports=[account["report"] for account in accounts],
+            entropy=accounts[-1]["update"]["entropy"] if accounts else None,
+            pool=len(setup.pool),
+            batch=config.train.batch_size,
+            steps=steps,
+            distinct=len(np.unique(picks)),
+            start=float(known[0]),
+            end=float(known[-1]),
+        )
+        doubt = describe_policy(story)
         return StageResult(
             files={
                 "epochs": ["epoch-1"],
@@ -239,7 +271,8 @@ def train_frozen(
                 "performance": float(known[-1]),
                 "report_start": episode.report_start,
                 "report": episode.report_end,
-            },
+            }
+            | ({DOUBT: doubt} if doubt else {}),
         )
 
     decides = {"policy": settings.policy, "steps": steps, "seed": config.seed, "train": config.train}
@@ -252,6 +285,18 @@ def train_frozen(
             f"and {CURRICULUM} in {run.folder / 'final'} names them all"
         )
     return manifest
+
+
+def _accounts(run: Run) -> list[dict[str, Any]]:
+    """The results of each round in which the run's policy learned."""
+    learned = run.manifest("learn")
+    return [read_account(place.parent) for place in run.files(learned, "rounds")] if learned else []
+
+
+def warn_of_policy(run: Run, final: Manifest) -> None:
+    """Say at the run's end if its policy has learned nothing, which the selection does not show."""
+    if doubt := final.values.get(DOUBT):
+        run.console.warn(str(doubt))
 
 
 def order(run: Run, rows: Manifest, features: Manifest, encoded: Manifest, final: Manifest) -> Manifest:
@@ -280,60 +325,6 @@ def order(run: Run, rows: Manifest, features: Manifest, encoded: Manifest, final
     return manifest
 
 
-def make_setup(
-    run: Run,
-    config: CommonConfig,
-    settings: RaiseConfig,
-    features: Manifest,
-    encoded: Manifest,
-    target: Manifest,
-    steps: int,
-) -> EpisodeSetup:
-    """The setup of every training of the run; the policy's pool consists of the rows with features and something to learn."""
-    rows = trainable_rows(run, encoded)
-    pool = restrict(read_pool(run.files(features, "features")[0]), rows[ID].to_numpy())
-    if len(pool) < config.train.batch_size:
-        raise DataError(
-            f"learn: {len(pool)} rows have features and something to learn, a batch has {config.train.batch_size}. "
-            "Lower train.batch_size, or give a larger pool."
-        )
-    most = settings.policy.max_repeats
-    if most is not None and steps * config.train.batch_size > most * len(pool):
-        raise DataError(
-            f"learn: {steps} steps of {config.train.batch_size} rows need more than {len(pool)} rows of which each is picked "
-            f"{most} times at most. Raise raise.policy.max_repeats, or lower the budget."
-        )
-    resources = config.resources
-    place = Place(
-        device=resources.placed_on,
-        threads=resources.threads or max(1, int(resources.cpus)),
-        rows_per_pass=resources.batch_rows,
-        tokens_per_pass=resources.tokens,
-        gradient_checkpointing=resources.gradient_checkpointing,
-        trust_remote_code=config.trust_remote_code,
-    )
-    validation, report = (_read(run.files(target, name)[0]) for name in ("validation", "report"))
-    return EpisodeSetup(
-        pool=pool,
-        rows=rows,
-        validation=validation,
-        report=report,
-        policy=settings.policy,
-        episode=settings.episode,
-        train=config.train,
-        model=find_model(run, config).name,
-        steps=steps,
-        place=place,
-        adapter=portable_name(config.adapter) if config.adapter else None,
-    )
-
-
-def trainable_rows(run: Run, encoded: Manifest) -> pa.Table:
-    """The encoded rows with something to learn, by rising id."""
-    chunks = read_chunks(run.files(encoded, "answers"), _ENCODED)
-    return by_id(pa.concat_tables([split_trainable(chunk)[0] for chunk in chunks]))
-
-
 def write_curriculum(files: Sequence[Location], episode: Episode, folder: Location) -> None:
     """Write the batches in order, as a table of (step, id) and as JSON lines of step, id and messages.
 
@@ -353,10 +344,6 @@ def write_curriculum(files: Sequence[Location], episode: Episode, folder: Locati
         for step, row in zip(steps.tolist(), ids.tolist(), strict=True):
             line = {"step": step, ID: id_text(row), MESSAGES: texts[row]}
             stream.write(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE))
-
-
-def _read(place: Location) -> pa.Table:
-    return pq.read_table(place.path, filesystem=place.fs)
 
 
 def _inputs(run: Run, config: CommonConfig, features: Manifest, encoded: Manifest, target: Manifest) -> dict[str, Any]:

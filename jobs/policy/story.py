@@ -19,6 +19,7 @@ from raysift.manifest import Manifest, read_manifest
 from raysift.policy.pool import PolicyPool, positions, read_pool, restrict
 from raysift.policy.saved import finished_rounds, load_episodes, read_account
 from raysift.policy.state import Episode
+from raysift.policy.verdict import DOUBT
 from raysift.records import ID, SCORE
 from raysift.storage import Location
 
@@ -112,6 +113,8 @@ def show_policy(run: Run, console: Console) -> None:
         rows.append(["final", *last, final.counts["kept"], None, None])
     heads = ["round", "performance", "report", "rows", "clipped", "entropy"]
     console.table(f"Rounds ({len(lines)}, of {round(lines[0]['picks']):,} picks each)", heads, rows)
+    if final and (doubt := final.values.get(DOUBT)):
+        console.warn(str(doubt))
 
 
 def round_folders(run: Run) -> list[Location]:

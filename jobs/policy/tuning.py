@@ -20,6 +20,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from raysift.errors import StageError, find_cause
+from raysift.jobs.on_ray.fitting import words_of_a_kill
 from raysift.jobs.on_ray.raydata import cluster_cpus, pool_size
 from raysift.jobs.policy.trials import (
     CRITERION,
@@ -28,6 +29,7 @@ from raysift.jobs.policy.trials import (
     TrialWork,
     run_trial,
 )
+from raysift.jobs.runs.progress import Bar
 from raysift.jobs.runs.run import Run
 from raysift.policy.saved import finished_rounds, read_account
 from raysift.policy.search_settings import SearchSettings
@@ -35,18 +37,22 @@ from raysift.policy.trials import OWN, TrialResult, TrialSettings
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 
-TUNE = "tune"
+TUNE, PLAN = "tune", "tune-plan.json"
 SNAPSHOT_S = "1"
 """Seconds between saves of Tune's state; its default of 10 s is as long as a search on a small model."""
 
 
 def fit(work: TrialWork, drawn: Sequence[TrialSettings], resources: Resources, run: Run) -> list[TrialResult]:
-    """Start or resume the trials; returns their outcomes, sorted by number."""
-    trainable = tune.with_resources(
-        tune.with_parameters(run_trial, work=work), {"CPU": resources.cpus, "GPU": resources.gpus_per_worker}
-    )
+    """Start or resume the trials; returns their outcomes, sorted by number.
+
+    The first trial that is killed for its memory ends all of them with an error that says so; finished rounds stay.
+    """
+    asked = {"CPU": resources.cpus, "GPU": resources.gpus_per_worker, "memory": resources.memory or 0}
+    trainable = tune.with_resources(tune.with_parameters(run_trial, work=work), asked)
     _require_room(resources)
-    with _quiet(), Teller.speaking(run):
+    forget_other_plan(work.folder, asked | {"at_once": pool_size(resources)})
+    total, unit = len(drawn) * work.search.rounds, "rounds"
+    with _quiet(), run.progress(total, unit) as bar, Teller.speaking(Watch(run, bar, work, len(drawn))) as watch:
         tuner = _restored(work.folder / TUNE, trainable)
         if tuner is None:
             (work.folder / TUNE).delete()
@@ -64,10 +70,14 @@ def fit(work: TrialWork, drawn: Sequence[TrialSettings], resources: Resources, r
                     storage_filesystem=None if work.folder.is_local else work.folder.fs,
                     failure_config=tune.FailureConfig(max_failures=work.search.max_failures),
                     callbacks=[Teller()],
+                    stop=OutOfMemory(),
                     verbose=0,
                 ),
             )
         results = tuner.fit()
+    if watch.killed:
+        (work.folder / TUNE).delete()  # else the trials that were stopped for it count as ended
+        raise StageError(f"search: a trial ended for its memory: {watch.killed}")
     if results.num_terminated + results.num_errors < len(results):
         raise KeyboardInterrupt  # Tune catches it and returns the results so far as if they were complete
     found = {outcome.number: outcome for outcome in (_outcome(result, work) for result in results)}
@@ -103,34 +113,85 @@ def make_scheduler(search: SearchSettings) -> Any:
 # --- Tune --------------------------------------------------------------------------------------------------------------
 
 
-class Teller(tune.Callback):  # type: ignore[misc]
-    """Records events of trials in the run's log. The run is a class attribute, as Tune pickles and restores callbacks."""
+class Watch:
+    """What the driver sees of the trials: their rounds in the run's log and in a bar, and whether memory ran out."""
 
-    run: ClassVar[Run | None] = None
+    def __init__(self, run: Run, bar: Bar, work: TrialWork, trials: int) -> None:
+        self.run, self.bar, self.rounds = run, bar, work.search.rounds
+        self.killed: str | None = None
+        """Ray's words, if a trial was killed for its memory."""
+        places = {trial_name(number): work.folder / ROUNDS / trial_name(number) for number in range(trials)}
+        self.reached = {name: len(finished_rounds(place)[: self.rounds]) for name, place in places.items()}
+        self._show()
+
+    def reach(self, trial: str, number: int) -> None:
+        """A trial has done this round."""
+        self.reached[trial] = max(number, self.reached.get(trial, 0))
+        self._show()
+
+    def end(self, trial: str) -> None:
+        """A trial does no more rounds."""
+        self.reach(trial, self.rounds)
+
+    def fail(self, trial: Any) -> None:
+        """A trial has failed, perhaps for its memory."""
+        with contextlib.suppress(OSError, TypeError), open(trial.error_file, encoding="utf-8") as file:
+            self.killed = self.killed or words_of_a_kill(file.read().rpartition("Failure #")[2])
+
+    def _show(self) -> None:
+        ended = sum(number == self.rounds for number in self.reached.values())
+        self.bar.update(sum(self.reached.values()), words=f"{ended} of {len(self.reached)} trials done")
+
+
+class Teller(tune.Callback):  # type: ignore[misc]
+    """Records events of trials in the run's log. The watch is a class attribute, as Tune pickles and restores callbacks."""
+
+    watch: ClassVar[Watch | None] = None
 
     @classmethod
     @contextlib.contextmanager
-    def speaking(cls, run: Run) -> Iterator[None]:
-        """Record events in this run inside the block."""
-        Teller.run = run
+    def speaking(cls, watch: Watch) -> Iterator[Watch]:
+        """Tell this watch of events inside the block."""
+        Teller.watch = watch
         try:
-            yield
+            yield watch
         finally:
-            Teller.run = None
+            Teller.watch = None
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any) -> None:
         numbers = {name: round(result[name], 4) for name in (CRITERION, "performance")}
-        self._say("round", trial=str(trial), round=result[ROUND_NUMBER], **numbers)
+        self._say("round", trial, round=result[ROUND_NUMBER], **numbers)
+        if Teller.watch is not None:
+            Teller.watch.reach(str(trial), result[ROUND_NUMBER])
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        if Teller.watch is not None:
+            Teller.watch.end(str(trial))
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._say("recovered", trial=str(trial), failures=trial.run_metadata.num_failures)
+        self._say("recovered", trial, failures=trial.run_metadata.num_failures)
+        if Teller.watch is not None:
+            Teller.watch.fail(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._say("trial failed", trial=str(trial))
+        self._say("trial failed", trial)
+        if Teller.watch is not None:
+            Teller.watch.fail(trial)
+            Teller.watch.end(str(trial))
 
-    def _say(self, event: str, **fields: Any) -> None:
-        if Teller.run is not None:
-            Teller.run.record(event, "search", **fields)
+    def _say(self, event: str, trial: Any, **fields: Any) -> None:
+        if Teller.watch is not None:
+            Teller.watch.run.record(event, "search", trial=str(trial), **fields)
+
+
+class OutOfMemory(tune.Stopper):  # type: ignore[misc]
+    """Ends all trials once one was killed for its memory: it would be killed again, and others with it."""
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return Teller.watch is not None and Teller.watch.killed is not None
 
 
 def trial_name(number: int) -> str:
@@ -153,6 +214,15 @@ def _tune_config(work: TrialWork, resources: Resources) -> tune.TuneConfig:
         trial_name_creator=name_trial,
         trial_dirname_creator=name_trial,
     )
+
+
+def forget_other_plan(folder: Location, plan: dict[str, Any]) -> None:
+    """Delete Tune's state if it was begun with other shares of the machine, which it would ask for again."""
+    place = folder / PLAN
+    known = json.loads(place.read_bytes()) if place.exists() else plan
+    if known != plan:
+        (folder / TUNE).delete()
+    place.write(json.dumps(plan))
 
 
 def _restored(folder: Location, trainable: Any) -> tune.Tuner | None:

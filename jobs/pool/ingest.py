@@ -40,6 +40,7 @@ from raysift.pool.chunks import chunk_bytes_for
 from raysift.pool.dedup import bucket_bounds
 from raysift.pool.files import BadFile, Chunk, SourceFile, changed_files, find_files
 from raysift.pool.formats import find_layout
+from raysift.pool.longest import LONGEST
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 
@@ -74,6 +75,8 @@ class IngestReport:
     files: list[str]
     """Shards of kept rows, relative to the folder."""
     rejected_files: list[str]
+    most_tokens: int | None = None
+    """No kept row has more tokens, whatever the tokenizer; None if a killed attempt of an older version counted some."""
     seconds: float = field(default=0.0, compare=False)
 
     def __post_init__(self) -> None:
@@ -122,7 +125,7 @@ def ingest_dataset(
     if not complete.exists():
         blocks.delete()
         blocks.make_folder()
-        with _kept_whole(dataset):
+        with kept_whole(dataset):
             dataset.write_parquet(blocks.path, filesystem=blocks.fs, filename_provider=_NumberedFiles())
         complete.write("")
     files = [
@@ -217,6 +220,7 @@ def _ingest(
         layouts=plan.layouts,
         files=[counts["rows"] for counts in finished if counts["rows"]],
         rejected_files=[counts["rejected"] for counts in finished if counts["rejected"]],
+        most_tokens=max(counts[LONGEST] for counts in finished) if all(LONGEST in one for one in finished) else None,
         seconds=round(time.perf_counter() - clock, 3),
     )
     (out / REPORT).write(json.dumps(asdict(report), indent=2) + "\n")
@@ -367,7 +371,7 @@ def _listed(names: Any) -> str:
 
 
 @contextlib.contextmanager
-def _kept_whole(dataset: Dataset) -> Iterator[None]:
+def kept_whole(dataset: Dataset) -> Iterator[None]:
     """The dataset's own settings, captured when it was made, with order kept and no block allowed to fail."""
     context = dataset.context
     ordered, errors = context.execution_options.preserve_order, context.max_errored_blocks

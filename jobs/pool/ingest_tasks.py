@@ -28,9 +28,10 @@ from raysift.pool.dedup import find_losers, read_parts, write_ids, write_parts
 from raysift.pool.files import BadFile, Chunk, SourceFile, one_line
 from raysift.pool.formats import LAYOUTS, recognise
 from raysift.pool.json_text import original_text
+from raysift.pool.longest import LONGEST, most_tokens
 from raysift.pool.normalise import PLACED_ROWS, POSITION, Normalised, Normaliser
 from raysift.pool.reading import read_chunk
-from raysift.records import FILE, ID, KEPT_ROWS, RAW, REASON, REJECTED, SOURCE
+from raysift.records import FILE, ID, KEPT_ROWS, MESSAGES, RAW, REASON, REJECTED, SOURCE
 from raysift.storage import Location
 
 SHARD_ROWS = 100_000
@@ -128,6 +129,7 @@ def finish_shard(
     losers = losers[np.argsort(losers[:, 0])]
     rows_file, rejected_file = f"rows/part-{shard}.parquet", f"rejected/part-{shard}.parquet"
     by_source: Counter[str] = Counter()
+    longest = 0
     rejected = _ParquetFile(out / rejected_file, REJECTED, [SOURCE, "file", REASON])
     rows = _ParquetFile(out / rows_file, KEPT_ROWS, ROW_COLUMNS_WORTH_A_DICTIONARY)
     chunk, _, part = shard.partition("-")
@@ -149,10 +151,12 @@ def finish_shard(
         rows.write(_placed(batch, place, KEPT_ROWS))
         for entry in pc.value_counts(batch[SOURCE]).to_pylist():
             by_source[entry["values"]] += entry["counts"]
+        longest = max(longest, most_tokens(batch[MESSAGES]))
     counts: Counts = {
         "kept": rows.close(),
         "duplicates": len(losers),
         "by_source": dict(by_source),
+        LONGEST: longest,
         "rows": rows_file if rows.count else None,
         "rejected": rejected_file if rejected.close() else None,
     }

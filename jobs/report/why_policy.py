@@ -15,6 +15,7 @@ from raysift.jobs.runs.run import Run
 from raysift.policy.pool import PolicyPool, positions
 from raysift.policy.saved import load_episodes
 from raysift.policy.state import Episode
+from raysift.policy.verdict import DOUBT
 from raysift.records import ID, SOURCE
 from raysift.report.blocks import Bar, Bars, Block, Line, Lines
 
@@ -31,6 +32,9 @@ FEATURES = (
 def why_policy(run: Run, with_text: bool) -> tuple[str, list[Block]]:
     """The learning curve, the picks by source over steps and rounds, and what the picked rows have more of."""
     lead = "A policy picked every batch of the training. It learned, round by round, which rows raise the measured performance."
+    trained = run.manifest("final")
+    if trained and (doubt := trained.values.get(DOUBT)):
+        lead = f"{lead} {doubt}"
     try:
         pool, final = policy_rows(run), final_training(run)
     except RaysiftError:

@@ -23,6 +23,7 @@ from raysift.config import CommonConfig, load_config
 from raysift.errors import ConfigError, DataError, find_cause, system_words
 from raysift.fingerprint import canonical, fingerprint
 from raysift.jobs.runs.console import Console
+from raysift.jobs.runs.lease import Lease, take
 from raysift.jobs.runs.progress import Bar
 from raysift.jobs.runs.replay import name_from_anywhere
 from raysift.jobs.runs.reuse import (
@@ -88,6 +89,8 @@ class Run:
         self.toys: dict[str, float] = {}
         self._plan: tuple[str, ...] = ()
         self._stage = ""
+        self._lease: Lease | None = None
+        self._depth = 0
         events = self.folder / EVENTS
         self._events = events.read_bytes().decode(errors="replace").splitlines() if events.exists() else []
 
@@ -137,11 +140,25 @@ class Run:
         `settings` and `inputs` hold everything that decides the result and nothing else. Raise `version` when a change of
         the stage's code changes its result.
         """
-        home = self.folder / name
         wanted_settings, wanted_inputs = canonical(dict(settings)), canonical(dict(inputs))
         identity = fingerprint({"settings": wanted_settings, "inputs": wanted_inputs, "version": version})
-        if done := self._finished(name, identity, wanted_settings, wanted_inputs):
+        with self.at_work():
+            return self._finished(name, identity, wanted_settings, wanted_inputs) or self._do(
+                name, identity, wanted_settings, wanted_inputs, body
+            )
+
+    def _do(
+        self,
+        name: str,
+        identity: str,
+        wanted_settings: dict[str, Any],
+        wanted_inputs: dict[str, Any],
+        body: Callable[[Location], StageResult],
+    ) -> Manifest:
+        """Run the stage's body and write its manifest; another process may have done so before it gave the run back."""
+        if self._take() and (done := self._finished(name, identity, wanted_settings, wanted_inputs)):
             return done
+        home = self.folder / name
         work = home / identity
         changed = tell_changes(self.reuse, name, wanted_settings, wanted_inputs)
         differs = {"differs": changed} if changed else {}
@@ -179,6 +196,8 @@ class Run:
             seconds=round(seconds, 3),
             rows_per_second=round(result.rows / seconds, 1) if result.rows else None,
         )
+        if self._lease is not None:
+            self._lease.require()
         manifest = write_manifest(home, manifest)
         self.record("finished", name, seconds=round(seconds, 1), **manifest.counts)
         return manifest
@@ -186,7 +205,8 @@ class Run:
     def adopt(self, name: str, source: str) -> Manifest | None:
         """Reuse a stage of another run whatever its settings, which are not known here; None if that run did not compute it."""
         found = finished_by(source, name)
-        return self._finished(name, found.fingerprint, found.settings, found.inputs) if found else None
+        with self.at_work():
+            return self._finished(name, found.fingerprint, found.settings, found.inputs) if found else None
 
     def _finished(self, name: str, identity: str, settings: dict[str, Any], inputs: dict[str, Any]) -> Manifest | None:
         """Return the stage if already done; raise if it was done with other settings, or if its files are damaged or missing."""
@@ -220,14 +240,43 @@ class Run:
             ) from None
 
     def _go_on(self) -> None:
-        """Save the settings and reused runs once the run proceeds with them; a refused command changes neither."""
-        self.claim()
+        """Save the settings and reused runs once the run proceeds with them; a refused command changes neither.
+
+        From here on no other process may work in the run.
+        """
+        self._take()
         if self._settings is not None:
             (self.folder / CONFIG).write(self._settings)
             self._settings = None
         if self._reuse_is_new:
             record_sources(self.folder, self.reuse)
             self._reuse_is_new = False
+
+    def _take(self) -> bool:
+        """Make the folder and take its lease until the outermost block of `at_work` ends; whether it was not yet ours."""
+        self.claim()
+        if not self._depth or self._lease is not None:
+            return False
+        self._lease = take(self.folder)
+        if dead := self._lease.before:
+            self.console.note(
+                f"run: taken over from process {dead['pid']} on {dead['host']}, which ended in the middle"
+            )
+        return True
+
+    @contextlib.contextmanager
+    def at_work(self, now: bool = False) -> Iterator[None]:
+        """Keep the run from other processes, from its first change on or from `now` on, until the outermost block ends."""
+        self._depth += 1
+        try:
+            if now:
+                self._take()
+            yield
+        finally:
+            self._depth -= 1
+            if not self._depth and self._lease is not None:
+                self._lease.release()
+                self._lease = None
 
     def files(self, manifest: Manifest, kind: str) -> list[Location]:
         """A stage's files of one kind, in this run or in the run it was reused from."""
@@ -267,9 +316,10 @@ class Run:
         refuse_passwords(text)
         is_added = config.get("method") is None and (self.made_with() or {}).get("method")
         self._settings = None if is_added else text
-        yield
-        if not (self.folder / CONFIG).exists():
-            self._go_on()
+        with self.at_work():
+            yield
+            if not (self.folder / CONFIG).exists():
+                self._go_on()
         self._settings = None
 
     def manifests(self) -> list[Manifest]:

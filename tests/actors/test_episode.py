@@ -108,8 +108,10 @@ def test_the_same_training_twice_is_the_same_and_another_draw_is_not(setup, runn
     again = runner(weights_of(), 2, 1, DRAW)
     assert without_times(again).equals(without_times(episode[0]))
     assert same(runner.trainer.weights(), episode[1])
-    elsewhere = EpisodeRunner(setup)
+    steps = []
+    elsewhere = EpisodeRunner(setup, on_step=lambda: steps.append(1))
     assert without_times(elsewhere(weights_of(), 2, 1, DRAW)).equals(without_times(episode[0]))
+    assert len(steps) == STEPS, "progress is told step by step"
     other = runner(weights_of(), 2, 1, Draw(3, "round 1, training 1"))
     assert [b.tolist() for b in other.picks] != [b.tolist() for b in episode[0].picks]
 

@@ -32,8 +32,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import raysift
 from raysift.config import make_config
 from raysift.fingerprint import fingerprint
-from raysift.jobs.api import own_session
 from raysift.jobs.nano_build.training import Conversation, encode_conversations, length_batches, pad
+from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
@@ -117,15 +117,15 @@ def select_all(folder: Path, seed: int, options: argparse.Namespace, found: list
         if method == "mods":
             pairs = (setting.partition("=") for setting in options.settings)
             settings["mods"] = {key: json.loads(value) for key, _, value in pairs}
-        selection = raysift.select(method, str(pool), console=Console("plain"), **settings)
+        selection = raysift.select(method, str(pool), log="plain", **settings)
         runs[method] = selection
         cells.append(Cell(f"{method} {BUDGET}", seed, tuple(selection.files())))
     found.append(findings(runs["mods"].run, runs))
-    rows = runs["uniform"].run.manifest("ingest")
+    rows = runs["uniform"].run.opened.manifest("ingest")
     assert rows is not None
     oracle = draw_right(runs["uniform"].run, rows, len(runs["uniform"].ids), seed, folder / f"oracle-{seed}.parquet")
     cells.append(Cell(f"oracle {BUDGET}", seed, (open_location(oracle),)))
-    cells.append(Cell("full pool", seed, tuple(runs["uniform"].run.files(rows, "rows")), PASSES_OVER_ALL))
+    cells.append(Cell("full pool", seed, tuple(runs["uniform"].run.opened.files(rows, "rows")), PASSES_OVER_ALL))
     return cells
 
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import raysift
-from raysift.jobs.api import own_session
+from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, open_run
 
@@ -63,7 +63,7 @@ def main() -> None:
                 console=console,
                 **{method: {"warmup": {"recipe": "nano-warmup", "max_length": 512, "learning_rate": 1e-3}}},
             )
-            print_lifts(method, selection.run, planted, console)
+            print_lifts(method, selection.run.opened, planted, console)
 
 
 def print_lifts(name: str, run: Run, planted: dict, console: Console) -> None:
@@ -79,7 +79,7 @@ def tuned_model(data: Path, out: Path, rows: int, console: Console) -> str:
         pq.write_table(pool.take(np.random.default_rng(0).permutation(len(pool))[:rows]), part)
     train = {"recipe": "nano", "method": "full", "epochs": 1, "learning_rate": 1e-3, "max_length": 512}
     trained = raysift.finetune([str(part)], run=str(out / "tuned"), model="nano", train=train, resources={"threads": 2})
-    return str(out / "tuned" / "final" / trained.files["epochs"][-1] / "model")
+    return trained.model
 
 
 def write_targets(data: Path, planted: dict, out: Path, count: int) -> None:

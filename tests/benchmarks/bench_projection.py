@@ -27,8 +27,8 @@ from raysift.actors.checkpointed import CheckpointedModel
 from raysift.actors.target_gradients import load_targets
 from raysift.config import make_selector
 from raysift.gradients.influence import checkpoint_weights, match_rows
-from raysift.jobs.api import own_session
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
+from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
@@ -90,7 +90,7 @@ def exact_run(folder: Path, wanted: str, recipe: str) -> Run:
     settings: dict[str, Any] = {"run": str(folder / wanted), "budget": "5%", method: trained}
     with own_session():
         pool = str(folder / "pool.jsonl")
-        return raysift.select(method, pool, target=[str(target)], console=Console("quiet"), **settings).run
+        return raysift.select(method, pool, target=[str(target)], log="quiet", **settings).run.opened
 
 
 def scores_of(run: Run, options: argparse.Namespace) -> tuple[Scores, dict[tuple[str, int], Scores]]:

@@ -30,7 +30,7 @@ from trained_cells import Cell, compare_cells, show_comparison, tested_scores
 import raysift
 from raysift.config import make_config
 from raysift.draws import uniform_of
-from raysift.jobs.api import own_session
+from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
@@ -131,8 +131,8 @@ def policies(folder: Path, seed: int, options: argparse.Namespace, cells: list[C
         if block:
             share_stages(folder / f"raise-{seed}", Path(settings["run"]))
         selection = raysift.select("raise", str(pool), **settings, **{"raise": own})
-        cells.append(Cell(name, seed, tuple(selection.files()), scores=tested_scores(selection.run)))
-        curves.append(curve(selection.run, name, seed, options.skills))
+        cells.append(Cell(name, seed, tuple(selection.files()), scores=tested_scores(selection.run.opened)))
+        curves.append(curve(selection.run.opened, name, seed, options.skills))
     return curves
 
 

@@ -32,7 +32,7 @@ from trained_cells import (
 import raysift
 from raysift.config import CommonConfig, make_config
 from raysift.jobs import stages
-from raysift.jobs.api import own_session
+from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
@@ -85,7 +85,7 @@ def select_all(folder: Path, seed: int, options: argparse.Namespace, console: Co
             for setting in options.settings:
                 key, _, value = setting.partition("=")
                 settings.setdefault(method, {})[key] = json.loads(value)
-        selection = raysift.select(method, str(pool), console=Console("quiet"), **settings)
+        selection = raysift.select(method, str(pool), log="quiet", **settings)
         cells.append(Cell(f"{method} 5%", seed, tuple(selection.files())))
         lines.append({"method": method, **precision_of(selection, options.kind)})
         console.event("selected", method, seed=seed, **{k: v for k, v in lines[-1].items() if k != "method"})

@@ -294,9 +294,9 @@ def edit(checkout, mark):
 
 
 def selected_rows(checkout, run):
-    from raysift.jobs.api import load_selection
+    from raysift.jobs.api import load_run
 
-    return len(load_selection(str(checkout / run)))
+    return len(load_run(str(checkout / run)).selection)
 
 
 @pytest.mark.slow

@@ -267,18 +267,7 @@ def test_a_terminated_command_ends_with_a_sentence_and_its_own_code(capsys, by_l
 # --- Python -----------------------------------------------------------------------------------------------------------
 
 
-def test_python_takes_paths_and_tells_other_kinds_without_their_content(world):
-    from raysift.jobs.api import paths_of
-
-    assert paths_of(world / "p.jsonl") == [f"{world}/p.jsonl"]
-    assert paths_of((world / "p.jsonl", "q")) == [f"{world}/p.jsonl", "q"]
-    import pandas
-
-    secret = [{"messages": [{"role": "user", "content": "secret"}]}]
-    for given, kind in ((pandas.DataFrame(secret), "DataFrame"), (secret, "found a dict"), (7, "found a int")):
-        with pytest.raises(ConfigError, match=rf"{kind}.*ray\.data\.from_pandas") as caught:
-            raysift.uniform(given)
-        assert "secret" not in str(caught.value)
+def test_python_is_refused_with_the_names_of_arguments(world):
     with pytest.raises(DataError, match=r"nowhere\.jsonl' does not exist"):
         raysift.uniform(world / "nowhere.jsonl", run=world / "r")
     with pytest.raises(ConfigError, match=r"uniform selects for no target"):
@@ -287,6 +276,11 @@ def test_python_takes_paths_and_tells_other_kinds_without_their_content(world):
         raysift.uniform(world / "pool.jsonl", run="")
     with pytest.raises(ConfigError, match=r"'pool\.0' is a list"):
         make_config({"pool": [["secret"]]})
+    with pytest.raises(ConfigError, match=r"trains no model to test\. Add train_on_selection=True"):
+        raysift.uniform(world / "pool.jsonl", test=world / "examples.jsonl")
+    with pytest.raises(ConfigError, match=r"less needs examples.*: target=\.\.\."):
+        raysift.less(world / "pool.jsonl")
+    assert not (world / "runs").exists()
 
 
 def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from raysift.nano.world import WorldConfig, generate_pool
 
 PIPELINE = """
-import json, sys
+import json, os, signal, sys
 
 import engine
 import jobs.clean
@@ -22,6 +22,14 @@ context.enable_progress_bars = False
 context.max_errored_blocks = 7
 before = context.copy()
 
+
+def mine(number, frame):
+    pass
+
+
+signal.signal(signal.SIGTERM, mine)
+environment = dict(os.environ)
+
 rows = [json.loads(line) for line in open("pool.jsonl")]
 dataset = ray.data.from_items(rows).filter(jobs.clean.keep)
 selection = raysift.uniform(dataset, budget="50%", seed=1)
@@ -29,7 +37,7 @@ chosen = selection.dataset()
 after = ray.data.DataContext.get_current()
 answer = {
     "ours": [engine.NAME, jobs.clean.NAME],
-    "raysift": raysift.load_selection.__module__,
+    "raysift": raysift.load_run.__module__,
     "pool": dataset.count(),
     "selected": len(selection),
     "dataset": chosen.count(),
@@ -37,6 +45,8 @@ answer = {
     "still_running": ray.is_initialized(),
     "same_session": ray.get_runtime_context().gcs_address == host.address_info["gcs_address"],
     "same_context": after is context,
+    "same_environment": dict(os.environ) == environment,
+    "same_handlers": signal.getsignal(signal.SIGTERM) is mine,
     "changed": [name for name, value in vars(before).items() if vars(after).get(name) != value],
 }
 print("ANSWER", json.dumps(answer))
@@ -69,13 +79,14 @@ def test_a_host_with_its_own_jobs_and_engine_and_ray_keeps_all_three(host_projec
     [line] = [line for line in done.stdout.splitlines() if line.startswith("ANSWER ")]
     answer = json.loads(line.removeprefix("ANSWER "))
     assert answer["ours"] == ["the host engine", "the host job"]
-    assert answer["raysift"] == "raysift.jobs.api"
+    assert answer["raysift"] == "raysift.jobs.api.records"
     assert answer["pool"] == 60
     assert 20 <= answer["selected"] <= 30  # half of what is left when duplicates and empty rows are out
     assert answer["dataset"] == answer["selected"]
     assert answer["ids_agree"]
     assert answer["still_running"] and answer["same_session"]
     assert answer["same_context"] and answer["changed"] == []
+    assert answer["same_environment"] and answer["same_handlers"]
 
 
 def test_relative_names_of_the_host_are_found_first(host_project):

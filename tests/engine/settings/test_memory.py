@@ -5,12 +5,14 @@ import pytest
 from raysift.settings.memory import (
     FEWEST_TOKENS,
     GIB,
+    PROCESS_BYTES,
     Need,
     answering,
     fewer,
     fit,
     row_gradients,
     shape_of,
+    stepping,
     training,
 )
 
@@ -77,18 +79,18 @@ def test_a_number_that_is_given_stays():
 
 
 def test_small_models_stay_as_they_are_one_thread_and_one_worker_for_each_core():
-    found = fit(Need(1 * GIB, 60_000, 512, small=True), cores=4, memory=2 * GIB)
+    found = fit(Need(GIB, activations=60_000, longest=512, small=True), cores=4, memory=2 * GIB)
     assert (found.workers, found.threads, found.tokens, found.reserved) == (4, 1, 4096, 0)
 
 
 def test_passes_shrink_where_memory_is_short():
-    short = fit(Need(GIB, 2 * 2**20), cores=2, memory=GIB + 300 * 2**20)
+    short = fit(Need(GIB, process=0, activations=2 * 2**20), cores=2, memory=GIB + 300 * 2**20)
     assert short.tokens == FEWEST_TOKENS
-    assert fit(Need(2 * GIB, 2**20), cores=2, memory=GIB).too_large
+    assert fit(Need(2 * GIB, activations=2**20), cores=2, memory=GIB).too_large
 
 
 def test_after_a_kill_passes_then_workers_shrink_until_nothing_is_left_to_give_up():
-    need = Need(GIB, 2**20, longest=200)
+    need = Need(GIB, activations=2**20, longest=200)
     found = fit(need, cores=8, memory=60 * GIB)
     seen = [found]
     while (smaller := fewer(found, need)) != found:
@@ -102,3 +104,59 @@ def test_after_a_kill_passes_then_workers_shrink_until_nothing_is_left_to_give_u
 def test_training_all_weights_takes_sixteen_bytes_for_each():
     shape = shape_of(LLAMA_8B)
     assert training(shape, "bf16", 2048, shape.parameters, whole=True).fixed > 16 * 8.0e9
+
+
+@pytest.mark.parametrize("tokens", [128, 512, 4096])
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_the_parts_of_a_forecast_add_up_to_it(tokens, dtype):
+    shape = shape_of(SMOL)
+    plain = training(shape, dtype, 300, shape.adapter(16, "all-linear"), whole=False)
+    for need in (
+        gradient_actor(dtype),
+        plain,
+        answering(shape, dtype),
+        stepping(plain, shape, dtype, 9 * GIB, 2048, 2),
+    ):
+        assert sum(need.parts(tokens).values()) == need.bytes(tokens)
+        assert list(need.parts(tokens).values()) == sorted(need.parts(tokens).values(), reverse=True)
+    assert plain.parts(512)["weights"] == shape.parameters * (4 if dtype == "fp32" else 2)
+
+
+def test_a_short_pool_is_planned_by_its_longest_row_and_not_by_what_could_be_read():
+    """A pass of 512 tokens: the row of 2,048 that the recipe allows is not there."""
+    short, allowed = gradient_actor(max_length=300), gradient_actor(max_length=2048)
+    found = fit(short, cores=2, memory=14 * GIB)
+    assert found.tokens == 512 and found.bytes < 3.2 * GIB
+    assert fit(allowed, cores=2, memory=14 * GIB).bytes > found.bytes + 2 * GIB
+
+
+def raise_training(validators=0, measured=2048):
+    shape = shape_of(SMOL)
+    plain = training(shape, "fp32", 300, shape.adapter(16, "all-linear"), whole=False)
+    return stepping(plain, shape, "fp32", 50_000_000, measured, validators)
+
+
+@pytest.mark.parametrize("cores", [1, 2, 8, 64])
+@pytest.mark.parametrize("memory", [6, 14, 60])
+@pytest.mark.parametrize("validators", [0, 1, 4])
+@pytest.mark.parametrize("trainings", [1, 3])
+def test_trainings_and_their_validators_share_cores_and_memory(cores, memory, validators, trainings):
+    need = raise_training(validators)
+    found = fit(need, cores, memory * GIB, most=trainings)
+    actors = found.workers + validators
+    assert 1 <= found.workers <= trainings
+    assert actors * found.threads <= max(cores, actors)
+    assert found.workers == 1 or found.workers * found.bytes + validators * need.helper <= memory * GIB
+    assert (actors * (found.threads + 1) > cores) or trainings > found.workers, "no core is left idle"
+
+
+def test_one_training_uses_all_cores_although_there_is_room_for_more():
+    assert fit(raise_training(), cores=16, memory=60 * GIB, most=1).threads == 16
+    assert fit(raise_training(), cores=16, memory=60 * GIB).workers == 4
+
+
+def test_a_validation_that_takes_more_than_a_pass_counts():
+    need, long = raise_training(), raise_training(measured=20_000)
+    assert long.bytes(512) > need.bytes(512) and "validation" in long.parts(512)
+    assert need.helper == 0 < raise_training(validators=1).helper < need.fixed + need.between
+    assert raise_training(validators=1).helper > PROCESS_BYTES

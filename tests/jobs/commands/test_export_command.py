@@ -21,7 +21,7 @@ def command(*arguments):
 
 @pytest.fixture
 def selection(tmp_path):
-    return raysift.load_selection(finished_run(tmp_path / "run", "longest").name)
+    return raysift.load_run(finished_run(tmp_path / "run", "longest").name).selection
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, "parquet"])
@@ -42,7 +42,7 @@ def test_an_export_holds_the_chosen_rows_in_the_format(selection, tmp_path, shap
 def test_without_out_it_lies_in_the_run_and_can_be_repeated(selection):
     for _ in range(2):
         assert command("export", selection.run.name, "--to", "alpaca") == 0
-    place = selection.run.folder / "selected-alpaca"
+    place = selection.run.opened.folder / "selected-alpaca"
     assert sorted(file.name.partition("-")[0] for file in place.files()) == [
         "README.md",
         "dataset_info.json",
@@ -72,7 +72,7 @@ def test_show_as_json_is_one_document_of_what_the_run_holds(selection, capsys):
     found = json.loads(shown.out)
     assert shown.err == ""
     assert found["settings"]["method"] == "longest" and found["command"].startswith("raysift longest --pool ")
-    assert [stage["stage"] for stage in found["stages"]] == [one.stage for one in selection.run.manifests()]
+    assert [stage["stage"] for stage in found["stages"]] == [one.stage for one in selection.run.opened.manifests()]
     chosen = found["selection"]
     assert [row["id"] for row in chosen["first_rows"]] == [id_text(row) for row in selection.ids]
     assert chosen["by_source"] == selection.by_source

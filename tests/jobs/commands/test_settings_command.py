@@ -54,4 +54,10 @@ def test_choices_are_named():
     assert "exact, store" in {one.allowed for one in settings_of("less")}
     assert allowed_by(int | None) == "int or none"
     assert allowed_by(list[str]) == "list"
+
+
+def test_kinds_beside_choices_are_named_too():
+    allowed = {one.key: one.allowed for one in settings_of("less")}
+    assert allowed["less.targets.limit"] == "none or int"
+    assert allowed["train.lora_targets"] == "all-linear or tuple"
     assert {one.allowed for one in settings_of("less") if one.key == "pool"} == {"list"}

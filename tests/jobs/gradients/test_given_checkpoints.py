@@ -95,10 +95,10 @@ def test_a_selection_over_them_is_that_of_the_training_itself(rose_run, tmp_path
         for run in (rose_run, tmp_path / "run")
     ]
     np.testing.assert_allclose(*scores, atol=1e-6)
-    assert not (again.run.folder / "warmup_rows").exists()
+    assert not (again.run.opened.folder / "warmup_rows").exists()
     # Another model in the same folder must not be served this one's results.
-    assert again.run.manifest("warmup").inputs["model"] == find_model(again.run, config).identity
-    assert again.run.manifest("gradients").settings["dtype"] == "fp32"
+    assert again.run.opened.manifest("warmup").inputs["model"] == find_model(again.run.opened, config).identity
+    assert again.run.opened.manifest("gradients").settings["dtype"] == "fp32"
 
 
 @pytest.mark.slow
@@ -125,7 +125,7 @@ def test_what_transformers_trainer_leaves_is_taken_as_it_is(rose_run, tmp_path):
     rose = {"warmup_from": str(tmp_path / "out")}
     found = raysift.select("rose", pool, target=[pairs], budget="5", run=str(tmp_path / "run"), rose=rose)
     assert len(found) == 5
-    weights = found.run.manifest("influence").values["checkpoint_weights"]
+    weights = found.run.opened.manifest("influence").values["checkpoint_weights"]
     assert weights == pytest.approx(np.array([p.learning_rate for p in points]) / sum(p.learning_rate for p in points))
 
 

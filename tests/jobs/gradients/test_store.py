@@ -338,18 +338,18 @@ def test_rescoring_for_other_targets_leaves_the_rows_gradients_alone(stored_run,
     monkeypatch.setattr(jobs_store, "GradientVectors", Broken)
     pairs = write_lines(tmp_path / "style.jsonl", nano_pairs(6, 1, "style"))
     old = stored_run.folder.path
-    chosen = rescore(old, pairs, new_run=str(tmp_path / "new"), budget="5")
+    chosen = raysift.rescore(old, pairs, run=str(tmp_path / "new"), budget="5")
     assert len(chosen) == 5
-    manifest = read_manifest(chosen.run.folder / "gradients")
+    manifest = read_manifest(chosen.run.opened.folder / "gradients")
     assert manifest.reused_from == old
-    assert len(pq.read_table(chosen.run.folder.path + "/scores.parquet")) == manifest.counts["rows_in"]
-    show_run(chosen.run.folder.path, Console("plain"))
+    assert len(pq.read_table(chosen.run.opened.folder.path + "/scores.parquet")) == manifest.counts["rows_in"]
+    show_run(chosen.run.opened.folder.path, Console("plain"))
     shown = next(line for line in capsys.readouterr().out.splitlines() if "│ gradients" in line)
     assert shown.split("│")[-2].strip() == "–"  # no rate: it was computed by the other run
-    same = rescore(old, stored_run.config().target, new_run=str(tmp_path / "same"))
+    same = raysift.rescore(old, stored_run.config().target, run=str(tmp_path / "same"))
     assert same.ids == pq.read_table(f"{old}/selection.parquet")["id"].to_pylist()
     with pytest.raises(StaleRunError, match=r"adam\.form: 'official' -> 'textbook'"):
-        rescore(old, pairs, new_run=str(tmp_path / "other"), overrides=["rose.adam.form=textbook"])
+        raysift.rescore(old, pairs, run=str(tmp_path / "other"), adam={"form": "textbook"})
 
 
 @pytest.mark.ray
@@ -358,7 +358,7 @@ def test_rescoring_counts_tokens_anew_where_the_final_template_is_another(stored
     source = stored_run.folder.path
     for name, overrides in (("a", []), ("b", []), ("c", ["train.template=alpaca"])):
         new = str(tmp_path / name)
-        rescore(source, target, new_run=new, budget="300tok", overrides=overrides)
+        rescore(source, target, new, budget="300tok", overrides=overrides)
         source, counted = (
             str(tmp_path / "a"),
             [*counted, read_manifest(open_location(new) / "lengths").reused_from is None],
@@ -378,7 +378,7 @@ def test_rescoring_refuses_settings_that_decided_what_it_reads(stored_run, tmp_p
         "less.matching=exact",
     ]
     with pytest.raises(StaleRunError) as refused:
-        rescore(old, "x.jsonl", new_run=str(new), overrides=[*overrides, "rose.projection.seed=3", *allowed])
+        rescore(old, ["x.jsonl"], str(new), overrides=[*overrides, "rose.projection.seed=3", *allowed])
     head, *lines = str(refused.value).splitlines()
     assert head.endswith(f"rescore takes these from {old}; start a new run to change them:")
     assert [line.split(":")[0].strip() for line in lines] == [
@@ -396,12 +396,12 @@ def test_rescoring_refuses_settings_that_decided_what_it_reads(stored_run, tmp_p
 @pytest.mark.ray
 def test_rescoring_needs_a_store(rose_run, stored_run, tmp_path):
     with pytest.raises(ConfigError, match=r"matching=exact\) and kept no gradients.*matching=store"):
-        rescore(rose_run, "x.jsonl")
+        raysift.rescore(rose_run, "x.jsonl")
     with pytest.raises(ConfigError, match="is a run already"):
-        rescore(stored_run.folder.path, "x.jsonl", new_run=rose_run)
-    lost = ["resources.store=" + str(tmp_path / "nowhere")]
+        raysift.rescore(stored_run.folder.path, "x.jsonl", run=rose_run)
+    lost = {"store": str(tmp_path / "nowhere")}
     with pytest.raises(DataError, match=r"store .*nowhere is gone"):
-        rescore(stored_run.folder.path, "x.jsonl", overrides=lost)
+        raysift.rescore(stored_run.folder.path, "x.jsonl", resources=lost)
 
 
 @pytest.mark.ray
@@ -409,7 +409,7 @@ def test_rescoring_for_a_target_that_cannot_be_read_leaves_nothing_behind(stored
     empty = write_lines(tmp_path / "empty.jsonl", [{"prompt": "one sided", "chosen": "yes", "rejected": None}])
     for target, message in ((str(tmp_path / "missing.jsonl"), "does not exist"), (empty, "no usable pair")):
         with pytest.raises((ConfigError, DataError), match=rf"targets: .*{message}"):
-            rescore(stored_run.folder.path, target, new_run=str(tmp_path / "new"))
+            raysift.rescore(stored_run.folder.path, target, run=str(tmp_path / "new"))
     assert not (tmp_path / "new").exists()
 
 
@@ -452,8 +452,10 @@ def test_equal_runs_on_copied_files_share_the_vectors_of_one_store_and_select_th
     one, two = found
     assert one.ids == two.ids
     stages = ("ingest", "warmup", "targets", "gradients", "match", "influence", "choose")
-    assert [one.run.manifest(s).fingerprint for s in stages] == [two.run.manifest(s).fingerprint for s in stages]
-    first, second = (selection.run.manifest("gradients").values for selection in found)
+    assert [one.run.opened.manifest(s).fingerprint for s in stages] == [
+        two.run.opened.manifest(s).fingerprint for s in stages
+    ]
+    first, second = (selection.run.opened.manifest("gradients").values for selection in found)
     assert first["vectors_computed"] == 24
     assert second["vectors_computed"] == 0
     assert first["segments"] == second["segments"]

@@ -7,11 +7,12 @@ import pytest
 from raysift.config import make_config
 from raysift.errors import StageError
 from raysift.jobs.on_ray import fitting
-from raysift.jobs.on_ray.fitting import fitted, killed_for_memory, with_room
-from raysift.jobs.runs.run import Run
+from raysift.jobs.on_ray.fitting import fitted, killed_for_memory, longest_row, with_room
+from raysift.jobs.runs.run import Run, StageResult
+from raysift.pool.longest import LONGEST
 from raysift.settings.memory import GIB, Need
 
-NEED = Need(GIB, 2**20, longest=200)
+NEED = Need(GIB, process=0, activations=2**20, longest=200)
 
 
 class Killed(Exception):
@@ -68,7 +69,7 @@ def test_what_does_not_fit_at_all_ends_in_one_sentence_with_what_to_do(notes):
     with pytest.raises(
         StageError, match=r"gradients: 5 times workers were killed .* one worker and 128 tokens in a pass"
     ):
-        with_room(run, "gradients", config(workers=2), Need(GIB, 2**20), work)
+        with_room(run, "gradients", config(workers=2), Need(GIB, process=0, activations=2**20), work)
     assert tried == [(2, 1024), (2, 512), (2, 256), (2, 128), (1, 128)]
 
 
@@ -98,3 +99,63 @@ def test_on_gpus_and_for_unknown_models_resources_stay_as_they_are(notes):
     on_gpu = config(gpus_per_worker=1)
     assert with_room(notes[0], "gradients", on_gpu, NEED, lambda own: own) is on_gpu
     assert with_room(notes[0], "gradients", config(), None, lambda own: own.resources) == config().resources
+
+
+def test_more_workers_than_there_is_work_for_are_not_planned(notes):
+    """One training of RAISE has every core of the machine, also where memory has room for two."""
+    run, _ = notes
+    assert fitted(config().resources, fitting.fit_cluster(config().resources, NEED, 1)).cpus == 4.0
+    shared = Need(GIB, process=0, activations=2**20, helpers=3, helper=GIB)
+    found = with_room(run, "learn", config(), shared, lambda own: own.resources, most=1)
+    assert (found.workers, found.threads) == (1, 1)
+    named = with_room(run, "learn", config(cpus_per_worker=1), NEED, lambda own: own.resources, most=2)
+    assert (named.workers, named.threads) == (2, 1)
+
+
+def test_a_kill_beside_validators_says_that_they_can_go(notes):
+    def work(own):
+        raise killed()
+
+    need = Need(GIB, process=0, activations=2**20, longest=10**6, helpers=1, helper=GIB)
+    with pytest.raises(StageError, match=r"learn: 1 times .* set resources\.validation_workers=0, lower train"):
+        with_room(notes[0], "learn", config(), need, work, most=1)
+
+
+def test_what_does_not_fit_is_told_part_by_part(notes):
+    run, said = notes
+    need = Need(30 * GIB, process=GIB, activations=2**20, logits=2**21)
+    with_room(run, "train", config(), need, lambda own: own)
+    assert "is expected to take 31.4 GiB (30.0 weights, 1.0 process, 0.2 logits, 0.1 activations)" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("resources", "error", "said"),
+    [
+        (
+            {"gpus_per_worker": 1},
+            RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+            "on its GPU with 4096",
+        ),
+        ({"tokens_per_pass": 100}, killed(), r"with 100 tokens in a pass. Set resources\.tokens_per_pass=50"),
+    ],
+)
+def test_where_nothing_is_planned_a_full_memory_is_one_sentence_too(notes, resources, error, said):
+    def work(own):
+        raise error
+
+    with pytest.raises(StageError, match=f"learn: a worker ran out of memory.*{said}"):
+        with_room(notes[0], "learn", config(**resources), None, work)
+
+
+def test_the_longest_row_is_that_of_the_run_s_own_pool(notes, tmp_path):
+    run, _ = notes
+    train = config().train
+    ingest = run.stage("ingest", {}, {}, lambda _: StageResult(values={LONGEST: 700}))
+    assert longest_row(run, ingest, train) == 700
+    run.stage("lengths", {"template": train.template}, {}, lambda _: StageResult(values={LONGEST: 130}))
+    assert longest_row(run, ingest, train) == 130
+    assert longest_row(run, ingest, train.model_copy(update={"template": "tulu"})) == 700
+    other = Run(tmp_path / "other")
+    assert longest_row(other, ingest, train) is None
+    other.stage("ingest", {"of": "another pool"}, {}, lambda _: StageResult(values={LONGEST: 5}))
+    assert longest_row(other, ingest, train) is None, "a stage of another run has rows of another pool"

@@ -7,10 +7,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import raysift
 from raysift.errors import ConfigError, DataError, ModelError, StageError, StaleRunError
 from raysift.evaluation.examples import read_examples
+from raysift.jobs.on_ray import fitting
 from raysift.jobs.pairwise.sides import answers_file, read_answers
-from raysift.jobs.pairwise.win_rate import win_rate
 from raysift.pairwise.rows import ORDERS
 from raysift.storage import open_location
 
@@ -44,7 +45,7 @@ def references(test_file):
 def compare(test_file, folder, **settings):
     section = {"generation": GENERATION} | settings.pop("win_rate", {})
     resources = RESOURCES | settings.pop("resources", {})
-    return win_rate(test_file, run=str(folder), resources=resources, win_rate=section, **settings)
+    return raysift.win_rate(test_file, run=folder, resources=resources, win_rate=section, **settings).manifest
 
 
 def rows_of(folder):
@@ -59,8 +60,6 @@ def total(manifest):
 @pytest.fixture(scope="module")
 def against_truth(ray_local, test_file, tmp_path_factory):
     """The nano model, as `raysift evaluate` asked it, against the right answers, judged by the nano reward model."""
-    import raysift
-
     folder = tmp_path_factory.mktemp("truth")
     evaluated, settings = str(folder / "evaluated"), {"max_new_tokens": 24, "answer_loss": False}
     raysift.evaluate(test_file, run=evaluated, model="nano", evaluate=settings, resources=RESOURCES)
@@ -146,17 +145,28 @@ def test_swapped_sides_give_the_mirrored_table_and_lost_answers_fail(against_tru
             assert (one["own"], one["against"]) == pytest.approx((other["against"], other["own"]), rel=1e-5)
 
 
+@pytest.fixture
+def planned(monkeypatch):
+    """What the machine was asked for, one need for each stage whose actors load a model."""
+    found, usual = [], fitting.fit_cluster
+    monkeypatch.setattr(fitting, "fit_cluster", lambda own, need, *rest: found.append(need) or usual(own, need, *rest))
+    return found
+
+
 @pytest.mark.ray
-def test_a_model_against_itself_ties_everywhere(ray_local, test_file, tmp_path):
+def test_a_model_against_itself_ties_everywhere(ray_local, test_file, tmp_path, planned):
     manifest = compare(test_file, tmp_path / "run", against_model="nano", win_rate={"limit": 12})
     assert total(manifest) == {"win": 0, "tie": 12, "lose": 0, "failed": 0, "same": 12}
     assert manifest.values["total"]["score"] == 1.0
     replay = (tmp_path / "run" / "run.yaml").read_text()
     assert "against:" in replay and "limit: 12" in replay
+    assert len(planned) == 2, "both sides answer by the plan of memory and cores; equal answers need no judge"
 
 
 @pytest.mark.ray
-def test_a_comparing_judge_is_asked_in_both_orders_and_killed_runs_go_on(ray_local, test_file, tmp_path, monkeypatch):
+def test_a_comparing_judge_is_asked_in_both_orders_and_killed_runs_go_on(
+    ray_local, test_file, tmp_path, monkeypatch, planned
+):
     """The driver dies when the judge has answered; the second attempt keeps its answers."""
     from raysift.jobs.pairwise import comparing
 
@@ -180,7 +190,7 @@ def test_a_comparing_judge_is_asked_in_both_orders_and_killed_runs_go_on(ray_loc
         with pytest.raises(KeyboardInterrupt):
             compare(test_file, tmp_path / "run", **sides, win_rate=section)
     written = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "judge").rglob("answers/*.parquet")}
-    assert written
+    assert written and len(planned) == 1
     manifest = compare(test_file, tmp_path / "run", **sides, win_rate=section)
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "judge").rglob("answers/*.parquet")} == written
     found = manifest.values["total"]

@@ -18,7 +18,9 @@ import raysift
 from raysift.config import load_config
 from raysift.errors import ConfigError
 from raysift.jobs.commands.search import curves, open_classes, ranked, show_search
-from raysift.jobs.policy.tuning import SparingASHA, Teller, name_trial
+from raysift.jobs.on_ray import fitting
+from raysift.jobs.policy import tuning
+from raysift.jobs.policy.tuning import OutOfMemory, SparingASHA, Teller, Watch, name_trial
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest, read_manifest
@@ -134,6 +136,64 @@ def test_what_cannot_be_searched_is_refused_before_anything_is_read(tmp_path):
         raysift.search(str(tmp_path / "none.jsonl"), run=str(tmp_path / "run"), **{"raise": {"policy_from": "x"}})
 
 
+def watch_of(folder, rounds=3, trials=3, console=None):
+    run = Run(folder / "run", console)
+    run.claim()
+    work = SimpleNamespace(search=SearchSettings(rounds=rounds), folder=open_location(str(folder)))
+    return Watch(run, run.progress(rounds * trials, "rounds").__enter__(), work, trials)
+
+
+def trial_named(name, failures=1, error_file=None):
+    class Trial(SimpleNamespace):
+        def __str__(self):
+            return name
+
+    return Trial(run_metadata=SimpleNamespace(num_failures=failures), error_file=error_file)
+
+
+def test_a_search_tells_rounds_and_trials_that_are_done_and_counts_those_of_an_earlier_attempt(tmp_path):
+    done = tmp_path / "rounds" / "trial-0001" / "round-0001"
+    done.mkdir(parents=True)
+    (done / ROUND).write_text("{}")
+    watch = watch_of(tmp_path)
+    assert (watch.bar.done, watch.bar.total, watch.bar.words) == (1, 9, "0 of 3 trials done")
+    with Teller.speaking(watch):
+        for number in (1, 2):
+            result = {"round": number, "criterion": 1.0, "performance": 1.0}
+            Teller().on_trial_result(0, [], trial_named("trial-0000"), result)
+        Teller().on_trial_result(0, [], trial_named("trial-0001"), {"round": 1, "criterion": 1.0, "performance": 1.0})
+        assert (watch.bar.done, watch.bar.words) == (3, "0 of 3 trials done"), "a round told again counts once"
+        Teller().on_trial_complete(0, [], trial_named("trial-0000"))  # ASHA stopped it before its last round
+        Teller().on_trial_error(0, [], trial_named("trial-0002"))
+    assert watch.bar.text().startswith("7 of 9 rounds") and watch.bar.words == "2 of 3 trials done"
+
+
+@pytest.mark.parametrize(
+    ("last", "killed"),
+    [("Task was killed due to the node running low on memory.", True), ("ValueError: a wild setting", False)],
+)
+def test_a_trial_that_memory_ended_ends_the_others_and_no_other_failure_does(tmp_path, last, killed):
+    place = tmp_path / "error.txt"
+    place.write_text(f"Failure # 1 (...)\nMemoryError\nFailure # 2 (...)\nThe actor died.\n{last}\n")
+    watch = watch_of(tmp_path)
+    with Teller.speaking(watch):
+        assert not OutOfMemory().stop_all()
+        Teller().on_trial_recover(0, [], trial_named("trial-0000", error_file=str(place)))
+        assert OutOfMemory().stop_all() is killed
+    assert not OutOfMemory().stop_all()
+    assert watch.killed == (last if killed else None)
+
+
+def test_trials_of_another_plan_are_not_asked_for_again(tmp_path):
+    """Tune would restore them with the cores and the memory that they had before."""
+    folder = open_location(str(tmp_path))
+    for plan, stays in (({"CPU": 2}, True), ({"CPU": 2}, True), ({"CPU": 1}, False), ({"CPU": 1}, False)):
+        if stays:
+            (tmp_path / "tune").mkdir(exist_ok=True)
+        tuning.forget_other_plan(folder, plan)
+        assert (tmp_path / "tune").exists() is stays
+
+
 # --- whole searches --------------------------------------------------------------------------------------------------
 
 
@@ -151,7 +211,7 @@ def searched(ray_local, data):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Teller, "on_trial_result", kill_once)
-        manifest = raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data))
+        manifest = raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data)).manifest
     return SimpleNamespace(manifest=manifest, folder=data / "run", at_kill=killed[0])
 
 
@@ -241,16 +301,40 @@ def test_the_best_settings_replay_and_the_best_policy_is_taken_over(searched, da
 @pytest.mark.ray
 @pytest.mark.slow
 def test_asked_again_the_search_is_done_and_other_settings_are_refused(searched, data):
-    again = raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data))
+    again = raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data)).manifest
     assert again == searched.manifest
     other = raysift.search(
         str(data / "pool.jsonl"), run=str(data / "reusing"), reuse=str(data / "run"), **settings_of(data)
     )
-    assert other.values == searched.manifest.values
+    assert other.manifest.values == searched.manifest.values
     for place in (data / "reusing").glob("classes-*"):
         assert read_manifest(open_location(str(place)) / "features").reused_from == str(data / "run" / place.name)
     with pytest.raises(raysift.StaleRunError, match=r"search\.rounds"):
         raysift.search(str(data / "pool.jsonl"), run=str(data / "run"), **settings_of(data, rounds=ROUNDS + 1))
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_trial_killed_for_memory_is_answered_by_smaller_passes_and_repeats_no_round(ray_local, data, monkeypatch):
+    """A killed process stands for the memory monitor's victim: only the words differ."""
+    monkeypatch.setattr(fitting, "KILLED", (*fitting.KILLED, "actor died", "SIGKILL", "died unexpectedly"))
+    usual, seen = Teller.on_trial_result, {}
+
+    def kill_once(self, iteration, trials, trial, result, **rest):
+        usual(self, iteration, trials, trial, result, **rest)
+        if not seen:
+            seen.update(rounds_under(data / "short"))
+            os.kill(result["pid"], signal.SIGKILL)
+
+    monkeypatch.setattr(Teller, "on_trial_result", kill_once)
+    settings = settings_of(data, trials=2, rounds=2, space=NONE | {"classes": [1, 2]})
+    manifest = raysift.search(str(data / "pool.jsonl"), run=str(data / "short"), **settings)
+    events = [json.loads(line) for line in (data / "short" / "events.jsonl").read_text().splitlines()]
+    (killed,) = (line for line in events if line["event"] == "killed")
+    assert (killed["for_memory"], killed["tokens_per_pass"]) == (1, 2048)
+    assert manifest.counts["all rounds"] == 2
+    now = rounds_under(data / "short")
+    assert seen and {file: now[file] for file in seen} == seen
 
 
 # --- a killed driver -------------------------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from raysift.actors.encoded_rows import EncodedRows
 from raysift.actors.step_trainer import StepTrainer, trainable_parameters
 from raysift.actors.trainee import build_model
 from raysift.errors import ConfigError, DataError, StageError
+from raysift.jobs.on_ray.counts import read_counts
 from raysift.jobs.policy import learning as policy_learning
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.episodes import LocalFleet, RayFleet, ray_fleet
@@ -35,6 +36,7 @@ from raysift.nano.world import examples, generate_pool
 from raysift.policy.saved import EPISODES, POLICY, ROUND, load_episodes, round_name
 from raysift.pool.id_text import id_ranges
 from raysift.records import ID
+from raysift.settings import memory
 from raysift.settings.training import learning_rates
 from raysift.storage import Location, open_location
 
@@ -94,7 +96,7 @@ def parts(chosen):
 
 
 def place_of(selection, stage, kind):
-    return selection.run.files(selection.run.manifest(stage), kind)[0]
+    return selection.run.opened.files(selection.run.opened.manifest(stage), kind)[0]
 
 
 def read_table(place):
@@ -114,7 +116,7 @@ def final_log(selection):
 
 
 def scores_of(selection):
-    return pq.read_table(f"{selection.run.folder.path}/scores.parquet")
+    return pq.read_table(f"{selection.run.opened.folder.path}/scores.parquet")
 
 
 # --- the recipe -------------------------------------------------------------------------------------------------------
@@ -125,7 +127,7 @@ def test_the_selection_is_the_rows_that_the_final_training_saw_in_their_order(ch
     curriculum = read_table(place_of(chosen, "final", "curriculum"))
     assert curriculum["step"].to_pylist() == [step for step in range(1, STEPS + 1) for _ in range(BATCH)]
     seen = list(dict.fromkeys(curriculum["id"].to_pylist()))
-    asked = chosen.run.manifest("choose").counts["asked"]
+    asked = chosen.run.opened.manifest("choose").counts["asked"]
     assert chosen.ids == seen[:asked] and len(chosen) == asked < len(seen) <= STEPS * BATCH
     table = chosen.table()
     assert table["fate"].to_pylist() == [PICKED] * asked
@@ -137,17 +139,17 @@ def test_the_selection_is_the_rows_that_the_final_training_saw_in_their_order(ch
 
 @pytest.mark.ray
 def test_every_row_and_every_example_is_accounted_for(chosen):
-    ingest = chosen.run.manifest("ingest")
+    ingest = chosen.run.opened.manifest("ingest")
     table = scores_of(chosen)
     fates = {line["values"]: line["counts"] for line in table["fate"].value_counts().to_pylist()}
     assert len(table) == ingest.counts["kept"] == sum(fates.values())
     seen = set(read_table(place_of(chosen, "final", "curriculum"))["id"].to_pylist())
     assert fates[PICKED] == len(seen) and set(fates) > {PICKED, PASSED_OVER}, "the row that is too long has its reason"
     for stage in ("encode", "difficulty", "embed", "features", "validation", "order"):
-        counts = chosen.run.manifest(stage).counts
+        counts = chosen.run.opened.manifest(stage).counts
         rest = sum(counts.get("rejected", {}).values()) + counts.get("failed", 0) + counts.get("report", 0)
         assert counts["rows_in"] == counts["kept"] + rest, stage
-    learn = chosen.run.manifest("learn").counts
+    learn = chosen.run.opened.manifest("learn").counts
     assert learn["kept"] == sum(fates[name] for name in (PICKED, PASSED_OVER))
     validation, report = (read_table(place_of(chosen, "validation", kind)) for kind in ("validation", "report"))
     assert not set(validation[ID].to_pylist()) & set(report[ID].to_pylist())
@@ -156,19 +158,19 @@ def test_every_row_and_every_example_is_accounted_for(chosen):
 
 @pytest.mark.ray
 def test_each_round_leaves_its_log_its_policy_and_its_account(chosen):
-    places = chosen.run.files(chosen.run.manifest("learn"), "rounds")
+    places = chosen.run.opened.files(chosen.run.opened.manifest("learn"), "rounds")
     accounts = [json.loads(place.read_text()) for place in places]
     assert [account["round"] for account in accounts] == [1, 2]
     assert all(account["update"]["first_ratio"] == 1.0 for account in accounts)
     assert all(account["picks"] == STEPS * BATCH and account["report"] is not None for account in accounts)
-    final = chosen.run.manifest("final").values
+    final = chosen.run.opened.manifest("final").values
     assert accounts[0]["start"] == final["start"] and accounts[0]["report_start"] == final["report_start"]
-    events = [json.loads(line) for line in (chosen.run.folder / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (chosen.run.opened.folder / "events.jsonl").read_text().splitlines()]
     assert [event["round"] for event in events if event["event"] == "round"] == [1, 2]
 
 
 def curriculum_of(selection):
-    place = selection.run.files(selection.run.manifest("final"), "curriculum")[1]
+    place = selection.run.opened.files(selection.run.opened.manifest("final"), "curriculum")[1]
     lines = [orjson.loads(line) for line in place.read_bytes().splitlines()]
     return [line | {"id": id_ranges(line["id"])[0][0]} for line in lines]
 
@@ -176,7 +178,7 @@ def curriculum_of(selection):
 def encoded_curriculum(chosen):
     """The rows of the exported curriculum as tokens, and its batches of ids."""
     lines = curriculum_of(chosen)
-    config = chosen.run.config({"run": "x"}).train
+    config = chosen.run.opened.config({"run": "x"}).train
     rows = {line["id"]: {"id": line["id"], "messages": line["messages"]} for line in lines}
     encoded, lost = split_trainable(
         EncodeRows("nano", config.template, config.max_length)(pa.Table.from_pylist([*rows.values()]))
@@ -228,9 +230,9 @@ def test_any_trainer_that_does_not_shuffle_replays_it(chosen):
 
 @pytest.mark.ray
 def test_run_again_every_stage_is_skipped(chosen, world):
-    before = len((chosen.run.folder / "events.jsonl").read_text().splitlines())
-    again = select(world, chosen.run.folder.path, workers=2)
-    events = [json.loads(line) for line in (again.run.folder / "events.jsonl").read_text().splitlines()][before:]
+    before = len((chosen.run.opened.folder / "events.jsonl").read_text().splitlines())
+    again = select(world, chosen.run.opened.folder.path, workers=2)
+    events = [json.loads(line) for line in (again.run.opened.folder / "events.jsonl").read_text().splitlines()][before:]
     assert {event["event"] for event in events} == {"skipped"} and len(events) >= 9
     assert again.ids == chosen.ids
 
@@ -255,7 +257,9 @@ def logs_of(place, rounds):
 @pytest.fixture(scope="module")
 def learned(chosen):
     """What the run itself learned, with one training at a time that validates by itself."""
-    (folder,) = {place.path.rsplit("/", 2)[0] for place in chosen.run.files(chosen.run.manifest("learn"), "rounds")}
+    (folder,) = {
+        place.path.rsplit("/", 2)[0] for place in chosen.run.opened.files(chosen.run.opened.manifest("learn"), "rounds")
+    }
     return logs_of(open_location(folder), ROUNDS)
 
 
@@ -282,8 +286,11 @@ def test_validation_dealt_to_four_workers_gives_the_same_rewards_and_picks(parts
     setup = dataclasses.replace(setup, validation=pa.Table.from_pylist(answered))
     assert len(setup.validator().batches) >= 4
     alone = rounds_by(LocalFleet(setup), tmp_path / "alone", setup, learning)
-    with ray_fleet(setup, resources.model_copy(update={"validation_workers": 4}), 1) as fleet:
+    own = resources.model_copy(update={"validation_workers": 4, "worker_gib": 0.25})
+    with ray_fleet(setup, own, 1, helper=2**26) as fleet:
         assert len(fleet.actors) == 5
+        granted = fleet.call(lambda _: ray.get_runtime_context().get_assigned_resources())
+        assert granted["memory"] == 2**28 and granted["CPU"] == own.cpus
         assert rounds_by(fleet, tmp_path / "dealt", setup, learning) == alone
 
 
@@ -293,9 +300,12 @@ def test_two_trainings_side_by_side_are_those_of_one_after_the_other(parts, tmp_
     setup, learning, resources = parts
     learning, found = learning.model_copy(update={"episodes": 2}), []
     for workers in (1, 2):
-        with ray_fleet(setup, resources.model_copy(update={"workers": workers}), 2) as fleet:
+        counts = f"steps by {workers}"
+        with ray_fleet(setup, resources.model_copy(update={"workers": workers}), 2, counts=counts) as fleet:
             assert len(fleet.runners) == workers
             found.append(rounds_by(fleet, tmp_path / str(workers), setup, learning))
+        told = read_counts(counts)
+        assert len(told) == workers and 0 < sum(done for done, _, _ in told) <= 2 * ROUNDS * STEPS
     assert found[0] == found[1]
     picks = [[table["picks"].to_pylist() for table in tables] for tables in found[0][0]]
     assert all(one != two for one, two in picks), "the two trainings of a round draw differently"
@@ -382,7 +392,7 @@ def stop_at(call, function, counts=lambda *given: True):
 
 def unfinished(chosen, world, folder, keep_round_2):
     """The run as a kill in `learn` would have left it, or in `final` after two steps."""
-    shutil.copytree(chosen.run.folder.path, folder)
+    shutil.copytree(chosen.run.opened.folder.path, folder)
     for stage in ("final", "order", "choose"):
         shutil.rmtree(folder / stage)
     (folder / "learn" / "manifest.json").unlink()
@@ -402,8 +412,52 @@ def test_a_run_that_was_stopped_while_learning_ends_with_the_same_selection(chos
     assert first.stat().st_mtime_ns == written
     assert again.ids == chosen.ids and again.table().equals(chosen.table())
     assert final_log(again).equals(final_log(chosen)) and same(adapter_of(again), adapter_of(chosen))
-    events = [json.loads(line) for line in (again.run.folder / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (again.run.opened.folder / "events.jsonl").read_text().splitlines()]
     assert [event["stage"] for event in events if event["event"] == "continued"] == ["learn"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_training_killed_for_memory_goes_on_with_smaller_passes_and_selects_the_same(
+    chosen, world, tmp_path, monkeypatch
+):
+    usual, asked = RayFleet.run_round, []
+
+    def killed_in_round_2(self, policy, number, draws):
+        asked.append((number, self.setup.place.tokens_per_pass, self.resources.threads))
+        if len(asked) == 2:
+            raise StageError("episodes: a training ended") from ray.exceptions.OutOfMemoryError("OUT_OF_MEMORY")
+        return usual(self, policy, number, draws)
+
+    monkeypatch.setattr(RayFleet, "run_round", killed_in_round_2)
+    again = select(world, tmp_path / "run")
+    assert asked == [(1, 4096, 1), (2, 4096, 1), (2, 2048, 1)], "round 1 is not repeated"
+    assert again.ids == chosen.ids and final_log(again).equals(final_log(chosen))
+    events = [json.loads(line) for line in (again.run.folder / "events.jsonl").read_text().splitlines()]
+    (killed,) = (event for event in events if event["event"] == "killed")
+    assert killed["stage"] == "learn" and killed["tokens_per_pass"] == 2048
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_with_nothing_set_one_training_of_a_larger_model_has_all_cores_and_asks_for_its_memory(
+    chosen, world, tmp_path, monkeypatch
+):
+    """The nano model counts as a larger one here."""
+    monkeypatch.setattr(memory, "SMALL", 0)
+    usual, started = RayFleet.__init__, []
+
+    def noted(self, setup, resources, *rest):
+        started.append((setup.place.threads, resources.cpus, resources.memory))
+        usual(self, setup, resources, *rest)
+
+    monkeypatch.setattr(RayFleet, "__init__", noted)
+    settings = settings_of(world) | {"resources": {}}
+    found = raysift.select("raise", str(world / "pool.jsonl"), run=str(tmp_path / "run"), **settings)
+    assert len(found) > 0 and len(started) == 2, "learning, and the final training"
+    for threads, cpus, reserved in started:
+        assert (threads, cpus) == (4, 4.0)
+        assert memory.PROCESS_BYTES < reserved < 2 * memory.GIB
 
 
 # --- another pool -----------------------------------------------------------------------------------------------------
@@ -412,15 +466,15 @@ def test_a_run_that_was_stopped_while_learning_ends_with_the_same_selection(chos
 @pytest.mark.ray
 @pytest.mark.slow
 def test_a_policy_is_applied_to_another_pool_without_learning(chosen, world, tmp_path):
-    there = {"policy_from": chosen.run.folder.path, "episode": {"steps": 3}}
+    there = {"policy_from": chosen.run.opened.folder.path, "episode": {"steps": 3}}
     found = select(world, tmp_path / "run", "other", there)
-    assert found.run.manifest("learn") is None
+    assert found.run.opened.manifest("learn") is None
     assert place_of(found, "features", "fitted").read_bytes() == place_of(chosen, "features", "fitted").read_bytes()
     assert 0 < len(found) <= 3 * BATCH
     own = set(scores_of(found)["id"].to_pylist())
     assert set(found.ids) <= own and not own <= set(scores_of(chosen)["id"].to_pylist())
-    final = found.run.manifest("final")
-    assert final.settings["policy"] == chosen.run.manifest("learn").settings["policy"]
+    final = found.run.opened.manifest("final")
+    assert final.settings["policy"] == chosen.run.opened.manifest("learn").settings["policy"]
 
 
 @pytest.mark.ray
@@ -442,7 +496,7 @@ def test_what_cannot_work_is_refused(chosen, world, tmp_path):
     one = tmp_path / "one.jsonl"
     one.write_bytes((world / "target.jsonl").read_bytes().splitlines()[0])
     copy = tmp_path / "run"
-    shutil.copytree(chosen.run.folder.path, copy)
+    shutil.copytree(chosen.run.opened.folder.path, copy)
     shutil.rmtree(copy / "validation")
     with pytest.raises(DataError, match="1 of 1 examples have a reference answer"):
         raysift.select("raise", pool, run=str(copy), **settings | {"target": [str(one)]})

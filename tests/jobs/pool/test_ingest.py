@@ -13,6 +13,7 @@ from raysift.jobs.pool import ingest as ingest_module
 from raysift.jobs.pool.ingest import ingest_dataset, ingest_pool, list_pool, read_report
 from raysift.pool.checks import IngestConfig
 from raysift.pool.dedup import bucket_bounds, find_losers, write_ids
+from raysift.pool.longest import most_tokens
 from raysift.records import KEPT_ROWS, REJECTED
 from raysift.settings.resources import Resources
 from raysift.storage import open_location
@@ -71,6 +72,7 @@ def test_every_row_is_kept_or_stored_with_its_place_and_reason(tmp_path, small_c
     rows, rejected = _rows(out, report), _rejected(out, report)
     assert rows.schema.equals(KEPT_ROWS) and len(set(rows["id"].to_pylist())) == len(rows) == report.kept
     assert sum(report.by_source.values()) == report.kept and len(rejected) == 43
+    assert report.most_tokens == most_tokens(rows["messages"]) > 0
     # Each place names a line that holds what was rejected there.
     for entry in rejected:
         assert entry["raw"] == Path(entry["file"]).read_text().splitlines()[entry["position"] - 1]

@@ -124,12 +124,12 @@ def test_pool_and_run_on_an_object_store(ray_local, s3_uri, tmp_path):
 
     again = raysift.longest(remote_pool, budget="10%", run=run)
     assert again.manifest == remote.manifest
-    assert raysift.load_selection(run).ids == remote.ids
+    assert raysift.load_run(run).selection.ids == remote.ids
     place = open_location(run)
     assert (place / "selection.parquet").exists()
     assert (place / "run.yaml").exists()
     exported = [
-        {f.name: f.read_bytes() for f in (run / "selected").files(".jsonl")} for run in (place, local.run.folder)
+        {f.name: f.read_bytes() for f in (run / "selected").files(".jsonl")} for run in (place, local.run.opened.folder)
     ]
     assert len(exported[0]) == 1 and exported[0] == exported[1]
     assert set(raysift.uniform(run, budget="100%", run=str(tmp_path / "chosen")).ids) == set(remote.ids)

@@ -241,10 +241,10 @@ def test_another_budget_and_another_method_choose_what_fresh_runs_choose(uniform
         standalone_mode=False,
     )
     said = capsys.readouterr().err
-    assert f"reused: run {a}" in said and uniform.run.manifest("ingest").fingerprint not in said
+    assert f"reused: run {a}" in said and uniform.run.opened.manifest("ingest").fingerprint not in said
     assert "gives each row its score" in said
     assert "differs settings.longest: (absent) -> " in said
-    longest = raysift.load_selection(c)
+    longest = raysift.load_run(c).selection
     assert longest.table().equals(raysift.longest(pool, budget="20%", run=str(tmp_path / "fresh-c")).table())
     assert table_at(c, "selection").equals(longest.table())
     assert events(c, "reused") == ["ingest"]
@@ -303,8 +303,8 @@ def test_runs_on_an_object_store_are_reused_too(uniform, pool, s3_uri, tmp_path)
     assert more.table().equals(raysift.longest(pool, budget="20%", run=str(tmp_path / "fresh")).table())
     assert (open_location(b) / "scores.parquet").exists()
     last = raysift.longest(pool, budget="30%", run=c, reuse=[b, uniform.run.name])
-    assert last.run.manifest("lengths").reused_from == a
-    assert raysift.load_selection(c).ids == last.ids
+    assert last.run.opened.manifest("lengths").reused_from == a
+    assert raysift.load_run(c).selection.ids == last.ids
     with pytest.raises(ConfigError, match="is this run itself"):
         Run(a, reuse=[a])
 
@@ -338,8 +338,8 @@ def test_stored_gradients_serve_other_ways_to_match_without_a_new_pass(stored_ru
     fewer = again("c", run.name, "rose.checkpoints=1")  # two runs away from the store
     assert fewer.manifest("gradients").values["vectors_computed"] == 0
     assert not (fewer.folder / "store").exists()
-    other = raysift.rescore(run.name, run.config().target, new_run=str(tmp_path / "d"), budget="5")
-    assert other.ids == raysift.load_selection(run.name).ids[:5]
+    other = raysift.rescore(run.name, run.config().target, run=str(tmp_path / "d"), budget="5")
+    assert other.ids == raysift.load_run(run.name).selection.ids[:5]
     assert events(tmp_path / "d", "started") == ["choose"]
     verdict = raysift.explain(str(tmp_path / "d"), other.ids[0], pairs=False)
     assert verdict.matches
@@ -367,4 +367,4 @@ def test_mods_with_another_beta_does_only_what_follows_from_it(ray_local, pool, 
         np.testing.assert_allclose(*(t[column].to_numpy().astype(float) for t in (mine, theirs)), atol=1e-4)
     whole = raysift.mods(pool, run=str(tmp_path / "c"), mods=mods, reuse=str(tmp_path / "b"), **common)
     tuned = raysift.finetune(whole, run=str(tmp_path / "tuned"), train={"epochs": 1}, resources=common["resources"])
-    assert tuned.counts["rows_in"] == len(found)
+    assert tuned.manifest.counts["rows_in"] == len(found)

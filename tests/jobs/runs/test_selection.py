@@ -51,7 +51,7 @@ def test_rows_ranks_and_scores_go_together(selection):
 
 @pytest.mark.ray
 def test_the_export_gives_original_lines_back_byte_for_byte(selection, pool):
-    (written,) = (p for p in selection.run.files(selection.manifest, "selected") if p.name.endswith(".jsonl"))
+    (written,) = (p for p in selection.run.opened.files(selection.manifest, "selected") if p.name.endswith(".jsonl"))
     originals = set(pool.read_bytes().splitlines())
     lines = written.read_bytes().splitlines()
     assert len(lines) == len(selection)
@@ -88,7 +88,7 @@ def test_a_token_budget_is_kept_and_used(ray_local, pool, tmp_path):
 def test_a_budget_that_scored_rows_do_not_fill_is_said(selection, tmp_path, capsys):
     """Of 400 rows 5 have a score, and 8 are asked."""
     run = Run(str(tmp_path), Console("plain"))
-    rows, selector = selection.run.manifest("ingest"), make_selector(make_config({"method": "uniform"}))
+    rows, selector = selection.run.opened.manifest("ingest"), make_selector(make_config({"method": "uniform"}))
 
     def score(folder):
         ids = pa.concat_tables(read_chunks(run.files(rows, "rows"), ["id"]))["id"]
@@ -199,7 +199,7 @@ def test_rows_that_are_not_there_or_there_twice_are_told(tmp_path):
 @pytest.mark.ray
 def test_a_chosen_row_is_found_again_in_the_pool(selection, pool):
     lines = pool.read_bytes().splitlines()
-    (written,) = (p for p in selection.run.files(selection.manifest, "selected") if p.name.endswith(".jsonl"))
+    (written,) = (p for p in selection.run.opened.files(selection.manifest, "selected") if p.name.endswith(".jsonl"))
     table = selection.table()
     assert [lines[n - 1] for n in table["position"].to_pylist()] == written.read_bytes().splitlines()
     assert set(table["file"].to_pylist()) == {str(pool)}
@@ -211,7 +211,7 @@ def names_in(folder):
 
 @pytest.mark.ray
 def test_the_export_lies_at_the_top_of_the_run_and_is_replaced_whole(selection):
-    run, (data, *beside) = selection.run, selection.run.files(selection.manifest, "selected")
+    run, (data, *beside) = selection.run.opened, selection.run.opened.files(selection.manifest, "selected")
     assert names_in(run.folder) == sorted(["README.md", "dataset_info.json", data.name])
     for place in (data, *beside):
         assert (run.folder / "selected" / place.name).read_bytes() == place.read_bytes()
@@ -223,7 +223,7 @@ def test_the_export_lies_at_the_top_of_the_run_and_is_replaced_whole(selection):
 @pytest.mark.ray
 @pytest.mark.parametrize("named", ["", "/", "/selection.parquet"])
 def test_a_run_is_a_pool_of_what_it_selected(selection, named, tmp_path):
-    pool = f"{selection.run.folder.path}{named}"
+    pool = f"{selection.run.opened.folder.path}{named}"
     again = raysift.uniform(pool, budget="100%", run=str(tmp_path / "again"))
     assert set(again.ids) == set(selection.ids)
     texts = [pa.concat_tables(map(read_place, one.files())).sort_by("id")["raw"] for one in (again, selection)]

@@ -88,7 +88,7 @@ class Notes(Console):
 def beside(selection, folder):
     """A run that does single stages anew from what another left."""
     run = Run(str(folder), Notes())
-    return run, {manifest.stage: manifest for manifest in selection.run.manifests()}
+    return run, {manifest.stage: manifest for manifest in selection.run.opened.manifests()}
 
 
 def config_of_mods(**settings):
@@ -96,11 +96,11 @@ def config_of_mods(**settings):
 
 
 def scores_of(selection):
-    return {row["id"]: row for row in pq.read_table(f"{selection.run.folder.path}/scores.parquet").to_pylist()}
+    return {row["id"]: row for row in pq.read_table(f"{selection.run.opened.folder.path}/scores.parquet").to_pylist()}
 
 
 def bar_of(selection, stage):
-    return selection.run.manifest(stage).values["cut"]["value"]
+    return selection.run.opened.manifest(stage).values["cut"]["value"]
 
 
 @pytest.mark.ray
@@ -113,12 +113,12 @@ def test_seeds_then_augmented_rows_in_the_sizes_asked_and_no_row_twice(chosen):
 
 @pytest.mark.ray
 def test_the_tuned_model_answers_under_the_template_of_its_training(chosen):
-    assert chosen.run.manifest("generate").settings["generation"]["template"] == "chatml"
+    assert chosen.run.opened.manifest("generate").settings["generation"]["template"] == "chatml"
 
 
 def test_every_row_has_a_fate_that_its_scores_bear_out(chosen):
     rows, alpha, beta = scores_of(chosen), bar_of(chosen, "good"), bar_of(chosen, "needed")
-    assert len(rows) == chosen.run.manifest("ingest").counts["kept"]
+    assert len(rows) == chosen.run.opened.manifest("ingest").counts["kept"]
     for row in rows.values():
         assert (row["quality"] > alpha) == (row["fate"] != POOR)
         assert (row["necessity"] is None) == (row["fate"] == POOR)
@@ -126,14 +126,14 @@ def test_every_row_has_a_fate_that_its_scores_bear_out(chosen):
             assert row["necessity"] < beta
         if row["fate"] == KNOWN:
             assert row["necessity"] >= beta
-    counts = chosen.run.manifest("order").counts
+    counts = chosen.run.opened.manifest("order").counts
     assert counts["rows_in"] == counts["kept"] + sum(counts["rejected"].values())
     assert Counter(row["fate"] for row in rows.values())[AUGMENTED] == BUDGET // 2
 
 
 @pytest.mark.ray
 def test_seeds_are_those_of_plain_k_center_over_the_good_rows(chosen):
-    files = chosen.run.files(chosen.run.manifest("embed"), "answers")
+    files = chosen.run.opened.files(chosen.run.opened.manifest("embed"), "answers")
     table = next(iter(read_chunks(files, ["id", "embedding"]))) if len(files) == 1 else None
     assert table is not None
     points = np.stack(table["embedding"].to_numpy())
@@ -143,7 +143,7 @@ def test_seeds_are_those_of_plain_k_center_over_the_good_rows(chosen):
 
 @pytest.mark.ray
 def test_explain_tells_what_became_of_a_row_and_what_is_near_it(chosen):
-    rows, folder = scores_of(chosen), chosen.run.folder.path
+    rows, folder = scores_of(chosen), chosen.run.opened.folder.path
     of = {row["fate"]: row["id"] for row in rows.values()}
     assert "quality not above alpha" in raysift.explain(folder, of[POOR]).verdict
     assert raysift.explain(folder, of[SEED]).verdict.startswith("selected as number")
@@ -179,12 +179,12 @@ def test_without_a_second_k_center_all_needed_rows_are_taken(chosen, pool, tmp_p
 @pytest.mark.slow
 def test_seeds_alone_tune_no_model_and_a_short_pool_gives_what_it_has(chosen, pool, tmp_path):
     found = select(pool, tmp_path / "run", reuse=chosen, alpha={"quantile": 0.95}, budget=20)
-    good = found.run.manifest("good").counts["kept"]
+    good = found.run.opened.manifest("good").counts["kept"]
     assert len(found) == good < 20
-    assert found.run.manifest("tune") is None  # the seeds are all good rows
+    assert found.run.opened.manifest("tune") is None  # the seeds are all good rows
     whole = select(pool, tmp_path / "whole", reuse=chosen, seed_share=1)
     assert len(whole) == BUDGET
-    assert whole.run.manifest("tune") is None
+    assert whole.run.opened.manifest("tune") is None
 
 
 @pytest.mark.ray

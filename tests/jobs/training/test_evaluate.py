@@ -243,11 +243,11 @@ def test_a_tuned_model_is_asked_under_the_template_of_its_training(ray_local, ti
     common = {"model": tiny, "evaluate": {"max_new_tokens": 4}, "resources": {"train_workers": 0, "workers": 1}}
     trained = raysift.finetune(str(pool), run=str(tmp_path / "tuned"), test=[str(test)], train=train, **common)
     after = open_run(str(tmp_path / "tuned")).manifest("evaluate")
-    adapter = trained.locations("epochs")[-1] / "adapter"
-    alone = raysift.evaluate(str(test), run=str(tmp_path / "alone"), adapter=adapter.path, **common)
+    assert trained.evaluation is not None and trained.evaluation.manifest == after
+    alone = raysift.evaluate(str(test), run=str(tmp_path / "alone"), adapter=trained, **common).manifest
     assert after.settings["evaluate"]["template"] == alone.settings["evaluate"]["template"] == "tulu"
     assert after.values["overall"] == alone.values["overall"]
-    untrained = raysift.evaluate(str(test), run=str(tmp_path / "base"), seed=5, **common)
+    untrained = raysift.evaluate(str(test), run=str(tmp_path / "base"), seed=5, **common).manifest
     assert (untrained.settings["evaluate"]["template"], untrained.settings["evaluate"]["seed"]) == ("auto", 5)
 
 
