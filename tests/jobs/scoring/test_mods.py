@@ -15,6 +15,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sound_reports import blocks, rows, sound, stages
 
 import raysift
 from raysift.actors.prompts import ANSWER
@@ -22,6 +23,7 @@ from raysift.config import make_config
 from raysift.errors import ConfigError, DataError, ModelError, StageError
 from raysift.jobs.coverage import centers
 from raysift.jobs.recipes import run_method
+from raysift.jobs.report.record import report_of
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
@@ -32,7 +34,6 @@ from raysift.manifest import Manifest
 from raysift.methods.coverage import COVERED
 from raysift.methods.mods import AUGMENTED, KNOWN, POOR, SEED
 from raysift.nano.world import generate_pool
-from raysift.pool.id_text import id_text
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META
 from raysift.scoring.columns import SCORE_COLUMN
 from raysift.scoring.settings import QualitySettings, Threshold
@@ -150,8 +151,20 @@ def test_explain_tells_what_became_of_a_row_and_what_is_near_it(chosen):
     assert raysift.explain(folder, of[SEED]).verdict.startswith("selected as number")
     covered = raysift.explain(folder, of[COVERED])
     assert "covered" in covered.verdict
-    assert covered.own["nearest chosen row"] in map(id_text, chosen.ids)
-    assert covered.own["distance"] >= 0
+    assert covered.nearest.id in chosen.ids
+    assert f"at a distance of {covered.nearest.distance:.3g}" in covered.reasons[-1]
+
+
+@pytest.mark.ray
+def test_the_bar_that_explain_names_lets_a_row_pass(chosen, tmp_path):
+    poor = next(row["id"] for row in scores_of(chosen).values() if row["fate"] == POOR)
+    (change,) = raysift.explain(chosen, poor).changes
+    share = float(change.settings[0].removeprefix("mods.alpha.quantile="))
+    run, of = beside(chosen, tmp_path / "run")
+    column = SCORE_COLUMN["reward"]
+    good = quality.keep(run, "good", Threshold(quantile=share), "above", of["ingest"], of["quality"], column)
+    passed = [row for file in run.files(good, "rows") for row in pq.read_table(file.path)["id"].to_pylist()]
+    assert poor in passed
 
 
 @pytest.mark.ray
@@ -411,3 +424,15 @@ def test_quality_through_vllm_ranks_as_through_transformers(chosen, pool, tmp_pa
     through = {i: row["score"] for i, row in scores_of(found).items()}
     assert through.keys() == plain.keys()
     assert max(abs(through[i] - plain[i]) for i in plain) < 0.01
+
+
+def test_its_report_tells_the_fates_and_the_models_own_answers(chosen):
+    plain = sound(report_of(chosen.run.opened))
+    fates = chosen.run.opened.manifest("order").values["fates"]
+    kept = (SEED, AUGMENTED)
+    assert stages(plain)["order"]["rejected"] == {fate: count for fate, count in fates.items() if fate not in kept}
+    assert rows(plain, KNOWN)[0]["verdict"] == f"Not selected: {KNOWN}."
+    answered = [item for item in rows(plain) if item["other"]]
+    assert answered and all(item["figures"].get("necessity") is not None for item in answered)
+    assert [item["rank"] for item in rows(plain, "top")] == [*range(1, len(chosen) + 1)]
+    assert blocks(plain, "scores", "histogram")[0]["marks"] == [] and not blocks(plain, "scores", "what_if")

@@ -1,0 +1,1 @@
+"""What a finished run or comparison says of itself: bins, blocks and alerts. Pure functions."""
