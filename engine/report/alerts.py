@@ -113,8 +113,8 @@ def truncated(stage: str, count: int, rows: int, chip: str | None) -> Alert | No
 
 
 def failed(stage: str, count: int, rows: int, chip: str | None) -> Alert | None:
-    """Whether more than a hundredth of a stage's rows failed."""
-    if count <= FAILED_SHARE * rows:
+    """Whether more than a hundredth of a stage's rows failed; a search counts trials that failed, and no rows."""
+    if not rows or count <= FAILED_SHARE * rows:
         return None
     return Alert(
         key=f"failed_{stage}",

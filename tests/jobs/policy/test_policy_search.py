@@ -386,6 +386,8 @@ def test_draws_do_not_depend_on_what_trials_share(data):
     assert len(drawn) == TRIALS and any(point["actor_rate"] == 1e30 for point in drawn)
 
 
+@pytest.mark.ray
+@pytest.mark.slow
 def test_its_report_lists_the_trials(searched):
     plain = sound(report_of(open_run(str(searched.folder))))
     table = blocks(plain, "training", "table")[-1]
