@@ -85,7 +85,7 @@ def _unfinished(found: Gathered) -> str:
     if last.get("event") == "failed":
         return f"Stopped in {last['stage']}: {last.get('error', 'no error told')} The same command continues the run."
     begun = {event["stage"] for event in found.events} - {manifest.stage for manifest in found.manifests}
-    if begun or found.made_with.get("method"):
+    if begun or (found.made_with.get("method") and found.stage("search") is None):
         done = ", ".join(manifest.stage for manifest in found.manifests) or "nothing"
         return f"Not finished. Done: {done}. The same command continues the run."
     return ""
