@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
 from raysift.errors import DataError, ModelError
@@ -23,6 +25,20 @@ if TYPE_CHECKING:
 PLAIN = AdamSettings(form="none")
 CHECKED_ROWS = 3
 CHECKED_NUMBERS = 2**29  # in their gradients together: 2 GiB; for larger adapters fewer rows are checked, or none
+EXAMPLES = pa.schema(
+    [
+        ("key", pa.int64()),  # of the texts (see `content_key`)
+        ("checkpoint", pa.string()),
+        ("subtask", pa.string()),
+        ("loss", pa.float64()),
+        ("margin", pa.float64()),  # pairs only, as is `between`
+        ("norm", pa.float64()),
+        ("between", pa.float64()),
+        ("cosine", pa.float64()),  # with its subtask's target
+        ("truncated", pa.bool_()),
+    ]
+)
+"""A line per pair or example and checkpoint; `sketch` follows, lists of float32 of one length."""
 TOLERANCES = {4: 0.01, 2: 0.2}  # relative, by bytes of the narrowest weight
 
 
@@ -139,6 +155,24 @@ def save_targets(folder: Location, checkpoints: Sequence[Checkpoint], targets: S
         names.append(f"{checkpoint.name}.safetensors")
         save_tensors(folder / names[-1], {"targets": np.asarray(target.vectors, np.float32)}, metadata)
     return names
+
+
+def save_examples(
+    place: Location, checkpoints: Sequence[Checkpoint], targets: Sequence[Any], keys: Sequence[int]
+) -> None:
+    """Write a line per pair or example and checkpoint: its figures, and its sketch (see raysift.gradients.sketches).
+
+    `keys` are the members' content keys, so that a line is found again for the same text.
+    """
+    tables = []
+    for checkpoint, target in zip(checkpoints, targets, strict=True):
+        lines = [{"key": keys[member.id], "checkpoint": checkpoint.name, **vars(member)} for member in target.members]
+        numbers = np.ascontiguousarray(target.sketches, np.float32)
+        sketches = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), numbers.shape[1])
+        table = pa.Table.from_pylist([{name: line[name] for name in EXAMPLES.names} for line in lines], schema=EXAMPLES)
+        tables.append(table.append_column("sketch", sketches))
+    with place.open_output() as stream:
+        pq.write_table(pa.concat_tables(tables), stream, compression="zstd")
 
 
 def load_targets(folder: Location, checkpoints: Sequence[Checkpoint]) -> list[Any]:

@@ -44,7 +44,7 @@ if TYPE_CHECKING:  # what the names below are, for type checkers and editors
     from raysift.jobs.api.work import rescore as rescore
     from raysift.jobs.api.work import search as search
     from raysift.jobs.api.work import win_rate as win_rate
-    from raysift.jobs.commands.explain import Explanation as Explanation
+    from raysift.jobs.explaining.record import Explanation as Explanation
     from raysift.kcenter import k_center as k_center
 
     coverage: PoolMethod
@@ -74,7 +74,7 @@ _HOMES = {
     "Comparison": "raysift.jobs.api",
     "WinRate": "raysift.jobs.api",
     "Search": "raysift.jobs.api",
-    "Explanation": "raysift.jobs.commands.explain",
+    "Explanation": "raysift.jobs.explaining.record",
     "k_center": "raysift.kcenter",
     "RaysiftError": "raysift.errors",
     "ConfigError": "raysift.errors",

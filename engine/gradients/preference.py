@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -26,6 +26,7 @@ from raysift.errors import DataError
 from raysift.gradients.adapter import adapter_off
 from raysift.gradients.collect import RowGradients, RowVectors
 from raysift.gradients.rows import NOT_FINITE, ZERO, SetAside, TokenRow, check_row
+from raysift.gradients.sketches import Sketcher, Sketches, cosines_with_sum
 from raysift.settings.gradients import PreferenceSettings, TargetSettings
 from raysift.settings.memory import ACCUMULATED_BYTES
 
@@ -61,7 +62,11 @@ class TokenExample:
 
 @dataclass(frozen=True)
 class Member:
-    """One pair's or example's contribution: loss, margin (pairs only), gradient length, whether an answer was cut."""
+    """One pair's or example's contribution: loss, margin (pairs only), gradient length, whether an answer was cut.
+
+    `between` is the cosine of the gradients of chosen and rejected: near 1, most of both cancels. `cosine` is that of the
+    member with its subtask's target, estimated from sketches.
+    """
 
     id: int
     subtask: str
@@ -69,6 +74,8 @@ class Member:
     norm: float
     margin: float | None = None
     truncated: bool = False
+    between: float | None = None
+    cosine: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,8 @@ class Targets:
     """One vector per subtask, (subtasks, width), sorted by subtask name, and the pairs or examples that contributed.
 
     `set_aside` lists pairs and examples without a gradient. Pairs with equal answers count as zero in a mean, as in the
-    official code; the others are left out of it. `units` holds each member's normalised gradient, if requested.
+    official code; the others are left out of it. `units` holds each member's normalised gradient, if requested; if not,
+    `sketches` holds small projections of them (see `sketches.py`).
     """
 
     subtasks: tuple[str, ...]
@@ -84,6 +92,7 @@ class Targets:
     members: list[Member]
     set_aside: list[SetAside]
     units: NDArray[np.floating] | None = None
+    sketches: Sketches | None = None
 
 
 def preference_loss(margin: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
@@ -166,14 +175,15 @@ def _pair_gradient(
     pair: TokenPair, result: RowVectors, chosen: int, rejected: int, margin: float, beta: float
 ) -> tuple[NDArray[np.floating], Member]:
     pull, loss = preference_pull(np.array(margin), beta), preference_loss(np.array(margin), beta)
-    difference = result.vectors[chosen] - result.vectors[rejected]
-    norm = float(np.linalg.norm(difference))
+    better, worse = result.vectors[chosen], result.vectors[rejected]
+    difference = better - worse
+    norm, lengths = float(np.linalg.norm(difference)), float(np.linalg.norm(better)) * float(np.linalg.norm(worse))
+    between = float(better @ worse) / lengths if lengths else None
+    member = Member(pair.id, pair.subtask, float(loss), norm, margin, pair.truncated, between)
     if norm == 0 or pull > 0:
-        return difference * pull.astype(difference.dtype), Member(
-            pair.id, pair.subtask, float(loss), norm * float(pull), margin, pair.truncated
-        )
+        return difference * pull.astype(difference.dtype), replace(member, norm=norm * float(pull))
     # The pull underflows if the model clearly prefers `chosen`; the direction is still that of the difference.
-    return difference, Member(pair.id, pair.subtask, float(loss), norm, margin, pair.truncated)
+    return difference, member
 
 
 class _SubtaskMeans:
@@ -188,6 +198,8 @@ class _SubtaskMeans:
         self._counts = dict.fromkeys(self._names, 0)
         self._members: list[Member] = []
         self._units: list[NDArray[np.floating]] | None = [] if keep_units else None
+        self._sketch = Sketcher(len(subtasks))
+        self._sketches: list[Sketches] = []
         self._dtype: np.dtype[np.floating] = np.dtype(np.float32)
 
     def count_zero(self, subtask: str) -> None:
@@ -204,6 +216,8 @@ class _SubtaskMeans:
         self._members.append(member)
         if self._units is not None:
             self._units.append(unit)
+        else:
+            self._sketches.append(self._sketch(unit))
 
     def finish(self, set_aside: list[SetAside]) -> Targets:
         empty = [name for name in self._names if name not in self._sums]
@@ -220,7 +234,20 @@ class _SubtaskMeans:
                 raise DataError(f"target: the gradients of subtask {self._names[int(np.argmin(norms))]!r} cancel out.")
             vectors /= norms
         units = np.stack(self._units) if self._units else None
-        return Targets(self._names, vectors.astype(self._dtype), self._members, set_aside, units)
+        sketches = np.stack(self._sketches) if self._sketches else None
+        members = self._members if sketches is None else self._compared(sketches)
+        return Targets(self._names, vectors.astype(self._dtype), members, set_aside, units, sketches)
+
+    def _compared(self, sketches: Sketches) -> list[Member]:
+        """The members with their cosines: a subtask's target is the sum of units, or of whole gradients."""
+        subtasks = np.array([member.subtask for member in self._members], object)
+        by_units = self._settings.aggregation == "mean_of_units"
+        weights = np.array([1.0 if by_units else member.norm for member in self._members])
+        cosines = np.zeros(len(sketches))
+        for name in self._names:
+            own = subtasks == name
+            cosines[own] = cosines_with_sum(sketches[own], weights[own])
+        return [replace(member, cosine=float(c)) for member, c in zip(self._members, cosines, strict=True)]
 
 
 def _checked_pairs(gradients: RowGradients, pairs: Sequence[TokenPair]) -> tuple[list[TokenPair], list[SetAside]]:

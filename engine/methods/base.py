@@ -50,6 +50,11 @@ class Selector:
         self.seed = seed
 
     @property
+    def score_words(self) -> str:
+        """What its score is, as the beginning of a sentence that `is` follows."""
+        return "Its score"
+
+    @property
     def picks_in_turn(self) -> bool:
         """Whether subtasks pick rows in turn, so that rows are not chosen in the order of their scores."""
         return False

@@ -100,6 +100,12 @@ class GradientSelector(BySubtask):
     """The method's own settings that affect only the gradients of its target."""
     config: GradientConfig
 
+    @property
+    def score_words(self) -> str:
+        if self.config.match.target_weights:
+            return "Its score, the weighted sum of its cosines with the targets over all checkpoints,"
+        return "Its score, a cosine with the target from -1 to 1 over all checkpoints,"
+
     def read_target(self, path: str) -> TargetFile:
         """The members of a target path, and the problems of its other records."""
         raise NotImplementedError

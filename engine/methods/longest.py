@@ -29,6 +29,10 @@ class Longest(Selector):
     columns = pa.schema([(RESPONSE_TOKENS, pa.int64()), (RESPONSE_CHARS, pa.int64())])
     config: LongestConfig
 
+    @property
+    def score_words(self) -> str:
+        return f"The length of its answers in {'tokens' if self.config.unit == 'tokens' else 'characters'}"
+
     def score(self, rows: pa.Table) -> pa.Array:
         column = RESPONSE_TOKENS if self.config.unit == "tokens" else RESPONSE_CHARS
         return pc.cast(rows[column], pa.float64())

@@ -31,6 +31,10 @@ class Quality(Selector):
         super().__init__(config, seed)
         self.reads = (SCORE_COLUMN[config.scorer.kind],)  # type: ignore[misc]
 
+    @property
+    def score_words(self) -> str:
+        return "What the scorer gives its answer"
+
     def score(self, rows: pa.Table) -> pa.Array:
         """The scorer's score, unchanged."""
         return rows[self.reads[0]]

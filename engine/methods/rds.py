@@ -51,6 +51,10 @@ class Rds(BySubtask):
     unread = ()
     config: RdsConfig
 
+    @property
+    def score_words(self) -> str:
+        return "Its score, the cosine of its states with those of the nearest target example,"
+
     def read_target(self, path: str) -> TargetFile:
         """The examples of a target path, each with a right answer."""
         return read_answered(path, self.config.targets.split)

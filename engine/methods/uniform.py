@@ -16,5 +16,9 @@ class Uniform(Selector):
     summary = "Select rows at random, every row with the same chance."
     reading = "score: a number drawn for the row; it says nothing about it."
 
+    @property
+    def score_words(self) -> str:
+        return "The number drawn for it, from the seed and its id alone,"
+
     def score(self, rows: pa.Table) -> pa.Array:
         return pa.array(uniform_of(rows[ID].to_numpy(), self.seed))

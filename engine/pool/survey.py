@@ -73,7 +73,7 @@ def survey_pool(files: Sequence[SourceFile], config: IngestConfig, most_rows: in
             found.bad_files[file.name] = str(error)
         if not found.whole:
             break
-    if lengths:
+    if sum(map(len, lengths)):  # batches may hold no row that is kept
         spread = np.quantile(np.concatenate(lengths), QUANTILES, method="inverted_cdf")
         found.characters = dict(zip(QUANTILES, spread.astype(int).tolist(), strict=True))
     found.language = sample_of(texts)

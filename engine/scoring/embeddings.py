@@ -96,18 +96,27 @@ def read_embeddings(
     """Ids and vectors of the pieces, in stored order; with `keep`, only those of the wanted ids."""
     count = sum(int(keep(ids).sum()) for ids in _read_ids(pieces)) if keep else sum(piece.rows for piece in pieces)
     all_ids, vectors, done = np.empty(count, np.int64), np.empty((count, dimension), np.float32), 0
+    for ids, numbers in embedding_batches(pieces, dimension, keep, column):
+        end = done + len(ids)
+        all_ids[done:end], vectors[done:end] = ids, numbers
+        done = end
+    if done != count:
+        raise DataError(f"embeddings: {done} rows read where {count} had been counted; the files are being changed.")
+    return all_ids, vectors
+
+
+def embedding_batches(
+    pieces: Sequence[RowGroup], dimension: int, keep: Keep | None = None, column: str = EMBEDDING
+) -> Iterator[tuple[Ids, Vectors]]:
+    """The same batch by batch, a bounded number of rows at a time."""
     for piece in pieces:
         for table in _batches(piece, column):
             ids = _ids_of(table, piece.place)
             if keep:
                 wanted = keep(ids)
                 table, ids = table.filter(pa.array(wanted)), ids[wanted]
-            end = done + len(ids)
-            all_ids[done:end], vectors[done:end] = ids, _numbers(table[column], ids, dimension, piece.place)
-            done = end
-    if done != count:
-        raise DataError(f"embeddings: {done} rows read where {count} had been counted; the files are being changed.")
-    return all_ids, vectors
+            if len(ids):
+                yield ids, _numbers(table[column], ids, dimension, piece.place)
 
 
 def find_vectors(files: Sequence[Location], ids: ArrayLike, column: str = EMBEDDING) -> tuple[Ids, Vectors]:

@@ -18,7 +18,7 @@ from raysift.jobs.api.words import python_words
 from raysift.jobs.runs.run import Run as OpenRun
 
 if TYPE_CHECKING:
-    from raysift.jobs.commands.explain import Explanation
+    from raysift.jobs.explaining.record import Explanation
 
 
 def finetune(
@@ -235,7 +235,7 @@ def explain(run: RunName, row_id: int | str, *, pairs: bool = True, text: bool =
 
     For a run by gradient, `pairs` loads the model and tells which target pairs or examples pull most.
     """
-    from raysift.jobs.commands.explain import explain as look_up
+    from raysift.jobs.explaining.explain import explain as look_up
 
     with python_words():
         return look_up(fspath(run), row_id, pairs=pairs, text=text)

@@ -295,11 +295,13 @@ def explain(
     pairs: Annotated[
         bool, typer.Option("--pairs/--no-pairs", help="Load the model and tell which target pairs pull most.")
     ] = True,
-    text: Annotated[bool, typer.Option("--text/--no-text", help="Print the row's text.")] = True,
+    text: Annotated[
+        bool, typer.Option("--text/--no-text", help="Print the texts of the row and of what is near it.")
+    ] = True,
     as_json: AsJson = False,
     log: Log = None,
 ) -> None:
-    """Explain why a row was selected or not: its text, score, rank, cosines, and the pairs that pull most.
+    """Explain why a row was selected or not: its text, the numbers that decided, what pulls it, what would have changed it.
 
     Exit codes: 2 for a text that is no id or the beginning of several, 3 for an id that no row has.
     """

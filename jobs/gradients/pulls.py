@@ -11,13 +11,16 @@ from typing import Any
 
 from raysift.config import CommonConfig, make_selector
 from raysift.errors import DataError
+from raysift.evaluation.examples import reference_answer
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
-from raysift.jobs.gradients.targeting import read_targets, subtask_of
+from raysift.jobs.gradients.targeting import content_key, read_targets, subtask_of
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientSelector
+from raysift.methods.rds import Rds
 from raysift.pool.files import find_files, fingerprint_files
+from raysift.records import Example, Pair
 from raysift.storage import open_location
 
 HELD_NUMBERS = 2**27  # gradient numbers held at once; beyond that, projections are compared
@@ -35,12 +38,16 @@ class Pull:
     subtask: str
     pull: float
     cosines: list[float | None]
+    answer: str = ""
+    """The example's right answer, or the pair's better one."""
+    rejected: str | None = None
+    """The pair's worse answer."""
 
 
 def changed_targets(run: Run, config: CommonConfig) -> str | None:
     """How the target files differ from what the run read: one has changed or is missing. None if they are the same."""
-    manifest, selector = run.manifest("targets"), make_selector(config)
-    if manifest is None or not isinstance(selector, GradientSelector):
+    manifest = run.manifest("targets", "similarity")
+    if manifest is None:
         return None
     left = [content for *_, content in manifest.inputs["target"]]
     for path in config.target:
@@ -76,9 +83,31 @@ def compute_pulls(
         cosines = [at.get(number) for at in by_checkpoint]
         if any(cosine is not None for cosine in cosines):
             total = sum(w * c for w, c in zip(weights, cosines, strict=True) if c is not None)
-            asked = "\n".join(message.content for message in member.prompt)
-            pulls.append(Pull(file, record, asked, subtask_of(member), total, cosines))
+            text, answer, rejected = quoted(member)
+            pulls.append(Pull(file, record, text, subtask_of(member), total, cosines, answer, rejected))
     return sorted(pulls, key=lambda pull: -abs(pull.pull))
+
+
+def pulls_by_example(config: CommonConfig, cosines: Sequence[float]) -> list[Pull]:
+    """The same for RDS+, whose scores hold a cosine with every example; no model is needed."""
+    selector = make_selector(config)
+    assert isinstance(selector, Rds)
+    found = read_targets(config, selector)
+    order = sorted(range(len(found.members)), key=lambda number: content_key(found.members[number]))
+    pulls = []
+    for number, cosine in zip(order, cosines, strict=True):
+        (file, record), member = found.places[number], found.members[number]
+        text, answer, rejected = quoted(member)
+        pulls.append(Pull(file, record, text, subtask_of(member), cosine, [cosine], answer, rejected))
+    return sorted(pulls, key=lambda pull: -pull.pull)
+
+
+def quoted(member: Pair | Example) -> tuple[str, str, str | None]:
+    """What a pair or an example asks, its right or better answer, and the worse one if there is one."""
+    asked = "\n".join(message.content for message in member.prompt)
+    if isinstance(member, Pair):
+        return asked, member.chosen, member.rejected
+    return asked, reference_answer(member) or "", None
 
 
 def _pulls_in_task(

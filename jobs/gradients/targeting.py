@@ -39,6 +39,8 @@ from raysift.storage import Location
 if TYPE_CHECKING:
     from raysift.gradients.preference import Targets
 
+EXAMPLES_FILE = "examples.parquet"
+
 
 class TargetMembers(NamedTuple):
     """The pairs or examples of all target files."""
@@ -227,6 +229,7 @@ def targets(
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")
         files = {"targets": [f"{point.name}.safetensors" for point in points], "members": ["members.json"]}
+        files["examples"] = [EXAMPLES_FILE]
         aside, truncated = values["set_aside"], values.pop("truncated")
         if truncated:
             run.console.note(
@@ -273,7 +276,7 @@ def _compute_targets(
     folder: Location,
 ) -> dict[str, Any]:
     """Runs in its own task because it needs the model: writes the vectors, returns the manifest's values."""
-    from raysift.actors.target_gradients import TargetGradients, save_targets
+    from raysift.actors.target_gradients import TargetGradients, save_examples, save_targets
 
     actor = TargetGradients(model, points, projection, **gradient_loading(config, selector.config))
     found = selector.target_gradients(actor, members)
@@ -282,6 +285,7 @@ def _compute_targets(
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
     (folder / "members.json").write(json.dumps(exact(account)))
+    save_examples(folder / EXAMPLES_FILE, points, found, [content_key(member) for member in members])
     set_aside, truncated = count_members(found)
     return {
         "subtasks": list(found[0].subtasks),

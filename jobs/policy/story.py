@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.errors import ConfigError
+from raysift.jobs.policy.attribution import chances, credit_weights, credits_of, first_scores
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.reuse import read_events
 from raysift.jobs.runs.run import Run, open_run
@@ -23,7 +23,7 @@ from raysift.policy.verdict import DOUBT
 from raysift.records import ID, SCORE
 from raysift.storage import Location
 
-SHOWN_ROUNDS, SHOWN_STEPS = 40, 20
+SHOWN_ROUNDS = 40
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,19 @@ class RowStory:
     """Steps of the final training in which the row was picked."""
     rounds: list[int]
     """Picks of the row in each round, over all trainings of the round."""
+    all_steps: int = 0
+    pool_rows: int = 0
+    expected: float = 0.0
+    """Picks of an average row over all rounds."""
+    chance: float | None = None
+    """Chance to be drawn before the first step of the final training, relative to an average row of its class; None if
+    the policy takes the highest scores."""
+    chance_below: int | None = None
+    """Rows of its class with a lower score of the policy then."""
+    credit: float | None = None
+    """The credit by which the last round rewarded the row, in standard deviations over the pool."""
+    credit_below: int = 0
+    """Rows of the pool with a lower credit."""
 
 
 def learning_curve(run: str | Run) -> pa.Table:
@@ -52,12 +65,33 @@ def learning_curve(run: str | Run) -> pa.Table:
 
 def row_story(run: Run, row_id: int) -> RowStory | None:
     """The story of a row; None if the policy could not pick it, for lack of features or of anything to learn."""
-    pool = _pool(run)
+    pool = policy_rows(run)
     if row_id not in pool.ids:
         return None
-    number = int(pool.classes[int(positions(pool, row_id))])
-    rounds = [sum(len(_steps_with(one, row_id)) for one in load_episodes(folder)) for folder in round_folders(run)]
-    return RowStory(number, int((pool.classes == number).sum()), _steps_with(_final(run), row_id), rounds)
+    at, final = int(positions(pool, row_id)), final_training(run)
+    number = int(pool.classes[at])
+    mates = pool.classes == number
+    logs = [load_episodes(folder) for folder in round_folders(run)]
+    picked = sum(len(batch) for log in logs for one in log for batch in one.picks)
+    told: dict[str, Any] = {}
+    if (found := first_scores(run, pool, final)) is not None:
+        scores, temperature = found
+        own = int(mates[:at].sum())
+        told["chance_below"] = int((scores[mates] < scores[at]).sum())
+        told["chance"] = float(chances(scores[mates], temperature)[own]) if temperature else None
+    if (weights := credit_weights(run, pool, logs)) is not None:
+        credits = credits_of(run, pool, weights)
+        told |= {"credit": float(credits[at]), "credit_below": int((credits < credits[at]).sum())}
+    return RowStory(
+        number,
+        int(mates.sum()),
+        _steps_with(final, row_id),
+        [sum(len(_steps_with(one, row_id)) for one in log) for log in logs],
+        all_steps=final.steps,
+        pool_rows=len(pool),
+        expected=picked / len(pool),
+        **told,
+    )
 
 
 def show_policy(run: Run, console: Console) -> None:
@@ -83,16 +117,6 @@ def show_policy(run: Run, console: Console) -> None:
         console.warn(str(doubt))
 
 
-def show_row(story: RowStory, console: Console) -> None:
-    """Print a row's story: numbers only, no text of the row."""
-    lines: list[list[object]] = [["class", f"{story.class_number} ({story.class_rows:,} rows)"]]
-    lines += [["picked in the final training", _times(len(story.steps), "step", story.steps)]]
-    if story.rounds:
-        rounds = [number for number, times in enumerate(story.rounds, 1) if times]
-        lines += [["picked in learning", _times(sum(story.rounds), "round", rounds)]]
-    console.table("Under the policy", ["", "value"], lines)
-
-
 def round_folders(run: Run) -> list[Location]:
     """Folders of the finished rounds; works while the run is still learning, too."""
     learned = read_manifest(run.folder / "learn")
@@ -112,14 +136,14 @@ def _finished(run: Run, stage: str) -> Manifest:
     return manifest
 
 
-def _pool(run: Run) -> PolicyPool:
+def policy_rows(run: Run) -> PolicyPool:
     """The rows that the policy could pick."""
     chunks = read_chunks(run.files(_finished(run, "order"), "scores"), [ID, SCORE])
     ids = np.concatenate([chunk.filter(chunk[SCORE].is_valid())[ID].to_numpy() for chunk in chunks])
     return restrict(read_pool(run.files(_finished(run, "features"), "features")[0]), ids)
 
 
-def _final(run: Run) -> Episode:
+def final_training(run: Run) -> Episode:
     """The log of the final training."""
     log = run.files(_finished(run, "final"), "log")[0]
     return Episode(pq.read_table(log.path, filesystem=log.fs))
@@ -127,11 +151,6 @@ def _final(run: Run) -> Episode:
 
 def _steps_with(episode: Episode, row_id: int) -> list[int]:
     return [step for step, batch in enumerate(episode.picks, 1) if row_id in batch]
-
-
-def _times(count: int, what: str, places: Sequence[int]) -> str:
-    shown = ", ".join(f"{place:,}" for place in places[:SHOWN_STEPS]) + (" ..." if len(places) > SHOWN_STEPS else "")
-    return f"{count:,} times: in {what} {shown}" if places else "never"
 
 
 def _number(value: float | None) -> str | None:

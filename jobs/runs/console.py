@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from rich.console import Console as RichConsole
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from raysift.jobs.runs.progress import Bar, Place
@@ -110,6 +111,25 @@ class Console:
             for row in cells:
                 table.add_row(*(escape(row[column.place]) for column in block))
             self.out.print(table, soft_wrap=False)
+
+    def prose(self, title: str, lines: Sequence[str], texts: Sequence[tuple[str, str]] = ()) -> None:
+        """Print sentences to standard output below a title, then texts, each below a line of its own and indented."""
+        if self.voice == "json":
+            self.event("prose", title=title, lines=list(lines), texts=[list(text) for text in texts])
+            return
+        self.out.print(f"[bold]{plain(title)}[/]")
+        for line in lines:
+            self._indented(plain(line), 2)
+        for head, text in texts:
+            self._indented(f"[dim]{plain(head)}[/]", 2)
+            self._indented(plain(text, kept=LINES), 4)
+
+    def _indented(self, text: str, by: int) -> None:
+        """Wrapped on a terminal, line by line elsewhere."""
+        if self.voice == "rich":
+            self.out.print(Padding(text, (0, 0, 0, by), expand=False))
+        else:
+            self.out.print("\n".join(" " * by + line for line in text.split("\n")))
 
     @contextlib.contextmanager
     def progress(self, title: str, total: int | None, unit: str = "", step: str = "") -> Iterator[Bar]:

@@ -62,6 +62,8 @@ def percent(share: float) -> str:
 
 
 def seconds(value: float) -> str:
+    if 0 < value < 0.1:
+        return _short(f"{1000 * value:.{1 if value < 0.001 else 0}f}") + f"{SPACE}ms"
     if value < 60:
         return _short(f"{value:.1f}" if value < 10 else f"{value:.0f}") + f"{SPACE}s"
     minutes, rest = divmod(round(value), 60)

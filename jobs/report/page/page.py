@@ -153,7 +153,7 @@ def height(block: Block) -> int:
 
 
 def _height_of_bars(groups: int, series: int) -> int:
-    gap, bar = (14, 18) if groups <= 12 else (10, 12)
+    gap, bar = (14, 18) if groups <= 12 else (8, 14)
     return 44 + groups * (gap + bar * series)
 
 

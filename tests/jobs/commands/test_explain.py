@@ -13,8 +13,8 @@ import yaml
 import raysift
 from raysift.config import make_config, make_selector
 from raysift.errors import ConfigError, DataError
-from raysift.jobs.commands.explain import explain
 from raysift.jobs.commands.explained import explain_command
+from raysift.jobs.explaining.explain import explain
 from raysift.jobs.gradients.targeting import read_targets
 from raysift.jobs.runs.console import Console, printable
 from raysift.jobs.runs.run import open_run
@@ -94,7 +94,7 @@ def test_pulls_are_left_out_where_a_target_file_is_not_what_it_was(rose_run, tmp
         assert found.verdict.startswith("selected as number 1 of 12")
         explain_command(folder, str(row), True, False, False, Console("plain"))
         shown = capsys.readouterr()
-        assert "left out" in shown.err
+        assert "left out" in shown.out
         assert "Cosine with the target" in shown.out
 
 
@@ -143,7 +143,7 @@ def test_the_text_comes_first_is_escaped_and_can_be_left_out(rose_run, capsys):
     assert words not in capsys.readouterr().out
     explain_command(rose_run, str(row), False, True, False, Console("plain"))
     shown = capsys.readouterr().out
-    assert shown.index(words.split()[0]) < shown.index("verdict")
+    assert shown.index(words.split()[0]) < shown.index("What became of it")
     assert printable("a\x1b[31m\u202eb\n") == "a\\x1b[31m\\u202eb\\n"
     Console("plain").note("the row says \x1b[31m")
     assert "says \\x1b[31m" in capsys.readouterr().err

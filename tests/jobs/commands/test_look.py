@@ -115,3 +115,10 @@ def test_the_version_and_help_are_asked_for_as_everywhere(capsys):
     assert command("settings", "less", "less.matching") == 0
     assert "less.matching=exact" in capsys.readouterr().out
     assert command("settings", "lest") == 2
+
+
+def test_a_pool_of_which_nothing_is_kept_is_told_with_its_reasons(tmp_path):
+    (tmp_path / "pool.jsonl").write_text('{"instruction": "say", "output": ""}\n')
+    found = survey_pool(find_files([str(tmp_path / "pool.jsonl")]), IngestConfig())
+    assert (found.rows, found.kept, found.reasons) == (1, 0, {"empty_response": 1})
+    assert found.characters == {}

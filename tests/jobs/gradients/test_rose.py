@@ -9,12 +9,16 @@ import textwrap
 import time
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from raysift.actors.checkpointed import Checkpoint
+from raysift.actors.target_gradients import load_targets
 from raysift.errors import ConfigError, DataError, StaleRunError
-from raysift.jobs.commands.explain import explain
 from raysift.jobs.commands.explained import show
+from raysift.jobs.explaining.explain import explain
+from raysift.jobs.report.why import why
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import open_run
 from raysift.manifest import read_manifest
@@ -64,6 +68,40 @@ def test_target_records_that_give_no_pair_are_counted_and_equal_answers_count_as
     assert counts["unreadable"] == {"no_prompt": 1, "one_sided": 1}
     assert counts["set_aside"] == {"chosen_equals_rejected": 1}
     assert (counts["rows_in"], counts["kept"]) == (PAIRS + 3, PAIRS)
+
+
+def test_figures_of_each_pair_are_kept_and_bear_out_the_target(rose_run, stored_run):
+    """Halves of the pairs are compared by these figures, without the gradients."""
+    for run in (open_run(rose_run), stored_run):
+        target = run.manifest("targets")
+        table = pq.read_table(run.files(target, "examples")[0].path)
+        members = json.loads(run.files(target, "members")[0].read_text())
+        assert len(table) == PAIRS * len(members)
+        assert table["norm"].to_pylist() == [line["norm"] for lines in members.values() for line in lines]
+        for point in members:
+            here = table.filter(pc.equal(table["checkpoint"], point))
+            vectors = load_targets(run.files(target, "targets")[0].parent, [Checkpoint(point, None, None, 1.0)])[0]
+            for number, name in enumerate(target.values["subtasks"]):
+                own = here.filter(pc.equal(here["subtask"], name))
+                sketches = np.stack(own["sketch"].to_pylist())
+                np.testing.assert_allclose(np.linalg.norm(sketches, axis=1), 1, atol=0.2)
+                # The sum of n unit vectors has length n times that of their mean, and n / length is the mean cosine with it.
+                mean = float(np.linalg.norm(vectors[number])) * (len(own) + (1 if name == "add" else 0)) / len(own)
+                assert np.mean(own["cosine"].to_pylist()) == pytest.approx(mean, abs=0.1)
+            assert all(-1.01 <= value <= 1.01 for value in here["between"].to_pylist())
+
+
+def test_a_report_tells_the_strongest_pairs_with_their_texts_while_the_file_is_the_same(rose_run, tmp_path):
+    section = why(open_run(rose_run), True)
+    first, *_ = texts = [block for block in section.blocks if block.kind == "texts"]
+    cosines = [item.figures["cosine"] for item in first.items]
+    assert cosines == sorted(cosines, reverse=True)
+    asked = {" ".join(turn["content"] for turn in pair["prompt"]) for pair in nano_pairs(PAIRS, 0)}
+    assert all(any(one.split("\n")[-1] in item.text for one in asked) for block in texts for item in block.items)
+    assert all("better: " in item.text and "worse: " in item.text for item in first.items)
+    hidden = [item for block in why(open_run(rose_run), False).blocks if block.kind == "texts" for item in block.items]
+    assert [item.text for item in hidden] == [None] * len(hidden)
+    assert len(hidden) == PAIRS
 
 
 def test_settings_of_target_files_decide_only_where_they_are_set(rose_run):

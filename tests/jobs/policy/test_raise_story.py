@@ -12,12 +12,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from raysift.config import load_config, make_selector
 from raysift.errors import ConfigError
-from raysift.jobs.commands.explain import explain
+from raysift.jobs import stages
 from raysift.jobs.commands.explained import explain_command
 from raysift.jobs.commands.show import show_run
+from raysift.jobs.explaining.explain import explain
 from raysift.jobs.policy import story
 from raysift.jobs.policy.story import learning_curve, row_story
+from raysift.jobs.report.why import why
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.methods.raise_policy import place_picks
@@ -71,6 +74,7 @@ def lay_out(path):
         return StageResult(
             {"rows": files, "rejected": []},
             {"rows_in": COUNT, "kept": COUNT, "rejected": {}, "failed": 0, "bad_files": []},
+            {"by_source": dict.fromkeys(SOURCES, COUNT // 2)},
         )
 
     def features(folder):
@@ -136,7 +140,7 @@ def test_a_run_with_the_policy_of_another_run_has_no_rounds_of_its_own(laid_out,
     assert len(learning_curve(str(tmp_path / "applied"))) == 0
     row = int(laid_out[3][0][0])
     here, there = (row_story(Run(folder), row) for folder in (laid_out[0], str(tmp_path / "applied")))
-    assert there == dataclasses.replace(here, rounds=[])
+    assert there == dataclasses.replace(here, rounds=[], expected=0.0, credit=None, credit_below=0)
 
 
 def test_a_learning_curve_is_there_before_the_run_is_finished(laid_out, tmp_path, capsys):
@@ -190,9 +194,77 @@ def test_explain_and_show_print_no_text_of_a_row(laid_out, capsys, monkeypatch):
     assert "Rounds (3" in told
     explain_command(folder, str(int(picks[0][0])), False, False, False, Console("plain"))
     told = capsys.readouterr().out
-    assert "picked in the final training" in told
-    assert "picked in learning" in told
+    assert "The policy picked it" in told
+    assert "While the policy learned, in 3 rounds, it was picked" in told
     assert "secret" not in told
     lost = explain(folder, int(whole.ids[0]), pairs=False)
     assert lost.policy is None
     assert lost.verdict.startswith("not selected: no features")
+
+
+def test_what_a_policy_prefers_is_told_in_words_and_drawn(laid_out):
+    folder, _, pool, picks = laid_out
+    run = Run(folder)
+    row = int(picks[0][0])
+    story_of = row_story(run, row)
+    batches = sum(
+        len(batch) for place in story.round_folders(run) for log in load_episodes(place) for batch in log.picks
+    )
+    assert story_of.expected == batches / len(pool)
+    chances = [row_story(run, int(one)).chance for one in pool.ids[pool.classes == pool.classes[pool.ids == row]]]
+    assert np.mean(chances) == pytest.approx(1)
+    assert story_of.chance_below == sum(chance < story_of.chance for chance in chances)
+    told = " ".join(explain(folder, row).reasons)
+    for words in ("first in step 1 of 10", "its chance to be drawn was", "an average row was picked", "credit"):
+        assert words in told
+    never = next(int(one) for one in pool.ids if not any(one in batch for batch in picks))
+    assert "picked it in none of the 10 steps" in explain(folder, never).reasons[0]
+
+    section = why(run, True)
+    by_title = {block.title: block for block in section.blocks}
+    curve = by_title["Performance after each round of learning"].series[0]
+    assert curve.points == (
+        (0.0, -2.0),
+        (1.0, pytest.approx(-1.9)),
+        (2.0, pytest.approx(-1.8)),
+        (3.0, pytest.approx(-1.7)),
+    )
+    over = by_title["Picks of the final training, by source"]
+    assert {line.name for line in over.series} == set(SOURCES)
+    assert np.allclose(np.sum([[y for _, y in line.points] for line in over.series], axis=0), 1)
+    prefers = by_title["What the policy goes by"]
+    picked = pool.features[np.searchsorted(pool.ids, np.concatenate(picks))].mean(axis=0)
+    wanted = (picked - pool.features.mean(axis=0)) / pool.features.std(axis=0)
+    np.testing.assert_allclose(prefers.series[0].values, wanted[: len(prefers.groups)], rtol=1e-3, atol=1e-5)
+    weights = by_title["Weights of the classes"]
+    assert sum(weights.series[0].values) == sum(weights.series[1].values) == pytest.approx(1)
+
+
+def test_a_row_beyond_the_budget_is_told_the_budget_and_the_steps_that_keep_the_training(laid_out, tmp_path):
+    def choose(name, *overrides):
+        shutil.copytree(laid_out[0], tmp_path / name)
+        run = Run(str(tmp_path / name))
+        given = {
+            "method": "raise",
+            "run": str(tmp_path / name),
+            "pool": ["pool.jsonl"],
+            "target": ["t.jsonl"],
+            "budget": "10",
+        }
+        config = load_config(None, given, overrides)
+        (tmp_path / name / "run.yaml").write_text(json.dumps(config.model_dump(mode="json")))
+        rows, scores = (run.manifest(stage) for stage in ("ingest", "order"))
+        chosen = stages.choose(run, config, make_selector(config), rows, scores, None)
+        return run, pq.read_table(run.files(chosen, "selection")[0].path)["id"].to_pylist()
+
+    run, taken = choose("ten")
+    late = next(int(one) for batch in laid_out[3] for one in batch if int(one) not in taken)
+    for row, was_taken in ((late, False), (taken[5], True)):
+        found = explain(run, row)
+        (change,) = found.changes
+        budget, steps = change.settings
+        assert steps == "raise.episode.steps=10"
+        assert (row in choose(f"again-{was_taken}", budget, steps)[1]) is not was_taken
+    assert explain(run, taken[5]).verdict == "selected as number 6 of 10, as a pick of the policy"
+    never = next(int(one) for one in laid_out[2].ids if not any(one in batch for batch in laid_out[3]))
+    assert "Nothing short can be said" in explain(run, never).no_change

@@ -227,6 +227,8 @@ def test_the_last_rows_go_one_by_one_and_then_the_limit_is_an_error():
         (200, "seconds", "3 min 20 s"),
         (3.25, "seconds", "3.2 s"),
         (59.4, "seconds", "59 s"),
+        (0.0064, "seconds", "6 ms"),
+        (0.0, "seconds", "0 s"),
         (180, "seconds", "3 min"),
         (3700, "seconds", "1 h 1 min"),
         (360_000, "seconds", "100 h"),

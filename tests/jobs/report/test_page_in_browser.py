@@ -13,7 +13,27 @@ import pytest
 
 from raysift.jobs.report.page.formats import shown
 from raysift.jobs.report.page.page import render
-from raysift.report.blocks import Bar, Bars, as_json
+from raysift.report.blocks import (
+    Bar,
+    Bars,
+    Block,
+    Counts,
+    Facts,
+    Funnel,
+    Heatmap,
+    Histogram,
+    Line,
+    Lines,
+    Map,
+    Mark,
+    Point,
+    Rows,
+    Stage,
+    Table,
+    Texts,
+    WhatIf,
+    as_json,
+)
 
 from .page_record import record
 
@@ -184,6 +204,82 @@ def test_every_plot_is_drawn_with_marks_and_a_name(browser, hostile):
     ]
     assert len(plots) == len(drawn) + len(stages) + 2, "and two of the slider"
     assert [plot for plot in plots if plot["left"] or not plot["marks"] or not plot["label"]] == []
+
+
+def odd_blocks() -> list[Block]:
+    """What a small, a strange or a very large run may give."""
+    many = tuple(f"group {i}" for i in range(60))
+    one, nothing = Histogram(label="x", edges=(0.5, 0.5), series=(Counts(name="pool", counts=(3,)),)), (None, None)
+    return [
+        one,
+        Histogram(label="x", edges=(0.0, 1.0), series=(Counts(name="pool", counts=(0,)),)),
+        Histogram(
+            label="x",
+            edges=(-1e12, 0.0, 1e12),
+            series=(Counts(name="pool", counts=(10**9, 1)),),
+            marks=(Mark(value=5e12, label="out"),),
+        ),
+        Bars(label="x", groups=("a", "b"), series=(Bar(name="pool", values=nothing),)),
+        Bars(
+            label="x",
+            groups=("a", "b"),
+            series=(Bar(name="pool", values=(0.0, None), low=nothing, high=nothing),),
+            lift=nothing,
+        ),
+        Bars(
+            label="x",
+            groups=("a", "b"),
+            series=(Bar(name="one", values=(-3.5, -1e-9)), Bar(name="two", values=(-3e7, 2e7))),
+        ),
+        Bars(label="x", groups=many, series=(Bar(name="one", values=tuple(range(60))),)),
+        Lines(x="x", y="y", series=()),
+        Lines(x="x", y="y", series=(Line(name="one", points=((1.0, None),)),)),
+        Lines(
+            x="x",
+            y="y",
+            log_x=True,
+            series=(Line(name="one", points=((0.0, 1.0), (5.0, 1.0))),),
+            marks=(Mark(value=5.0, label="here"),),
+        ),
+        Lines(
+            x="x",
+            y="y",
+            series=tuple(Line(name=name, points=((i, i % 7),), dots=True) for i, name in enumerate(many[:12])),
+        ),
+        Heatmap(label="x", columns=(), rows=(), values=()),
+        Heatmap(label="x", columns=("a",), rows=("b",), values=((None,),)),
+        Heatmap(label="x", columns=("a",), rows=("b",), values=((0.0,),), diverging=True),
+        Heatmap(label="x", columns=many, rows=many[:2], values=(tuple(range(60)),) * 2),
+        Map(x=(0.0, 1.0), y=(0.0, 1.0), density=((0,),), points=(), explained=(0.0, 0.0), how=""),
+        Map(
+            x=(0.0, 0.0),
+            y=(0.0, 0.0),
+            density=((4,),),
+            points=(Point(x=0.0, y=0.0, id="a"),),
+            explained=(1.0, 0.0),
+            how="One point.",
+        ),
+        WhatIf(shares=(), groups=(), counts=(), pool=(), lengths=(), budget=0.1),
+        WhatIf(shares=(0.5, 1.0), groups=("a",), counts=((0,), (1,)), pool=(0,), lengths=nothing, budget=0.1),
+        Funnel(stages=(Stage(stage="none", does="", rows_in=0, kept=0),)),
+        Rows(items=()),
+        Table(columns=(), rows=()),
+        Facts(items=()),
+        Texts(items=()),
+    ]
+
+
+@pytest.mark.parametrize("size", SIZES[:2], ids=lambda size: str(size[0]))
+def test_blocks_of_strange_data_do_not_break_the_page(browser, saved, size):
+    content = record(rows=1, hostile=False)
+    content["sections"] = [{"key": "odd", "title": "Odd", "lead": "", "blocks": as_json(odd_blocks())}]
+    browser.open(saved(content, "odd.html"), size)
+    assert browser.logs() == []
+    assert browser.run("return document.getElementById('failed').hidden"), browser.text("#failed")
+    assert browser.all("svg.room") == []
+    assert browser.texts(".plot .muted") == ["Nothing to draw."] * 7
+    assert "NaN" not in browser.run("return [...document.querySelectorAll('svg')].map((svg) => svg.outerHTML).join()")
+    assert browser.run("return document.documentElement.scrollWidth - innerWidth") == 0
 
 
 @pytest.mark.parametrize("size", SIZES[:2], ids=lambda size: str(size[0]))
@@ -397,6 +493,17 @@ def test_a_chip_is_switched_and_a_table_is_opened_by_keyboard(browser, calm):
     assert len(browser.all(".as-table tbody tr")) == len(histogram["series"][0]["counts"])
 
 
+def test_a_point_of_the_map_shows_its_row(browser, saved):
+    content = record(hostile=False)
+    row = block_of("rows")["items"][17]
+    for block in (block for section in content["sections"] for block in section["blocks"] if block["kind"] == "map"):
+        block["points"] = [{"x": 0.0, "y": 0.0, "id": row["id"], "rank": 0}]
+    browser.open(saved(content, "map.html"))
+    browser.click(".block-map .plot svg")
+    browser.wait("return document.querySelectorAll('.cards > .card').length === 1")
+    assert browser.run("return document.activeElement.dataset.id") == row["id"]
+
+
 def test_the_histogram_has_three_views(browser, calm):
     browser.open(calm)
     drawn = []
@@ -432,6 +539,7 @@ def test_both_languages_write_a_value_in_the_same_way(browser, saved):
         -0.0123456,
         0.00098765,
         0.0000123,
+        0.0444,
         7.26,
         42.0,
         59.7,

@@ -34,7 +34,6 @@ from raysift.manifest import Manifest
 from raysift.methods.coverage import COVERED
 from raysift.methods.mods import AUGMENTED, KNOWN, POOR, SEED
 from raysift.nano.world import generate_pool
-from raysift.pool.id_text import id_text
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META
 from raysift.scoring.columns import SCORE_COLUMN
 from raysift.scoring.settings import QualitySettings, Threshold
@@ -152,8 +151,20 @@ def test_explain_tells_what_became_of_a_row_and_what_is_near_it(chosen):
     assert raysift.explain(folder, of[SEED]).verdict.startswith("selected as number")
     covered = raysift.explain(folder, of[COVERED])
     assert "covered" in covered.verdict
-    assert covered.own["nearest chosen row"] in map(id_text, chosen.ids)
-    assert covered.own["distance"] >= 0
+    assert covered.nearest.id in chosen.ids
+    assert f"at a distance of {covered.nearest.distance:.3g}" in covered.reasons[-1]
+
+
+@pytest.mark.ray
+def test_the_bar_that_explain_names_lets_a_row_pass(chosen, tmp_path):
+    poor = next(row["id"] for row in scores_of(chosen).values() if row["fate"] == POOR)
+    (change,) = raysift.explain(chosen, poor).changes
+    share = float(change.settings[0].removeprefix("mods.alpha.quantile="))
+    run, of = beside(chosen, tmp_path / "run")
+    column = SCORE_COLUMN["reward"]
+    good = quality.keep(run, "good", Threshold(quantile=share), "above", of["ingest"], of["quality"], column)
+    passed = [row for file in run.files(good, "rows") for row in pq.read_table(file.path)["id"].to_pylist()]
+    assert poor in passed
 
 
 @pytest.mark.ray

@@ -34,6 +34,7 @@ const format = {
     return signed(fixed(100 * value, size >= 1 ? 1 : size >= 0.1 ? 2 : 3)) + SPACE + "%";
   },
   seconds(value) {
+    if (value > 0 && value < 0.1) return fixed(1000 * value, value < 0.001 ? 1 : 0) + SPACE + "ms";
     if (value < 60) return fixed(value, value < 10 ? 1 : 0) + SPACE + "s";
     const whole = Math.round(value), minutes = Math.floor(whole / 60), hours = Math.floor(minutes / 60);
     if (!hours) return minutes + SPACE + "min" + (whole % 60 ? ` ${whole % 60}${SPACE}s` : "");

@@ -1,11 +1,10 @@
 // What happens when the page opens: drawings take the room that is kept for them, controls get to work.
 
 /** Draws a block into its place, with its legend, its views and its numbers as a table; draws anew when the width changes. */
-function mount(block, place) {
+function mount(block, place, rows) {
   const height = Number(place.dataset.height), labelRoom = Number(place.dataset.labelRoom ?? 0);
   let view = "rows", width = 0;
-  const series = block.series ?? [];
-  const legend = series.length > 1 ? legendOf(series.map(({ name }) => name), coloursOf(series)) : null;
+  const key = keyOf(block), legend = key && legendOf(...key);
   const redraw = () => {
     width = place.clientWidth;
     place.replaceChildren(DRAW[block.kind](block, { width: Math.max(width, 240), height: height - (legend ? 32 : 0), labelRoom, view }));
@@ -15,6 +14,10 @@ function mount(block, place) {
     place.before(legend);
   }
   redraw();
+  if (block.kind === "map") place.addEventListener("click", () => {
+    const point = place.firstElementChild.value;
+    if (point && rows()?.byId.has(point.id)) rows().show(point.id);
+  });
   const figure = place.closest("figure"), views = figure.querySelector(".views");
   views?.append(...viewsOf((chosen) => { view = chosen; redraw(); }));
   const table = figure.querySelector(".as-table");
@@ -40,10 +43,11 @@ function mountAll({ title, kind, blocks }) {
   let rows = null;
   for (const place of document.querySelectorAll("[data-block]")) {
     const block = blocks[place.dataset.block];
-    if (block.kind === "rows") rows = new Rows(block, place, { title, kind });
+    if (EMPTY[block.kind]?.(block)) place.replaceChildren(el("p", { class: "muted" }, "Nothing to draw."));
+    else if (block.kind === "rows") rows = new Rows(block, place, { title, kind });
     else if (block.kind === "funnel") redraws.push(() => place.replaceChildren(stageBar(block, { width: Math.max(place.clientWidth, 200), height: 14, part: Number(place.dataset.part) })));
     else if (block.kind === "what_if") redraws.push(whatIf(block, place));
-    else redraws.push(mount(block, place));
+    else redraws.push(mount(block, place, () => rows));
   }
   for (const redraw of redraws) redraw();
   let width = document.documentElement.clientWidth;

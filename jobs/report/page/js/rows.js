@@ -170,11 +170,11 @@ class Rows {
     const dialog = document.getElementById("side-by-side"), [one, two] = this.picked;
     const numbers = (row) => ({ score: row.score, rank: row.rank, characters: row.size, ...row.figures });
     const names = [...new Set([...Object.keys(numbers(one)), ...Object.keys(numbers(two))])].filter((name) => (numbers(one)[name] ?? numbers(two)[name] ?? null) !== null);
-    const columns = [{ name: "", type: "text" }, { name: "left", type: "number" }, { name: "right", type: "number" }];
+    const columns = [{ name: "", type: "text" }, { name: "first", type: "number" }, { name: "second", type: "number" }];
     dialog.replaceChildren(
       el("div", { class: "dialog-head" }, el("h2", { id: "side-by-side-title" }, "Two rows side by side"), el("button", { type: "button", on: { click: () => dialog.close() } }, "Close")),
-      el("div", { class: "pair" }, [one, two].map((row) => el("article", { class: "card" }, headOf(row), talkOf(row), el("p", { class: "id" }, row.id)))),
-      el("div", { class: "differences" }, tableOf(columns, names.map((name) => [name, numbers(one)[name], numbers(two)[name]]), "Figures of the two rows")));
+      el("div", { class: "differences" }, tableOf(columns, names.map((name) => [name, numbers(one)[name], numbers(two)[name]]), "Figures of the two rows")),
+      el("div", { class: "pair" }, [one, two].map((row) => el("article", { class: "card" }, headOf(row), talkOf(row), el("p", { class: "id" }, row.id)))));
     dialog.showModal();
   }
 }
