@@ -168,7 +168,7 @@ BY_ID, BUDGET = "and the smaller id comes first.", "and the budget took the firs
     [
         (
             {"rank": 3, "count": 10, "score": 1.0, "has_scores": True, "fate": "seed"},
-            "Selected as number 3 of 10: seed.",
+            "Selected as number 3 of 10, as a seed.",
         ),
         (
             {**NOT, "score": 0.5, "cut": 0.75},
