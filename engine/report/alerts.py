@@ -100,7 +100,7 @@ def asked_in(count: int, rows: int, what: str, where: str, chip: str | None) -> 
 
 def truncated(stage: str, count: int, rows: int, chip: str | None) -> Alert | None:
     """Whether a stage read only the beginning of rows."""
-    if not count:
+    if not count or not rows:
         return None
     return Alert(
         key=f"truncated_{stage}",
@@ -114,7 +114,7 @@ def truncated(stage: str, count: int, rows: int, chip: str | None) -> Alert | No
 
 def failed(stage: str, count: int, rows: int, chip: str | None) -> Alert | None:
     """Whether more than a hundredth of a stage's rows failed."""
-    if count <= FAILED_SHARE * rows:
+    if not rows or count <= FAILED_SHARE * rows:
         return None
     return Alert(
         key=f"failed_{stage}",

@@ -91,6 +91,8 @@ def _unfinished(found: Gathered) -> str:
     last = found.events[-1] if found.events else {}
     if last.get("event") == "failed":
         return f"Stopped in {stopped_in(last)} The same command continues the run."
+    if found.stage("search") is not None:
+        return ""  # its stages of other classes lie in folders of their own
     begun = {event["stage"] for event in found.events} - {manifest.stage for manifest in found.manifests}
     if begun or found.made_with.get("method"):
         done = ", ".join(manifest.stage for manifest in found.manifests) or "nothing"
