@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from raysift.reasons.words import apart, number, taken_as
+
 
 def fate_of(
     *,
@@ -20,7 +22,7 @@ def fate_of(
 ) -> str:
     """One sentence; `count` is the size of the selection, None where nothing is chosen yet."""
     if rank is not None and count is not None:
-        return f"Selected as number {rank:,} of {count:,}{f': {fate}' if fate else ''}."
+        return f"Selected as number {rank:,} of {count:,}{taken_as(fate)}."
     if not has_scores:
         return f"Kept; it failed: {failure}." if failure else "Kept; the run has no scores yet."
     if fate and order is None:
@@ -28,21 +30,18 @@ def fate_of(
     if score is None:
         return f"Not selected, for want of a score: {failure or 'no stage tells why'}."
     if count is None:
-        return f"It scores {figure(score)}; the run has not chosen yet."
+        return f"It scores {number(score)}; the run has not chosen yet."
     if order is not None:
         return f"Not selected: it comes as number {order:,}, and the budget took the first {count:,}."
     if cut is None:
-        return f"Not selected: it scores {figure(score)}, and the selection does not follow the scores alone."
+        return f"Not selected: it scores {number(score)}, and the selection does not follow the scores alone."
     if score == cut:
         return (
-            f"Not selected: it scores {figure(score)}, as the last selected row does, and the smaller id comes first."
+            f"Not selected: it scores {number(score)}, as the last selected row does, and the smaller id comes first."
         )
-    return f"Not selected: it scores {figure(score)}, and the lowest score of a selected row is {figure(cut)}."
-
-
-def figure(value: float) -> str:
-    """A number with four digits that count."""
-    return f"{value:.4g}" if math.isfinite(value) else str(value)
+    return (
+        f"Not selected: it scores {apart(score, cut)}, and the lowest score of a selected row is {apart(cut, score)}."
+    )
 
 
 def share(part: float, whole: float) -> str:

@@ -15,10 +15,11 @@ from raysift.jobs.report.gather import Gathered
 from raysift.jobs.report.groups import source_counts
 from raysift.jobs.report.scored import TIED
 from raysift.jobs.report.scores import joined_scores
+from raysift.jobs.report.verdict import stopped_in
 from raysift.manifest import Manifest
 from raysift.pool.likeness import remarks
 from raysift.report import alerts
-from raysift.report.alerts import WARNING
+from raysift.report.alerts import NOTE, WARNING
 from raysift.report.blocks import Alert, Alerts, Section
 from raysift.report.groups import SELECTED, by_length
 from raysift.scoring.thresholds import describe_scale
@@ -42,8 +43,10 @@ def _shown(found: Gathered, alert: Alert) -> Alert:
 def _of_stages(found: Gathered) -> Iterator[Alert | None]:
     for event in found.events[-1:]:
         if event["event"] == "failed":
-            text = f"{event['stage']} failed: {event.get('error', 'no error told')}"
-            yield Alert(key="stage_failed", level=WARNING, text=text)
+            yield Alert(key="stage_failed", level=WARNING, text=f"The run stopped in {stopped_in(event)}")
+    for stage, event in {event["stage"]: event for event in found.events if event["event"] == "killed"}.items():
+        text = f"{stage}: workers were killed for want of memory; it went on with smaller batches or fewer workers."
+        yield Alert(key=f"memory_{stage}", level=NOTE, text=text, count=event.get("for_memory"))
     for manifest in found.manifests:
         counts, stage = manifest.counts, manifest.stage
         rows = int(counts.get("rows_in") or 0)

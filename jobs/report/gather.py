@@ -22,6 +22,7 @@ from raysift.manifest import Manifest
 from raysift.records import ERROR, ID, MESSAGES, RANK, SCORE
 from raysift.report.twins import text_keys, twins_of
 from raysift.scoring.columns import TRUNCATED
+from raysift.store.gradient_store import CUT
 
 TOP, JUST_IN, RANDOM, BY_REASON, BY_ALERT = 60, 40, 100, 8, 20
 TWIN_ROWS = 50_000
@@ -110,14 +111,14 @@ class Gathered:
     @cached_property
     def cut_rows(self) -> dict[str, list[dict[str, Any]]]:
         """A few rows of each stage that read only their beginning."""
-        return self._lines("truncated", TRUNCATED)
+        return self._lines("truncated", TRUNCATED, CUT)
 
-    def _lines(self, count: str, column: str) -> dict[str, list[dict[str, Any]]]:
+    def _lines(self, count: str, *columns: str) -> dict[str, list[dict[str, Any]]]:
         found = {}
         for manifest in self.manifests:
             if manifest.counts.get(count) and manifest.files.get("answers"):
                 files = self.run.files(manifest, "answers")
-                found[manifest.stage] = [dict(line) for line in failed_lines(files, column, BY_REASON)]
+                found[manifest.stage] = [dict(line) for one in columns for line in failed_lines(files, one, BY_REASON)]
         return {stage: lines for stage, lines in found.items() if lines}
 
     @cached_property

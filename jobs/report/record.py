@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Any
 
 from raysift.jobs.compare.result import is_comparison
 from raysift.jobs.report.alerts import alerts_section
@@ -15,31 +12,14 @@ from raysift.jobs.report.differences import differing_sections
 from raysift.jobs.report.funnel import funnel_section
 from raysift.jobs.report.gather import Gathered
 from raysift.jobs.report.groups import groups_section
+from raysift.jobs.report.map import map_of
 from raysift.jobs.report.rows import rows_section
 from raysift.jobs.report.scores import scores_section
 from raysift.jobs.report.training import evaluation_section, training_section
 from raysift.jobs.report.verdict import verdict_section
+from raysift.jobs.report.why import why
 from raysift.jobs.runs.run import Run
 from raysift.report.blocks import Record, Section
-
-
-def map_section(found: Gathered) -> Section | None:
-    """Where the selected rows lie among all; for runs that have embedded them."""
-    return _given("map", "map_of", found.run)
-
-
-def why_section(found: Gathered) -> Section | None:
-    """What the method itself went by."""
-    return _given("why", "why", found.run, found.with_text)
-
-
-def _given(module: str, name: str, *arguments: Any) -> Section | None:
-    place = f"raysift.jobs.report.{module}"
-    if find_spec(place) is None:
-        return None
-    section: Section | None = getattr(import_module(place), name)(*arguments)
-    return section
-
 
 SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
     verdict_section,
@@ -47,9 +27,9 @@ SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
     funnel_section,
     scores_section,
     groups_section,
-    map_section,
+    lambda found: map_of(found.run),
     rows_section,
-    why_section,
+    lambda found: why(found.run, found.with_text),
     training_section,
     evaluation_section,
     cost_section,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -79,11 +80,19 @@ def _size(found: Gathered) -> str:
     return f"{amount(characters_of(found))} characters" if tokens is None else f"{amount(tokens)} tokens"
 
 
+def stopped_in(event: Mapping[str, Any]) -> str:
+    """The stage that failed, and its error as a sentence."""
+    error = str(event.get("error", "no error told")).removeprefix(f"{event['stage']}: ").rstrip()
+    return f"{event['stage']}: {error}{'' if error.endswith(('.', '!', '?')) else '.'}"
+
+
 def _unfinished(found: Gathered) -> str:
     """What to do with a run that is not at its end; nothing for one that has nothing left to do."""
     last = found.events[-1] if found.events else {}
     if last.get("event") == "failed":
-        return f"Stopped in {last['stage']}: {last.get('error', 'no error told')} The same command continues the run."
+        return f"Stopped in {stopped_in(last)} The same command continues the run."
+    if found.stage("search") is not None:
+        return ""  # its stages of other classes lie in folders of their own
     begun = {event["stage"] for event in found.events} - {manifest.stage for manifest in found.manifests}
     if begun or (found.made_with.get("method") and found.stage("search") is None):
         done = ", ".join(manifest.stage for manifest in found.manifests) or "nothing"

@@ -3,7 +3,9 @@
 import pyarrow.parquet as pq
 import pytest
 from sound_reports import alerts, blocks, rows, sound, stages
+from typer.testing import CliRunner
 
+from raysift.jobs.commands.cli import app
 from raysift.jobs.report.record import report_of
 from raysift.jobs.runs.run import open_run
 from raysift.pool.id_text import id_text
@@ -25,3 +27,13 @@ def test_a_run_of_rose_is_told_from_its_rows_to_its_trainings(rose_run):
     assert blocks(plain, "training", "lines")[0]["series"][0]["name"] == "warmup"
     assert {row[0] for row in blocks(plain, "cost", "table")[0]["rows"]} == {one.stage for one in run.manifests()}
     assert "By skill" in {block["title"] for block in blocks(plain, "groups")}
+
+
+def test_a_command_leaves_a_report_unless_told_not_to(rose_run):
+    """Every stage is done, so the command only looks, and writes the report."""
+    folder = open_run(rose_run).folder
+    again = ["rose", "--config", f"{rose_run}/run.yaml", "--run", rose_run]
+    for more, there in (["--no-report"], False), ([], True):
+        done = CliRunner().invoke(app, [*again, *more])
+        assert done.exit_code == 0, done.output
+        assert (folder / "report.html").exists() == (folder / "report.json").exists() == there

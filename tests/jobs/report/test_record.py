@@ -151,8 +151,12 @@ def test_a_run_that_failed_says_in_which_stage_and_why(tmp_path):
     with pytest.raises(StageError):
         run.stage("choose", {}, {}, body)
     plain = record_of(run)
-    assert plain["sections"][0]["lead"].startswith("Stopped in choose: choose: the disk is full. Make room.")
-    assert alerts(plain)["stage_failed"]["level"] == "warning"
+    assert plain["sections"][0]["lead"] == (
+        "Stopped in choose: the disk is full. Make room. The same command continues the run."
+    )
+    assert alerts(plain)["stage_failed"]["text"] == "The run stopped in choose: the disk is full. Make room."
+    run.record("killed", "score", for_memory=2, workers=1)
+    assert alerts(record_of(run))["memory_score"]["count"] == 2
 
 
 def test_rows_without_a_score_are_counted_shown_and_warned_of(tmp_path):

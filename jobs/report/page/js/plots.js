@@ -144,7 +144,8 @@ function lines(block, { width, height }) {
   const all = block.series.flatMap((series, j) => series.points.map(([x, y], i) => ({ x, y, low: series.low?.[i], high: series.high?.[i], stroke: colours[j], series: series.name, dots: series.dots })))
     .filter(({ x, y }) => x !== null && y !== null && (!block.log_x || x > 0));
   const ranged = all.filter(({ low, high }) => low !== null && high !== null && low !== undefined && high !== undefined);
-  const few = new Set(block.series.filter((series) => series.dots || series.points.length <= 30).map(({ name }) => name));
+  const single = block.series.some(({ dots }) => dots);
+  const few = new Set(block.series.filter((series) => series.dots || (!single && series.points.length <= 30)).map(({ name }) => name));
   const [low, high] = d3.extent(all, ({ x }) => x);
   return plotted({
     width, height, marginLeft: 58, marginTop: 26, marginBottom: 38, marginRight: 30,
