@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # Two processes: the tests of one shared Ray in one of them, all others file by file wherever there is room.
 SPREAD := -n 2 --dist loadgroup
 
-.PHONY: demo figures test test-slow test-extras chaos check lint types notebooks bench nano clean help
+.PHONY: demo figures test test-slow test-extras browser chaos check lint types notebooks bench nano clean help
 
 help:            ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,6 +39,11 @@ test: $(VENV)/.dev              ## All tests but the slow ones.
 
 test-slow: $(VENV)/.dev         ## Clusters, kills, several workers, notebooks.
 	$(BIN)/python -m pytest $(SPREAD) -m slow --durations=10
+
+browser:         ## Chromium and its driver, for the slow tests of the report's page; they are skipped where there is none.
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && exit 0; \
+	command -v apt-get >/dev/null || { echo "Install chromium and chromedriver: there is no apt-get here to do so." >&2; exit 1; }; \
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium chromium-driver
 
 # Apart from .dev, because every actor that loads PEFT imports bitsandbytes where it is found: a second more to start.
 # vLLM's build for CPUs names CUDA builds of packages that it does not need here: it comes by itself, its needs by a list.

@@ -72,6 +72,8 @@ class CommonConfig(Settings):
     reuse: list[Name] = Field(default_factory=list, exclude=True)
     """Runs whose finished stages are reused if settings and inputs are the same. `run.yaml` holds neither this nor `run`:
     it replays a run by itself."""
+    report: bool = Field(True, exclude=True)
+    """Write `report.html` and `report.json` into the run's folder at its end; the result is the same without them."""
     output_format: Literal["messages", "alpaca", "sharegpt", "original", "parquet"] = "messages"
     """Format of the selected rows on disk; `original` writes each record's own text."""
     train_on_selection: bool = False

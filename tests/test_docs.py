@@ -153,7 +153,8 @@ KNOWN = {setting.key for method in METHODS for setting in settings_of(method)}
 KNOWN |= {f"{method}.preset" for method in METHODS if METHODS[method].presets} | {"train.recipe"}
 SECTIONS = {key.partition(".")[0] for key in KNOWN if "." in key}
 KEY = re.compile(rf"`((?:{'|'.join(sorted(SECTIONS))})(?:\.[a-z_0-9]+)+)(?:=[^`]*)?`")
-NAMED = sorted({(one.name, key) for one in ALL for key in KEY.findall(one.text)})
+OTHERS = ["CONTRIBUTING.md", "SECURITY.md", "cluster/README.md", WALKED]
+NAMED = sorted({(one, key) for one in [*PAGES, *OTHERS] for key in KEY.findall((ROOT / one).read_text())})
 
 
 @pytest.mark.parametrize(("name", "key"), NAMED, ids=[": ".join(pair) for pair in NAMED])

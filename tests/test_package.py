@@ -30,7 +30,8 @@ def tree_files() -> set[str]:
     for folder, package in SOURCES.items():
         for file in (ROOT / folder).rglob("*"):
             inside = file.relative_to(ROOT / folder)
-            wanted = file.suffix == ".py" or file.name == "py.typed" or "weights" in inside.parts
+            carried = "weights" in inside.parts or inside.parts[:2] == ("report", "page")
+            wanted = file.suffix == ".py" or file.name == "py.typed" or carried
             if file.is_file() and wanted and "__pycache__" not in inside.parts:
                 names.add(f"{package}/{inside.as_posix()}")
     return names
@@ -81,6 +82,8 @@ def test_the_wheel_brings_the_command_and_the_licence(wheel):
         [entry_points] = [name for name in names if name.endswith("entry_points.txt")]
         assert b"raysift = raysift.jobs.commands.cli:main" in archive.read(entry_points)
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    for library in ("d3", "plot"):
+        assert any(name.endswith(f"vendor/LICENSE-{library}") and "licenses" in name for name in names)
 
 
 def test_what_is_shipped_to_a_cluster_from_a_wheel_is_the_wheel(installed, tmp_path):

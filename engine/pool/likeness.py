@@ -70,7 +70,7 @@ def sample_of(texts: Iterable[str]) -> Sample:
         found.marked.update(name for name, mark in MARKS.items() if mark.search(text))
     for character, count in characters.items():
         if character.isalpha():
-            found.letters[_script(character)] += count
+            found.letters[script_of(character)] += count
     return found
 
 
@@ -127,7 +127,7 @@ def remarks(name: str, found: Mapping[str, Any]) -> list[str]:
     return said
 
 
-def _script(letter: str) -> str:
+def script_of(letter: str) -> str:
     """The first word of the letter's name, as in `LATIN SMALL LETTER A`; forms of a letter count as that letter."""
     plain = unicodedata.normalize("NFKC", letter)[0]
     name = unicodedata.name(plain, "UNKNOWN").partition(" ")[0]

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 
 from pydantic import BaseModel
 
-UNDECIDING = ("resources", "run", "reuse")
+UNDECIDING = ("resources", "run", "reuse", "report")
 """Sections and settings for where and how fast; no result depends on them."""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from raysift.config import CommonConfig, RunConfig, lay_over, make_config, replayed
 from raysift.errors import ConfigError
 from raysift.jobs.api.inputs import GIVEN, Held, is_ray_dataset, read_given
-from raysift.jobs.api.progress import console_for
+from raysift.jobs.api.progress import console_for, no_widget_notices
 from raysift.jobs.api.words import python_words
 from raysift.jobs.on_ray.session import start_session
 from raysift.jobs.runs.console import Console
@@ -44,7 +44,7 @@ def begin(
     `given` holds pool, target and test as they were given; None stands for nothing. Without `run`, see `folder_for`.
     """
     console = console_for(log)
-    with python_words(), contextlib.ExitStack() as stack:
+    with python_words(), no_widget_notices(), contextlib.ExitStack() as stack:
         if pool_name is not None and not is_ray_dataset(given.get("pool")):
             raise ConfigError("config: 'pool_name' is for a ray.data.Dataset; all else is known by its content.")
         with tempfile.TemporaryDirectory(prefix="raysift-") as work:
@@ -122,8 +122,8 @@ def folder_for(
     while open_location(candidate).exists() and not _holds(candidate, wanted):
         number += 1
         candidate = extend_name(folder, f"-{number}")
-    if number > 1:
-        console.note(f"{folder} holds results of other settings or data; this call has {candidate}")
+    if number > 1 and not open_location(candidate).exists():
+        console.note(f"{folder} holds results of other settings or data; this call writes to {candidate}")
     return candidate
 
 

@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any, get_args
@@ -36,6 +38,23 @@ def in_notebook() -> bool:
     shell = sys.modules.get("IPython")
     own = shell.get_ipython() if shell else None
     return getattr(own, "kernel", None) is not None
+
+
+@contextlib.contextmanager
+def no_widget_notices() -> Iterator[None]:
+    """Without what Ray and tqdm say, in a notebook without ipywidgets, about bars that we do not draw."""
+    if not in_notebook():
+        yield
+        return
+    widgets = logging.getLogger("ray.widgets.util")
+    level = widgets.level
+    widgets.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "IProgress not found")
+            yield
+    finally:
+        widgets.setLevel(level)
 
 
 class ScriptConsole(Console):

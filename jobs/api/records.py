@@ -98,10 +98,10 @@ class Run:
 
     def scores(self) -> pa.Table:
         """Id and score of every row of the pool, with the method's own columns; the higher, the sooner it is chosen."""
-        manifest = self.opened.manifest("influence", "score", "order")
-        if manifest is None:
+        scored = [manifest for manifest in self.stages.values() if "scores" in manifest.files]
+        if not scored:
             raise ConfigError(f"run: '{self.name}' has no scores yet. Finish it with the call that began it.")
-        return _read(self.opened.files(manifest, "scores"))
+        return _read(self.opened.files(scored[-1], "scores"))
 
 
 class Selection:

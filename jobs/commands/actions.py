@@ -11,6 +11,7 @@ from raysift.jobs.commands.show import show_evaluation, show_ingest
 from raysift.jobs.commands.show_selection import show_selection
 from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.recipes import run_method
+from raysift.jobs.report.writing import report_at_end
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
@@ -22,6 +23,7 @@ def run_selection(config: CommonConfig, console: Console) -> None:
         selected = run_method(run, config)
         show_selection(run, selected, console)
         show_evaluation(run, console)
+        report_at_end(run, config.report)
 
 
 def run_search(config: CommonConfig, console: Console) -> None:
@@ -53,6 +55,7 @@ def run_rescore(
             start=start,
         )
     show_selection(made, chosen, console)
+    report_at_end(made, made.config(overrides=overrides).report)
     console.note(f"run: {made.folder}")
 
 

@@ -32,15 +32,16 @@ from raysift.jobs.commands.options import (
     AgainstModel,
     Answers,
     AsJson,
-    BudgetOption,
+    Claims,
+    Compared,
+    Form,
     Fresh,
     JudgeModel,
     Log,
-    Overrides,
+    Methods,
     PoolArgument,
-    Reuse,
-    RunName,
-    Target,
+    Report,
+    Seeds,
     is_override,
     make_console,
     prepare,
@@ -90,7 +91,7 @@ def add_method(name: str, summary: str, method: str | None = None) -> None:
 
     @takes(
         *("pool", "target", "model", "budget", "run", "reuse", "config", "seed", "adapter", "train", "test"),
-        *("on_bad_file", "fresh", "log", "overrides"),
+        *("on_bad_file", "fresh", "report", "log", "overrides"),
         hide_target=not METHODS[method or name].takes_target,
     )
     def command(given: dict[str, Any]) -> None:
@@ -151,29 +152,15 @@ def evaluate(given: dict[str, Any]) -> None:
 
 
 @app.command(rich_help_panel="Look")
-@takes("pool", "target", "test", "model", "adapter", "budget", "run", "seed", "log")
+@takes("pool", "target", "test", "model", "adapter", "budget", "run", "seed", "report", "log")
 def compare(
     given: dict[str, Any],
-    named: Annotated[
-        list[str] | None,
-        typer.Argument(
-            help="One YAML file, or finished runs; and section.key=value ...",
-            metavar="FILE or RUN...",
-            show_default=False,
-        ),
-    ] = None,
-    methods: Annotated[
-        str | None, typer.Option("--methods", help="Methods by name: less,rose,mods. In a YAML: compare.methods.")
-    ] = None,
-    seeds: Annotated[int | None, typer.Option("--seeds", min=1, help="Selections of each method; default: 3.")] = None,
-    form: Annotated[str, typer.Option("--format", help="table, md, csv or json.")] = "table",
+    named: Compared = None,
+    methods: Methods = None,
+    seeds: Seeds = None,
+    form: Form = "table",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
-    claims: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--assert", help="Such as 'rose>uniform' (better) or 'rose>=uniform' (not worse); else exit code 7."
-        ),
-    ] = None,
+    claims: Claims = None,
 ) -> None:
     """Compare methods under one budget and recipe: score, difference to uniform, cost, overlap, and a verdict in words."""
     overrides = [name for name in named or [] if is_override(name)]
@@ -209,25 +196,23 @@ def win_rate(
 
 
 @app.command(rich_help_panel="Steps")
+@takes("target", "run", "reuse", "budget", "report", "log", "overrides")
 def rescore(
+    given: dict[str, Any],
     source: Annotated[str, typer.Argument(help="A finished run with matching=store.", metavar="RUN")],
-    target: Target = None,
-    run: RunName = None,
-    reuse: Reuse = None,
-    budget: BudgetOption = None,
-    log: Log = None,
-    overrides: Overrides = None,
 ) -> None:
     """Select for other targets from the gradients that a run has stored, without a new pass over the rows."""
-    if not target:
+    if not given["target"]:
         raise ConfigError("config: 'target' is missing. Name what to select for now: --target FILE...")
     from raysift.jobs.commands.actions import run_rescore
 
-    run_rescore(source, target, run, budget, overrides or [], make_console(log), reuse or [])
+    overrides = [*(given["overrides"] or []), *(["report=false"] if given["report"] is False else [])]
+    new = (given["target"], given["run"], given["budget"], overrides)
+    run_rescore(source, *new, make_console(given["log"]), given["reuse"] or [])
 
 
 @app.command("run", rich_help_panel="Steps")
-@takes("run", "reuse", "fresh", "log", "overrides")
+@takes("run", "reuse", "fresh", "report", "log", "overrides")
 def run_file(
     given: dict[str, Any],
     file: Annotated[
@@ -281,6 +266,26 @@ def show(
         from raysift.jobs.commands.show import show_run
 
         show_run(run, make_console(log), by)
+
+
+@app.command(rich_help_panel="Look")
+def report(
+    runs: Annotated[list[str], typer.Argument(help="A run or a comparison; or several runs.", metavar="RUN...")],
+    out: Annotated[
+        str | None, typer.Option("--out", help="Folder or URI; default: the folder of the run named last.")
+    ] = None,
+    text: Annotated[bool, typer.Option("--text/--no-text", help="Show the texts of rows.")] = True,
+    as_json: AsJson = False,
+    log: Log = None,
+) -> None:
+    """Write one page about a run, to read and to pass on: report.html, and report.json beside it. Needs no Ray.
+
+    Every method, `compare` and `demo` write it at their end, unless told --no-report. With several runs, it shows how they
+    differ.
+    """
+    from raysift.jobs.commands.report import report_command
+
+    report_command(runs, out, text, as_json, make_console(log))
 
 
 @app.command(rich_help_panel="Look", context_settings={"ignore_unknown_options": True})
@@ -351,6 +356,7 @@ def demo(
     run: Annotated[str, typer.Option("--run", help="Folder for the results.")] = "runs/demo",
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Seeds under which each training set is trained.")] = 2,
     fresh: Fresh = False,
+    report: Report = None,
     log: Log = None,
 ) -> None:
     """Compare every method on a small synthetic world, in minutes and offline."""
@@ -358,7 +364,7 @@ def demo(
     from raysift.jobs.commands.demo import run_demo
     from raysift.jobs.runs.run import free_name
 
-    run_demo(free_name(run) if fresh else run, seeds, console)
+    run_demo(free_name(run) if fresh else run, seeds, console, report is not False)
 
 
 @app.command(

@@ -12,6 +12,7 @@ from raysift.jobs.compare import rendering
 from raysift.jobs.compare.compare import check_claims, compare, require_claims
 from raysift.jobs.compare.plan import Plan, make_plan
 from raysift.jobs.on_ray.session import own_session
+from raysift.jobs.report.writing import report_at_end
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.replay import name_from_anywhere
 from raysift.jobs.runs.reuse import run_name
@@ -37,7 +38,9 @@ def compare_command(
     folder = folder or str(values.get("run") or "runs/compare")
     check_claims(plan, claims)
     with own_session(console) as start:
-        found = compare(Run(folder, console, start=start), plan, values, claims)
+        run = Run(folder, console, start=start)
+        found = compare(run, plan, values, claims)
+    report_at_end(run, plan.shared.report)
     if form == "table":
         rendering.show(found, console)
         console.note(f"result: {folder}/compare.json, compare.md, compare.csv")

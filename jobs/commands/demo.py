@@ -20,6 +20,7 @@ from raysift.jobs.compare import rendering
 from raysift.jobs.compare.compare import compare
 from raysift.jobs.compare.plan import make_plan
 from raysift.jobs.on_ray.session import own_session
+from raysift.jobs.report.writing import report_at_end
 from raysift.jobs.runs.console import Console, printable
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.table_layout import duration
@@ -42,8 +43,8 @@ CUT = (
 )
 
 
-def run_demo(folder: str, seeds: int, console: Console) -> None:
-    """Select with every method, train, test, and tell what came out."""
+def run_demo(folder: str, seeds: int, console: Console, report: bool = True) -> None:
+    """Select with every method, train, test, and tell what came out; the report is a page of the same."""
     run = Run(folder, console)
     run.claim()
     values = write_world(run.folder) | {"compare": {"methods": contenders(run.folder), "seeds": seeds, "selections": 1}}
@@ -57,6 +58,7 @@ def run_demo(folder: str, seeds: int, console: Console) -> None:
     rendering.show(found, console, all_tables=False)
     show_truth(run, found, console)
     show_rows(run, "less", console)
+    report_at_end(run, report)
     console.note("time: " + ", ".join(f"{part} {duration(seconds)}" for part, seconds in found["seconds"].items()))
     console.note(CUT.format(rows=POOL_ROWS, seeds=seeds))
     for line in next_commands(folder):

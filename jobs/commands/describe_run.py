@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.errors import ConfigError
-from raysift.jobs.commands.show import command_of
 from raysift.jobs.compare.result import is_comparison, read_result
 from raysift.jobs.runs.labels import labels_of
+from raysift.jobs.runs.replay import command_of
 from raysift.jobs.runs.run import Run, open_run
 from raysift.manifest import Manifest
 from raysift.pool.id_text import exact, id_text

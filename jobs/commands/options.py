@@ -82,6 +82,9 @@ OnBadFile = Annotated[
 ]
 Train = Annotated[bool, typer.Option("--train", help="Fine-tune the model on the selection.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Write under the next free name instead of an existing run.")]
+Report = Annotated[
+    bool | None, typer.Option("--report/--no-report", help="Write report.html at the end; default: yes.")
+]
 Log = Annotated[str | None, typer.Option("--log", help="rich, plain, quiet or json; default: rich on a terminal.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead; ids are text.")]
 AgainstModel = Annotated[str | None, typer.Option("--against-model", help="The model to compare with.")]
@@ -105,6 +108,24 @@ PoolArgument = Annotated[
     typer.Argument(help="The pool, as with --pool, and settings.", metavar="[PATH]... [SECTION.KEY=VALUE]..."),
 ]
 
+Compared = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="One YAML file, or finished runs; and section.key=value ...",
+        metavar="FILE or RUN...",
+        show_default=False,
+    ),
+]
+Methods = Annotated[
+    str | None, typer.Option("--methods", help="Methods by name: less,rose,mods. In a YAML: compare.methods.")
+]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, help="Selections of each method; default: 3.")]
+Form = Annotated[str, typer.Option("--format", help="table, md, csv or json.")]
+Claims = Annotated[
+    list[str] | None,
+    typer.Option("--assert", help="Such as 'rose>uniform' (better) or 'rose>=uniform' (not worse); else exit code 7."),
+]
+
 HIDDEN_TARGET = Annotated[list[str] | None, typer.Option("--target", hidden=True)]
 
 SHARED: dict[str, Any] = {
@@ -121,6 +142,7 @@ SHARED: dict[str, Any] = {
     "train": Train,
     "on_bad_file": OnBadFile,
     "fresh": Fresh,
+    "report": Report,
     "log": Log,
     "overrides": Overrides,
 }

@@ -30,6 +30,7 @@ from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.setups import make_setup, need_of, place_of
 from raysift.jobs.policy.trials import ROUNDS, TrialWork
 from raysift.jobs.policy.tuning import fit
+from raysift.jobs.report.writing import report_at_end
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.models import adapter_input, find_model, without_models
@@ -66,6 +67,7 @@ def search_command(config: CommonConfig, console: Console) -> None:
         run = Run(config.run, console, config.reuse, start)
         manifest = find_settings(run, config)
     show_search(manifest, console)
+    report_at_end(run, config.report)
     console.note(f"best settings: raysift raise --config {run.folder / BEST} --run NEW")
 
 

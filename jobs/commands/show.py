@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -18,6 +17,7 @@ from raysift.jobs.compare import rendering
 from raysift.jobs.compare.result import is_comparison, read_result
 from raysift.jobs.pool.target_check import LIKENESS
 from raysift.jobs.runs.console import Console
+from raysift.jobs.runs.replay import command_of
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.runs.stage_names import WHAT_IT_DOES
 from raysift.jobs.runs.tables import read_chunks
@@ -110,16 +110,6 @@ def show_settings(run: Run, console: Console) -> None:
     names = ("method", "model", "adapter", "budget", "seed", "pool", "target", "test")
     told = [[name, _words(made_with[name])] for name in names if made_with.get(name) not in (None, [])]
     console.table(f"Run {run.name}", ["", "setting"], [*told, ["command", command_of(made_with)]])
-
-
-def command_of(made_with: Mapping[str, Any]) -> str:
-    """The command of a run; settings that it leaves to files or `section.key=value` are in run.yaml."""
-    words = ["raysift", str(made_with.get("method") or "...")]
-    for name in ("pool", "target", "test"):
-        words += [f"--{name}", *made_with[name]] if made_with.get(name) else []
-    for name in ("model", "adapter", "budget", "seed"):
-        words += [f"--{name}", str(made_with[name])] if made_with.get(name) is not None else []
-    return shlex.join([*words, *(["--train"] if made_with.get("train_on_selection") else [])])
 
 
 def show_training(run: Run, manifest: Manifest, console: Console) -> None:

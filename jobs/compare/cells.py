@@ -23,8 +23,10 @@ from raysift.fingerprint import fingerprint
 from raysift.jobs.compare.selections import Chosen
 from raysift.jobs.runs.models import adapter_input, computing, find_model, number_type
 from raysift.jobs.runs.run import Run
+from raysift.jobs.runs.tables import read_chunks
 from raysift.pool.files import find_files, fingerprint_files
-from raysift.records import ERROR
+from raysift.pool.longest import most_tokens
+from raysift.records import ERROR, MESSAGES
 from raysift.settings.resources import Resources
 from raysift.settings.training import TrainConfig, count_steps
 from raysift.storage import Location
@@ -110,9 +112,11 @@ def run_cells(run: Run, shared: CommonConfig, cells: Sequence[Cell]) -> list[dic
         run.start()
         from raysift.jobs.on_ray.fitting import need_to_train, with_room
 
-        with_room(
-            run, "train", shared, need_to_train(shared, cells[0].model), lambda fit: _do(run, cells, fit.resources)
-        )
+        files = {file.path: file for cell in cells for file in cell.files}
+        chunks = read_chunks([*files.values()], [MESSAGES])
+        longest = max((most_tokens(chunk[MESSAGES]) for chunk in chunks), default=None)
+        need = need_to_train(shared, cells[0].model, longest)
+        with_room(run, "train", shared, need, lambda fit: _do(run, cells, fit.resources))
     return [cell.result() or {} for cell in cells]
 
 

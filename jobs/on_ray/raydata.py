@@ -44,6 +44,10 @@ FILTER_CPUS = 1.0  # reserved by Ray's checkpoint filter
 RESTARTS = 5  # of one actor; Ray Data's own default is for ever, even if memory kills it each time
 IO_CPUS = 0.25  # reserved by each of our readers and writers
 
+_TOLD_FROM = {
+    "ray.data": logging.WARNING,
+    "ray.data._internal.progress": logging.ERROR,  # it reports that its bars are off
+}
 _TELLERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 _OF_OUR_ACTORS = ("Exception occurred in user code", "An exception was raised from a task of operator")
 
@@ -75,7 +79,7 @@ def start_ray(**options: Any) -> bool:
     level = max(logging.WARNING, logging.getLogger().level)
     for library in ("ray.data", "ray.train", "ray.tune"):
         logging.getLogger(library).setLevel(level)  # Ray Data sets its own level at import
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it reports that its bars are off
+    logging.getLogger("ray.data._internal.progress").setLevel(_TOLD_FROM["ray.data._internal.progress"])
     return True
 
 
@@ -103,11 +107,25 @@ def data_context(resources: Resources) -> Iterator[DataContext]:
     context.execution_no_progress_timeout_s = resources.no_progress_timeout_s
     context.use_datasource_v2 = False
     context.issue_detectors_config.detectors = []  # they advise on the pipeline's code, which is ours
-    with DataContext.current(context), _said_once(), warnings.catch_warnings():
+    with DataContext.current(context), _said_once(), _quieter(), warnings.catch_warnings():
         # A resumed stage may have too few rows for that many actors; restarts have no other name before Ray 2.64.
         warnings.filterwarnings("ignore", "The minimum number of concurrent actors")
         warnings.filterwarnings("ignore", ".ray_remote_args. is deprecated")
         yield context
+
+
+@contextlib.contextmanager
+def _quieter() -> Iterator[None]:
+    """Hides what Ray Data says of every execution, in a host's session too, whose own level is back afterwards."""
+    levels = {logging.getLogger(name): level for name, level in _TOLD_FROM.items()}
+    before = {logger: logger.level for logger in levels}
+    for logger, level in levels.items():
+        logger.setLevel(max(level, logger.level))
+    try:
+        yield
+    finally:
+        for logger, level in before.items():
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager

@@ -1,10 +1,10 @@
 """One driver at a time works in a run folder: `lease.json` there names it, and a thread renews it while the driver lives.
 
     token   random, of one holder          where, pid, born   the holder's process, so that others on its machine see it end
-    beat    the holder's last sign of life, by its clock
+    beat    the holder's last sign of life, by its clock, which need not agree with ours
 
-A lease is free once its holder has given it back, is known to be dead (same machine), or has shown no sign of life for
-STALE_S seconds. So a run killed with `kill -9` continues at once on its machine, and after two minutes on another one.
+A lease is free once its holder has given it back, is known to be dead (same machine), or has shown no sign of life while we
+looked on for STALE_S seconds. So a run killed with `kill -9` continues at once on its machine, and after a minute on another.
 
 On a disk a lease is made by a hard link, which fails if there is one, and taken over under a lock on the old file. An object
 store offers neither through pyarrow: there a driver writes its lease and looks SETTLE_S later whether it is still there. Two
@@ -21,17 +21,17 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from raysift.errors import ConfigError, StageError
-from raysift.jobs.runs.progress import clock_time
 from raysift.storage import Location
 
 LEASE = "lease.json"
-BEAT_S, STALE_S, SETTLE_S = 15.0, 120.0, 1.0
+BEAT_S, STALE_S, LOOK_S, SETTLE_S = 15.0, 60.0, 1.0, 1.0
 
 Holder = dict[str, Any]
+Tell = Callable[[str], None]
 
 _held: dict[tuple[int, str], Lease] = {}
 _guard = threading.Lock()
@@ -40,7 +40,8 @@ _guard = threading.Lock()
 class Lease:
     """Held from `take` until `release` was called as often; within a process, whoever takes it again shares it."""
 
-    def __init__(self, folder: Location) -> None:
+    def __init__(self, folder: Location, tell: Tell = lambda words: None) -> None:
+        self.tell = tell
         self.place, self.times = folder / LEASE, 1
         self.own: Holder = {"token": uuid.uuid4().hex, "host": socket.gethostname(), "since": time.time(), **process()}
         self.before: Holder | None = None
@@ -76,8 +77,11 @@ class Lease:
     def _acquire(self) -> bool:
         """Whether the run is ours now; raises if it is another's. False: what was found has changed, look again."""
         found = read_holder(self.place)
-        if found and not is_over(found):
-            raise ConfigError(f"run: {self.place.parent} {describe(found)}")
+        if found and is_here(found):
+            if is_alive(found):
+                raise ConfigError(f"run: {self.place.parent} {describe(found)}")
+        elif found and not self._shows_no_life(found):
+            return False
         self.before = found
         self.own["beat"] = time.time()
         if self.place.is_local:
@@ -85,6 +89,21 @@ class Lease:
         self.place.write(json.dumps(self.own))
         time.sleep(SETTLE_S)
         return self._is_own(read_holder(self.place))
+
+    def _shows_no_life(self, found: Holder) -> bool:
+        """Whether a holder on another machine, whose processes we cannot see, lets the time pass; raises if it is alive."""
+        self.tell(
+            f"waiting for up to {STALE_S:.0f} s to see whether process {found['pid']} on {found['host']} still works there"
+        )
+        end = time.monotonic() + STALE_S
+        while time.monotonic() < end:
+            time.sleep(LOOK_S)
+            now = read_holder(self.place)
+            if now is None or now["token"] != found["token"]:
+                return False
+            if now["beat"] != found["beat"]:
+                raise ConfigError(f"run: {self.place.parent} {describe(now)}")
+        return True
 
     def _make(self) -> bool:
         with self._written() as mine:
@@ -139,14 +158,14 @@ class Lease:
         return found is not None and not self._is_own(found)
 
 
-def take(folder: Location) -> Lease:
-    """The lease of a run folder, which exists; raises if another process holds it."""
+def take(folder: Location, tell: Tell = lambda words: None) -> Lease:
+    """The lease of a run folder, which exists; raises if another process holds it. `tell` is called before a longer wait."""
     with _guard:
         key = _key(folder / LEASE)
         if key in _held:
             _held[key].times += 1
         else:
-            _held[key] = Lease(folder)
+            _held[key] = Lease(folder, tell)
         return _held[key]
 
 
@@ -159,22 +178,22 @@ def read_holder(place: Location) -> Holder | None:
     return found if isinstance(found, dict) and {"token", "where", "pid", "born", "beat"} <= found.keys() else None
 
 
-def is_over(found: Holder) -> bool:
-    """Whether the holder is dead, or has shown no sign of life for too long."""
-    here = process()
-    if found["where"] == here["where"]:
-        return bool(born(found["pid"]) != found["born"])
-    return bool(time.time() - found["beat"] > STALE_S)
+def is_here(found: Holder) -> bool:
+    """Whether the holder is, or was, a process that we could see."""
+    return bool(found["where"] == process()["where"])
+
+
+def is_alive(found: Holder) -> bool:
+    """Whether the holder's process on this machine is the one that took the lease."""
+    return bool(born(found["pid"]) == found["born"])
 
 
 def describe(found: Holder) -> str:
     """Who holds the run, and what to do."""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(found["since"]))
-    seen = max(0.0, time.time() - found["beat"])
     return (
-        f"is in use by process {found['pid']} on {found['host']} since {since} (last sign of life {clock_time(seen)} ago). Wait "
-        "until it ends and repeat the command, or name another folder with --run. Should that process be gone, the run is free "
-        f"at once on its machine, and elsewhere {STALE_S:.0f} s after its last sign of life."
+        f"is in use by process {found['pid']} on {found['host']} since {since}. Wait until it ends and repeat the command, or "
+        "name another folder with --run."
     )
 
 

@@ -257,7 +257,7 @@ class Run:
         self.claim()
         if not self._depth or self._lease is not None:
             return False
-        self._lease = take(self.folder)
+        self._lease = take(self.folder, lambda words: self.console.note(f"run: {words}"))
         if dead := self._lease.before:
             self.console.note(
                 f"run: taken over from process {dead['pid']} on {dead['host']}, which ended in the middle"

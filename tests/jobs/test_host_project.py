@@ -9,7 +9,7 @@ import pytest
 from raysift.nano.world import WorldConfig, generate_pool
 
 PIPELINE = """
-import json, os, signal, sys
+import json, logging, os, signal, sys
 
 import engine
 import jobs.clean
@@ -29,9 +29,14 @@ def mine(number, frame):
 
 signal.signal(signal.SIGTERM, mine)
 environment = dict(os.environ)
+loggers = [logging.getLogger(name) for name in ("ray.data", "ray.data._internal.progress", "ray.widgets.util")]
+levels = [logger.level for logger in loggers]
 
 rows = [json.loads(line) for line in open("pool.jsonl")]
 dataset = ray.data.from_items(rows).filter(jobs.clean.keep)
+print("BEFORE OURS", file=sys.stderr, flush=True)
+raysift.longest("pool.jsonl", budget="10%", unit="chars")
+print("AFTER OURS", file=sys.stderr, flush=True)
 selection = raysift.uniform(dataset, budget="50%", seed=1)
 chosen = selection.dataset()
 after = ray.data.DataContext.get_current()
@@ -46,6 +51,7 @@ answer = {
     "same_session": ray.get_runtime_context().gcs_address == host.address_info["gcs_address"],
     "same_context": after is context,
     "same_environment": dict(os.environ) == environment,
+    "same_levels": [logger.level for logger in loggers] == levels,
     "same_handlers": signal.getsignal(signal.SIGTERM) is mine,
     "changed": [name for name, value in vars(before).items() if vars(after).get(name) != value],
 }
@@ -86,7 +92,8 @@ def test_a_host_with_its_own_jobs_and_engine_and_ray_keeps_all_three(host_projec
     assert answer["ids_agree"]
     assert answer["still_running"] and answer["same_session"]
     assert answer["same_context"] and answer["changed"] == []
-    assert answer["same_environment"] and answer["same_handlers"]
+    assert answer["same_environment"] and answer["same_handlers"] and answer["same_levels"]
+    assert "Starting execution" not in done.stderr.split("BEFORE OURS")[1].split("AFTER OURS")[0]
 
 
 def test_relative_names_of_the_host_are_found_first(host_project):

@@ -54,8 +54,8 @@ def applied(edit: Edit, before: str) -> str:
         return edit.text
     if edit.where == "at the end":
         return f"{before}\n\n{edit.text}"
-    [name] = re.fullmatch(r"a line in (\w+)", edit.where).groups()
-    [line] = re.findall(rf"^{name} = \{{\n", before, re.M)
+    [name] = re.fullmatch(r"lines below (\w+)", edit.where).groups()
+    [line] = re.findall(rf"^ *{name}(?: = |: ).*\n", before, re.M)
     return before.replace(line, line + edit.text)
 
 
@@ -108,6 +108,12 @@ def test_the_command_line_shows_a_new_method_and_takes_its_settings(grown):
     assert re.search(r"surprising +Select the rows whose answers the model expects least\.", shown)
     code = "from raysift.config import load_config; import sys; print(load_config(None, None, sys.argv[1:]))"
     assert "shortest=ShortestConfig(sign=1.0)" in run_python(grown, "-c", code, "shortest.preset=reversed").stdout
+
+
+def test_type_checkers_are_told_of_the_new_methods(grown):
+    told = set(re.findall(r"^    (\w+): \w+Method$", (grown / "raysift" / "__init__.py").read_text(), re.M))
+    code = "from raysift.methods import METHODS, function_name; print(*map(function_name, METHODS))"
+    assert told == set(run_python(grown, "-c", code).stdout.split())
 
 
 def test_what_the_page_adds_is_written_as_the_project_writes(grown):

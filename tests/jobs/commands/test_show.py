@@ -11,9 +11,10 @@ from rich.console import Console as RichConsole
 
 from raysift.config import make_config, make_selector, replayed
 from raysift.errors import DataError
-from raysift.jobs.commands.show import command_of, show_run
+from raysift.jobs.commands.show import show_run
 from raysift.jobs.commands.show_selection import shorten
 from raysift.jobs.runs.console import Console
+from raysift.jobs.runs.replay import command_of
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import write_selection
 from raysift.jobs.runs.stage_names import WHAT_IT_DOES

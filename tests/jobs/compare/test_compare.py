@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+from sound_reports import blocks, sound
 
 from raysift.config import make_config
 from raysift.errors import ConfigError, StaleRunError
@@ -15,6 +16,7 @@ from raysift.jobs.compare.compare import compare, require_claims
 from raysift.jobs.compare.plan import make_plan
 from raysift.jobs.compare.result import SETTINGS, read_result
 from raysift.jobs.recipes import run_method
+from raysift.jobs.report.record import report_of, report_of_runs
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 
@@ -134,3 +136,21 @@ def test_claims_are_told_after_the_result_is_written(done):
     assert found["claims"][0]["holds"]
     with pytest.raises(ClaimError, match="does not hold"):
         require_claims({"claims": [{"claim": "a>b", "holds": False, "verdict": "a: worse than b"}]})
+
+
+def test_its_report_and_those_of_its_runs_stand_side_by_side(done):
+    folder, found = done
+    plain = sound(report_of(Run(folder)))
+    assert [row[0] for row in blocks(plain, "standings", "table")[0]["rows"]] == [
+        one["name"] for one in found["methods"]
+    ]
+    runs = [Run(f"{folder}/{name}/seed-0") for name in ("uniform", "longest", "quality", "mine")]
+    for run in runs:
+        assert blocks(sound(report_of(run)), "evaluation", "table")[-1]["rows"][0][0] == "base model"
+    both = sound(report_of_runs(runs))
+    overlaps = blocks(both, "differences", "heatmap")[0]
+    assert overlaps["columns"] == [
+        "uniform/seed-0",
+        "longest/seed-0",
+        "quality/seed-0",
+    ]  # the rows of `mine` were not chosen

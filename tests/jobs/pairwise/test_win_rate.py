@@ -6,12 +6,15 @@ from itertools import pairwise
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sound_reports import blocks, sound
 
 import raysift
 from raysift.errors import ConfigError, DataError, ModelError, StageError, StaleRunError
 from raysift.evaluation.examples import read_examples
 from raysift.jobs.on_ray import fitting
 from raysift.jobs.pairwise.sides import answers_file, read_answers
+from raysift.jobs.report.record import report_of
+from raysift.jobs.runs.run import open_run
 from raysift.pairwise.rows import ORDERS
 from raysift.storage import open_location
 
@@ -360,3 +363,14 @@ def test_what_is_missing_is_said_before_any_work(ray_local, test_file, tmp_path,
     with pytest.raises(error, match=message):
         compare(test_file, tmp_path / "run", **settings)
     assert not (tmp_path / "run" / "own").exists()
+
+
+@pytest.mark.ray
+def test_its_report_tells_who_wins(against_truth):
+    folder, manifest, _ = against_truth
+    plain = sound(report_of(open_run(str(folder / "run"))))
+    table = blocks(plain, "evaluation", "table")[0]
+    names = [column["name"] for column in table["columns"]]
+    assert dict(zip(names, table["rows"][-1], strict=True))["lose"] == manifest.values["total"]["lose"]
+    evaluated = sound(report_of(open_run(str(folder / "evaluated"))))
+    assert blocks(evaluated, "evaluation", "table")[0]["rows"] and "score" in evaluated["sections"][0]["lead"].lower()

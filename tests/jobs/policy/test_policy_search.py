@@ -13,6 +13,7 @@ import orjson
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from sound_reports import blocks, sound
 
 import raysift
 from raysift.config import load_config
@@ -21,8 +22,9 @@ from raysift.jobs.commands.search import curves, open_classes, ranked, show_sear
 from raysift.jobs.on_ray import fitting
 from raysift.jobs.policy import tuning
 from raysift.jobs.policy.tuning import OutOfMemory, SparingASHA, Teller, Watch, name_trial
+from raysift.jobs.report.record import report_of
 from raysift.jobs.runs.console import Console
-from raysift.jobs.runs.run import Run, StageResult
+from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.manifest import Manifest, read_manifest
 from raysift.nano.world import examples, generate_pool
 from raysift.policy.saved import ROUND
@@ -382,3 +384,10 @@ def test_draws_do_not_depend_on_what_trials_share(data):
     config = load_config(None, settings_of(data) | {"method": "raise"})
     drawn = draw_trials(config.search, getattr(config, "raise"), config.train, config.seed)
     assert len(drawn) == TRIALS and any(point["actor_rate"] == 1e30 for point in drawn)
+
+
+def test_its_report_lists_the_trials(searched):
+    plain = sound(report_of(open_run(str(searched.folder))))
+    table = blocks(plain, "training", "table")[-1]
+    assert len(table["rows"]) == len(searched.manifest.values["trials"])
+    assert "settings of the policy were tried" in plain["sections"][0]["lead"]

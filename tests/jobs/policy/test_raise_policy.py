@@ -19,6 +19,8 @@ import pytest
 import ray
 import torch
 from safetensors.numpy import load_file
+from sound_reports import rows as shown
+from sound_reports import sound, stages
 
 import raysift
 from raysift.actors.effective_batches import EncodeRows, Place, split_trainable
@@ -31,7 +33,8 @@ from raysift.jobs.policy import learning as policy_learning
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.episodes import LocalFleet, RayFleet, ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
-from raysift.methods.raise_policy import PASSED_OVER, PICKED
+from raysift.jobs.report.record import report_of
+from raysift.methods.raise_policy import NOTHING_TO_LEARN, PASSED_OVER, PICKED
 from raysift.nano.world import examples, generate_pool
 from raysift.policy.saved import EPISODES, POLICY, ROUND, load_episodes, round_name
 from raysift.pool.id_text import id_ranges
@@ -543,3 +546,11 @@ def test_a_driver_killed_while_it_learns_and_while_it_trains_ends_with_the_undis
         for name in ("calm", "killed")
     ]
     assert same(*adapters)
+
+
+def test_its_report_tells_which_rows_were_picked_and_which_could_not_be(chosen):
+    plain = sound(report_of(chosen.run.opened))
+    picked = chosen.run.opened.manifest("final").counts["kept"]
+    assert stages(plain)["order"]["kept"] == picked and stages(plain)["choose"]["rows_in"] == picked
+    assert stages(plain)["choose"]["kept"] == len(chosen) == len(shown(plain, "chosen"))
+    assert shown(plain, NOTHING_TO_LEARN)[0]["verdict"].startswith(f"Not selected: {NOTHING_TO_LEARN}")

@@ -15,6 +15,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sound_reports import blocks, rows, sound, stages
 
 import raysift
 from raysift.actors.prompts import ANSWER
@@ -22,6 +23,7 @@ from raysift.config import make_config
 from raysift.errors import ConfigError, DataError, ModelError, StageError
 from raysift.jobs.coverage import centers
 from raysift.jobs.recipes import run_method
+from raysift.jobs.report.record import report_of
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
@@ -422,3 +424,15 @@ def test_quality_through_vllm_ranks_as_through_transformers(chosen, pool, tmp_pa
     through = {i: row["score"] for i, row in scores_of(found).items()}
     assert through.keys() == plain.keys()
     assert max(abs(through[i] - plain[i]) for i in plain) < 0.01
+
+
+def test_its_report_tells_the_fates_and_the_models_own_answers(chosen):
+    plain = sound(report_of(chosen.run.opened))
+    fates = chosen.run.opened.manifest("order").values["fates"]
+    kept = (SEED, AUGMENTED)
+    assert stages(plain)["order"]["rejected"] == {fate: count for fate, count in fates.items() if fate not in kept}
+    assert rows(plain, KNOWN)[0]["verdict"] == f"Not selected: {KNOWN}."
+    answered = [item for item in rows(plain) if item["other"]]
+    assert answered and all(item["figures"].get("necessity") is not None for item in answered)
+    assert [item["rank"] for item in rows(plain, "top")] == [*range(1, len(chosen) + 1)]
+    assert blocks(plain, "scores", "histogram")[0]["marks"] == [] and not blocks(plain, "scores", "what_if")

@@ -5,12 +5,14 @@ import json
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from sound_reports import blocks, sound
 
 from raysift.actors.loaded import LoadedModel, load
 from raysift.errors import DataError, ModelError, StageError
 from raysift.evaluation.examples import example_key, parse_example, read_examples
 from raysift.evaluation.metrics import EvalConfig
 from raysift.evaluation.report import answers_by_id, choose_examples, make_report, question_rows
+from raysift.jobs.report.record import report_of
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, open_run
 from raysift.jobs.stages import asked_as_trained
@@ -243,6 +245,9 @@ def test_a_tuned_model_is_asked_under_the_template_of_its_training(ray_local, ti
     common = {"model": tiny, "evaluate": {"max_new_tokens": 4}, "resources": {"train_workers": 0, "workers": 1}}
     trained = raysift.finetune(str(pool), run=str(tmp_path / "tuned"), test=[str(test)], train=train, **common)
     after = open_run(str(tmp_path / "tuned")).manifest("evaluate")
+    plain = sound(report_of(open_run(str(tmp_path / "tuned"))))
+    assert plain["sections"][0]["lead"].startswith("Trained on ") and blocks(plain, "training", "lines")
+    assert blocks(plain, "evaluation", "table")[0]["rows"][0][:3] == ["w", "exact_match", 4]
     assert trained.evaluation is not None and trained.evaluation.manifest == after
     alone = raysift.evaluate(str(test), run=str(tmp_path / "alone"), adapter=trained, **common).manifest
     assert after.settings["evaluate"]["template"] == alone.settings["evaluate"]["template"] == "tulu"
