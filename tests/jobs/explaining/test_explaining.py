@@ -12,6 +12,7 @@ from laid_runs import begin, id_of, lay_coverage, lay_gradient, lay_mods, lay_po
 import raysift
 from raysift.errors import ConfigError
 from raysift.jobs.commands.explained import explain_command, show
+from raysift.jobs.explaining.explain import explain as look_up
 from raysift.jobs.explaining.record import described, paragraphs
 from raysift.jobs.runs.console import Console
 from raysift.methods.coverage import COVERED
@@ -25,7 +26,7 @@ COUNT = 40
 
 
 def explain(run, row, **given):
-    return raysift.explain(run, row, pairs=False, **given)
+    return look_up(run, row, pairs=False, **given)
 
 
 def table_of(run, name="scores"):
@@ -241,7 +242,7 @@ def test_a_run_a_selection_and_a_folder_are_explained_alike(tmp_path):
     class Held:
         folder = run.folder.path
 
-    selection = raysift.load_selection(tmp_path / "run")
+    selection = raysift.load_run(tmp_path / "run").selection
     found = [
         described(explain(given, id_of(2)))
         for given in (run, selection, Held(), tmp_path / "run", str(tmp_path / "run"))
