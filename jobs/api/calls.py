@@ -41,7 +41,8 @@ def begin(
 ) -> Iterator[tuple[Run, CommonConfig]]:
     """Yield a run and its checked settings; the first stage starts or joins Ray.
 
-    `given` holds pool, target and test as they were given; None stands for nothing. Without `run`, see `folder_for`.
+    `given` holds pool, target and test as they were given; None stands for nothing. Without `run`, see `folder_for`. What a call
+    needs of the other modules is imported inside the block, so that nothing is heard of Ray's import in a notebook.
     """
     console = console_for(log)
     with python_words(), no_widget_notices(), contextlib.ExitStack() as stack:

@@ -46,9 +46,6 @@ def select(
     **settings: Any,
 ) -> Selection:
     """Select rows by the method of that name; `help(raysift.less)` tells the arguments, which all methods share."""
-    from raysift.jobs.recipes import Pool, run_method
-    from raysift.jobs.runs import checks
-
     with python_words():
         find_method(method)
     test = settings.pop("test", None)
@@ -56,6 +53,9 @@ def select(
     given = {"pool": pool, "target": target, "test": test}
     own = in_section(method, settings) | common
     with begin(method, own, given, run, fresh, log, pool_name) as (opened, config):
+        from raysift.jobs.recipes import Pool, run_method
+        from raysift.jobs.runs import checks
+
         checks.check_named(config, config.target, config.test)
         from_ray = is_ray_dataset(pool)
         if from_ray and pool_name is None and opened.manifest("ingest"):

@@ -40,9 +40,6 @@ def finetune(
     `settings` are the common ones: `train={"recipe": "less", "epochs": 2}`, `evaluate={...}`, `resources={...}`. `adapter` is
     one to start from. See `help(raysift.less)` for run, reuse, fresh, pool_name and log; without `run`: runs/finetune.
     """
-    from raysift.jobs import stages
-    from raysift.jobs.runs import checks
-
     chosen = rows.manifest if isinstance(rows, Selection) else None
     common = {"model": model, "adapter": adapter, "seed": seed, "reuse": reuse}
     given = {"pool": rows, "test": test}
@@ -50,6 +47,9 @@ def finetune(
         begin("finetune", settings | common, given, run, fresh, log, pool_name) as (opened, config),
         opened.replayable(replayed(config)),
     ):
+        from raysift.jobs import stages
+        from raysift.jobs.runs import checks
+
         from_ray = is_ray_dataset(rows)
         if chosen is None and not from_ray:
             checks.check_pool(config)
@@ -79,11 +79,11 @@ def evaluate(
 
     `settings` are the common ones: `evaluate={"limit": 100}`, `resources={...}`. Without `run`: runs/evaluate.
     """
-    from raysift.jobs import stages
-    from raysift.jobs.runs import checks
-
     common = {"model": model, "adapter": adapter, "seed": seed, "reuse": reuse}
     with begin("evaluate", settings | common, {"test": test}, run, fresh, log) as (opened, config):
+        from raysift.jobs import stages
+        from raysift.jobs.runs import checks
+
         checks.check_evaluation(config)
         with opened.replayable(replayed(config)):
             found = Evaluation(opened, stages.evaluate(opened, config, None))
@@ -113,9 +113,6 @@ def compare(
     themselves. `settings` are the common ones and `compare={...}`. Without `run`: runs/compare, where the same call
     continues.
     """
-    from raysift.jobs.commands.compare import read_plan
-    from raysift.jobs.compare import compare as comparing
-
     named = {"methods": _by_name(methods), "runs": [fspath(one) for one in runs], "seeds": seeds}
     section = lay_over(settings.pop("compare", {}), {key: value for key, value in named.items() if value})
     common = {"budget": budget, "model": model, "seed": seed}
@@ -127,6 +124,9 @@ def compare(
     folder = "runs/compare" if run is None else run
     given = {"pool": pool, "target": target, "test": test}
     with begin("compare", values, given, folder, log=log) as (opened, config):
+        from raysift.jobs.commands.compare import read_plan
+        from raysift.jobs.compare import compare as comparing
+
         here = {role: getattr(config, role) for role, one in given.items() if one is not None}
         plan, kept = read_plan([], nested(values) | here, [])
         found = Comparison(opened, comparing.compare(opened, plan, kept))
@@ -156,14 +156,14 @@ def win_rate(
     A side is a model, perhaps with an adapter, or `answers`: a run of `evaluate`, or a Parquet file. `settings` are the common
     ones and `win_rate={...}`. Without `run`: runs/win-rate.
     """
-    from raysift.jobs.pairwise.win_rate import compare as judged
-    from raysift.pairwise.settings import WinRateSettings
-
     against = {"model": against_model, "adapter": against_adapter, "answers": against_answers}
     named = {"answers": answers, "against": _without_none(against), "judge": _without_none({"model": judge})}
     section = lay_over(nested(settings).get("win_rate") or {}, _without_none(named))
     common = {"model": model, "adapter": adapter, "seed": seed, "reuse": reuse, "win_rate": section}
     with begin("win-rate", settings | common, {"test": test}, run, fresh, log) as (opened, config):
+        from raysift.jobs.pairwise.win_rate import compare as judged
+        from raysift.pairwise.settings import WinRateSettings
+
         found = WinRate(opened, judged(opened, config, config.win_rate or WinRateSettings()))
         opened.console.line("done", repr(found))
         return found
@@ -183,13 +183,13 @@ def search(
     **settings: Any,
 ) -> Search:
     """Search policy settings of RAISE, as for `raysift.raise_`, plus a section such as `search={"trials": 8}`."""
-    from raysift.jobs.commands.search import find_settings
-
     common = {"method": "raise", "budget": budget, "model": model, "seed": seed, "reuse": reuse}
     given = {"pool": pool, "target": target}
     if is_ray_dataset(pool):
         raise ConfigError("search: a ray.data.Dataset cannot be the pool here. Write it first, and name the files.")
     with begin("search", in_section("raise", settings) | common, given, run, fresh, log) as (opened, config):
+        from raysift.jobs.commands.search import find_settings
+
         found = Search(opened, find_settings(opened, config))
         opened.console.line("done", repr(found))
         return found
