@@ -113,3 +113,68 @@ def truncated(stage: str, count: int, rows: int, chip: str | None) -> Alert | No
 
 
 def failed(stage: str, count: int, rows: int, chip: str | None) -> Alert | None:
+    """Whether more than a hundredth of a stage's rows failed; a search counts trials that failed, and no rows."""
+    if not rows or count <= FAILED_SHARE * rows:
+        return None
+    return Alert(
+        key=f"failed_{stage}",
+        level=WARNING,
+        text=f"{stage}: {count:,} of {rows:,} rows failed ({count / rows:.1%}).",
+        count=count,
+        threshold=FAILED_SHARE * rows,
+        chip=chip,
+    )
+
+
+def tied(inside: int, outside: int, selected: int, chip: str | None) -> Alert | None:
+    """Whether rows outside the selection score as high as the last ones inside, so that their ids decided."""
+    if not outside:
+        return None
+    return Alert(
+        key="tied",
+        level=WARNING if inside >= TIED_SHARE * selected and inside > 1 else NOTE,
+        text=(
+            f"{inside + outside:,} rows share the score at the cut. The smaller ids decided: {inside:,} were taken, "
+            f"{outside:,} were not."
+        ),
+        count=inside + outside,
+        threshold=TIED_SHARE * selected,
+        chip=chip,
+    )
+
+
+def checkpoint_weights(weights: Sequence[float], names: Sequence[str]) -> Alert | None:
+    """Whether one checkpoint of several decides alone."""
+    total = sum(weights)
+    if len(weights) < 2 or total <= 0 or max(weights) / total < WEIGHT_SHARE:
+        return None
+    name, share = names[max(range(len(weights)), key=weights.__getitem__)], max(weights) / total
+    text = f"{name} has {share:.0%} of the weight of all checkpoints: the others hardly count. See the learning rates."
+    return Alert(key="checkpoint_weights", level=WARNING, text=text, count=share, threshold=WEIGHT_SHARE)
+
+
+def collapsed(distinct: int, picks: int, rows: int) -> Alert | None:
+    """Whether a policy picked few rows again and again, of a pool that has more."""
+    possible = min(picks, rows)
+    if not possible or distinct >= DISTINCT_SHARE * possible:
+        return None
+    text = f"The policy collapsed: its {picks:,} picks are of {distinct:,} different rows."
+    return Alert(
+        key="collapsed", level=WARNING, text=text, count=distinct, threshold=DISTINCT_SHARE * possible, chip="top"
+    )
+
+
+def learned_nothing(start: float, end: float) -> Alert | None:
+    """Whether the training under the final policy made the model no better on the validation examples."""
+    if end > start:
+        return None
+    text = f"Training under the policy did not help: performance on the validation examples went from {start:.4f} to {end:.4f}."
+    return Alert(key="learned_nothing", level=WARNING, text=text, count=end - start, threshold=0)
+
+
+def fewer_than_asked(chosen: int, asked: int | None) -> Alert | None:
+    """Whether fewer rows were chosen than the budget asked for."""
+    if asked is None or chosen >= asked:
+        return None
+    text = f"{asked:,} rows were asked for and {chosen:,} chosen: no other row has a score or a place."
+    return Alert(key="fewer_than_asked", level=NOTE, text=text, count=chosen, threshold=asked)

@@ -132,3 +132,73 @@ FIRES = [
     (alerts.asked_in, (1, 5, "target", "pool", None), (0, 5, "target", "pool", None)),
     (alerts.truncated, ("embed", 1, 1000, None), ("embed", 0, 1000, None)),
     (alerts.failed, ("embed", 11, 1000, None), ("embed", 10, 1000, None)),
+    (alerts.failed, ("embed", 1, 1, None), ("search", 1, 0, None)),
+    (alerts.tied, (1, 3, 10, None), (4, 0, 10, None)),
+    (alerts.checkpoint_weights, ([1.0, 0.01], ["epoch-1", "epoch-2"]), ([0.7, 0.3], ["epoch-1", "epoch-2"])),
+    (alerts.checkpoint_weights, ([0.0, 1.0], ["epoch-1", "epoch-2"]), ([1.0], ["epoch-1"])),
+    (alerts.collapsed, (20, 100, 1000), (25, 100, 1000)),
+    (alerts.collapsed, (2, 100, 10), (3, 100, 10)),
+    (alerts.learned_nothing, (-1.0, -1.0), (-1.0, -0.9)),
+    (alerts.fewer_than_asked, (9, 10), (10, None)),
+]
+
+
+@pytest.mark.parametrize(("law", "stands_out", "is_well"), FIRES)
+def test_an_alert_is_told_beyond_its_threshold_only(law, stands_out, is_well):
+    found = law(*stands_out)
+    assert found.level in ("warning", "note") and found.text.endswith((".", ")"))
+    assert law(*is_well) is None
+
+
+def test_the_level_of_an_alert_follows_its_weight():
+    assert (
+        alerts.truncated("embed", 1, 1000, None).level == "note"
+        and alerts.truncated("embed", 10, 1000, None).level == "warning"
+    )
+    assert alerts.one_source({"a": 9, "b": 1}, {"a": 9, "b": 1}).level == "note"
+    assert alerts.one_source({"a": 1, "b": 9}, {"a": 9, "b": 1}).level == "warning"
+    assert alerts.tied(1, 30, 1000, None).level == "note" and alerts.tied(20, 30, 1000, None).level == "warning"
+
+
+NOT = {"rank": None, "count": 10, "has_scores": True}
+BY_ID, BUDGET = "and the smaller id comes first.", "and the budget took the first 10."
+
+
+@pytest.mark.parametrize(
+    ("known", "told"),
+    [
+        (
+            {"rank": 3, "count": 10, "score": 1.0, "has_scores": True, "fate": "seed"},
+            "Selected as number 3 of 10: seed.",
+        ),
+        (
+            {**NOT, "score": 0.5, "cut": 0.75},
+            "Not selected: it scores 0.5, and the lowest score of a selected row is 0.75.",
+        ),
+        (
+            {**NOT, "score": 0.75, "cut": 0.75},
+            "Not selected: it scores 0.75, as the last selected row does, " + BY_ID,
+        ),
+        ({**NOT, "score": 0.5}, "Not selected: it scores 0.5, and the selection does not follow the scores alone."),
+        ({**NOT, "score": 1.0, "fate": "never picked"}, "Not selected: never picked."),
+        (
+            {**NOT, "score": 1.0, "fate": "picked", "order": 11},
+            "Not selected: it comes as number 11, " + BUDGET,
+        ),
+        ({**NOT, "score": None, "failure": "embed: too long"}, "Not selected, for want of a score: embed: too long."),
+        ({"rank": None, "count": None, "score": 2.0, "has_scores": True}, "It scores 2; the run has not chosen yet."),
+        ({"rank": None, "count": None, "score": None, "has_scores": False}, "Kept; the run has no scores yet."),
+    ],
+)
+def test_what_became_of_a_row_in_a_sentence(known, told):
+    assert fate_of(**known) == told
+
+
+def test_numbers_in_words():
+    assert [share(part, 1) for part in (0, 0.0004, 0.052, 0.1, 0.617)] == ["0 %", "0.04 %", "5.2 %", "10 %", "62 %"]
+    assert [amount(n) for n in (950, 12_300, 1_234_567, 2.5e9)] == ["950", "12,300", "1.2 M", "2.5 G"]
+    assert largest_sources({"a": 30, "b": 20, "c": 50}, 18) == "80 % of it from 2 of 18 sources"
+    assert (
+        largest_sources({"a": 30, "b": 70}, 2) == "70 % of it from 1 of 2 sources"
+        and largest_sources({"a": 3}, 1) == ""
+    )
