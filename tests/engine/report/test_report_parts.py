@@ -132,7 +132,7 @@ FIRES = [
     (alerts.asked_in, (1, 5, "target", "pool", None), (0, 5, "target", "pool", None)),
     (alerts.truncated, ("embed", 1, 1000, None), ("embed", 0, 1000, None)),
     (alerts.failed, ("embed", 11, 1000, None), ("embed", 10, 1000, None)),
-    (alerts.failed, ("embed", 1, 1, None), ("search", 1, 0, None)),
+    (alerts.failed, ("embed", 1, 1, None), ("search", 1, 0, None)),  # a search counts trials, not rows
     (alerts.tied, (1, 3, 10, None), (4, 0, 10, None)),
     (alerts.checkpoint_weights, ([1.0, 0.01], ["epoch-1", "epoch-2"]), ([0.7, 0.3], ["epoch-1", "epoch-2"])),
     (alerts.checkpoint_weights, ([0.0, 1.0], ["epoch-1", "epoch-2"]), ([1.0], ["epoch-1"])),
@@ -169,7 +169,7 @@ BY_ID, BUDGET = "and the smaller id comes first.", "and the budget took the firs
     [
         (
             {"rank": 3, "count": 10, "score": 1.0, "has_scores": True, "fate": "seed"},
-            "Selected as number 3 of 10: seed.",
+            "Selected as number 3 of 10, as a seed.",
         ),
         (
             {**NOT, "score": 0.5, "cut": 0.75},
