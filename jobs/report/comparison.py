@@ -83,20 +83,18 @@ def _best(lines: Methods) -> str:
     return f"Better than {UNIFORM}: {', '.join(one['name'] for one in better)}. {first}"
 
 
-def _base(lines: Methods) -> float | None:
-    return next((one["score"] for one in lines if one["name"] == BASE), None)
-
-
 def _alerts(found: Mapping[str, Any], lines: Methods) -> Section:
     items = []
     if found["indicative"]:
         text = f"{found['seeds']} seeds are few: take the figures as a hint, and compare with 3 or more."
         items.append(Alert(key="few_seeds", level="warning", text=text, count=found["seeds"], threshold=3))
-    base = _base(lines)
+    base = next((one for one in lines if one["name"] == BASE), None)
     for one in lines:
-        if base is not None and one["name"] != BASE and one["score"] < base:
-            text = f"{one['name']}: training made the model worse ({one['score']:.3f}; the base model has {base:.3f})."
-            items.append(Alert(key="worse_than_base", level="warning", text=text, count=one["score"], threshold=base))
+        if base and one is not base and one["high"] < base["low"]:
+            text = f"{one['name']}: training made the model worse ({one['score']:.3f}; the base model has {base['score']:.3f})."
+            items.append(
+                Alert(key="worse_than_base", level="warning", text=text, count=one["score"], threshold=base["score"])
+            )
         if (one["overlap_longest"] or 0) >= 0.5:
             text = f"{one['name']} shares {one['overlap_longest']:.0%} of its rows with {LONGEST}."
             items.append(
