@@ -134,7 +134,8 @@ def _inputs(found: Gathered) -> Table:
             )
             rows += [(one.stage, f"{name}: {file}", str(content)[:HASH_DIGITS]) for file, content in files or []]
             if files is None:
-                rows.append((one.stage, name, cut(str(value), SHOWN_CHARACTERS)))
+                told = ", ".join(f"{key} {of}" for key, of in value.items()) if isinstance(value, dict) else str(value)
+                rows.append((one.stage, name, cut(told, SHOWN_CHARACTERS)))
     columns = tuple(Column(name=name) for name in ("stage", "input", "content"))
     note = f"{len(rows) - TABLE_ROWS:,} more are in the manifests." if len(rows) > TABLE_ROWS else ""
     return Table(title="Fingerprints of the inputs", note=note, columns=columns, rows=tuple(rows[:TABLE_ROWS]))
