@@ -54,6 +54,7 @@ def select(
     own = in_section(method, settings) | common
     with begin(method, own, given, run, fresh, log, pool_name) as (opened, config):
         from raysift.jobs.recipes import Pool, run_method
+        from raysift.jobs.report.writing import report_at_end
         from raysift.jobs.runs import checks
 
         checks.check_named(config, config.target, config.test)
@@ -64,6 +65,7 @@ def select(
                 "with pool_name='...' in both calls, or use another run."
             )
         manifest = run_method(opened, config, Pool(pool, pool_name) if from_ray else Pool())
+        report_at_end(opened, config.report)
         selection = Selection(Run(opened), manifest)
         opened.console.line("done", repr(selection))
         return selection

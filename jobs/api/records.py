@@ -96,6 +96,12 @@ class Run:
         found = read_result(self.opened.folder)
         return Comparison(self.opened, found) if found else None
 
+    def report(self, *, text: bool = True) -> str:
+        """Write `report.html` and `report.json` into the run's folder, without texts of rows if asked, and name the page."""
+        from raysift.jobs.report.writing import write_report
+
+        return str(write_report([self.opened], self.opened.folder, text))
+
     def scores(self) -> pa.Table:
         """Id and score of every row of the pool, with the method's own columns; the higher, the sooner it is chosen."""
         scored = [manifest for manifest in self.stages.values() if "scores" in manifest.files]

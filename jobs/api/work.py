@@ -126,10 +126,12 @@ def compare(
     with begin("compare", values, given, folder, log=log) as (opened, config):
         from raysift.jobs.commands.compare import read_plan
         from raysift.jobs.compare import compare as comparing
+        from raysift.jobs.report.writing import report_at_end
 
         here = {role: getattr(config, role) for role, one in given.items() if one is not None}
         plan, kept = read_plan([], nested(values) | here, [])
         found = Comparison(opened, comparing.compare(opened, plan, kept))
+        report_at_end(opened, plan.shared.report)
         opened.console.line("done", repr(found))
         return found
 

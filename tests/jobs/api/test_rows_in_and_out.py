@@ -132,6 +132,15 @@ class Tags(HTMLParser):
 
 
 @pytest.mark.ray
+def test_a_call_leaves_a_report_unless_told_not_to(of_file, folder):
+    record = folder / "file" / "report.json"
+    assert "alert(1)" in record.read_text()
+    page = of_file.run.report(text=False)
+    assert page == str(folder / "file" / "report.html") and "alert(1)" not in record.read_text()
+    longest(folder / "pool.jsonl", folder / "no report", report=False, reuse=of_file)
+    assert not (folder / "no report" / "report.html").exists()
+
+
 def test_hostile_rows_stay_text_and_are_cut_short(of_file):
     for record in (of_file, of_file.run):
         page = Tags()
