@@ -64,7 +64,7 @@ class ScriptConsole(Console):
         super().__init__("plain")
 
     def event(self, event: str, stage: str = "", step: str = "", **fields: Any) -> None:
-        if event not in ENDS:
+        if "fingerprint" in fields and event not in ENDS:  # rounds, deaths and the like have none
             self.line(stage, event, step)
 
     def note(self, text: str) -> None:

@@ -23,6 +23,7 @@ def work(folder, console):
         with run.progress(10) as bar:
             for done in range(1, 11):
                 bar.update(done, words="loss 2.5")
+        run.record("round", "choose", performance=0.5)
         run.console.note("choose: give --target FILE <now>")
         return StageResult(counts={"kept": 1})
 

@@ -330,7 +330,7 @@ def test_a_trial_killed_for_memory_is_answered_by_smaller_passes_and_repeats_no_
 
     monkeypatch.setattr(Teller, "on_trial_result", kill_once)
     settings = settings_of(data, trials=2, rounds=2, space=NONE | {"classes": [1, 2]})
-    manifest = raysift.search(str(data / "pool.jsonl"), run=str(data / "short"), **settings)
+    manifest = raysift.search(str(data / "pool.jsonl"), run=str(data / "short"), **settings).manifest
     events = [json.loads(line) for line in (data / "short" / "events.jsonl").read_text().splitlines()]
     (killed,) = (line for line in events if line["event"] == "killed")
     assert (killed["for_memory"], killed["tokens_per_pass"]) == (1, 2048)
