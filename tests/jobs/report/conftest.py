@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,8 @@ from raysift.methods.choose import choose_top
 from raysift.pool.row_ids import row_id
 from raysift.records import KEPT_ROWS, REJECTED, Message
 from raysift.settings.budget import parse_budget
+
+from .chromium import BROWSER, DRIVER, FLAGS, Browser
 
 WORDS = ["silver", "rocket", "window", "garden", "letter", "winter", "bridge", "candle", "forest", "mirror"]
 
@@ -127,3 +129,18 @@ def made_run(
             return run
         publish_selection(run, run.stage("choose", {}, {"scores": scored.fingerprint}, choose))
     return run
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory) -> Iterator[Browser]:
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(BROWSER)
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
+    yield Browser(driver)
+    driver.quit()

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,94 +32,11 @@ from raysift.report.blocks import (
     as_json,
 )
 
+from .chromium import NEEDED, SIZES, opens_soundly, plots, wider
 from .page_record import record
 
-BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not BROWSER or not DRIVER, reason="no chromium with chromedriver here; `make browser` brings them"
-    ),
-    pytest.mark.skipif(
-        importlib.util.find_spec("selenium") is None, reason="selenium is not installed; `make test-slow` brings it"
-    ),
-]
+pytestmark = NEEDED
 PAGE = 10
-SIZES = [(1280, 900), (390, 844), (320, 640)]
-
-
-class Browser:
-    """A page in Chromium, and what it logged and asked for since it was opened."""
-
-    def __init__(self, driver: Any) -> None:
-        self.driver = driver
-        self.requests: list[str] = []
-
-    def open(self, page: Path, size: tuple[int, int] = SIZES[0], **media: str) -> None:
-        width, height = size
-        self.command(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
-        )
-        self.command(
-            "Emulation.setEmulatedMedia",
-            features=[{"name": name.replace("_", "-"), "value": value} for name, value in media.items()],
-        )
-        self.driver.get("about:blank")
-        self.logs(), self._asked()
-        self.driver.get(page.as_uri())
-        self.wait(
-            "return performance.getEntriesByName('raysift-drawn').length || !document.getElementById('failed').hidden"
-        )
-        self.requests = self._asked()
-
-    def command(self, name: str, **arguments: Any) -> Any:
-        return self.driver.execute_cdp_cmd(name, arguments)
-
-    def run(self, script: str, *arguments: Any) -> Any:
-        return self.driver.execute_script(script, *arguments)
-
-    def wait(self, script: str) -> None:
-        from selenium.webdriver.support.ui import WebDriverWait
-
-        WebDriverWait(self.driver, 60, 0.05).until(lambda driver: driver.execute_script(script))
-
-    def click(self, selector: str, containing: str = "") -> None:
-        """A real click where the element is, so that what lies over it would take it."""
-        [element, *_] = [each for each in self.all(selector) if containing in each.text]
-        self.run("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
-        element.click()
-
-    def press(self, *keys: str) -> None:
-        from selenium.webdriver import ActionChains
-
-        ActionChains(self.driver).send_keys(*keys).perform()
-
-    def all(self, selector: str) -> list[Any]:
-        return self.driver.find_elements("css selector", selector)
-
-    def texts(self, selector: str) -> list[str]:
-        return self.run("return [...document.querySelectorAll(arguments[0])].map((each) => each.textContent)", selector)
-
-    def text(self, selector: str) -> str:
-        return self.texts(selector)[0]
-
-    def logs(self) -> list[str]:
-        return [f"{entry['level']}: {entry['message']}" for entry in self.driver.get_log("browser")]
-
-    def _asked(self) -> list[str]:
-        messages = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
 
 def block_of(kind: str) -> dict[str, Any]:
@@ -130,21 +44,6 @@ def block_of(kind: str) -> dict[str, Any]:
     return next(
         block for section in record(hostile=False)["sections"] for block in section["blocks"] if block["kind"] == kind
     )
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory) -> Iterator[Browser]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(BROWSER)
-    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(str(DRIVER)))
-    yield Browser(driver)
-    driver.quit()
 
 
 @pytest.fixture(scope="module")
@@ -173,11 +72,7 @@ def calm(saved) -> Path:
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: str(size[0]))
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_opens_without_a_complaint_or_a_request(browser, hostile, size, scheme, record_property):
-    browser.open(hostile, size, prefers_color_scheme=scheme)
-    assert browser.logs() == []
-    assert [url for url in browser.requests if not url.startswith("data:,")] == [hostile.as_uri()]
-    assert browser.run("return performance.getEntriesByType('resource').map((each) => each.name)") == []
-    assert browser.run("return document.getElementById('failed').hidden")
+    opens_soundly(browser, hostile, size, prefers_color_scheme=scheme)
     record_property(
         "milliseconds_to_the_plots", browser.run("return performance.getEntriesByName('raysift-drawn')[0].startTime")
     )
@@ -185,14 +80,7 @@ def test_the_page_opens_without_a_complaint_or_a_request(browser, hostile, size,
 
 def test_every_plot_is_drawn_with_marks_and_a_name(browser, hostile):
     browser.open(hostile)
-    plots = browser.run(
-        """return [...document.querySelectorAll(".plot")].map((plot) => ({
-            place: plot.closest("[data-block]")?.dataset.block,
-            left: plot.querySelectorAll("svg.room").length,
-            marks: plot.querySelectorAll("svg rect, svg path, svg circle, svg line").length,
-            label: plot.querySelector("svg[role=img]")?.getAttribute("aria-label"),
-        }))"""
-    )
+    found = plots(browser)
     drawn = [
         b
         for s in record()["sections"]
@@ -202,8 +90,8 @@ def test_every_plot_is_drawn_with_marks_and_a_name(browser, hostile):
     stages = [
         stage for s in record()["sections"] for b in s["blocks"] if b["kind"] == "funnel" for stage in b["stages"]
     ]
-    assert len(plots) == len(drawn) + len(stages) + 2, "and two of the slider"
-    assert [plot for plot in plots if plot["left"] or not plot["marks"] or not plot["label"]] == []
+    assert len(found) == len(drawn) + len(stages) + 2, "and two of the slider"
+    assert [plot for plot in found if plot["left"] or not plot["marks"] or not plot["label"]] == []
 
 
 def odd_blocks() -> list[Block]:
@@ -331,15 +219,7 @@ def test_nothing_is_wider_than_a_phone(browser, name, size, request):
     browser.click(".cards .tools button", "Compare")
     for details in browser.all(".as-table summary"):
         browser.run("arguments[0].click()", details)
-    wide = browser.run(
-        """const inside = (element) => { for (let up = element.parentElement; up; up = up.parentElement) {
-               if (["auto", "scroll", "hidden"].includes(getComputedStyle(up).overflowX)) return true; } return false; };
-           const wide = (each) => each.getBoundingClientRect().right > innerWidth + 1 && !inside(each);
-           const all = [...document.querySelectorAll("body *")];
-           const named = (each) => `${each.tagName}.${each.className}`;
-           return [document.documentElement.scrollWidth - innerWidth, all.filter(wide).map(named)]"""
-    )
-    assert wide == [0, []]
+    assert wider(browser) == (0, [])
 
 
 def test_search_chips_source_and_order_choose_the_rows(browser, calm):
