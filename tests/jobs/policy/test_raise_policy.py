@@ -91,7 +91,7 @@ def chosen(ray_local, world):
 @pytest.fixture(scope="module")
 def parts(chosen):
     """What a fleet needs to repeat the run's rounds: the setup of its trainings, and its settings."""
-    run = chosen.run
+    run = chosen.run.opened
     config = run.config({"run": str(run.folder)})
     settings = getattr(config, "raise")
     stages = [run.manifest(name) for name in ("features", "encode", "validation")]

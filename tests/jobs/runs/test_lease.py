@@ -20,11 +20,13 @@ from raysift.jobs.runs.lease import LEASE, Lease, read_holder, take
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.storage import Location, open_location
 
+# Where the tests run in the background, shells let them ignore Ctrl-C, and what they start inherits that.
 HOLD = """
-import sys, time
+import signal, sys, time
 from raysift.errors import ConfigError
 from raysift.jobs.runs.lease import take
 from raysift.storage import open_location
+signal.signal(signal.SIGINT, signal.default_int_handler)
 folder = open_location(sys.argv[1])
 while not (folder / "go").exists():
     time.sleep(0.001)
