@@ -109,5 +109,5 @@ def test_a_script_without_ray_starts_one_that_is_not_heard(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     heads = [line.split()[0] for line in done.stderr.splitlines()]
-    assert heads == ["1/3", "starting", "2/3", "3/3", "done"], done.stderr
+    assert heads == ["1/3", "starting", "2/3", "3/3", "note", "done"], done.stderr
     assert "RAY_BACKEND_LOG_LEVEL" not in done.stdout

@@ -436,7 +436,7 @@ def test_a_training_killed_for_memory_goes_on_with_smaller_passes_and_selects_th
     again = select(world, tmp_path / "run")
     assert asked == [(1, 4096, 1), (2, 4096, 1), (2, 2048, 1)], "round 1 is not repeated"
     assert again.ids == chosen.ids and final_log(again).equals(final_log(chosen))
-    events = [json.loads(line) for line in (again.run.folder / "events.jsonl").read_text().splitlines()]
+    events = [json.loads(line) for line in (again.run.opened.folder / "events.jsonl").read_text().splitlines()]
     (killed,) = (event for event in events if event["event"] == "killed")
     assert killed["stage"] == "learn" and killed["tokens_per_pass"] == 2048
 
