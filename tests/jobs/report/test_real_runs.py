@@ -33,6 +33,8 @@ def test_a_command_leaves_a_report_unless_told_not_to(rose_run):
     """Every stage is done, so the command only looks, and writes the report."""
     folder = open_run(rose_run).folder
     again = ["rose", "--config", f"{rose_run}/run.yaml", "--run", rose_run]
+    for name in ("report.html", "report.json"):
+        (folder / name).delete()  # that of the call that made the run
     for more, there in (["--no-report"], False), ([], True):
         done = CliRunner().invoke(app, [*again, *more])
         assert done.exit_code == 0, done.output
