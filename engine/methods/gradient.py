@@ -108,11 +108,11 @@ class GradientSelector(BySubtask):
 
     def read_target(self, path: str) -> TargetFile:
         """The members of a target path, and the problems of its other records."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} does not say what a target of it is")
 
     def target_gradients(self, actor: Any, members: Sequence[Any], keep_units: bool = False) -> list[Targets]:
         """The target's gradients at each checkpoint, from an actor `TargetGradients`; with `keep_units` also each member's."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{self.name} does not say what gradient a target has")
 
 
 def choose_in_turn(
