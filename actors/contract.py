@@ -46,6 +46,8 @@ class RowActor:
     renders_rows: ClassVar[bool] = False
     """The actor renders rows by a template; `alpaca` separates input from instruction (raysift.pool.given_input)."""
 
+    tokens_read: int = 0
+    """Tokens that the model has read so far, once for each pass over a row; shown as the stage's speed. 0: not counted."""
     max_failures_in_a_row: int = 200
     _failures_in_a_row: int = 0
 

@@ -92,6 +92,7 @@ class Embedder(RowActor):
         from raysift.gradients.cpu_products import quick_products
         from raysift.gradients.rows import plan_batches
 
+        self.tokens_read += sum(map(len, texts))
         vectors: list[list[float]] = [[] for _ in texts]
         with torch.inference_mode(), quick_products(self.model):
             for members in plan_batches([len(text) for text in texts], self.batch_tokens):

@@ -100,6 +100,7 @@ class FirstTokens(Scorer):
 
         spelt = flatten(self.spellings)
         columns = torch.tensor([number for _, number in spelt], device=self.model.device)
+        self.tokens_read += sum(map(len, prompts))
         found: list[list[tuple[str, float]]] = [[] for _ in prompts]
         with torch.inference_mode(), quick_products(self.model):
             for members in plan_batches([len(prompt) + 1 for prompt in prompts], self.batch_tokens):

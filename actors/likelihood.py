@@ -71,6 +71,7 @@ class Scorer(RowActor):
         from raysift.gradients.rows import pad_rows, plan_batches
 
         rows = [token_row(item) for item in encoded]
+        self.tokens_read += sum(map(len, rows))
         losses = [0.0] * len(rows)
         with torch.inference_mode(), quick_products(self.model):
             for members in plan_batches([len(row) for row in rows], self.batch_tokens):

@@ -78,6 +78,7 @@ class Reward(RowActor):
         from raysift.gradients.cpu_products import quick_products
         from raysift.gradients.rows import plan_batches
 
+        self.tokens_read += sum(map(len, texts))
         scores = [0.0] * len(texts)
         with torch.inference_mode(), quick_products(self.model):
             for members in plan_batches([len(text) for text in texts], self.batch_tokens):

@@ -50,6 +50,7 @@ class _RowGradients(RowActor):
                 failed[row[ID]] = Failed(str(error), of_the_row=True)
         tokens = [row for row, _ in encoded.values()]
         found: dict[int, list[tuple[Any, float, float]]] = {row.id: [] for row in tokens}
+        self.tokens_read += len(self.sinks) * sum(map(len, tokens))
         for index, sink in enumerate(self.sinks):
             result = self.model.at(index, sink).run([row for row in tokens if row.id not in failed])
             for why in result.set_aside:

@@ -53,6 +53,7 @@ class StateMatch(Scorer):
         from raysift.gradients.rows import pad_rows, plan_batches
 
         rows = [token_row(item) for item in encoded]
+        self.tokens_read += sum(map(len, rows))
         found = np.zeros((len(rows), self.model.config.hidden_size), np.float32)
         with torch.inference_mode(), quick_products(self.model):
             for members in plan_batches([len(row) for row in rows], self.batch_tokens):

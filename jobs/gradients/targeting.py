@@ -202,6 +202,7 @@ def targets(
         import ray
 
         from raysift.jobs.on_ray.fitting import with_room
+        from raysift.jobs.on_ray.peaks import telling
         from raysift.jobs.on_ray.raydata import cluster_cpus
 
         for note in found.notes:
@@ -213,7 +214,7 @@ def targets(
                 "num_cpus": min(cluster_cpus(), own.resources.cpus),
                 "num_gpus": own.resources.gpus_per_worker,
             }
-            task = ray.remote(**placed, memory=own.resources.memory, max_retries=2)(_compute_targets)
+            task = ray.remote(**placed, memory=own.resources.memory, max_retries=2)(telling(_compute_targets))
             found: dict[str, Any] = ray.get(task.remote(members, points, own, selector, projection, model.name, folder))
             return found
 

@@ -30,6 +30,7 @@ from raysift import errors
 from raysift.actors.contract import RowActor
 from raysift.errors import ConfigError, StageError, find_cause
 from raysift.jobs.on_ray.counts import Count, counted
+from raysift.jobs.on_ray.peaks import own_peak, peaks_name, tell
 from raysift.jobs.runs.progress import Showing, silent
 from raysift.jobs.runs.tables import columns_of, count_rows
 from raysift.records import ID
@@ -245,22 +246,28 @@ def refusing_later(actor: type[RowActor], counts: str | None = None) -> type[Row
     """Subclass the actor so that raysift errors in its constructor are raised by the first batch instead.
 
     Ray prints an error in a constructor with three tracebacks, also on standard output, and keeps only its text. Other
-    errors are still raised by the constructor. With `counts`, the actor counts its answers under that name.
+    errors are still raised by the constructor. With `counts`, the actor counts its answers under that name. Inside a stage it
+    tells its peak memory.
     """
+    peaks = peaks_name()
 
     class _RefusingLater(actor):  # type: ignore[misc, valid-type]
         def __init__(self, *given: Any, **named: Any) -> None:
             self._refused: errors.RaysiftError | None = None
             self._counted = Count(counts) if counts else None
+            own_peak(peaks)
             try:
                 super().__init__(*given, **named)
             except errors.RaysiftError as error:
                 self._refused = error
+            tell(peaks)
 
         def __call__(self, batch: Any) -> Any:
             if self._refused is not None:
                 raise self._refused
+            before = self.tokens_read
             answers = super().__call__(batch)
+            tell(peaks, self.tokens_read - before)
             if self._counted is not None:
                 self._counted.add(len(answers))
             return answers

@@ -32,6 +32,7 @@ from raysift.actors.prompts import row_seed
 from raysift.actors.responder import ENGINE_ERROR, GENERATED, LOGPROBS, NOT_ASKED, PROMPT
 from raysift.actors.vllm_engine import engine_arguments, engine_environment, offline_batching
 from raysift.errors import ModelError, RaysiftError, StageError
+from raysift.jobs.on_ray.peaks import own_peak, peaks_name, tell
 from raysift.jobs.on_ray.raydata import actor_cpus, pool_size, refusing_later
 from raysift.records import ERROR, ID
 from raysift.settings.generation import GenerationSettings
@@ -182,6 +183,7 @@ def our_engine(stage: Any) -> Any:
     passed on: log-probabilities come as a dict of dicts for each of its tokens. The guard is needed because vLLM 0.32
     forgets requests sent just before it notices that its engine has died.
     """
+    peaks = peaks_name()
 
     class OurEngine(stage):  # type: ignore[misc]
         def __init__(
@@ -196,6 +198,7 @@ def our_engine(stage: Any) -> Any:
             adapters: Mapping[str, Location],
             **others: Any,
         ) -> None:
+            own_peak(peaks)
             batching = offline_batching(engine_kwargs.get("tensor_parallel_size", 1))
             super().__init__(engine_kwargs=batching | engine_kwargs, expected_input_keys=[PROMPT], **others)
             from vllm.lora.request import LoRARequest
@@ -217,6 +220,7 @@ def our_engine(stage: Any) -> Any:
                     yield passed | {self.reply: _wanted_part(found, self.reply, self.sampling)}
             finally:
                 guard.cancel()
+                tell(peaks)
                 for row in batch:
                     row.pop("model")
 

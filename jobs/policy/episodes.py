@@ -19,6 +19,7 @@ from raysift.actors.episode import EpisodeRunner, EpisodeSetup, Measure, Weights
 from raysift.actors.step_trainer import StepTrainer
 from raysift.errors import StageError, find_cause
 from raysift.jobs.on_ray.counts import Count
+from raysift.jobs.on_ray.peaks import own_peak, peaks_name, tell
 from raysift.jobs.on_ray.raydata import cluster_cpus, pool_size
 from raysift.policy.drawing import Draw
 from raysift.policy.performance import performance
@@ -49,9 +50,18 @@ class LocalFleet:
 class RunnerProcess:
     """An EpisodeRunner as a Ray actor. It loads on the first call, so that errors are raised from calls."""
 
-    def __init__(self, setup: EpisodeSetup, measure: Measure | None, counts: str | None) -> None:
+    def __init__(
+        self, setup: EpisodeSetup, measure: Measure | None, counts: str | None, peaks: str | None = None
+    ) -> None:
         count = Count(counts) if counts else None
-        self.arguments = setup, measure, (lambda: count.add(1)) if count else (lambda: None)
+        own_peak(peaks)
+
+        def on_step() -> None:
+            tell(peaks)
+            if count:
+                count.add(1)
+
+        self.arguments = setup, measure, on_step
         self.runner: EpisodeRunner | None = None
 
     def run(self, policy: Weights, number: int, episode: int, draw: Draw | None) -> Episode:
@@ -70,11 +80,15 @@ class RunnerProcess:
 class ValidatorProcess:
     """A validator for a setup's validation rows, as a Ray actor."""
 
-    def __init__(self, setup: EpisodeSetup) -> None:
+    def __init__(self, setup: EpisodeSetup, peaks: str | None = None) -> None:
+        self.peaks = peaks
+        own_peak(peaks)
         self.validator = setup.validator()
 
     def losses(self, weights: Weights, numbers: Sequence[int]) -> dict[int, tuple[float, int]]:
-        return self.validator.losses(weights, numbers)
+        found = self.validator.losses(weights, numbers)
+        tell(self.peaks)
+        return found
 
 
 class DealtMeasure:
@@ -118,14 +132,14 @@ class RayFleet:
         share = int(0.9 * ray.cluster_resources().get("memory", 0) / (runners + resources.validation_workers))
         own = resources.memory
         self._memory = {RunnerProcess: own and min(own, share), ValidatorProcess: own and min(helper or own, share)}
-        shared = ray.put(setup)
+        shared, peaks = ray.put(setup), peaks_name()
         self.actors: list[Any] = []
         measure = None
         if resources.validation_workers:
             batches = len(setup.validator().batches)
             count = min(resources.validation_workers, batches)
-            measure = DealtMeasure([self._start(ValidatorProcess, shared) for _ in range(count)], batches)
-        self.runners = [self._start(RunnerProcess, shared, measure, counts) for _ in range(runners)]
+            measure = DealtMeasure([self._start(ValidatorProcess, shared, peaks) for _ in range(count)], batches)
+        self.runners = [self._start(RunnerProcess, shared, measure, counts, peaks) for _ in range(runners)]
 
     def run_round(self, policy: Weights, number: int, draws: Sequence[Draw | None]) -> list[Episode]:
         shared = ray.put(dict(policy))

@@ -159,6 +159,7 @@ def _train_on_ray(
     from ray.train.torch import TorchConfig, TorchTrainer
 
     from raysift.jobs.on_ray.counts import counted
+    from raysift.jobs.on_ray.peaks import peaks_name
     from raysift.jobs.on_ray.raydata import cluster_cpus, data_context, map_rows, read_rows, start_ray
 
     start_ray()
@@ -186,9 +187,10 @@ def _train_on_ray(
     ray_home = (out / "ray").make_folder()
     steps = count_steps(job["config"], account.counts["rows_trained"])[1]
     with data_context(resources), progress(steps, "steps") as bar, counted(bar) as counts:
+        bar.tokens_each = account.counts["tokens"] * job["config"].batch_size / account.counts["rows_trained"]
         trainer = TorchTrainer(
             _train_as_worker,
-            train_loop_config=job | {"counts": counts},
+            train_loop_config=job | {"counts": counts, "peaks": peaks_name()},
             scaling_config=ScalingConfig(
                 num_workers=(resources.train_workers_min, workers) if resources.train_workers_min else workers,
                 use_gpu=resources.gpus_per_worker > 0,
@@ -224,9 +226,12 @@ def _train_as_worker(job: dict[str, Any]) -> None:
 
     from raysift.actors.trainee import train
     from raysift.jobs.on_ray.counts import Count
+    from raysift.jobs.on_ray.peaks import own_peak, tell
 
     count = Count(job["counts"], "rank 0") if job["counts"] else None
-    job = {name: value for name, value in job.items() if name != "counts"}
+    peaks = job["peaks"]
+    own_peak(peaks)
+    job = {name: value for name, value in job.items() if name not in ("counts", "peaks")}
     context = ray_train.get_context()
     place = replace(job["place"], rank=context.get_world_rank(), world_size=context.get_world_size())
     blocks = ray_train.get_dataset_shard("train").iter_batches(batch_size=None, batch_format="pyarrow")
@@ -234,6 +239,7 @@ def _train_as_worker(job: dict[str, Any]) -> None:
 
     def report(record: EpochRecord) -> None:
         """All ranks call this; only rank 0 has something to show."""
+        tell(peaks)
         if place.rank:
             ray_train.report(record.model_dump())
             return
@@ -241,11 +247,15 @@ def _train_as_worker(job: dict[str, Any]) -> None:
             (Path(folder) / EPOCH_RECORD).write_text(record.model_dump_json())
             ray_train.report(record.model_dump(), checkpoint=ray_train.Checkpoint.from_directory(folder))
 
-    def tell(step: int, steps: int, loss: float) -> None:
+    def on_step(step: int, steps: int, loss: float) -> None:
+        tell(peaks)
         if count:
             count.set(step, steps, _loss_words(loss))
 
-    train(trainable, **(job | {"place": place}), on_epoch=report, on_step=tell)
+    train(trainable, **(job | {"place": place}), on_epoch=report, on_step=on_step)
+    per_epoch, steps = count_steps(job["config"], len(trainable))
+    read = pc.sum(pc.list_value_length(trainable[INPUT_IDS])).as_py() * steps / per_epoch
+    tell(peaks, 0 if place.rank else round(read))
 
 
 def _cause(error: BaseException) -> str:
