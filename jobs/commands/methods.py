@@ -74,7 +74,8 @@ def plan(
     settings, console = prepare("plan" if as_json else "plan METHOD", given | {"method": method})
     if "run" not in settings.model_fields_set:
         settings = settings.model_copy(update={"run": f"runs/{method}"})
-    from raysift.jobs.commands.plan import Asked, plan_command
+    from raysift.jobs.commands.plan import plan_command
+    from raysift.jobs.planning.planning import Asked
     from raysift.jobs.runs.checks import check_named
 
     check_named(settings, given["target"], given["test"])

@@ -123,7 +123,7 @@ class Facts:
 
     def cut(self, train: TrainConfig) -> np.ndarray:
         """Lengths of the sample as this training cuts them."""
-        return np.minimum(self.lengths, train.max_length)
+        return np.asarray(np.minimum(self.lengths, train.max_length))
 
     def tokenising(self, stage: str, rows: float, written: float = 0.0) -> Work:
         """A stage of tokenisers."""

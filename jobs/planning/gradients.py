@@ -53,7 +53,7 @@ def _gradient(selector: GradientSelector, facts: Facts) -> list[Work]:
     adapter = shape.adapter(train.lora_rank, train.lora_targets) if shape else 0
     own = config.model_copy(update={"train": train})
     warm = max(1.0, int(settings.warmup_share * rows))
-    counted = count_lengths(facts, selector)
+    counted = count_lengths(facts)
     begun = [] if settings.warmup_from else [facts.driver("warmup_rows", rows, warm, written=facts.files(warm))]
     begun += (
         [] if settings.warmup_from else [facts.train("warmup", warm, train, "warmup", need_to_train(own, config.model))]
@@ -111,7 +111,7 @@ def _order_gradient(selector: GradientSelector, config: CommonConfig, seat: Seat
 def _similarity(selector: Rds, facts: Facts) -> list[Work]:
     config, rows = facts.config, facts.rows
     need, members = need_to_answer(config, config.model), len(facts.members)
-    counted = count_lengths(facts, selector)
+    counted = count_lengths(facts)
     matched = facts.map(
         "similarity",
         "states",
@@ -128,7 +128,7 @@ def _similarity(selector: Rds, facts: Facts) -> list[Work]:
 
 @orders.register
 def _order_similarity(selector: Rds, config: CommonConfig, seat: Seating, members: list[Any]) -> list[Order]:
-    targets = [
+    targets: Any = [
         [
             *({"role": one.role, "content": one.content} for one in member.prompt),
             {"role": "assistant", "content": reference_answer(member)},
@@ -137,7 +137,7 @@ def _order_similarity(selector: Rds, config: CommonConfig, seat: Seating, member
     ]
     train = config.train
     resources = seat("score", config.model, need_to_answer(config, config.model)).resources
-    arguments = {"model": config.model, "targets": targets, "template": train.template}
+    arguments: dict[str, Any] = {"model": config.model, "targets": targets, "template": train.template}
     arguments |= {"max_length": train.max_length, "dtype": train.dtype, "device": resources.placed_on}
     arguments |= {"threads": resources.threads, "trust_remote_code": config.trust_remote_code}
     own = final_order(config, seat)

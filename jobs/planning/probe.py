@@ -105,7 +105,7 @@ def _tokenizer(model: str, trusted: bool) -> Any:
 
 def encode(rows: pa.Table, tokenizer: Any, template: str) -> list[Any]:
     """The conversations as tokens, whole; one that the template refuses counts as empty."""
-    from raysift.actors.lengths import NO_LIMIT
+    from raysift.actors.loaded import NO_LIMIT
     from raysift.errors import DataError
     from raysift.pool.given_input import conversation_of
     from raysift.templates import Encoded, encode_conversation
@@ -193,7 +193,7 @@ def _answers(order: Order, rows: pa.Table, lengths: np.ndarray, folder: Location
     """Answers of a few tokens: the pace of reading and of each step, and how often an answer ends."""
     cap = min(NEW_TOKENS, order.arguments["max_new_tokens"])
     made: list[Any] = []
-    load = _timed(lambda: made.append(order.actor(**order.arguments | {"max_new_tokens": 1})))
+    load = _timed(lambda: made.append(order.actor(**{**order.arguments, "max_new_tokens": 1})))
     actor = made[0]
     places = evenly_spaced(np.argsort(lengths, kind="stable"), 8)
     batch = rows.take(pa.array(places))

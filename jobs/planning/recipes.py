@@ -36,9 +36,9 @@ def placed(config: CommonConfig, seat: Seat) -> CommonConfig:
     return config.model_copy(update={"resources": seat.resources})
 
 
-def count_lengths(facts: Facts, selector: Selector) -> list[Work]:
-    """The stage that counts tokens, where the method or its budget needs them."""
-    wanted = bool(selector.reads) or parse_budget(facts.config.budget).counts_tokens
+def count_lengths(facts: Facts, reads: bool = False) -> list[Work]:
+    """The stage that counts tokens, where the scores (`reads`) or the budget need them."""
+    wanted = reads or parse_budget(facts.config.budget).counts_tokens
     return [facts.tokenising("lengths", facts.rows)] if wanted else []
 
 
@@ -53,7 +53,7 @@ def final_order(config: CommonConfig, seat: Seating) -> list[Order]:
 @singledispatch
 def works(selector: Selector, facts: Facts) -> list[Work]:
     """The work of each stage, in order."""
-    counted = count_lengths(facts, selector)
+    counted = count_lengths(facts, bool(selector.reads))
     return [facts.ingest(), *counted, *score_and_choose(facts, "score"), *facts.after()]
 
 
@@ -134,7 +134,7 @@ def passing(threshold: Threshold, above: bool) -> tuple[float, str | None]:
 
 @works.register
 def _quality(selector: Quality, facts: Facts) -> list[Work]:
-    counted = count_lengths(facts, selector)
+    counted = count_lengths(facts)
     return [
         facts.ingest(),
         *counted,

@@ -16,7 +16,7 @@ import os
 import resource
 import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 
 Told = Mapping[str, int]
@@ -63,7 +63,7 @@ def name_for_workers(reader: Reader) -> str | None:
     return stage.read_by(reader) if stage else None
 
 
-def gather(told: list[Told], driver: int) -> dict[str, int]:
+def gather(told: Sequence[Told], driver: int) -> dict[str, int]:
     """One account of what each worker told: the largest memory, the sum of the tokens."""
     found = {kind: max((one.get(kind, 0) for one in told), default=0) for kind in SHOWN}
     found |= {"tokens": sum(one.get("tokens", 0) for one in told), "workers": len(told), "driver": driver}
