@@ -165,5 +165,5 @@ def _order_raise(selector: Raise, config: CommonConfig, seat: Seating, members: 
         train_order("train", config, train, seat),
         Order("difficulty", "rows", known | loading(config, place, features.model), Difficulty),
         encoder_order(config, features.embedding, seat),
-        Order("validation", "rows of target", loss | loading(config, place, config.model) | {"rows": rows}, AnswerLoss),
+        Order("validation", "rows", loss | loading(config, place, config.model), AnswerLoss, rows),
     ]

@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from raysift.config import load_config, make_config, make_selector
-from raysift.errors import ConfigError
+from raysift.errors import ConfigError, StageError
 from raysift.jobs.planning import preflight
 from raysift.jobs.planning.cheaper import with_settings
 from raysift.jobs.planning.planning import Asked, describe, make_plan
@@ -127,7 +127,7 @@ def test_a_budget_above_the_pool_and_a_full_disk_are_found_before_the_run(files,
 
 def test_rows_of_which_no_answer_is_left_stop_a_plan_and_cut_ones_are_told(files, tmp_path):
     with pytest.raises(ConfigError, match="no token of their answer left"):
-        described(settings(files, "less", tmp_path, train={"max_length": 4}))
+        described(settings(files, "less", tmp_path, less={"warmup": {"max_length": 4}}))
     sample = sample_pool(settings(files, "less", tmp_path))
     config = settings(files, "less", tmp_path)
     facts = describe(config, make_selector(config), sample, [], 1, CARDS["h100"])
@@ -203,3 +203,63 @@ def test_the_stages_planned_are_those_that_the_recipe_goes_through(files, tmp_pa
             CARDS["h100"],
         )
         assert [work.stage for work in works(make_selector(config), facts)] == list(told.value.args), method
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["less", "mods"])
+def test_a_measured_plan_has_a_speed_and_a_peak_for_every_stage_with_workers(ray_local, files, tmp_path, method):
+    plan = make_plan(settings(files, method, tmp_path), Asked(price=1.0), lambda: None, lambda words: None)
+    assert plan.measured and plan.measuring_s > 0
+    busy = {stage.stage: stage for stage in plan.stages if stage.host}
+    wanted = {
+        "less": {"ingest", "warmup", "targets", "gradients"},
+        "mods": {"quality", "embed", "tune", "generate", "necessity"},
+    }
+    assert wanted[method] <= busy.keys()
+    assert all(50 * 2**20 < stage.host < 8 * 2**30 for stage in busy.values())
+    assert busy["ingest"].host < max(stage.host for stage in busy.values())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.ray
+def test_a_run_keeps_its_plan_and_shows_it_beside_what_it_took(ray_local, files, tmp_path, capsys):
+    import raysift
+    from raysift.jobs.commands.show import show_run
+    from raysift.jobs.report.cost import cost_section
+    from raysift.jobs.report.gather import Gathered
+    from raysift.jobs.runs.console import Console
+    from raysift.jobs.runs.run import open_run
+
+    place = tmp_path / "plan.json"
+    place.write_text(described(settings(files, "uniform", tmp_path)).model_dump_json())
+    run = str(tmp_path / "run")
+    raysift.uniform(files["pool"], run=run, report=False, plan=place, stop_over="100x")
+    show_run(run, Console("plain"))
+    shown = capsys.readouterr().out
+    assert "Plan and fact" in shown and "Peak memory" in shown
+    section = cost_section(Gathered(open_run(run)))
+    (table,) = [block for block in section.blocks if block.title == "Plan and fact"]
+    assert [row[0] for row in table.rows] == ["ingest", "score", "choose", "all"]
+    assert table.rows[0][5] > 2**20  # the peak of the worker that read the pool
+    with pytest.raises(ConfigError, match="a plan of uniform"):
+        raysift.longest(files["pool"], run=str(tmp_path / "other"), plan=place)
+
+
+@pytest.mark.ray
+def test_a_run_far_over_its_plan_stops_and_the_same_call_without_the_plan_continues(
+    ray_local, files, tmp_path, monkeypatch
+):
+    import raysift
+    from raysift.planning import drift
+
+    monkeypatch.setattr(drift, "LEAST_S", 0.0)
+    plan = described(settings(files, "uniform", tmp_path))
+    seconds = plan.stages[0].seconds.model_copy(update={"likely": 1e-6})
+    hasty = plan.model_copy(update={"stages": [one.model_copy(update={"seconds": seconds}) for one in plan.stages]})
+    place, run = tmp_path / "plan.json", str(tmp_path / "run")
+    place.write_text(hasty.model_dump_json())
+    with pytest.raises(StageError, match=r"--stop-over allows 1\.5"):
+        raysift.uniform(files["pool"], run=run, report=False, plan=str(place), stop_over=1.5)
+    done = raysift.uniform(files["pool"], run=run, report=False)
+    assert len(done) == 45
