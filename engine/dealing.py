@@ -5,8 +5,8 @@
 
 Rows are sorted by length, the longest first, and cut into passes of neighbours: each takes rows up to a number of tokens. The
 passes are dealt, the costliest first, to the rank with the least work. The number of tokens is the smallest with which no rank
-gets more than P passes, and P the smallest number that holds the rows and keeps padding below a tenth. Then rows at the ends of
-passes move from the rank with the most work to a neighbour on a rank with less, while that makes the most smaller.
+gets more than P passes; then rows at the ends of passes move from the rank with the most work to a neighbour on a rank with
+less, while that makes the most smaller. P is the smallest number that holds the rows with little padding and even work.
 
 A row that is longer than a rank's share has a rank to itself; other ranks take its passes' places.
 """
@@ -18,8 +18,10 @@ from dataclasses import dataclass
 
 MOST_PADDING = 0.1
 """Share of a step's padded tokens that may be padding, if more passes can prevent it."""
-FEWEST_TOKENS = 512
-"""Passes are not made smaller than this for the sake of padding: a shorter one takes as long as its calls."""
+LEAST_BALANCE = 0.95
+"""Mean work of the ranks by the most, if more passes can make it even; a row that is longer than all this is the measure."""
+FEWEST_TOKENS = 384
+"""Passes are not made smaller than this to either end: a shorter one takes as long as its calls."""
 MOVES = 4
 """Moves per row before the search for a better balance ends."""
 
@@ -45,7 +47,7 @@ def deal_rows(lengths: Sequence[int], ranks: int, tokens: int, most_rows: int) -
     """
     order = sorted(range(len(lengths)), key=lambda row: (-lengths[row], row))
     rows = [int(lengths[row]) for row in order]
-    found = _balanced(rows, _split(rows, _dealt(rows, ranks, tokens, most_rows)), tokens, most_rows)
+    found = _dealt(rows, ranks, tokens, most_rows)
     passes: list[list[list[int]]] = [[] for _ in range(ranks)]
     for span, rank in sorted(zip(found.spans, found.rank_of, strict=True), key=lambda one: -_work(rows, one[0])):
         passes[rank].append(order[slice(*span)])
@@ -78,16 +80,20 @@ def _shared_out(rows: Sequence[int], spans: list[tuple[int, int]], ranks: int) -
 
 
 def _dealt(rows: Sequence[int], ranks: int, tokens: int, most_rows: int) -> _Deal:
-    """The fewest passes a rank that hold the rows with little padding."""
+    """The fewest passes a rank with little padding and even work; if passes would become short first, the evenest."""
     largest = _shared_out(rows, _cut(rows, tokens, most_rows), ranks)
-    real, passes = sum(rows), largest.most_passes
+    real, passes, best = sum(rows), largest.most_passes, None
     while True:
-        found = _with_passes(rows, ranks, passes, tokens, most_rows) or largest
-        padded = sum(found.work)
-        enough = padded * (1 - MOST_PADDING) <= real or len(found.spans) == len(rows)
-        if enough or real < FEWEST_TOKENS * ranks * (passes + 1):
+        found = _split(rows, _with_passes(rows, ranks, passes, tokens, most_rows) or largest)
+        found = _balanced(rows, found, tokens, most_rows)
+        if best is None or max(found.work) < max(best.work):
+            best = found
+        padded, even = sum(found.work), sum(found.work) / ranks / LEAST_BALANCE
+        if padded * (1 - MOST_PADDING) <= real and max(found.work) <= max(rows[0], even):
             return found
         passes += 1
+        if real < FEWEST_TOKENS * ranks * passes:
+            return best
 
 
 def _with_passes(rows: Sequence[int], ranks: int, passes: int, tokens: int, most_rows: int) -> _Deal | None:
