@@ -44,3 +44,31 @@ def load_sharded(model: str, ranks: int, trust_remote_code: bool = False) -> Any
             "has no plan for it. Set resources.shard to none, with which each worker holds the whole model."
         )
     return loaded
+
+
+def is_sharded(model: Any) -> bool:
+    """Whether ranks hold shares of the model's weights."""
+    return any(hasattr(weight, "full_tensor") for weight in model.parameters())
+
+
+def save_whole(model: Any, folder: str, writes: bool) -> None:
+    """Write the whole weights as `save_pretrained` does; all ranks give their shares, and the one that `writes` holds all.
+
+    transformers' own gathering writes tied weights twice.
+    """
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    own = {name for name, _ in model.named_parameters()}
+    found = {}
+    for name, share in model.state_dict().items():
+        if name in tied and name not in own:
+            continue
+        whole = share.full_tensor() if hasattr(share, "full_tensor") else share
+        if writes:
+            found[name] = whole.cpu()
+    if not writes:
+        return
+    divided, model.config.distributed_config = model.config.distributed_config, None
+    try:
+        model.save_pretrained(folder, state_dict=found)
+    finally:
+        model.config.distributed_config = divided

@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from raysift.actors.optimizers import moments_of
+from raysift.actors.sharded import is_sharded, save_whole
 from raysift.fingerprint import file_fingerprint
 from raysift.gradients.moments import save_moments
 from raysift.settings.base import TRAIN
@@ -119,7 +120,10 @@ def write_checkpoint(
             # By default PEFT asks the hub whether the embedding was resized.
             model.save_pretrained(path, save_embedding_layers=False)
         else:
-            model.save_pretrained(path)
+            if is_sharded(model):
+                save_whole(model, path, writes)
+            else:
+                model.save_pretrained(path)
             tokenizer.save_pretrained(path)
     save_moments(folder / MOMENTS if writes else None, moments_of(model, optimizer, record.step))
     if not writes:

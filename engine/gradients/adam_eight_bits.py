@@ -68,7 +68,7 @@ def _in_blocks(matrix: Tensor) -> Tensor:
     rows, columns = matrix.shape
     width = min(BLOCK, columns)
     missing = -columns % width
-    return torch.nn.functional.pad(matrix, (0, missing)).view(rows, -1, width)
+    return torch.nn.functional.pad(matrix, (0, missing)).view(rows, (columns + missing) // width, width)
 
 
 class AdamW8bit(torch.optim.Optimizer):
