@@ -259,9 +259,13 @@ def stop_at(step: int):
     return Stopper()
 
 
-@pytest.mark.parametrize(("step", "kept"), [(1, None), (5, "step-5"), (7, "step-7")])
-def test_a_stopped_training_continues_to_the_same_bytes(tmp_path, model, step, kept):
-    config = CONFIG.model_copy(update={"lora_dropout": 0.1, "batch_size": 4, "epochs": 2})  # five steps an epoch
+@pytest.mark.parametrize(
+    ("step", "kept", "optimizer"),
+    [(1, None, "adamw"), (5, "step-5", "adamw"), (7, "step-7", "adamw"), (7, "step-7", "adamw8bit")],
+)
+def test_a_stopped_training_continues_to_the_same_bytes(tmp_path, model, step, kept, optimizer):
+    changes = {"lora_dropout": 0.1, "batch_size": 4, "epochs": 2, "optimizer": optimizer}  # five steps an epoch
+    config = CONFIG.model_copy(update=changes)
     files = write_rows(tmp_path / "rows", some_rows())
     expected = finetune(files, tmp_path / "whole", config, model, HERE)
     options = {"steps_per_checkpoint": 1} if step == 7 else {}
