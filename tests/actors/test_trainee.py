@@ -10,10 +10,12 @@ import torch
 from raysift.actors import trainee
 from raysift.actors.effective_batches import EffectiveBatches, Place
 from raysift.actors.language_model import load_language_model
+from raysift.actors.train_checkpoints import epoch_records
 from raysift.actors.trainee import own_settings, train
 from raysift.settings.training import TrainConfig
 from raysift.storage import open_location
 
+from ..tiny_models import tiny_llama  # noqa: TID252
 from ..tiny_tunes import ONE, TINY  # noqa: TID252
 
 ONCE = TINY.model_copy(update={"epochs": 1})
@@ -82,8 +84,6 @@ def test_deterministic_training_fills_no_memory_that_it_will_write_anyway(tiny, 
 
 
 def test_moments_in_eight_bits_train_nearly_as_well(tiny, rows, tmp_path):
-    from raysift.actors.train_checkpoints import epoch_records
-
     losses = {}
     for optimizer in ("adamw", "adamw8bit"):
         config: TrainConfig = TINY.model_copy(update={"optimizer": optimizer})
@@ -97,3 +97,26 @@ def test_a_row_longer_than_a_pass_has_one_of_its_own(rows):
     place = Place(device="cpu", tokens_per_pass=16)
     for step in EffectiveBatches(rows, TINY, place):
         assert all(len(batch.input_ids) == 1 or batch.input_ids.numel() <= 16 for batch in step.passes)
+
+
+def test_a_head_with_an_adapter_sees_every_position_and_gives_the_same_loss(tiny_untied, rows, tmp_path):
+    """It cannot be fed alone; its adapter starts as zero, so that the first steps at a tiny rate have the same loss."""
+    losses, seen = [], []
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        model.get_output_embeddings().register_forward_hook(lambda _, inputs, out: seen.append(out.shape[:-1].numel()))
+
+    for targets in (("q_proj", "lm_head"), ("q_proj",)):
+        config = ONCE.model_copy(update={"learning_rate": 1e-9, "lora_targets": targets})
+        place = open_location(tmp_path / targets[-1])
+        train(rows, place, config, tiny_untied, ONE, callbacks=[watched(on_train_begin=on_train_begin)])
+        losses.append(epoch_records(place)[0].mean_loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+    batches = EffectiveBatches(rows, ONCE, ONE)
+    everywhere = sum(batch.input_ids.numel() for step in batches for batch in step.passes)
+    assert sum(seen) == everywhere + batches.rows.labels_per_row.sum()
+
+
+@pytest.fixture(scope="module")
+def tiny_untied(tmp_path_factory) -> str:
+    return tiny_llama(tmp_path_factory.mktemp("untied"), tie_word_embeddings=False)
