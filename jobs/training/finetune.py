@@ -181,10 +181,9 @@ def _train_in_a_task(
         # A lost process starts again and continues from its checkpoint; an error of ours would only come again.
         task = ray.remote(**asked)(_train_as_task).remote(rows, job, counts)
         try:
-            account: dict[str, int] = ray.get(task)
+            return dict(ray.get(task))
         except Exception as error:
             raise _given_up(job["out"], resources, error) from error
-    return account
 
 
 def _train_as_task(rows: Sequence[Location], job: dict[str, Any], counts: Any) -> dict[str, int]:
@@ -199,10 +198,8 @@ def _train_as_task(rows: Sequence[Location], job: dict[str, Any], counts: Any) -
             if count:
                 count.set(done, total, words)
 
-    def shown(total: int | None, unit: str = "rows") -> Bar:
-        return Told("nowhere", "", total, unit, lambda told, words: None)
-
-    return _train_here(rows, job, shown)
+    told = Told("nowhere", "", None, "steps", lambda told, words: None)
+    return _train_here(rows, job, lambda total, unit="rows": told)
 
 
 def _loss_words(loss: float) -> str:
@@ -314,9 +311,11 @@ def _cause(error: BaseException) -> str:
     for failure in [*failures.values(), error]:
         cause: BaseException | None = failure
         while cause is not None:
-            if isinstance(cause, RaysiftError):
+            inner = getattr(cause, "cause", None)
+            # An error of ours from a task is of our class as well, with the whole trace as its text.
+            if isinstance(cause, RaysiftError) and not isinstance(inner, RaysiftError):
                 return str(cause)
-            cause = getattr(cause, "cause", None) or cause.__cause__
+            cause = inner or cause.__cause__
     return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
 
 
