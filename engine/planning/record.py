@@ -76,6 +76,10 @@ class Plan(_Part):
     """Likely seconds of training on the whole pool instead, by the run's recipe."""
     notes: list[str] = Field(default_factory=list)
     measuring_s: float = 0.0
+    speeds: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """What was measured or computed of each part: seconds of a token, of loading, of a step; peak bytes."""
+    starts: dict[str, float] = Field(default_factory=dict)
+    """Seconds that pass before work begins, by what passes them."""
 
     @property
     def likely_s(self) -> float:

@@ -44,6 +44,10 @@ class Speed:
         tokens = np.asarray(lengths, float)
         return float(np.mean(tokens * np.interp(tokens, self.lengths, self.per_token))) if tokens.size else 0.0
 
+    def told(self) -> dict[str, float | list[float]]:
+        """For `plan.json`."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
+
     @property
     def row_tokens(self) -> float:
         """Mean tokens of a row, where the groups measured have equal shares of the rows."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -294,6 +294,8 @@ def _record(
         cheaper=_cheaper(selector, facts, whole),
         solved=[one for lever in chosen for one in lever.settings],
         train_all_s=None if everything is None else round(everything, 1),
+        speeds={name: speed.told() for name, speed in facts.speeds.items()},
+        starts=asdict(facts.starts),
         notes=[*notes, *(f"{lever.settings[0]}: {lever.loses}" for lever in chosen)],
     )
 
