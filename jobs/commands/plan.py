@@ -44,6 +44,5 @@ def follow_plan(run: Run, config: CommonConfig, path: str | None, stop_over: str
         raise ConfigError(
             f"--plan: '{path}' is a plan of {plan.method}, this is {config.method}. Make one: raysift plan."
         )
-    run.follow = Followed(plan, factor, run.console.note)
-    run.claim()
-    (run.folder / PLAN).write(plan.model_dump_json(indent=2) + "\n")
+    text = plan.model_dump_json(indent=2) + "\n"
+    run.follow = Followed(plan, factor, run.console.note, keep=lambda: (run.folder / PLAN).write(text))

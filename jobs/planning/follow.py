@@ -29,15 +29,20 @@ class Followed:
         note: Callable[[str], None],
         clock: Callable[[], float] = time.monotonic,
         stop: Callable[[], None] = _thread.interrupt_main,
+        keep: Callable[[], object] = lambda: None,
     ) -> None:
         self.course = Course({stage.stage: stage.seconds.likely for stage in plan.stages})
         self.stop_over, self._note, self._clock, self._stop = stop_over, note, clock, stop
-        self._stage, self._began, self._told = "", clock(), clock()
+        self._stage, self._began, self._told, self._keep = "", clock(), clock(), keep
         self._why: StageError | None = None
         self._order = [stage.stage for stage in plan.stages]
 
     def begin(self, stage: str) -> None:
-        """A stage begins; those before it that were planned and not done were reused or skipped."""
+        """A stage begins; those before it that were planned and not done were reused or skipped.
+
+        Only now does the run keep its copy of the plan: a refused command leaves no trace.
+        """
+        self._keep()
         self._stage, self._began = stage, self._clock()
         if stage in self._order:
             before = self._order[: self._order.index(stage)]
