@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 
 from raysift.config import load_config, make_config, make_selector
-from raysift.errors import ConfigError, StageError
+from raysift.errors import ConfigError, DataError, StageError
 from raysift.jobs.planning import preflight
 from raysift.jobs.planning.cheaper import with_settings
 from raysift.jobs.planning.planning import Asked, describe, make_plan
@@ -245,9 +245,9 @@ def test_a_run_keeps_its_plan_and_shows_it_beside_what_it_took(ray_local, files,
     (table,) = [block for block in section.blocks if block.title == "Plan and fact"]
     assert [row[0] for row in table.rows] == ["ingest", "score", "choose", "all"]
     assert table.rows[0][5] > 2**20  # the peak of the worker that read the pool
-    with pytest.raises(ConfigError, match="budget"):
-        raysift.uniform(files["pool"], budget="100000", run=str(tmp_path / "refused"), plan=place)
-    assert not (tmp_path / "refused" / "plan.json").exists()
+    with pytest.raises(DataError):
+        raysift.uniform(str(tmp_path / "none.jsonl"), run=str(tmp_path / "refused"), plan=place)
+    assert not (tmp_path / "refused").exists()
     with pytest.raises(ConfigError, match="a plan of uniform"):
         raysift.longest(files["pool"], run=str(tmp_path / "other"), plan=place)
 
