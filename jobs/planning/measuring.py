@@ -28,9 +28,9 @@ from raysift.settings.roles import TRAIN
 from raysift.settings.training import TrainConfig
 from raysift.storage import open_location
 
-TRAIN_STARTS = 2.0
-"""Starts of a worker process with its libraries that Ray Train takes beyond that of the worker itself: its controller, the
-group of workers, reading the rows and the account at the end. Measured on two cores."""
+TRAIN_STARTS = 1.8
+"""What Ray Train takes beyond its worker's own loading (its controller, the group of workers, the rows, the account), over an
+empty stage of tokenisers: 1.4 to 3 times in runs on two cores, which were more or less busy."""
 
 
 def seat_here(config: CommonConfig, role: str, model: str, need: Need | None) -> Seat:
@@ -66,7 +66,7 @@ def measure_here(
         process_s=process_s,
         tokenizer_s=found.tokenizer_s,
         libraries_s=found.libraries_s,
-        train_s=TRAIN_STARTS * (process_s + found.tokenizer_s + found.libraries_s),
+        train_s=TRAIN_STARTS * max(0.5, fixed - tokens * token_s),
         bare=found.bare,
         token_s=token_s,
     )
