@@ -86,7 +86,8 @@ class Scorer(RowActor):
         from raysift.gradients.rows import plan_batches
 
         for members in plan_batches([len(row) for row in rows], self.batch_tokens):
-            width, batch, labels = len(rows[members[0]]), [], 0
+            width, labels = len(rows[members[0]]), 0
+            batch: list[int] = []
             for i in members:
                 own = rows[i].n_labels if self.head is not None else width
                 if batch and labels + own > self.batch_labels:

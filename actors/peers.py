@@ -89,10 +89,11 @@ class Group(Peers):
         return found
 
     def agree(self, find: Callable[[], Any]) -> Any:
+        import torch
         import torch.distributed as dist
 
         found = [find() if self.rank == 0 else None]
-        dist.broadcast_object_list(found, src=0, device=self.device)
+        dist.broadcast_object_list(found, src=0, device=torch.device(self.device))
         return found[0]
 
 

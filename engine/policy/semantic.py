@@ -75,7 +75,8 @@ class Range:
     def step(self) -> Matrix:
         """The distance between neighbours on the grid: a power of two, so that dividing by it is exact."""
         half = np.maximum(self.high - self.middle, self.middle - self.low)
-        return np.exp2(np.ceil(np.log2(np.where(half > 0, half, 1.0))) - 2 * HALF_BITS + 1)
+        found: Matrix = np.exp2(np.ceil(np.log2(np.where(half > 0, half, 1.0))) - 2 * HALF_BITS + 1)
+        return found
 
 
 @dataclass
@@ -93,8 +94,8 @@ class Sums:
     def of(cls, grid: Range, vectors: Vectors) -> Sums:
         """The sums over these vectors."""
         width = len(grid.low)
-        found = cls(grid, len(vectors), *(np.zeros(width, np.int64) for _ in range(2)), [])
-        found.products = [np.zeros((width, width), np.int64) for _ in range(3)]
+        products = [np.zeros((width, width), np.int64) for _ in range(3)]
+        found = cls(grid, len(vectors), np.zeros(width, np.int64), np.zeros(width, np.int64), products)
         for start in range(0, len(vectors), BLOCK_ROWS):
             whole = np.rint((vectors[start : start + BLOCK_ROWS] - grid.middle) / grid.step)
             high = np.rint(whole / 2**HALF_BITS)

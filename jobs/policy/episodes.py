@@ -294,7 +294,8 @@ def _error_of(ref: Any) -> BaseException | None:
     try:
         ray.get(ref)
     except ray.exceptions.RayError as error:
-        return error
+        found: BaseException = error
+        return found
     return None
 
 

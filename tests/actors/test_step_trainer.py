@@ -91,7 +91,8 @@ def trained_and_stepped(rows, config, model, folder, place=ONE):
 
 
 def test_the_nano_model_gets_the_adapter_of_a_fine_tune(tmp_path):
-    config = recipe("nano", epochs=2)
+    """In other passes. Adam makes much of rounding in the smallest gradients; a larger epsilon keeps it small."""
+    config = recipe("nano", epochs=2, adam_epsilon=1e-5)
     tuned, stepped, moved, _ = trained_and_stepped(nano_rows(), config, "nano", tmp_path)
     assert largest_difference(tuned, stepped) < 1e-6 and moved > 1e-3
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ def files_of(folder, table, parts):
     return TokenFiles(
         tuple(
             write_part(place, number, whole.slice(start, stop - start))
-            for number, (start, stop) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+            for number, (start, stop) in enumerate(pairwise(bounds.tolist()))
         )
     )
 
