@@ -5,7 +5,8 @@ raysift.actors.peers). Trainings of a round run side by side in several groups. 
 in one placement group: either there is room for all of them, or the wait for it ends with a message.
 
 A lost process ends its group, which starts again and goes on from the training's last saved state. This is safe: a training
-depends only on the policy, the round and its own number. After RESTARTS in a row without a step the run ends.
+depends only on the policy, the round and its own number. After `resources.restarts` without a saved state in between the run
+ends.
 """
 
 from __future__ import annotations
@@ -24,20 +25,21 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from raysift.actors.episode import EpisodeRunner, EpisodeSetup, Weights
 from raysift.actors.frozen_training import KeptTraining
 from raysift.actors.language_model import pick_device
-from raysift.actors.peers import ALONE, Group, Peers, most_processes
+from raysift.actors.peers import ALONE, LANES, Group, Peers, most_processes
 from raysift.actors.token_files import TokenFiles, forget_copies
+from raysift.config import CommonConfig
 from raysift.errors import StageError, find_cause
+from raysift.jobs.on_ray.cluster import on_gpu, pool_size, present_workers
 from raysift.jobs.on_ray.counts import Count
 from raysift.jobs.on_ray.fitting import killed_for_memory
-from raysift.jobs.on_ray.raydata import pool_size
 from raysift.policy.drawing import Draw
 from raysift.policy.state import Episode
 from raysift.settings.resources import Resources
+from raysift.settings.roles import LEARN
 from raysift.storage import Location
 
 log = logging.getLogger(__name__)
 
-RESTARTS = 5  # of one group, without a saved state in between
 ASK_S = 60.0  # for an actor's answer to a question that needs no work
 TELL_S = 10.0  # until a wait for room is told
 LAST_WORDS_S = 5.0  # for the errors of a group's other processes, of which one may be the cause
@@ -116,9 +118,8 @@ class RayFleet:
 
     def __init__(self, setup: EpisodeSetup, resources: Resources, episodes: int, counts: str | None = None) -> None:
         self.setup, self.resources, self.counts = setup, resources, counts
-        self.ranks, self.count = divide(resources.train_workers, pool_size(resources), episodes)
         self._shared = ray.put(setup)
-        self._room = self._reserve()
+        self._room = self._reserve(episodes)
         self.groups: list[list[Any]] = [[] for _ in range(self.count)]
         self._addresses = [""] * self.count
         try:
@@ -175,26 +176,27 @@ class RayFleet:
         remove_placement_group(self._room)
         self.groups = []
 
-    def _reserve(self) -> PlacementGroup:
-        """Room for all actors: Ray has it whole or not at all."""
-        total, own = self.count * self.ranks, self.resources
-        # All must run at once: one for which no memory is left would never start.
-        share = int(0.9 * ray.cluster_resources().get("memory", 0) / total)
-        each = {"CPU": own.cpus, "GPU": own.gpus_per_worker, "memory": min(own.memory or 0, share)}
-        room = placement_group(
-            [{name: asked for name, asked in each.items() if asked}] * total,
-            strategy="PACK" if self.ranks > 1 else "SPREAD",
+    def _reserve(self, episodes: int) -> PlacementGroup:
+        """Room for all actors: Ray has it whole or not at all. If not for all that may join, for those that are there."""
+        own, asked = self.resources, self.resources.asked.train.workers
+        for room_for in dict.fromkeys((pool_size(own), present_workers(own))):
+            self.ranks, self.count = divide(room_for, episodes, asked if own.gpus_per_worker else asked or 1)
+            total = self.count * self.ranks
+            # All must run at once: one for which no memory is left would never start.
+            share = int(0.9 * ray.cluster_resources().get("memory", 0) / total)
+            each = {"CPU": own.cpus, "GPU": own.gpus_per_worker or 0.0, "memory": min(own.memory or 0, share)}
+            bundles = [{name: amount for name, amount in each.items() if amount}] * total
+            room = placement_group(bundles, strategy="PACK" if self.ranks > 1 else "SPREAD")
+            if room.wait(min(TELL_S, own.wait_s)):
+                return room
+            log.warning("episodes: waiting for room, at most %s s (resources.wait_s): %s", own.wait_s, self._asked())
+            if room.wait(max(0.0, own.wait_s - TELL_S)):
+                return room
+            remove_placement_group(room)
+        raise StageError(
+            f"episodes: no room after {own.wait_s} s (resources.wait_s): {self._asked()}. Lower resources.train, "
+            "resources.workers, resources.cpus_per_worker or resources.gpus_per_worker, or give the cluster more machines."
         )
-        if not room.wait(min(TELL_S, own.no_progress_timeout_s)):
-            log.warning("episodes: waiting for room: %s", self._asked())
-            if not room.wait(max(0.0, own.no_progress_timeout_s - TELL_S)):
-                remove_placement_group(room)
-                raise StageError(
-                    f"episodes: no room after {own.no_progress_timeout_s} s (resources.no_progress_timeout_s): {self._asked()}. "
-                    "Lower resources.train_workers, resources.workers, resources.cpus_per_worker or resources.gpus_per_worker, "
-                    "or give the cluster more machines."
-                )
-        return room
 
     def _asked(self) -> str:
         own, there = self.resources, ray.cluster_resources()
@@ -246,11 +248,12 @@ class RayFleet:
         kept = one.training.steps_kept()
         one.restarts = 1 if kept > one.kept else one.restarts + 1
         one.kept = kept
-        if killed or one.restarts > RESTARTS or not any(map(_is_loss, errors)):
+        limit = self.resources.restarts
+        if killed or one.restarts > limit or not any(map(_is_loss, errors)):
             last = str(killed or error).strip().splitlines()[-1]
             raise StageError(
-                f"episodes: a training ended before its time{f', {RESTARTS} times in a row' if one.restarts > RESTARTS else ''}: "
-                f"{last} Start the run again."
+                f"episodes: a training ended before its time, the last of {one.restarts} times in a row (resources.restarts allows "
+                f"{limit}): {last} Start the run again."
             ) from (killed or error)
         self._start(group)
         one.refs = self._submit(group, one.training)
@@ -284,10 +287,26 @@ class _Running:
     steps: int = -1
 
 
-def divide(processes: int, room: int, episodes: int) -> tuple[int, int]:
-    """Processes of each training, and trainings at a time, of which more than `episodes` would find nothing to do."""
-    ranks = most_processes(processes)
-    return ranks, max(1, min(episodes, room // ranks))
+def divide(workers: int, episodes: int, processes: int | None) -> tuple[int, int]:
+    """Processes of each training, and trainings at a time, of which more than `episodes` would find nothing to do.
+
+    If `processes` is None, the split that ends a round soonest; of equally quick ones that with more trainings at a time.
+    """
+    if processes is not None:
+        ranks = most_processes(processes)
+        return ranks, max(1, min(episodes, workers // ranks))
+
+    def seconds(at_a_time: int) -> float:
+        return -(-episodes // at_a_time) / most_processes(workers // at_a_time)
+
+    best = min(range(max(1, min(episodes, workers)), 0, -1), key=seconds)
+    return most_processes(workers // best), best
+
+
+def most_processes_of(config: CommonConfig, episodes: int) -> int:
+    """Processes that so many trainings at a time can use."""
+    usual = LANES if on_gpu(config, config.model, LEARN) else 1
+    return episodes * most_processes(config.resources.asked.train.workers or usual)
 
 
 def _error_of(ref: Any) -> BaseException | None:

@@ -20,9 +20,10 @@ from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import example_key, read_examples, reference_answer
 from raysift.fingerprint import file_fingerprint
+from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.on_ray.counts import counted
 from raysift.jobs.on_ray.fitting import with_room
-from raysift.jobs.policy.episodes import ray_fleet
+from raysift.jobs.policy.episodes import most_processes_of, ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
 from raysift.jobs.policy.setups import make_setup, need_of, place_of, token_files
 from raysift.jobs.policy.token_stage import write_token_files
@@ -45,6 +46,7 @@ from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.given_input import input_meta
 from raysift.pool.id_text import id_text
 from raysift.records import FATE, ID, MESSAGE, MESSAGES, META, Example
+from raysift.settings.roles import LEARN
 from raysift.storage import Location
 
 ROUNDS = "rounds"
@@ -67,13 +69,10 @@ def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
         }
         files = run.files(rows, "rows")
         total = rows.counts["kept"]
-        # Tokenisers need neither GPUs nor the threads and memory of a training.
-        on_cpus = config.resources.model_copy(
-            update={"gpus_per_worker": 0.0, "workers": None, "cpus_per_worker": None, "worker_gib": None}
-        )
-        answers = map_rows(files, EncodeRows, arguments, folder, on_cpus, rows=total, progress=run.progress)
+        own = for_role(config, "tokenise").resources
+        answers = map_rows(files, EncodeRows, arguments, folder, own, rows=total, progress=run.progress)
         counts = count_answers("encode", answers, rows.counts["kept"])
-        tokens = write_token_files(answers, total, folder, on_cpus)
+        tokens = write_token_files(answers, total, folder, for_role(config, "reduce").resources)
         return StageResult(
             files={"answers": relative(answers, folder), "tokens": relative(tokens, folder)},
             counts=counts,
@@ -197,7 +196,7 @@ def learn(
                 for found in learn_rounds(folder / ROUNDS, here, settings.learning, fleet, config.seed):
                     run.record("round", "learn", **_headline(found))
 
-        with_room(run, "learn", config, need, work, most=episodes)
+        with_room(run, "learn", config, need, work, LEARN, most=most_processes_of(config, episodes))
         finished = finished_rounds(folder / ROUNDS)[:rounds]
         kept = kept_round(finished, settings.learning.keep)
         return StageResult(
@@ -250,7 +249,7 @@ def train_frozen(
             ):
                 return fleet.run([training])[0]
 
-        episode = with_room(run, "final", config, need, work, most=1)
+        episode = with_room(run, "final", config, need, work, LEARN, most=most_processes_of(config, 1))
         write_curriculum(run.files(rows, "rows"), episode, folder)
         picks = np.concatenate(episode.picks)
         known = episode.known_performance

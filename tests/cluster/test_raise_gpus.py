@@ -27,7 +27,7 @@ from raysift.jobs.policy.episodes import RayFleet
 from raysift.settings.resources import Resources
 
 setup, told = SimpleNamespace(rows=None), {}
-common = {"gpus_per_worker": 1.0, "cpus_per_worker": 0.5, "no_progress_timeout_s": 30}
+common = {"gpus_per_worker": 1.0, "cpus_per_worker": 0.5, "wait_s": 1}
 
 
 def gpus(_):
@@ -36,12 +36,12 @@ def gpus(_):
 
 with forked_workers(Path(sys.argv[1])):
     start_ray(num_cpus=4, num_gpus=2, object_store_memory=150 * 2**20)
-    for name, processes, episodes in (("a training on both", 2, 3), ("two trainings", 1, 3)):
-        fleet = RayFleet(setup, Resources(train_workers=processes, **common), episodes)
+    for name, episodes in (("a training on both", 1), ("two trainings", 3)):
+        fleet = RayFleet(setup, Resources(**common), episodes)
         told[name] = [ray.get([actor.__ray_call__.remote(gpus) for actor in group]) for group in fleet.groups]
         fleet.close()
     try:
-        RayFleet(setup, Resources(train_workers=4, **common | {"no_progress_timeout_s": 5}), 1)
+        RayFleet(setup, Resources(train=4, **common), 1)
     except StageError as error:
         told["refused"] = str(error)
     ray.shutdown()
@@ -61,6 +61,6 @@ def test_trainings_share_the_gpus_and_more_processes_than_gpus_end_with_a_messag
     assert sorted(pair) == [["0"], ["1"]] or sorted(pair) == [[0], [1]]
     one, other = told["two trainings"]
     assert len(one) == len(other) == 1 and one != other
-    assert "no room after 5 s (resources.no_progress_timeout_s)" in told["refused"]
+    assert "no room after 1 s (resources.wait_s)" in told["refused"]
     assert "ask for 0.5 CPUs and 1 GPUs each, the cluster has 4 CPUs and 2 GPUs" in told["refused"]
-    assert "resources.train_workers" in told["refused"]
+    assert "Lower resources.train" in told["refused"]

@@ -51,7 +51,7 @@ def select(name):
         run=f"{folder}/{name}",
         target=[f"{folder}/target.jsonl"],
         train={"recipe": "nano", "batch_size": 4},
-        resources={"workers": 4, "train_workers": 2, "cpus_per_worker": 0.9, "threads": 1},
+        resources={"workers": 4, "train": 2, "cpus_per_worker": 0.9, "threads": 1},
         **{
             "raise": {
                 "features": {"semantic_dimensions": 8},

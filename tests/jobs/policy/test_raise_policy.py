@@ -41,6 +41,7 @@ from raysift.policy.saved import EPISODES, POLICY, ROUND, load_episodes, round_n
 from raysift.pool.id_text import id_ranges
 from raysift.records import ID
 from raysift.settings import memory
+from raysift.settings.roles import TrainRole
 from raysift.settings.training import learning_rates
 from raysift.storage import Location, open_location
 
@@ -300,7 +301,7 @@ def test_two_processes_train_measure_and_pick_what_one_does(many_passes, tmp_pat
     setup, learning, resources = many_passes
     monkeypatch.setattr(policy_episodes, "RankProcess", counting())
     alone = rounds_by(LocalFleet(setup), tmp_path / "alone", setup, learning)
-    own = resources.model_copy(update={"train_workers": 2, "worker_gib": 0.25})
+    own = resources.model_copy(update={"train": TrainRole(workers=2), "worker_gib": 0.25})
     with ray_fleet(setup, own, 1) as fleet:
         assert (fleet.ranks, len(fleet.groups), len(fleet.groups[0])) == (2, 1, 2)
         granted = ray.get(fleet.groups[0][1].__ray_call__.remote(granted_to))
@@ -361,7 +362,7 @@ def test_a_group_that_loses_a_process_goes_on_from_its_last_state(many_passes, t
     alone = rounds_by(LocalFleet(setup), tmp_path / "alone", setup, learning)
     folder, marks = tmp_path / "two", tmp_path / "steps"
     monkeypatch.setattr(policy_episodes, "RankProcess", mortal(str(marks)))
-    with ray_fleet(setup, resources.model_copy(update={"train_workers": 2}), 1) as fleet:
+    with ray_fleet(setup, resources.model_copy(update={"train": TrainRole(workers=2)}), 1) as fleet:
         assert rounds_by(fleet, folder, setup, learning) == alone
     assert marks.read_text() == "01212", "rank 1: two steps and the one it died in; then from the second step on"
     assert not list(folder.glob("*.begun")), "states go with the round"
@@ -388,7 +389,7 @@ def test_a_training_that_blows_up_in_an_actor_is_named(parts):
     wild = dataclasses.replace(
         setup, train=setup.train.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 0.0})
     )
-    with ray_fleet(wild, resources.model_copy(update={"train_workers": 2}), 1) as fleet:
+    with ray_fleet(wild, resources.model_copy(update={"train": TrainRole(workers=2)}), 1) as fleet:
         weights = policy_learning.actor_weights(learner_of(wild))
         with pytest.raises(StageError, match="learning rate"):
             fleet.run_round(weights, 1, [None])
@@ -404,23 +405,19 @@ def learner_of(setup):
 @pytest.mark.ray
 def test_a_wait_for_room_ends_and_names_its_setting(parts):
     setup, _, resources = parts
-    own = resources.model_copy(update={"train_workers": 8, "cpus_per_worker": 1.0, "no_progress_timeout_s": 5})
-    message = r"no room after 5 s \(resources.no_progress_timeout_s\): .*8 processes ask for 1 CPUs each.*has 4 CPUs"
+    own = resources.model_copy(update={"train": TrainRole(workers=8), "cpus_per_worker": 1.0, "wait_s": 1})
+    message = r"no room after 1 s \(resources\.wait_s\): .* of 8 processes ask for 1 CPUs each.*has 4 CPUs"
     with pytest.raises(StageError, match=message):
         RayFleet(setup, own, 1)
 
 
 def test_processes_are_a_power_of_two_and_trainings_share_the_rest():
-    assert [divide(processes, 8, 3) for processes in (0, 1, 2, 3, 4, 8, 9)] == [
-        (1, 3),
-        (1, 3),
-        (2, 3),
-        (2, 3),
-        (4, 2),
-        (8, 1),
-        (8, 1),
-    ]
-    assert divide(8, 4, 3) == (8, 1) and divide(1, 8, 20) == (1, 8)
+    assert [divide(8, 3, processes) for processes in (1, 2, 3, 4, 8, 9)] == [(1, 3), (2, 3), (2, 3), (4, 2), (8, 1), (8, 1)]
+    assert divide(4, 3, 8) == (8, 1), "more than there is room for: a wait that ends with a message"
+    # On GPUs, of which each training gets as many as it can use once every training of the round has one.
+    assert [divide(gpus, 1, None) for gpus in (1, 2, 6, 8, 16)] == [(1, 1), (2, 1), (4, 1), (8, 1), (8, 1)]
+    assert [divide(8, episodes, None) for episodes in (2, 3, 4, 5, 8, 20)] == [(4, 2), (2, 3), (2, 4), (1, 5), (1, 8), (1, 8)]
+    assert divide(16, 2, None) == (8, 2)
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------------
