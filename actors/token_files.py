@@ -114,7 +114,9 @@ def _map(place: Location) -> tuple[Any, ...]:
 
 def _head(place: Location, head: bytes) -> tuple[int, int, int]:
     if len(head) < HEAD_BYTES or head[:8] != MAGIC:
-        raise StageError(f"encode: {place} is no token file of this version. Delete the stage's folder and run it again.")
+        raise StageError(
+            f"encode: {place} is no token file of this version. Delete the stage's folder and run it again."
+        )
     rows, tokens, longest = np.frombuffer(head, np.int64, 3, 8).tolist()
     return rows, tokens, longest
 

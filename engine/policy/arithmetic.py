@@ -71,9 +71,7 @@ def step_seconds(
         + 28 * trained / card.memory,
         exchange=math.log2(ranks) * 4 * trained / card.link,
         validate=validation_tokens * 2 * parameters / ranks / balance / card.products,
-        choose=max(
-            choosing_bytes(hidden) * pool_rows / card.memory, choosing_flop(hidden) * pool_rows / card.single
-        ),
+        choose=max(choosing_bytes(hidden) * pool_rows / card.memory, choosing_flop(hidden) * pool_rows / card.single),
     )
 
 

@@ -61,7 +61,9 @@ class DevicePicker:
         """Ids of the batch in rising order; without a draw, those with the highest scores."""
         keys, sizes = self.scores(state).double(), self.sizes
         if draw is not None:
-            keys = keys.div_(self.settings.temperature).add_(gumbel(self.ids, seed_for(draw.seed, step_purpose(draw, step))))
+            keys = keys.div_(self.settings.temperature).add_(
+                gumbel(self.ids, seed_for(draw.seed, step_purpose(draw, step)))
+            )
         if self.settings.max_repeats is not None:
             closed = self.place[np.flatnonzero(state.counts >= self.settings.max_repeats)]
             keys[torch.from_numpy(closed).to(self.device)] = -torch.inf

@@ -15,9 +15,7 @@ from raysift.policy.state import State, masked
 from raysift.topk import Ids
 
 
-def picker_on(
-    device: str, pool: PolicyPool, settings: PolicySettings, network: Acquisition
-) -> Picker | DevicePicker:
+def picker_on(device: str, pool: PolicyPool, settings: PolicySettings, network: Acquisition) -> Picker | DevicePicker:
     """The picker that works where the model is trained."""
     if device == "cpu":
         return Picker(pool, settings, network)

@@ -110,7 +110,9 @@ class Sums:
         """Add the sums over other rows, on the same grid."""
         self.count += more.count
         if self.count > MOST_ROWS:
-            raise DataError(f"semantic features: {self.count} rows to fit on; at most {MOST_ROWS} can be. Lower fit_rows.")
+            raise DataError(
+                f"semantic features: {self.count} rows to fit on; at most {MOST_ROWS} can be. Lower fit_rows."
+            )
         self.high += more.high
         self.low += more.low
         for total, part in zip(self.products, more.products, strict=True):

@@ -43,7 +43,14 @@ log = logging.getLogger(__name__)
 ASK_S = 60.0  # for an actor's answer to a question that needs no work
 TELL_S = 10.0  # until a wait for room is told
 LAST_WORDS_S = 5.0  # for the errors of a group's other processes, of which one may be the cause
-LOST = ("DistBackendError", "DistNetworkError", "NCCL", "CUDA error", "Connection closed by peer", "Connection reset by peer")
+LOST = (
+    "DistBackendError",
+    "DistNetworkError",
+    "NCCL",
+    "CUDA error",
+    "Connection closed by peer",
+    "Connection reset by peer",
+)
 """Words in errors of a process that has lost its peers or its device."""
 
 

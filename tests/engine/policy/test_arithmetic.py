@@ -32,7 +32,9 @@ class Bytes(TorchDispatchMode):
         found = operation(*arguments, **(named or {}))
         if not operation.is_view:
             indexed = "index" in str(operation)
-            read = (arguments[1:], found if "index_put" not in str(operation) else None) if indexed else (arguments, found)
+            read = (
+                (arguments[1:], found if "index_put" not in str(operation) else None) if indexed else (arguments, found)
+            )
             tensors = [leaf for leaf in tree_leaves(read) if isinstance(leaf, torch.Tensor)]
             self.touched += sum(leaf.numel() * leaf.element_size() for leaf in tensors)
         return found

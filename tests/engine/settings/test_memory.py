@@ -5,7 +5,6 @@ import pytest
 from raysift.settings.memory import (
     FEWEST_TOKENS,
     GIB,
-    PROCESS_BYTES,
     Need,
     answering,
     fewer,

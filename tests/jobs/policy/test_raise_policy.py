@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -29,9 +30,9 @@ from raysift.actors.step_trainer import StepTrainer, trainable_parameters
 from raysift.actors.trainee import build_model
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.jobs.on_ray.counts import read_counts
+from raysift.jobs.policy import episodes as policy_episodes
 from raysift.jobs.policy import learning as policy_learning
 from raysift.jobs.policy import stages as raise_policy
-from raysift.jobs.policy import episodes as policy_episodes
 from raysift.jobs.policy.episodes import LocalFleet, RayFleet, divide, ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
 from raysift.jobs.report.record import report_of
@@ -364,7 +365,7 @@ def test_a_group_that_loses_a_process_goes_on_from_its_last_state(many_passes, t
     monkeypatch.setattr(policy_episodes, "RankProcess", mortal(str(marks)))
     with ray_fleet(setup, resources.model_copy(update={"train": TrainRole(workers=2)}), 1) as fleet:
         assert rounds_by(fleet, folder, setup, learning) == alone
-    assert marks.read_text() == "01212", "rank 1: two steps and the one it died in; then from the second step on"
+    assert marks.read_text() == "01223", "two steps and the one after which it died; then on from the second step"
     assert not list(folder.glob("*.begun")), "states go with the round"
 
 
@@ -373,7 +374,7 @@ def mortal(marks):
         def _count(self):
             super()._count()
             if self.rank:
-                first = not os.path.exists(marks) or "2" not in open(marks).read()
+                first = not os.path.exists(marks) or "2" not in Path(marks).read_text()
                 with open(marks, "a") as file:
                     file.write(str(self.runner.trainer.step_number - 1))
                 if self.runner.trainer.step_number == 3 and first:
@@ -412,11 +413,25 @@ def test_a_wait_for_room_ends_and_names_its_setting(parts):
 
 
 def test_processes_are_a_power_of_two_and_trainings_share_the_rest():
-    assert [divide(8, 3, processes) for processes in (1, 2, 3, 4, 8, 9)] == [(1, 3), (2, 3), (2, 3), (4, 2), (8, 1), (8, 1)]
+    assert [divide(8, 3, processes) for processes in (1, 2, 3, 4, 8, 9)] == [
+        (1, 3),
+        (2, 3),
+        (2, 3),
+        (4, 2),
+        (8, 1),
+        (8, 1),
+    ]
     assert divide(4, 3, 8) == (8, 1), "more than there is room for: a wait that ends with a message"
     # On GPUs, of which each training gets as many as it can use once every training of the round has one.
     assert [divide(gpus, 1, None) for gpus in (1, 2, 6, 8, 16)] == [(1, 1), (2, 1), (4, 1), (8, 1), (8, 1)]
-    assert [divide(8, episodes, None) for episodes in (2, 3, 4, 5, 8, 20)] == [(4, 2), (2, 3), (2, 4), (1, 5), (1, 8), (1, 8)]
+    assert [divide(8, episodes, None) for episodes in (2, 3, 4, 5, 8, 20)] == [
+        (4, 2),
+        (2, 3),
+        (2, 4),
+        (1, 5),
+        (1, 8),
+        (1, 8),
+    ]
     assert divide(16, 2, None) == (8, 2)
 
 
