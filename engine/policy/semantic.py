@@ -113,10 +113,9 @@ class Sums:
             raise DataError(
                 f"semantic features: {self.count} rows to fit on; at most {MOST_ROWS} can be. Lower fit_rows."
             )
-        self.high += more.high
-        self.low += more.low
-        for total, part in zip(self.products, more.products, strict=True):
-            total += part
+        # Not in place: sums that come from a task are read-only.
+        self.high, self.low = self.high + more.high, self.low + more.low
+        self.products = [total + part for total, part in zip(self.products, more.products, strict=True)]
 
     def moments(self) -> tuple[Matrix, Matrix]:
         """Mean and covariance of the vectors."""
