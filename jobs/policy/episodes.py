@@ -176,8 +176,10 @@ class RayFleet:
     def close(self) -> None:
         """End the actors, which frees their models and what their machines have fetched of the pool."""
         actors = [actor for group in self.groups for actor in group]
-        with contextlib.suppress(ray.exceptions.RayError):
-            ray.wait([actor.forget.remote() for actor in actors], num_returns=len(actors), timeout=ASK_S)
+        rows = self.setup.rows
+        if actors and isinstance(rows, TokenFiles) and not all(part.is_local for part in rows.parts):
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.wait([actor.forget.remote() for actor in actors], num_returns=len(actors), timeout=LAST_WORDS_S)
         for actor in actors:
             ray.kill(actor)
         remove_placement_group(self._room)
@@ -194,7 +196,7 @@ class RayFleet:
             each = {"CPU": own.cpus, "GPU": own.gpus_per_worker or 0.0, "memory": min(own.memory or 0, share)}
             bundles = [{name: amount for name, amount in each.items() if amount}] * total
             room = placement_group(bundles, strategy="PACK" if self.ranks > 1 else "SPREAD")
-            if room.wait(min(TELL_S, own.wait_s)):
+            if room.wait(max(1.0, min(TELL_S, own.wait_s))):  # Ray's answer takes a moment
                 return room
             log.warning("episodes: waiting for room, at most %s s (resources.wait_s): %s", own.wait_s, self._asked())
             if room.wait(max(0.0, own.wait_s - TELL_S)):
@@ -247,13 +249,14 @@ class RayFleet:
 
     def _restart(self, group: int, one: _Running, error: BaseException) -> None:
         """Start a group again of which a process was lost, and repeat its training; raise if that would not help."""
-        ended, _ = ray.wait(one.refs, num_returns=len(one.refs), timeout=LAST_WORDS_S)
+        ended = ray.wait(one.refs, num_returns=len(one.refs), timeout=LAST_WORDS_S)[0] if one.refs else []
         errors = [error, *(found for ref in ended if (found := _error_of(ref)) is not None)]
         if cause := next((found for found in map(find_cause, errors) if found), None):
             raise cause from None
         killed = next((found for found in errors if killed_for_memory(found)), None)
         kept = one.training.steps_kept()
-        one.restarts = 1 if kept > one.kept else one.restarts + 1
+        announced = any(getattr(found, "preempted", False) for found in errors)
+        one.restarts = (0 if kept > one.kept else one.restarts) + (not announced)
         one.kept = kept
         limit = self.resources.restarts
         if killed or one.restarts > limit or not any(map(_is_loss, errors)):
@@ -262,8 +265,13 @@ class RayFleet:
                 f"episodes: a training ended before its time, the last of {one.restarts} times in a row (resources.restarts allows "
                 f"{limit}): {last} Start the run again."
             ) from (killed or error)
-        self._start(group)
-        one.refs = self._submit(group, one.training)
+        one.refs = []
+        try:
+            self._start(group)
+        except ray.exceptions.RayActorError as again:
+            self._restart(group, one, again)
+        else:
+            one.refs = self._submit(group, one.training)
 
     def _require_progress(self, running: dict[int, _Running]) -> None:
         """Raise if no training has made a step since this was asked last."""
