@@ -4,9 +4,6 @@ A step equals one of `trainee.train` on the same rows: mean loss over the batch'
 AdamW, the scheduled rate, dropout seeded by (seed, step). The caller chooses the batches; a row may be in any number
 of them. The order of a batch's ids has no effect beyond rounding.
 
-Two departures from `trainee.train`, both within rounding: the language-model head is applied only at labels, and a
-batch's passes follow from its own rows alone.
-
 Several processes can share a training, each with the whole model (see `peers`). Passes, their dropout and the tree in which
 their gradients are added follow from the batch, so weights are the same, bit for bit, for 1, 2, 4 or 8 processes.
 """
@@ -26,16 +23,11 @@ import pyarrow as pa
 from raysift.actors.effective_batches import Place
 from raysift.actors.encoded_rows import COUNTED, INPUT_IDS, EncodedRows
 from raysift.actors.language_model import load_tokenizer
+from raysift.actors.optimizers import build_optimizer, moments_of, restore_moments
+from raysift.actors.optimizers import trainable_parameters as trainable_parameters
 from raysift.actors.peers import ALONE, LANES, Peers, TreeSum
 from raysift.actors.token_files import TokenFiles
-from raysift.actors.train_checkpoints import (
-    EPOCH_RECORD,
-    MOMENTS,
-    EpochRecord,
-    moments_of,
-    restore_moments,
-    write_checkpoint,
-)
+from raysift.actors.train_checkpoints import EPOCH_RECORD, MOMENTS, EpochRecord, write_checkpoint
 from raysift.actors.trainee import build_placed, own_settings, step_seed
 from raysift.errors import StageError
 from raysift.gradients.moments import load_moments, save_moments
@@ -66,8 +58,6 @@ class StepTrainer:
         adapter: str | Location | None = None,
         peers: Peers = ALONE,
     ) -> None:
-        import torch
-
         self.config, self.place, self.steps, self.name, self.peers = config, place, steps, model, peers
         self.rows = _checked(rows)
         self.rates = learning_rates(config, steps)
@@ -77,13 +67,7 @@ class StepTrainer:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.trainable = trainable_parameters(self.model)
         self.device = self.model.get_input_embeddings().weight.device
-        self.optimizer = torch.optim.AdamW(
-            _decay_groups(self.model, self.trainable, config.weight_decay),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            fused=True,
-        )
+        self.optimizer = build_optimizer(self.model, config)
         self._start = {name: weight.detach().clone() for name, weight in self.trainable.items()}
         self._gradients = flat_gradients(list(self.trainable.values()))
         self.restart()
@@ -280,11 +264,6 @@ def flat_gradients(weights: Sequence[Any]) -> list[Any]:
     return flats
 
 
-def trainable_parameters(model: Any) -> dict[str, Any]:
-    """The model's trainable parameters by name, in registration order."""
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-
-
 def copy_weights(trainable: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> None:
     """Copy the values of `weights` into the parameters of the same names and shapes."""
     import torch
@@ -322,18 +301,6 @@ def _checked(rows: pa.Table | TokenFiles) -> EncodedRows:
     if len(np.unique(encoded.ids)) != len(encoded):
         raise StageError(f"training: {len(encoded)} rows have {len(np.unique(encoded.ids))} different ids.")
     return encoded
-
-
-def _decay_groups(model: Any, trainable: Mapping[str, Any], weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: biases and norms, by transformers' own rule, do not decay; the others do."""
-    from transformers import Trainer
-
-    decaying = set(Trainer.get_decay_parameter_names(None, model))
-    groups = [
-        {"params": [weight for name, weight in trainable.items() if name in decaying], "weight_decay": weight_decay},
-        {"params": [weight for name, weight in trainable.items() if name not in decaying], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def _array(weight: Any) -> np.ndarray:
