@@ -223,7 +223,7 @@ class StepTrainer:
 
 
 def plan_passes(lengths: Sequence[int] | np.ndarray, tokens: int, rows: int) -> list[list[int]]:
-    """Members of each pass, shortest first, which holds at most `tokens` tokens with padding, and `rows` rows.
+    """Members of each pass, longest first, which holds at most `tokens` tokens with padding, and `rows` rows.
 
     Passes are as many as the lanes, or a multiple of them, unless they would hold fewer than FEW_TOKENS; they are as equal as
     rows sorted by length allow.
@@ -236,7 +236,7 @@ def plan_passes(lengths: Sequence[int] | np.ndarray, tokens: int, rows: int) -> 
     while low < high:  # the smallest size with which passes are not too many
         middle = (low + high) // 2
         low, high = (low, middle) if len(plan_batches(known, middle, rows)) <= most else (middle + 1, high)
-    return [members[::-1] for members in plan_batches(known, high, rows)[::-1]]
+    return plan_batches(known, high, rows)
 
 
 def deal(passes: int) -> list[list[int]]:

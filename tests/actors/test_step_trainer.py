@@ -280,8 +280,8 @@ def test_a_batch_has_as_many_passes_as_lanes_and_they_are_equal_and_hardly_padde
 
 
 def test_small_batches_are_one_pass_and_long_rows_have_their_own():
-    assert plan_passes([60] * 16, 4096, 64) == [list(range(16))[::-1]]
-    assert plan_passes([9000, 10], 4096, 64) == [[1], [0]]
+    assert plan_passes([60] * 16, 4096, 64) == [list(range(16))]
+    assert plan_passes([9000, 10], 4096, 64) == [[0], [1]]
     assert len(plan_passes([10] * 8, 4096, 1)) == 8
     assert [len(lane) for lane in deal(2)] == [1, 0, 0, 0, 1, 0, 0, 0] and deal(16)[3] == [6, 7]
 
