@@ -219,10 +219,10 @@ def test_batch_mates_padding_order_and_batch_size_do_not_matter(budget: int) -> 
 def test_accumulators_of_a_pass_keep_to_their_share_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole gradient for every row of a pass is what ends a process where the adapter is large."""
     gradients, sizes = whole(make_model()), []
-    expected, one_batch = gradients.run(make_rows()), gradients._one_batch
+    expected, one_pass = gradients.run(make_rows()), gradients._one_pass
     assert gradients.sink is not None
     monkeypatch.setattr(collect, "ACCUMULATED_BYTES", 4 * 2 * gradients.sink.width)
-    monkeypatch.setattr(gradients, "_one_batch", lambda part, how: sizes.append(len(part)) or one_batch(part, how))
+    monkeypatch.setattr(gradients, "_one_pass", lambda part, reduction: sizes.append(len(part)) or one_pass(part, reduction))
     found = gradients.run(make_rows())
     assert max(sizes) == 2 and sum(sizes) == len(found.ids)
     assert deviation(found.vectors, expected.vectors) < 1e-5
@@ -522,8 +522,8 @@ def test_sums_over_several_devices_are_those_of_one() -> None:
         for index, part in enumerate(parts):
             sums.receive(index, part.as_subclass(Elsewhere) if spread and index % 3 else part)
         assert len(sums._sums) == 1 + spread
-        found.append(sums.finish())
-    assert np.array_equal(found[0][0], found[1][0])
+        found.append([part.numpy() for part in sums.finish()])
+    assert np.array_equal(found[0][0], found[1][0]) and found[1][2].all()
     assert np.allclose(found[0][1], found[1][1], rtol=1e-6)
 
 
