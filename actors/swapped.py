@@ -1,10 +1,12 @@
-"""Tensors of several checkpoints, of which a model uses one checkpoint's at a time: all on its device if they fit, else swapped in."""
+"""Tensors of several checkpoints, of which a model uses one's at a time: all on its device if they fit, else swapped in."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from raysift.errors import ModelError
 
 if TYPE_CHECKING:
     from torch import Tensor, device
@@ -32,7 +34,8 @@ class Swapped:
             self._lists = [[t.to(on) for t, on in zip(own, devices, strict=True)] for own in lists]
         else:
             self._lists = [
-                [t.pin_memory() if on.type == "cuda" else t for t, on in zip(own, devices, strict=True)] for own in lists
+                [t.pin_memory() if on.type == "cuda" else t for t, on in zip(own, devices, strict=True)]
+                for own in lists
             ]
             self._held = [torch.empty_like(t, device=on) for t, on in zip(lists[0], devices, strict=True)]
 
@@ -50,11 +53,26 @@ class Swapped:
 
 def have_room(lists: Sequence[Sequence[Tensor]], devices: Sequence[device]) -> bool:
     """Whether all lists may stay on their devices: they do on CPUs, and on GPUs if passes keep most of the free memory."""
+    return all(size <= free_bytes(on) // SHARE_KEPT for on, size in _on_gpus(lists, devices).items())
+
+
+def require_room(tensors: Sequence[Tensor], devices: Sequence[device]) -> None:
+    """Refuses one checkpoint's targets that a GPU has no room for."""
+    for on, size in _on_gpus([tensors], devices).items():
+        if size > (free := free_bytes(on)):
+            raise ModelError(
+                f"gradients: the targets of one checkpoint take {size / 2**30:.1f} GiB on {on}, which has {free / 2**30:.1f} GiB "
+                "free beside the model. Set matching=store in the method's section, or give fewer subtasks."
+            )
+
+
+def _on_gpus(lists: Sequence[Sequence[Tensor]], devices: Sequence[device]) -> Counter[device]:
     asked: Counter[device] = Counter()
     for own in lists:
         for tensor, on in zip(own, devices, strict=True):
-            asked[on] += tensor.nbytes
-    return all(on.type != "cuda" or size <= free_bytes(on) // SHARE_KEPT for on, size in asked.items())
+            if on.type == "cuda":
+                asked[on] += tensor.nbytes
+    return asked
 
 
 def free_bytes(on: device) -> int:

@@ -86,8 +86,8 @@ class Targets:
     """One vector per subtask, (subtasks, width), sorted by subtask name, and the pairs or examples that contributed.
 
     `set_aside` lists pairs and examples without a gradient. Pairs with equal answers count as zero in a mean, as in the
-    official code; the others are left out of it. `vectors` has no rows where they were written instead. `units` holds each member's normalised gradient, if requested; if not,
-    `sketches` holds small projections of them (see `sketches.py`).
+    official code; the others are left out of it. `vectors` has no rows if they were written instead. `units` holds each
+    member's normalised gradient, if requested; if not, `sketches` holds small projections of them (see `sketches.py`).
     """
 
     subtasks: tuple[str, ...]

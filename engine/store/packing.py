@@ -36,4 +36,5 @@ def pack_signs(vectors: Tensor) -> Tensor:
 
 def half_units(vectors: Tensor) -> Tensor:
     """Rows at length 1 in half precision. Scaled before the cast, so small gradients survive it."""
-    return (vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)).half()
+    units: Tensor = vectors / torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
+    return units.half()

@@ -222,7 +222,9 @@ def test_accumulators_of_a_pass_keep_to_their_share_of_memory(monkeypatch: pytes
     expected, one_pass = gradients.run(make_rows()), gradients._one_pass
     assert gradients.sink is not None
     monkeypatch.setattr(collect, "ACCUMULATED_BYTES", 4 * 2 * gradients.sink.width)
-    monkeypatch.setattr(gradients, "_one_pass", lambda part, reduction: sizes.append(len(part)) or one_pass(part, reduction))
+    monkeypatch.setattr(
+        gradients, "_one_pass", lambda part, reduction: sizes.append(len(part)) or one_pass(part, reduction)
+    )
     found = gradients.run(make_rows())
     assert max(sizes) == 2 and sum(sizes) == len(found.ids)
     assert deviation(found.vectors, expected.vectors) < 1e-5

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysift.actors.checkpointed import Checkpoint
-from raysift.actors.target_gradients import load_targets
+from raysift.actors.target_files import load_targets
 from raysift.errors import ConfigError, DataError, StaleRunError
 from raysift.jobs.commands.explained import show
 from raysift.jobs.explaining.explain import explain
