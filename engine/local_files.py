@@ -28,19 +28,18 @@ def on_this_disk(place: Location) -> str:
     content = f"{place.fs.type_name} {place.path} {info.size} {info.mtime_ns}"
     copy = folder / hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
     _drop_unused(folder, copy)
-    lock = copy.with_suffix(".lock").open("a")
-    while True:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    used = copy.with_suffix(".used").open("a")
+    fcntl.flock(used, fcntl.LOCK_SH)
+    _IN_USE.append(used)
+    with copy.with_suffix(".made").open("a") as made:
+        fcntl.flock(made, fcntl.LOCK_EX)
         if not copy.exists():
             open_location(copy).copy_from(place)
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        if copy.exists():  # between the two locks another process may have dropped it
-            _IN_USE.append(lock)
-            return str(copy)
+    return str(copy)
 
 
 def _drop_unused(folder: Path, wanted: Path) -> None:
-    for file in folder.glob("*.lock"):
+    for file in folder.glob("*.used"):
         other = file.with_suffix("")
         if other == wanted or not other.exists():
             continue

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -382,6 +385,80 @@ def test_batches_are_halved_until_they_fit_and_a_row_too_large_alone_is_set_asid
     assert gradients.token_budget <= 80
 
 
+def test_losses_without_gradients_halve_their_batches_too_and_remember() -> None:
+    rows = [row for row in make_rows(20) if len(row) <= 19]
+    roomy, tight = (kind("plain").requires_grad_(False) for kind in (Toy, LittleMemory))
+    expected, gradients = whole(roomy).losses(rows), whole(tight)
+    np.testing.assert_allclose(gradients.losses(rows), expected, rtol=1e-5)
+    assert gradients.token_budget <= 80
+    ids = np.full(50, 7)
+    with pytest.raises(MemoryError, match="the 50 tokens of a row alone do not fit"):
+        gradients.losses([TokenRow(1, ids, ids)])
+
+
+def test_a_batch_that_did_not_fit_has_let_go_of_its_tensors_before_the_next_is_tried() -> None:
+    """Tensors held by the traceback of the failed batch would make every smaller one fail too."""
+    gradients = whole(make_model())
+    sink, seen = gradients.sink, []
+    assert isinstance(sink, Projection)
+
+    class Full(Projection):
+        def add(self, accumulator: Tensor, index: int, given: Tensor) -> None:
+            assert not any(held() is not None for held, rows in seen if rows > len(given))
+            seen.extend((weakref.ref(tensor), len(given)) for tensor in (accumulator, given))
+            if len(given) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            super().add(accumulator, index, given)
+
+    expected = gradients.run(make_rows(4))
+    gradients.sink = Full(sink.settings, sink.layout)
+    gc.disable()
+    try:
+        found = gradients.run(make_rows(4))
+    finally:
+        gc.enable()
+    assert deviation(found.vectors, expected.vectors) < 1e-5
+    assert {rows for _, rows in seen} == {4, 2}
+
+
+def test_a_pass_begins_before_the_results_of_the_one_before_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetching waits for the device; the next pass should be queued there by then."""
+    gradients, order = whole(make_model(), token_budget=20), []
+    one_pass, results = gradients._one_pass, collect.Pass.results
+
+    def begin(part: list[TokenRow], reduction: Any) -> collect.Pass:
+        order.append(("begun", part[0].id))
+        return one_pass(part, reduction)
+
+    def fetch(done: collect.Pass) -> Iterator[Any]:
+        order.append(("fetched", done.rows[0].id))
+        return results(done)
+
+    monkeypatch.setattr(gradients, "_one_pass", begin)
+    monkeypatch.setattr(collect.Pass, "results", fetch)
+    gradients.run(make_rows(5))
+    begun = [row for what, row in order if what == "begun"]
+    assert len(begun) > 2
+    expected = [("begun", begun[0])]
+    for last, row in pairwise(begun):
+        expected += [("begun", row), ("fetched", last)]
+    assert order == [*expected, ("fetched", begun[-1])]
+
+
+def test_a_direction_that_a_sink_cannot_hold_is_set_aside() -> None:
+    gradients = whole(make_model())
+
+    class Cancels(Projection):
+        def add(self, accumulator: Tensor, index: int, given: Tensor) -> None:
+            accumulator[1] = float("inf")
+
+    assert isinstance(gradients.sink, Projection)
+    gradients.sink = Cancels(gradients.sink.settings, gradients.sink.layout)
+    result = gradients.run(make_rows(3))
+    assert len(result.ids) == 0 and [why.reason for why in result.set_aside] == ["non_finite"] * 3
+    assert "no direction" in result.set_aside[0].message
+
+
 def test_other_errors_are_not_taken_for_lack_of_memory() -> None:
     class Broken(Toy):
         def forward(self, input_ids: Tensor) -> Tensor:
@@ -470,6 +547,24 @@ def test_exact_match_is_the_cosine_of_whole_gradients() -> None:
     gradients.sink = ExactMatch(targets, gradients.adapter.layout)
     expected = vectors @ targets.numpy().T / np.linalg.norm(vectors, axis=1, keepdims=True)
     assert np.allclose(gradients.run(rows).vectors, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_targets_that_come_later_and_change_match_as_those_given_at_first() -> None:
+    gradients = whole(make_model())
+    layout = gradients.adapter.layout
+    devices = [torch.device("cpu")] * len(layout.sizes)
+    shared = ExactMatch.to_fill(2, layout, devices)
+    for seed in (1, 2):
+        targets = torch.randn(2, layout.total, generator=torch.Generator().manual_seed(seed))
+        gradients.sink = ExactMatch(targets, layout)
+        expected = gradients.run(make_rows(3)).vectors
+        assert shared.fill(targets) == targets.nbytes
+        gradients.sink = shared
+        assert np.array_equal(gradients.run(make_rows(3)).vectors, expected)
+    with pytest.raises(DataError, match="NaN or infinite"):
+        shared.fill(torch.full((2, layout.total), float("nan")))
+    with pytest.raises(DataError, match=r"have shape \(2, 3\)"):
+        shared.fill(torch.zeros(2, 3))
 
 
 def test_exact_match_refuses_targets_of_another_adapter() -> None:

@@ -219,7 +219,7 @@ DRIVER = """
     raysift.select("rose", "{pool}", run="{run}", target=["{pairs}"], budget="20",
                    rose={{"warmup_share": 0.1, "warmup": {{"recipe": "nano", "epochs": 1, "max_length": 128}},
                          "matching": "{matching}", "projection": {{"dimension": 512}}}},
-                   resources={{"train": 0, "workers": 2, "cpus_per_worker": 0.5, "batch_rows": 10, "block_rows": 20}})
+                   resources={{"train": 0, "workers": 2, "cpus_per_worker": 0.5, "block_rows": 10}})
 """
 
 
@@ -270,8 +270,8 @@ def test_killed_gradient_actors_change_nothing(driver, tmp_path, matching):
         os.kill(work(log)[-1][0], signal.SIGKILL)
         finish(process)
         assert selection_of(tmp_path / f"killed-{attempt}") == selection_of(tmp_path / "calm")
-        # The killed actor's blocks, two of 20 rows at most in its queue, are all that is done again.
-        assert count_repeated(log, f"{matching}, actor killed at batch {batches}") <= 40
+        # The killed actor's blocks, two of 10 rows at most in its queue, are all that is done again.
+        assert count_repeated(log, f"{matching}, actor killed at batch {batches}") <= 20
 
 
 @pytest.mark.chaos
@@ -288,8 +288,8 @@ def test_a_killed_driver_continues_without_computing_finished_rows_again(driver,
     process, log = driver("killed", matching)
     finish(process)
     assert selection_of(tmp_path / "killed") == selection_of(tmp_path / "calm")
-    # At each kill two actors had two blocks of 20 rows at most open.
-    assert count_repeated(log, f"{matching}, driver killed three times") <= 3 * 80
+    # At each kill two actors had two blocks of 10 rows at most open.
+    assert count_repeated(log, f"{matching}, driver killed three times") <= 3 * 40
 
 
 def count_repeated(log, where):
