@@ -19,13 +19,16 @@ from torch import Tensor, nn
 
 from raysift.errors import DataError, ModelError
 from raysift.gradients import collect, cpu_products
+from raysift.gradients.adam import AdamDirection, FlatMoments
 from raysift.gradients.adapter import adapter_off, find_adapter
 from raysift.gradients.collect import RowGradients, _Sums
 from raysift.gradients.cpu_products import WORTH_IT
 from raysift.gradients.match import ExactMatch
 from raysift.gradients.rows import TokenRow, plan_batches
-from raysift.settings.gradients import ProjectionSettings
+from raysift.settings.gradients import AdamSettings, ProjectionSettings
+from raysift.store.packing import PackedProjection
 from raysift.store.projection import Projection
+from raysift.store.vectors import VectorForm
 from raysift.templates import IGNORED
 
 VOCABULARY = 61
@@ -443,6 +446,25 @@ def test_a_pass_begins_before_the_results_of_the_one_before_are_fetched(monkeypa
     for last, row in pairwise(begun):
         expected += [("begun", row), ("fetched", last)]
     assert order == [*expected, ("fetched", begun[-1])]
+
+
+@pytest.mark.parametrize("kind", ["signs", "sketch", "exact"])
+def test_a_pass_asks_its_device_for_no_number_before_its_results_are_fetched(kind: str) -> None:
+    """On the meta device there are no numbers, so asking for one raises. On a GPU it would wait for all that is queued."""
+    gradients = RowGradients(Toy("plain").requires_grad_(False).to("meta"))
+    layout, meta = gradients.adapter.layout, torch.device("meta")
+    if kind == "exact":
+        gradients.sink = ExactMatch.to_fill(3, layout, [meta] * len(layout.sizes))
+    else:
+        projection = Projection(ProjectionSettings.model_validate({"kind": kind, "dimension": 64}), layout)
+        gradients.sink = PackedProjection(projection, VectorForm(64, signs=kind == "signs"))
+    ones = tuple(torch.ones(size, device=meta) for size in layout.sizes)
+    gradients.direction = AdamDirection(AdamSettings(), FlatMoments(ones, ones, 1))
+    for reduction in ("mean", "sum"):
+        done = gradients._one_pass(make_rows(4), reduction)
+        assert done.vectors.device == meta and len(done.vectors) == 4
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        next(done.results())
 
 
 def test_a_direction_that_a_sink_cannot_hold_is_set_aside() -> None:

@@ -7,12 +7,16 @@ from collections import namedtuple
 
 import pytest
 
+from raysift.actors.row_gradients import rows_to_sort
 from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.jobs.gradients import room
+from raysift.jobs.gradients.stages import handed_over
 from raysift.jobs.on_ray import fitting
 from raysift.methods.less import LessConfig
+from raysift.settings.cluster import Cluster, Machine
 from raysift.settings.memory import GIB, Shape, fit, fit_card
+from raysift.settings.resources import Resources
 from raysift.storage import open_location
 
 LLAMA_2_7B = Shape(
@@ -122,3 +126,14 @@ def test_a_disk_without_room_for_the_targets_of_all_checkpoints_is_refused(world
 def disk_of(monkeypatch, free):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(10**15, 0, free))
+
+
+def test_actors_get_rows_enough_to_sort_and_on_a_gpu_a_whole_block():
+    cpu = Resources(tokens_per_pass=1024)
+    assert handed_over(cpu).batch_rows == rows_to_sort(1024) == 128
+    assert handed_over(Resources()).batch_rows == rows_to_sort(4096) == 512
+    assert handed_over(Resources(block_rows=100)).batch_rows == 100
+    assert handed_over(Resources(batch_rows=700)).batch_rows == 700
+    gpus = Cluster((Machine(64, 8, 10**12),), 64, 8)
+    on_gpu = handed_over(Resources().of("gradients", gpus))
+    assert on_gpu.on_gpu and on_gpu.batch_rows == on_gpu.block_rows == 2000

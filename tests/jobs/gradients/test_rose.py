@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -15,9 +16,10 @@ import pytest
 
 from raysift.actors.checkpointed import Checkpoint
 from raysift.actors.target_files import load_targets
-from raysift.errors import ConfigError, DataError, StaleRunError
+from raysift.errors import ConfigError, DataError, StageError, StaleRunError
 from raysift.jobs.commands.explained import show
 from raysift.jobs.explaining.explain import explain
+from raysift.jobs.gradients import room
 from raysift.jobs.report.why import why
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import open_run
@@ -149,11 +151,15 @@ def test_projected_scores_are_off_by_what_theory_allows_and_by_less_in_more_numb
     assert errors[2] < errors[1] / 2
 
 
-def test_less_takes_examples_and_its_rows_get_their_own_directions(repeat, tmp_path):
+def test_less_takes_examples_and_its_rows_get_their_own_directions(repeat, tmp_path, monkeypatch):
     path = write_lines(tmp_path / "examples.jsonl", list(examples(6, 0, ["add", "subtract"])))
     run = repeat(tmp_path / "run", method="less", target=[path], less__warmup={"recipe": "nano"})
     assert len(selected(run)) == 12
     assert read_manifest(run.folder / "targets").values["subtasks"] == ["add", "subtract"]
+    monkeypatch.setattr(room, "shutil", SimpleNamespace(disk_usage=lambda _path: SimpleNamespace(free=1)))
+    with pytest.raises(StageError, match=r"targets: .* GiB on disk \(2 subtasks at .*less\.matching=store"):
+        repeat(tmp_path / "full", method="less", target=[path], less__warmup={"recipe": "nano"})
+    assert not list((tmp_path / "full").rglob("*.safetensors"))
     with pytest.raises(ConfigError, match=r"target.* is missing. rose needs preference pairs"):
         repeat(tmp_path / "none", target=[])
 
