@@ -1,4 +1,4 @@
-"""Work of the gradient stage at the widths of an 8B model, counted: products by precision, bytes of other operations, padding, swaps.
+"""Work of the gradient stage at the widths of an 8B model, counted: products, bytes of other operations, padding, swaps.
 
     nice python tests/benchmarks/bench_gradient_work.py --pool ../shared/data/pool/pool_public_smoke5k.parquet
 
@@ -227,8 +227,8 @@ def main() -> None:
         before = work.seconds(card, tensor_cores=False) * row / (1 - lost[64]) + copied
         after, least = work.seconds(card) * row / (1 - lost[512]), floor.seconds(card) * row
         print(
-            f"{name:34} {work.half / work.tokens / 1e9:6.2f} + {work.single / work.tokens / 1e9:5.2f} GFLOP a token in half + single, "
-            f"{work.bytes / work.tokens / 1e6:6.1f} MB; of the floor: {before / least:.2f} before, {after / least:.2f} now"
+            f"{name:34} {work.half / work.tokens / 1e9:6.2f} + {work.single / work.tokens / 1e9:5.2f} GFLOP a token (half + single), "
+            f"{work.bytes / work.tokens / 1e6:.0f} MB; of the floor: {before / least:.2f} before, {after / least:.2f} now"
         )
 
 

@@ -316,7 +316,7 @@ class Toy(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.embed(input_ids)
-        x = (x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]).tanh()
+        x = (x.cumsum(1) / torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]).tanh()
         if self.arrangement == "routed":
             flat = x.flatten(0, 1)
             order = flat[:, 0].argsort()
