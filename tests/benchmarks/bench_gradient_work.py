@@ -226,9 +226,10 @@ def main() -> None:
         row = work.tokens / 13
         before = work.seconds(card, tensor_cores=False) * row / (1 - lost[64]) + copied
         after, least = work.seconds(card) * row / (1 - lost[512]), floor.seconds(card) * row
+        half, single, moved = (part / work.tokens / 1e9 for part in (work.half, work.single, work.bytes))
         print(
-            f"{name:34} {work.half / work.tokens / 1e9:6.2f} + {work.single / work.tokens / 1e9:5.2f} GFLOP a token (half + single), "
-            f"{work.bytes / work.tokens / 1e6:.0f} MB; of the floor: {before / least:.2f} before, {after / least:.2f} now"
+            f"{name:34} {half:6.2f} GFLOP a token in half, {single:5.2f} in single precision, {1000 * moved:.0f} MB; of the floor: "
+            f"{before / least:.2f} before, {after / least:.2f} now"
         )
 
 
