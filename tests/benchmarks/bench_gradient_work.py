@@ -13,6 +13,8 @@ rates of a card, without overlap, so ratios between two ways to compute the same
 from __future__ import annotations
 
 import argparse
+import statistics
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -195,6 +197,27 @@ def lengths_of(pool: str, longest: int) -> list[int]:
     return [len(encode_conversation(tokenizer, row, longest).input_ids) for row in rows]
 
 
+def listing_share(pool: str, longest: int, rows: int = 500, repeats: int = 5) -> float:
+    """How much longer a row takes to tokenise if special tokens are listed anew for it, with as many as Llama 3 has."""
+    import pyarrow.parquet as pq
+
+    from raysift import templates
+    from raysift.actors.language_model import load_tokenizer
+
+    tokenizer = load_tokenizer("smol")
+    tokenizer.add_special_tokens({"additional_special_tokens": [f"<|reserved_{number}|>" for number in range(239)]})
+    messages = pq.read_table(pool, columns=["messages"])["messages"].slice(0, rows).to_pylist()
+    taken: dict[bool, list[float]] = {True: [], False: []}
+    for number in range(2 * repeats):
+        forget, start = bool(number % 2), time.process_time()
+        for row in messages:
+            if forget:
+                templates._PATTERNS.clear()
+            templates.encode_conversation(tokenizer, row, longest)
+        taken[forget].append(time.process_time() - start)
+    return statistics.median(taken[True]) / statistics.median(taken[False])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pool", help="a Parquet file of conversations, for padding on its lengths")
@@ -212,6 +235,9 @@ def main() -> None:
             rows = rows_to_sort(tokens)
             before, after = padding_of(lengths, tokens, 64), padding_of(lengths, tokens, rows)
             print(f"  passes of {tokens:6}: 64 rows {before:.3f}, {rows} rows {after:.3f}")
+        print(
+            f"tokenising a row, special tokens listed anew against once: {listing_share(args.pool, args.longest):.2f}"
+        )
         lost = {rows: padding_of(lengths, 4096, rows) for rows in (64, 512)}
     print(f"swapped a row: {swapped_per_row() / 2**20:.1f} MiB before; 0 where checkpoints stay, else", end=" ")
     print(f"{swapped_per_row(rows=512, moments=2) / 2**20:.1f} MiB, with the moments, from page-locked memory")
