@@ -68,17 +68,20 @@ class Scorer(RowActor):
 
         from raysift.gradients.cpu_products import quick_products
         from raysift.gradients.loss import label_logits, row_losses
-        from raysift.gradients.rows import pad_rows, plan_batches
+        from raysift.gradients.rows import pad_rows
 
         rows = [token_row(item) for item in encoded]
         losses = [0.0] * len(rows)
+
+        def weigh_pass(members: list[int]) -> None:
+            batch = pad_rows([rows[i] for i in members], self.model.device)
+            weights = torch.ones(len(batch.targets), device=self.model.device)
+            total, _ = row_losses(label_logits(self.model, batch, self.head), batch, weights, with_gradient=False)
+            for i, loss in zip(members, total.tolist(), strict=True):
+                losses[i] = loss
+
         with torch.inference_mode(), quick_products(self.model):
-            for members in plan_batches([len(row) for row in rows], self.batch_tokens):
-                batch = pad_rows([rows[i] for i in members], self.model.device)
-                weights = torch.ones(len(batch.targets), device=self.model.device)
-                total, _ = row_losses(label_logits(self.model, batch, self.head), batch, weights, with_gradient=False)
-                for i, loss in zip(members, total.tolist(), strict=True):
-                    losses[i] = loss
+            self.run_passes([len(row) for row in rows], weigh_pass)
         return losses
 
 

@@ -21,6 +21,7 @@ import re
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -29,7 +30,8 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from raysift import errors
 from raysift.actors.contract import RowActor
 from raysift.errors import ConfigError, StageError, find_cause
-from raysift.jobs.on_ray.counts import Count, counted
+from raysift.jobs.on_ray.counts import counted
+from raysift.jobs.on_ray.lives import Watch, watched, watching
 from raysift.jobs.runs.progress import Showing, silent
 from raysift.jobs.runs.tables import columns_of, count_rows
 from raysift.records import ID
@@ -41,7 +43,7 @@ log = logging.getLogger(__name__)
 BLOCKS_PER_WORKER = 4
 HEAD_TIMEOUT_S = 10.0
 FILTER_CPUS = 1.0  # reserved by Ray's checkpoint filter
-RESTARTS = 5  # of one actor; Ray Data's own default is for ever, even if memory kills it each time
+OOM_RETRIES = 5  # of one task; for ever by default. Actors count their own ends: see `lives`
 IO_CPUS = 0.25  # reserved by each of our readers and writers
 
 _TOLD_FROM = {
@@ -63,7 +65,7 @@ def start_ray(**options: Any) -> bool:
     # listens on loopback only.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_task_oom_retries", str(RESTARTS))  # for ever by default
+    os.environ.setdefault("RAY_task_oom_retries", str(OOM_RETRIES))
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
@@ -222,9 +224,9 @@ def map_rows(
     once in `files`. Returns the Parquet files of answers. `rows` is their number, for the progress shown.
     """
 
-    def answer(dataset: Dataset, counts: str | None) -> Dataset:
+    def answer(dataset: Dataset, watch: Watch) -> Dataset:
         return dataset.map_batches(
-            refusing_later(actor, counts),
+            watched(actor, watch),
             fn_constructor_kwargs=arguments,
             batch_format="pyarrow",
             batch_size=resources.batch_rows,
@@ -232,8 +234,6 @@ def map_rows(
             num_cpus=actor_cpus(resources),
             num_gpus=resources.gpus_per_worker or None,
             memory=resources.memory,
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
             zero_copy_batch=True,
         )
 
@@ -241,38 +241,10 @@ def map_rows(
     return answer_rows(files, columns, answer, out, resources, rows=rows, progress=progress)
 
 
-def refusing_later(actor: type[RowActor], counts: str | None = None) -> type[RowActor]:
-    """Subclass the actor so that raysift errors in its constructor are raised by the first batch instead.
-
-    Ray prints an error in a constructor with three tracebacks, also on standard output, and keeps only its text. Other
-    errors are still raised by the constructor. With `counts`, the actor counts its answers under that name.
-    """
-
-    class _RefusingLater(actor):  # type: ignore[misc, valid-type]
-        def __init__(self, *given: Any, **named: Any) -> None:
-            self._refused: errors.RaysiftError | None = None
-            self._counted = Count(counts) if counts else None
-            try:
-                super().__init__(*given, **named)
-            except errors.RaysiftError as error:
-                self._refused = error
-
-        def __call__(self, batch: Any) -> Any:
-            if self._refused is not None:
-                raise self._refused
-            answers = super().__call__(batch)
-            if self._counted is not None:
-                self._counted.add(len(answers))
-            return answers
-
-    _RefusingLater.__name__ = actor.__name__
-    return _RefusingLater
-
-
 def answer_rows(
     files: Sequence[Location],
     columns: Sequence[str],
-    answer: Callable[[Dataset, str | None], Dataset],
+    answer: Callable[[Dataset, Watch], Dataset],
     out: Location,
     resources: Resources,
     *,
@@ -281,8 +253,8 @@ def answer_rows(
 ) -> list[Location]:
     """Apply `answer`, which must return one row for each id, to the rows of `files` and write the result below `out`.
 
-    See `map_rows` for the guarantees. `answer` also gets the name under which its last actor counts answers. It must
-    not sort, group, limit or drop rows, or resuming would lose some.
+    See `map_rows` for the guarantees. `answer` also gets what its actors share (`lives.watched`). It must not sort, group,
+    limit or drop rows, or resuming would lose some.
     """
     from ray.data.checkpoint import CheckpointConfig
 
@@ -297,8 +269,8 @@ def answer_rows(
         context.checkpoint_config.checkpoint_actor_pool_max_size = 1
         already = count_rows(done.files(".parquet")) if bar.is_shown else 0
         try:
-            with counted(bar, already) as counts:
-                dataset = answer(read_rows(files, columns, resources), counts)
+            with watching(out, resources, bar.note) as watch, counted(bar, already) as counts:
+                dataset = answer(read_rows(files, columns, resources), replace(watch, counts=counts))
                 dataset.write_parquet(answers.path, filesystem=answers.fs, ray_remote_args={"num_cpus": IO_CPUS})
         except Exception as error:
             raise find_cause(error) or _named_in(error) or error from None

@@ -19,6 +19,7 @@ import logging
 import os
 import re
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +33,8 @@ from raysift.actors.prompts import row_seed
 from raysift.actors.responder import ENGINE_ERROR, GENERATED, LOGPROBS, NOT_ASKED, PROMPT
 from raysift.actors.vllm_engine import engine_arguments, engine_environment, offline_batching
 from raysift.errors import ModelError, RaysiftError, StageError
-from raysift.jobs.on_ray.raydata import actor_cpus, pool_size, refusing_later
+from raysift.jobs.on_ray.lives import Watch, watched
+from raysift.jobs.on_ray.raydata import actor_cpus, pool_size
 from raysift.records import ERROR, ID
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.resources import Resources
@@ -83,11 +85,11 @@ def answer_through_engine(
     reader: type[RowActor],
     arguments: dict[str, Any],
     resources: Resources,
-    counts: str | None,
+    watch: Watch,
 ) -> Dataset:
     """Prompt with `asker`, answer with `build_engine`'s engine, parse with `reader`; both actors take `arguments`.
 
-    The reader counts its answers under the name `counts`.
+    The reader counts the answers.
     """
     helper = {
         "fn_constructor_kwargs": arguments,
@@ -97,8 +99,8 @@ def answer_through_engine(
         "num_cpus": HELPER_CPUS,
         "zero_copy_batch": True,
     }
-    asked = engine(dataset.map_batches(refusing_later(asker), **helper))
-    return asked.map_batches(refusing_later(reader, counts), **helper)
+    asked = engine(dataset.map_batches(watched(asker, replace(watch, counts=None)), **helper))
+    return asked.map_batches(watched(reader, watch), **helper)
 
 
 def build_engine(

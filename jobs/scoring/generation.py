@@ -20,6 +20,7 @@ from raysift.actors.prompts import load_prompts
 from raysift.actors.responder import Asker, Reader, Responder
 from raysift.actors.train_checkpoints import template_of
 from raysift.errors import ConfigError, StageError
+from raysift.jobs.on_ray.lives import Watch
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, sampling_of
 from raysift.jobs.runs.progress import Showing, silent
@@ -150,7 +151,7 @@ def vllm_version() -> str | None:
 
 def _answer_through_vllm(
     dataset: Dataset,
-    counts: str | None,
+    watch: Watch,
     model: str,
     adapter: Location | None,
     settings: GenerationSettings,
@@ -163,4 +164,4 @@ def _answer_through_vllm(
         seed=settings.seed if settings.temperature > 0 else None,
     )
     engine = build_engine(model, adapter, request, resources, settings.max_length, rules["trust_remote_code"], dtype)
-    return answer_through_engine(dataset, Asker, engine, Reader, {"model": model, **rules}, resources, counts)
+    return answer_through_engine(dataset, Asker, engine, Reader, {"model": model, **rules}, resources, watch)
