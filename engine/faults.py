@@ -30,7 +30,9 @@ BROKEN_KINDS = ("AcceleratorError", "DistBackendError")
 
 def lacks_memory(error: BaseException) -> bool:
     """Whether memory ran out, of the device or of the host."""
-    return lacks_host_memory(error) or (isinstance(error, RuntimeError) and any(word in str(error) for word in GPU_FULL))
+    return lacks_host_memory(error) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in GPU_FULL)
+    )
 
 
 def lacks_host_memory(error: BaseException) -> bool:

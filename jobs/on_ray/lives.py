@@ -146,7 +146,7 @@ def watched(actor: type[RowActor], watch: Watch) -> type[RowActor]:
             try:
                 return super().__call__(batch)
             except DeviceError as error:
-                self._life.end(str(error))
+                self._life.end(device_fault(error) or str(error))
 
     _Watched.__name__ = actor.__name__
     return _Watched

@@ -28,7 +28,8 @@ def test_one_row_is_found_wherever_it_stands_in_logarithmically_many_ends(rows):
         assert trials <= 2 * rows.bit_length() + ALONE
 
 
-def test_several_rows_are_found_as_well(rng=random.Random(0)):
+def test_several_rows_are_found_as_well():
+    rng = random.Random(0)
     for _ in range(50):
         guilty = sorted(rng.sample(range(64), 3))
         found, _ = examine(64, lambda first, end, guilty=guilty: any(first <= one < end for one in guilty))
@@ -45,7 +46,8 @@ def test_a_machine_that_ends_every_process_is_told_from_rows():
     assert found.is_not_of_rows and trials <= 6 + 2 * ALONE
 
 
-def test_an_end_now_and_then_names_no_row_and_comes_to_an_end(rng=random.Random(1)):
+def test_an_end_now_and_then_names_no_row_and_comes_to_an_end():
+    rng = random.Random(1)
     for _ in range(50):
         assert examine(64, lambda first, end: rng.random() < 0.1)[0].guilty == []
         assert examine(64, lambda first, end: rng.random() < 0.5)[1] < 300
