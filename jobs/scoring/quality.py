@@ -111,7 +111,7 @@ def score_answers(
 ) -> StageResult:
     """Every row of the files, scored by the scorer for the settings' kind and backend."""
     if settings.backend == "vllm":
-        require_vllm(stage)
+        require_vllm(stage, config.resources)
     score = _judge_through_vllm if (settings.kind, settings.backend) == ("judge", "vllm") else _score_on_actors
     need = None if settings.backend == "vllm" else need_to_answer(config, settings.scorer)
 

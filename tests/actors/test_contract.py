@@ -224,7 +224,7 @@ def test_an_error_of_the_device_is_no_row_s_fault(words):
                 raise ModelError("model: cannot go on") from error
 
     actor = Broken()
-    with pytest.raises(DeviceError, match="Broken: .*(CUDA|cuDNN|NCCL)") as caught:
+    with pytest.raises(DeviceError, match=r"Broken: .*(CUDA|cuDNN|NCCL)") as caught:
         actor(batch("a", "b"))
     assert actor.batches == [2] and "\n" not in str(caught.value)
 

@@ -255,11 +255,10 @@ def test_shards_that_die_again_and_again_end_the_run_with_the_reason(ray_local, 
         ray.kill(self.actors[0])
         return exchange(self, batch, wanted)
 
-    monkeypatch.setattr(ray_shards, "SHARD_RESTARTS", 2)
     monkeypatch.setattr(ray_shards.RayShards, "exchange", and_kill)
     monkeypatch.setattr(covering, "greedy", lambda *a: _in_small_batches(monkeypatch, *a))
     with pytest.raises(StageError, match=r"shards were lost 3 times, the last .0 of 2. with '.*'"):
-        cover(files, K, resources=Resources(workers=2, **HALF), folder=open_location(tmp_path / "out"))
+        cover(files, K, resources=Resources(workers=2, restarts=2, **HALF), folder=open_location(tmp_path / "out"))
 
 
 DRIVER = """
