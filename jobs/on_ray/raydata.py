@@ -234,8 +234,28 @@ def answer_rows(
                 dataset = answer(read_rows(files, columns, resources), replace(watch, counts=counts))
                 dataset.write_parquet(answers.path, filesystem=answers.fs, ray_remote_args={"num_cpus": IO_CPUS})
         except Exception as error:
-            raise find_cause(error) or _named_in(error) or error from None
+            raise _full_disk(error, answers) or find_cause(error) or _named_in(error) or error from None
     return answers.files(".parquet")
+
+
+def _full_disk(error: BaseException | None, place: Location) -> StageError | None:
+    """The error of a disk that is full, with where that is; None if the error is another one."""
+    node = ""
+    while error is not None:
+        node = f" on node {error.ip}" if getattr(error, "ip", None) else node
+        if type(error).__name__ == "OutOfDiskError":
+            return StageError(
+                f"ray: the disk for its own objects is full. Make room in Ray's temporary folder: {error}"
+            )
+        inner = getattr(error, "cause", None) or error.__cause__
+        if isinstance(error, OSError) and error.errno in errors.FULL and not isinstance(inner, OSError):
+            full = error.filename if isinstance(error.filename, str) and os.path.isabs(error.filename) else place
+            return StageError(
+                f"files: no space is left{node} for {full}. Make room there, or move the run to a larger disk; the same command "
+                "continues with the rows that are not answered yet."
+            )
+        error = inner
+    return None
 
 
 def _named_in(error: Exception) -> errors.RaysiftError | None:

@@ -78,8 +78,8 @@ def ask_where_engines_run(question: Callable[[], Answer], resources: Resources) 
     if not ray.wait([asked], timeout=limit)[0]:
         ray.cancel(asked, force=True)
         raise StageError(
-            f"generate: no machine with {gpus:g} GPUs said within {limit} s whether it has vLLM. Raise resources.wait_s if machines "
-            "take longer to start, or set backend=transformers or backend=vllm."
+            f"generate: no machine with {gpus:g} GPUs said within {limit} s whether it has vLLM. Raise resources.wait_s if "
+            "machines take longer to start, or set backend=transformers."
         )
     found: Answer = ray.get(asked)
     return found

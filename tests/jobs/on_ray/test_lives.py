@@ -12,6 +12,7 @@ import pytest
 from raysift.actors.contract import RowActor
 from raysift.errors import StageError
 from raysift.jobs.on_ray import lives
+from raysift.jobs.on_ray.fitting import killed_for_memory
 from raysift.jobs.runs.progress import Bar
 from raysift.records import ERROR, ID
 from raysift.settings.resources import Resources
@@ -120,13 +121,12 @@ def test_a_row_that_ends_its_process_is_named_and_the_others_are_answered(answer
     other, _, processes = answer(Deadly, "again", workers=2)  # as after a driver that ended with the row in work
     assert other.equals(found) and processes <= 2
     assert answer(Deadly)[0].equals(found)
-    assert answer(Deadly, "two", workers=2, batch_rows=16)[0].equals(found)
 
 
 @pytest.mark.slow
 def test_a_machine_that_ends_every_process_is_no_row_s_fault(answer, tmp_path):
     with pytest.raises(StageError, match=r"OnABadMachine: \d+ processes ended, .* node .*resources\.restarts=10"):
-        answer(OnABadMachine)
+        answer(OnABadMachine, batch_rows=4)
     assert not (tmp_path / "out" / lives.SET_ASIDE).exists()
 
 
@@ -150,3 +150,67 @@ def test_what_fits_in_memory_is_told_once(answer):
     found, notes, _ = answer(Small)
     assert found[ERROR].null_count == ROWS
     assert notes == ["Small: batches of 16 rows fit; out of memory with 32"]
+
+
+class TestSuccession:
+    """A process takes over from one that ended; here both are this process, and only their notes are real."""
+
+    BATCH = pa.table({ID: pa.array(range(8), pa.int64())})
+
+    @pytest.fixture
+    def next_life(self, ray_local):
+        """Begins the life after another, which worked on the batch from its second life on."""
+
+        def begin(watch, before=None, **changes):
+            life = lives.Life(watch, "Doubled")
+            if before is not None:
+                life.actor, life.key = before.actor, before.key
+                note = json.loads(lives._get(before.key)) | changes
+                lives._put(before.key, json.dumps(note))
+            life.begin()
+            life.works_on(self.BATCH)
+            return life
+
+        yield begin
+        lives._kv()._internal_kv_del(b"a-test", del_by_prefix=True)
+
+    def test_a_first_life_notes_no_rows_and_a_third_one_suspects_those_of_the_second(self, next_life):
+        first = next_life(lives.Watch("a-test"))
+        assert lives._get(f"{first.key}/rows", text=False) is None
+        second = next_life(first.watch, first)
+        third = next_life(first.watch, second)
+        assert (first.ends, second.ends, third.ends) == (0, 1, 2) and second.suspects is None
+        assert third.rows.equals(self.BATCH) and third.suspects.next == (0, 4)
+
+    def test_ends_with_a_lost_machine_are_held_against_nothing(self, next_life):
+        life = next_life(lives.Watch("a-test", restarts=1))
+        for _ in range(5):
+            life = next_life(life.watch, life, node="f" * 56)
+        assert (life.ends, life.suspects) == (0, None)
+
+    def test_kills_for_memory_are_the_stage_s_until_its_passes_are_the_smallest(self, next_life, monkeypatch):
+        monkeypatch.setattr(lives, "_how_it_ended", lambda worker: "NODE_OUT_OF_MEMORY: the node was low on memory")
+        first = next_life(lives.Watch("a-test"))
+        second = next_life(first.watch, first)
+        with pytest.raises(StageError, match="killed 2 times for its memory") as caught:
+            next_life(first.watch, second)
+        assert killed_for_memory(caught.value)
+        least = next_life(lives.Watch("a-test", has_smaller=False))
+        for _ in range(2):
+            least = next_life(least.watch, least)
+        assert least.suspects.next == (0, 4)
+
+    def test_more_ends_than_restarts_are_refused(self, next_life):
+        life = next_life(lives.Watch("a-test", restarts=2))
+        for _ in range(2):
+            life = next_life(life.watch, life, phase=lives.LOADING)
+        with pytest.raises(
+            StageError, match=r"Doubled: 3 processes ended, and no row explains it.*resources\.restarts=2"
+        ):
+            next_life(life.watch, life, phase=lives.LOADING)
+
+    def test_more_rows_than_an_accident_are_refused(self, next_life, monkeypatch):
+        monkeypatch.setattr(lives, "MOST_SET_ASIDE", 2)
+        life = next_life(lives.Watch("a-test"))
+        with pytest.raises(StageError, match="more than 2 rows ended their processes"):
+            life._name([1, 2, 3])
