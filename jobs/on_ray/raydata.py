@@ -242,7 +242,8 @@ def _full_disk(error: BaseException | None, place: Location) -> StageError | Non
     """The error of a disk that is full, with where that is; None if the error is another one."""
     node = ""
     while error is not None:
-        node = f" on node {error.ip}" if getattr(error, "ip", None) else node
+        named = re.search(r"\bip=([\w.:]+)", str(error))  # in the text of Ray's errors alone
+        node = f" on node {named[1]}" if named else node
         if type(error).__name__ == "OutOfDiskError":
             return StageError(
                 f"ray: the disk for its own objects is full. Make room in Ray's temporary folder: {error}"
