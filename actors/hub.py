@@ -16,8 +16,7 @@ log = logging.getLogger(__name__)
 @functools.cache
 def why_offline() -> str:
     """Why this process does not ask the hub; empty if it does."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return "it is not asked: HF_HUB_OFFLINE is set"

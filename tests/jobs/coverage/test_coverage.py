@@ -290,3 +290,19 @@ def test_a_driver_that_is_killed_again_and_again_ends_with_the_same_centers(file
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) >= 200
     assert pq.read_table(tmp_path / "out/centers.parquet")["id"].to_pylist() == expected.ids.tolist()
+
+
+@pytest.mark.ray
+def test_shards_compute_on_no_device_that_ray_did_not_grant(ray_local, monkeypatch):
+    import ray
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    seen = [
+        ray_shards.granted("auto"),
+        ray_shards.granted("cuda"),
+        ray.get(ray.remote(ray_shards.granted).remote("cuda")),
+    ]
+    assert seen == ["cpu"] * 3
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [3])
+    assert (ray_shards.granted("auto"), ray_shards.granted("cpu")) == ("cuda", "cpu")
