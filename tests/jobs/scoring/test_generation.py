@@ -126,8 +126,7 @@ DRIVER = """
     from raysift.settings.generation import GenerationSettings
     from raysift.jobs.scoring.generation import generate
     from raysift.jobs.on_ray.raydata import start_ray
-    from raysift.settings.cluster import Cluster, Machine
-from raysift.settings.resources import Resources
+    from raysift.settings.resources import Resources
     from raysift.storage import open_location
 
     start_ray()
@@ -359,10 +358,13 @@ def test_on_a_cluster_a_machine_of_the_engines_is_asked_and_not_the_driver(ray_l
 
     from raysift.jobs.on_ray import vllm_stage
 
+    def who() -> int:
+        return os.getpid()
+
     ask = vllm_stage.ask_where_engines_run
-    assert ask(os.getpid, Resources()) == os.getpid()
+    assert ask(who, Resources()) == os.getpid()
     monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": True}, {"Alive": False}])
-    assert ask(os.getpid, Resources()) != os.getpid()
+    assert ask(who, Resources()) != os.getpid()
     monkeypatch.setattr(vllm_stage, "LEAST_WAIT_S", 0)
     with pytest.raises(StageError, match=r"no machine with 1 GPUs said within 1 s .* resources\.wait_s"):
-        ask(os.getpid, Resources(gpus_per_worker=4, wait_s=1))
+        ask(who, Resources(gpus_per_worker=4, wait_s=1))
