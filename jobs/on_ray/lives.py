@@ -304,7 +304,8 @@ def _how_it_ended(worker: str) -> str:
             told = gcs_pb2.WorkerTableData.FromString(found) if found else None
             if told is not None and not told.is_alive:
                 kind = common_pb2.WorkerExitType.Name(told.exit_type)
-                return f"{kind}: {told.exit_detail}" if "OUT_OF_MEMORY" in kind else ""
+                first = next(iter(told.exit_detail.splitlines()), "")  # it goes on with a table of processes
+                return f"{kind}: {first}" if "OUT_OF_MEMORY" in kind else ""
             time.sleep(0.1)
     return ""
 
