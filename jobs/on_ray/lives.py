@@ -320,7 +320,8 @@ def _kv() -> Any:
 
 
 def _put(key: str, value: str | bytes) -> None:
-    _kv()._internal_kv_put(key.encode(), value.encode() if isinstance(value, str) else value)
+    with contextlib.suppress(Exception):  # without a note a death is not explained, but no work ends for one
+        _kv()._internal_kv_put(key.encode(), value.encode() if isinstance(value, str) else value)
 
 
 def _get(key: str, text: bool = True) -> Any:
