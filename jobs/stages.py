@@ -102,12 +102,18 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
             rows=rows.counts["kept"],
             progress=run.progress,
         )
-        counts = count_answers("lengths", answers, rows.counts["kept"])
-        longest = max((pc.max(chunk[TOKENS]).as_py() or 0 for chunk in read_chunks(answers, [TOKENS])), default=0)
+        most = [0]
+        counts = count_answers(
+            "lengths",
+            answers,
+            rows.counts["kept"],
+            [TOKENS],
+            lambda chunk: most.append(max(most.pop(), pc.max(chunk[TOKENS]).as_py() or 0)),
+        )
         return StageResult(
             files={"answers": relative(answers, folder)},
             counts=counts,
-            values={LONGEST: longest} if not counts["failed"] else {},
+            values={LONGEST: most[0]} if not counts["failed"] else {},
             rows=rows.counts["kept"],
         )
 
