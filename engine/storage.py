@@ -8,20 +8,29 @@ write to a temporary name followed by a rename.
 from __future__ import annotations
 
 import contextlib
+import functools
+import json
 import os
 import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pyarrow.fs as pafs
 
 from raysift.errors import ConfigError, DataError
+from raysift.parallel import in_parallel
 
 COPIED_BYTES = 2**24
+LISTED_FROM = 4  # files of a folder whose sizes are wanted: as many requests as a listing of a thousand, or more
+
+S3_TIMEOUT, S3_ATTEMPTS = "RAYSIFT_S3_TIMEOUT", "AWS_MAX_ATTEMPTS"
+CONNECT_S, SILENT_S, ATTEMPTS = 10.0, 30.0, 6
+"""Seconds until a store that does not answer is asked again, and how often; the pauses between grow to 20 s."""
 
 _PASSWORD = re.compile(r"(?!github:)\b([a-z][a-z0-9+.-]*)://[^\s/?#@]*:[^\s/?#@]*@([^\s/?#]*)", re.IGNORECASE)
 
@@ -32,6 +41,12 @@ class Location:
 
     fs: pafs.FileSystem
     path: str
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """pyarrow's own pickle forgets how often an S3 filesystem tries."""
+        if isinstance(self.fs, pafs.S3FileSystem):
+            return _on_s3, (self.fs.__reduce__()[1][0], self.path)
+        return Location, (self.fs, self.path)
 
     def __truediv__(self, name: str) -> Location:
         return Location(self.fs, f"{self.path.rstrip('/')}/{name}")
@@ -59,6 +74,22 @@ class Location:
 
     def size(self) -> int:
         return self.fs.get_file_info(self.path).size or 0
+
+    def infos(self, names: Sequence[str]) -> list[pafs.FileInfo | None]:
+        """What there is under each of these names in this folder, None where nothing is.
+
+        Files that lie side by side are listed, not asked for one by one.
+        """
+        root = self.path.rstrip("/")
+        paths = [f"{root}/{name}" for name in names]
+        above = Counter(path.rpartition("/")[0] for path in paths)
+        crowded = {folder for folder, count in above.items() if count >= LISTED_FROM}
+        selectors = [pafs.FileSelector(folder, allow_not_found=True) for folder in sorted(crowded)]
+        found = {info.path: info for listed in in_parallel(self.fs.get_file_info, selectors) for info in listed}
+        alone = [path for path in paths if path.rpartition("/")[0] not in crowded]
+        found |= dict(zip(alone, in_parallel(self.fs.get_file_info, alone), strict=True))
+        infos = [found.get(path) for path in paths]
+        return [None if info is None or info.type == pafs.FileType.NotFound else info for info in infos]
 
     def files(self, suffix: str = "", recursive: bool = False) -> list[Location]:
         """Files below this folder, sorted by path, so that no result depends on the order a store lists them in."""
@@ -176,4 +207,37 @@ def open_location(uri: str | os.PathLike[str] | Location) -> Location:
                 "filesystem pyarrow or an installed fsspec driver knows (s3://, gs://, hdfs://, memory://)."
             ) from error
         filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(driver))
-    return Location(filesystem, path)
+    return Location(_patient(filesystem), path)
+
+
+def _patient(filesystem: pafs.FileSystem) -> pafs.FileSystem:
+    """The same filesystem with bounded waits; without them a request to a store that has gone silent may wait for ever."""
+    return _reopened(filesystem.__reduce__()[1][0]) if isinstance(filesystem, pafs.S3FileSystem) else filesystem
+
+
+def _reopened(options: dict[str, Any]) -> pafs.S3FileSystem:
+    """One filesystem for all places with these options, so that they share its connections."""
+    named = {name: value for name, value in sorted(os.environ.items()) if name.startswith("AWS_")}
+    ours = {"connect_timeout": CONNECT_S, "request_timeout": _number(S3_TIMEOUT, SILENT_S)}
+    ours["allow_delayed_open"] = True  # a small file is then one request, not three
+    return _s3(json.dumps(options | ours), int(_number(S3_ATTEMPTS, ATTEMPTS)), json.dumps(named))
+
+
+@functools.lru_cache(maxsize=64)
+def _s3(options: str, attempts: int, _: str) -> pafs.S3FileSystem:
+    return pafs.S3FileSystem(retry_strategy=pafs.AwsStandardS3RetryStrategy(attempts), **json.loads(options))
+
+
+def _on_s3(options: dict[str, Any], path: str) -> Location:
+    return Location(_reopened(options), path)
+
+
+def _number(variable: str, usual: float) -> float:
+    given = os.environ.get(variable)
+    try:
+        number = float(given) if given else usual
+    except ValueError:
+        number = 0.0
+    if number < 1:
+        raise ConfigError(f"storage: {variable}={given}, expected a number of at least 1. Correct it, or unset it.")
+    return number
