@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from raysift.actors.fetched_models import unpinned
 from raysift.errors import StageError
 from raysift.fingerprint import file_fingerprint
 from raysift.gradients.moments import Moments, save_moments
@@ -82,7 +83,7 @@ def template_of(named: str, model: Any, adapter: str | Location | None, usual: s
     if named != TRAIN:
         return named
     weights = adapter or model
-    place = open_location(weights) if isinstance(weights, str) else weights
+    place = open_location(unpinned(weights)) if isinstance(weights, str) else weights
     if not isinstance(place, Location) or not place.is_folder():
         return usual
     record = Location(place.fs, place.path.rstrip("/").rpartition("/")[0]) / EPOCH_RECORD

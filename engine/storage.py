@@ -117,8 +117,18 @@ class Location:
         return stream
 
     def read_bytes(self) -> bytes:
-        with self.fs.open_input_stream(self.path, compression=None) as stream:
+        with self.named(), self.fs.open_input_stream(self.path, compression=None) as stream:
             return bytes(stream.read())
+
+    @contextlib.contextmanager
+    def named(self) -> Iterator[None]:
+        """Puts this place before what a store says of a request that failed: of a body that broke off it names nothing."""
+        try:
+            yield
+        except OSError as error:
+            if "AWS Error" not in str(error) or self.path in str(error):
+                raise
+            raise OSError(f"{self}: {error}") from error
 
     def read_text(self) -> str:
         return self.read_bytes().decode("utf-8")

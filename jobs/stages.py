@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raysift.actors.fetched_models import look_at, pin
 from raysift.actors.train_checkpoints import loss_curve, template_of
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import EvalConfig
-from raysift.jobs.runs.checks import require_loadable
 from raysift.jobs.runs.models import adapter_input, computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import publish_selection, rows_of_run, write_selection
@@ -31,7 +31,7 @@ from raysift.records import ERROR, ID, SCORE, TOKENS
 from raysift.settings.budget import Budget, parse_budget
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.training import TrainConfig
-from raysift.storage import Location
+from raysift.storage import Location, extend_name
 
 Asking = TypeVar("Asking", EvalConfig, GenerationSettings)
 
@@ -303,8 +303,10 @@ def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location
     full = last / "model"
     if not full.exists():
         return base, last / "adapter"
-    require_loadable(full, trained.stage)
-    return full.path, None
+    if full.is_local:
+        return full.path, None
+    home = extend_name(trained.reused_from or run.name, f"/{trained.stage}/{trained.files['epochs'][-1]}/model")
+    return pin(look_at(home)), None
 
 
 def placing(config: CommonConfig) -> dict[str, Any]:

@@ -81,7 +81,9 @@ def _handler(store: SlowStore, port: int) -> type[BaseHTTPRequestHandler]:
         do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = forward
 
         def _ask(self, body: bytes) -> tuple[int, dict[str, str], bytes]:
-            given = {name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")}
+            given = {
+                name: value for name, value in self.headers.items() if name.lower() not in ("expect", "connection")
+            }
             for attempt in (0, 1):  # the server may have closed an idle connection
                 if self.behind is None:
                     self.behind = http.client.HTTPConnection("127.0.0.1", port)

@@ -27,19 +27,25 @@ def read_chunks(files: Sequence[Location], columns: Sequence[str]) -> Iterator[p
     Many files are opened at once, and those of at most AHEAD_BYTES are read ahead; a larger one is read when it is due.
     """
     wanted = list(dict.fromkeys(columns))
-    for file, batches in in_parallel(lambda place: _opened(place, wanted), files):
+    for place, (file, batches) in zip(files, in_parallel(lambda place: _opened(place, wanted), files), strict=True):
         with file:
-            for batch in file.iter_batches(CHUNK_ROWS, columns=wanted) if batches is None else batches:
+            due = file.iter_batches(CHUNK_ROWS, columns=wanted) if batches is None else iter(batches)
+            while True:
+                with place.named():
+                    batch = next(due, None)
+                if batch is None:
+                    break
                 if len(batch):
                     yield pa.Table.from_batches([batch])
 
 
 def _opened(place: Location, columns: list[str]) -> tuple[pq.ParquetFile, list[pa.RecordBatch] | None]:
     """The file and, if these columns are small, all of their batches."""
-    file = pq.ParquetFile(place.path, filesystem=place.fs, pre_buffer=True)
-    if _bytes_of(file.metadata, columns) > AHEAD_BYTES:
-        return file, None
-    return file, list(file.iter_batches(CHUNK_ROWS, columns=columns, use_threads=False))
+    with place.named():
+        file = pq.ParquetFile(place.path, filesystem=place.fs)
+        if _bytes_of(file.metadata, columns) > AHEAD_BYTES:
+            return file, None
+        return file, list(file.iter_batches(CHUNK_ROWS, columns=columns, use_threads=False))
 
 
 def _bytes_of(footer: pq.FileMetaData, columns: Sequence[str]) -> int:

@@ -37,7 +37,7 @@ from raysift.storage import Location, open_location
 
 def check_room(config: CommonConfig, settings: ModsConfig) -> None:
     """Refuse answers so long that no prompt fits before them, if the model's own files state its maximum length."""
-    card = open_location(resolve_model(config.model)) / "config.json"
+    card = open_location(resolve_model(config.model, "tokenizer")) / "config.json"
     described = json.loads(card.read_text()) if card.exists() else {}
     positions, asked = described.get("max_position_embeddings"), settings.generation.max_new_tokens
     if settings.seed_share < 1 and positions and positions <= asked:

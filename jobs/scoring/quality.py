@@ -124,7 +124,9 @@ def score_answers(
         for each in (held, cut, unparsable):
             each(chunk)
 
-    counts = count_answers(stage, answers, expected, [TRUNCATED, column], look_at) | {"truncated": cut.counts[TRUNCATED]}
+    counts = count_answers(stage, answers, expected, [TRUNCATED, column], look_at) | {
+        "truncated": cut.counts[TRUNCATED]
+    }
     if counts["truncated"]:
         run.console.note(
             f"{stage}: {counts['truncated']} of {expected} rows were longer than the scorer reads, and cut"

@@ -5,11 +5,11 @@ import pickle
 from itertools import pairwise
 
 import pytest
+from slow_store import CUT, FAIL, HANG
 
 from raysift import storage
 from raysift.errors import ConfigError, DataError, StageError, find_cause
 from raysift.storage import Location, extend_name, open_location, refuse_passwords
-from slow_store import CUT, FAIL, HANG
 
 
 @pytest.fixture(params=["local", "s3"])
