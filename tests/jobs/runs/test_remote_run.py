@@ -100,7 +100,7 @@ def test_a_full_fine_tune_on_a_store_is_loaded_from_there(tmp_path, monkeypatch)
     saved = safetensors.numpy.load((trained.locations("epochs")[-1] / "model/model.safetensors").read_bytes())
     found = load(model, dtype="fp32").model.state_dict()
     assert len(saved) > 10 and all((found[name].numpy() == saved[name]).all() for name in saved)
-    assert [place.name for place in (tmp_path / "models").iterdir() if place.is_dir()] == [model.partition("#")[2]]
+    assert (tmp_path / "models" / model.partition("#")[2]).is_dir()
 
 
 @pytest.mark.ray
