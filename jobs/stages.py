@@ -284,7 +284,7 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
         "model": computing(config, base),
     }
     inputs |= {"trained": trained.fingerprint} if trained else adapter_input(config.adapter)
-    return run.stage(name, {"evaluate": asked}, inputs, body)
+    return run.stage(name, {"evaluate": asked.deciding()}, inputs, body)
 
 
 def asked_as_trained(

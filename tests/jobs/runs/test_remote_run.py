@@ -96,7 +96,9 @@ def test_a_full_fine_tune_on_a_store_is_loaded_from_there(tmp_path, monkeypatch)
         trained = stages.finetune(run, config, ingested(run), "final")
     model, adapter = stages.trained_model(run, trained, "nano")
     assert adapter is None and model.startswith("memory://whole/run/final/") and "#" in model
-    assert template_of("train", model, None, "unknown") == epoch_records(trained.home / trained.fingerprint)[-1].template
+    assert (
+        template_of("train", model, None, "unknown") == epoch_records(trained.home / trained.fingerprint)[-1].template
+    )
     saved = safetensors.numpy.load((trained.locations("epochs")[-1] / "model/model.safetensors").read_bytes())
     found = load(model, dtype="fp32").model.state_dict()
     assert len(saved) > 10 and all((found[name].numpy() == saved[name]).all() for name in saved)

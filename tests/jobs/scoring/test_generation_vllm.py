@@ -17,6 +17,9 @@ import psutil
 import pyarrow.fs as pafs
 
 from raysift.errors import StageError
+from raysift.evaluation.examples import parse_example
+from raysift.jobs.scoring.generation import vllm_version
+from raysift.nano.world import examples
 from raysift.records import ERROR, ID
 from raysift.settings.generation import GenerationSettings
 from raysift.storage import Location, open_location
@@ -101,6 +104,24 @@ def test_rows_of_vllm_are_those_of_transformers_and_poisoned_ones_fail_alone(ray
     same = sum(one == other for one, other in zip(rows[:100], expected[:100], strict=True))
     assert same >= 99, f"{same} of 100 greedy answers are the same"
     assert len({row["n_new_tokens"] for row in rows[:100]}) > 3
+
+
+def test_an_evaluation_answers_alike_through_both_and_says_which(ray_local, tmp_path):
+    """`auto` takes the engine that is there; prompts are those of transformers, and so are nearly all greedy answers."""
+    from raysift.evaluation.metrics import EvalConfig
+    from raysift.jobs.training.evaluate import evaluate
+
+    tests = [parse_example(line, "test") for line in examples(60, 1, ["add", "reverse"])]
+    found = {}
+    for backend in ("auto", "transformers"):
+        config = EvalConfig(max_new_tokens=16, backend=backend)
+        found[backend] = evaluate(tests, "nano", open_location(tmp_path / backend), config, resources())
+    assert [found[name].answered_by["backend"] for name in found] == ["vllm", "transformers"]
+    assert found["auto"].values["answered_by"]["version"] == vllm_version()
+    one, two = (report.answers.drop_columns(["answer_loss"]).to_pylist() for report in found.values())
+    assert len(one) == len(tests) and sum(a == b for a, b in zip(one, two, strict=True)) >= 0.98 * len(tests)
+    assert abs(found["auto"].overall.mean - found["transformers"].overall.mean) <= 0.02
+    assert [line.mean for line in found["auto"].losses] == [line.mean for line in found["transformers"].losses]
 
 
 def engine_killer():

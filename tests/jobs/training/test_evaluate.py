@@ -24,7 +24,7 @@ from raysift.storage import open_location
 
 from ...tiny_models import tiny_llama  # noqa: TID252
 
-CONFIG = EvalConfig(max_new_tokens=6)
+CONFIG = EvalConfig(max_new_tokens=6, backend="transformers")  # whose answers are those of one process
 
 
 @pytest.fixture(scope="module")
