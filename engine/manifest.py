@@ -102,7 +102,7 @@ def read_manifest(folder: Location) -> Manifest | None:
     place = folder / MANIFEST
     try:
         return _placed(Manifest.model_validate_json(place.read_bytes()), folder)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValidationError as error:
         raise DataError(

@@ -64,8 +64,8 @@ def only_seeds(run: Run, settings: ModsConfig, good: Manifest, seeds: Manifest, 
 def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifest, tuned: Manifest) -> Manifest:
     """Let the model that was tuned on the seeds answer the question of every good row."""
     from raysift.jobs.on_ray.fitting import need_to_answer, with_room
-    from raysift.jobs.scoring.generation import describe_backend, pick_backend, recorded_backend
-    from raysift.jobs.scoring.generation import generate as answer_all
+    from raysift.jobs.on_ray.generation import describe_backend, pick_backend, recorded_backend
+    from raysift.jobs.on_ray.generation import generate as answer_all
 
     base = find_model(run, config)
     model, adapter = trained_model(run, tuned, base.name)

@@ -20,13 +20,13 @@ from raysift.actors.vllm_reward import VllmReward
 from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.jobs.on_ray.fitting import need_to_answer, with_room
+from raysift.jobs.on_ray.generation import require_vllm
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
 from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import Tally, count_answers, read_chunks, relative
-from raysift.jobs.scoring.generation import require_vllm
 from raysift.jobs.stages import loading, require_answers
 from raysift.manifest import Manifest
 from raysift.records import ERROR, ID
