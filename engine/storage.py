@@ -80,8 +80,7 @@ class Location:
 
         Files that lie side by side are listed, not asked for one by one.
         """
-        root = self.path.rstrip("/")
-        paths = [f"{root}/{name}" for name in names]
+        paths = [f"{self.path.rstrip('/')}/{name}" for name in names]
         above = Counter(path.rpartition("/")[0] for path in paths)
         crowded = {folder for folder, count in above.items() if count >= LISTED_FROM}
         selectors = [pafs.FileSelector(folder, allow_not_found=True) for folder in sorted(crowded)]

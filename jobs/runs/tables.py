@@ -17,17 +17,19 @@ from raysift.records import ERROR, ID, META, SCORE, TOKENS
 from raysift.storage import COPIED_BYTES, Location
 
 CHUNK_ROWS = 100_000
-AHEAD_BYTES = 4 * 2**20  # of a file that is read before it is due
+AHEAD_BYTES = 4 * 2**20  # of the columns of a file that is read before it is due
+WHOLE_BYTES = 2**20  # of a file on a store that is read whole: to send more bytes takes less time than to ask again
 UNKNOWN = -1  # tokens of a row without a length
 
 
 def read_chunks(files: Sequence[Location], columns: Sequence[str]) -> Iterator[pa.Table]:
     """Yield these columns of many Parquet files, a bounded number of rows at a time, in the given order of files.
 
-    Many files are opened at once, and those of at most AHEAD_BYTES are read ahead; a larger one is read when it is due.
+    Many files are opened at once. Of small ones this reads ahead; a larger one is read when it is due.
     """
     wanted = list(dict.fromkeys(columns))
-    for place, (file, batches) in zip(files, in_parallel(lambda place: _opened(place, wanted), files), strict=True):
+    opened = in_parallel(lambda place: _opened(place, wanted), files)
+    for place, (file, batches) in zip(files, opened, strict=True):
         with file:
             due = file.iter_batches(CHUNK_ROWS, columns=wanted) if batches is None else iter(batches)
             while True:
@@ -42,7 +44,11 @@ def read_chunks(files: Sequence[Location], columns: Sequence[str]) -> Iterator[p
 def _opened(place: Location, columns: list[str]) -> tuple[pq.ParquetFile, list[pa.RecordBatch] | None]:
     """The file and, if these columns are small, all of their batches."""
     with place.named():
-        file = pq.ParquetFile(place.path, filesystem=place.fs)
+        stream = place.open_input()
+        if not place.is_local and stream.size() <= WHOLE_BYTES:  # type: ignore[attr-defined]
+            with stream:
+                stream = pa.BufferReader(stream.read())
+        file = pq.ParquetFile(stream, pre_buffer=True)
         if _bytes_of(file.metadata, columns) > AHEAD_BYTES:
             return file, None
         return file, list(file.iter_batches(CHUNK_ROWS, columns=columns, use_threads=False))

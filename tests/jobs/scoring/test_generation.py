@@ -126,8 +126,7 @@ DRIVER = """
     from raysift.settings.generation import GenerationSettings
     from raysift.jobs.on_ray.generation import generate
     from raysift.jobs.on_ray.raydata import start_ray
-    from raysift.settings.cluster import Cluster, Machine
-from raysift.settings.resources import Resources
+    from raysift.settings.resources import Resources
     from raysift.storage import open_location
 
     start_ray()
