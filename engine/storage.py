@@ -45,7 +45,7 @@ class Location:
     def __reduce__(self) -> tuple[Any, ...]:
         """pyarrow's own pickle forgets how often an S3 filesystem tries."""
         if isinstance(self.fs, pafs.S3FileSystem):
-            return _on_s3, (self.fs.__reduce__()[1][0], self.path)
+            return _on_s3, (self.fs.__reduce__()[1][0], int(_number(S3_ATTEMPTS, ATTEMPTS)), self.path)
         return Location, (self.fs, self.path)
 
     def __truediv__(self, name: str) -> Location:
@@ -108,6 +108,11 @@ class Location:
     def open_input(self) -> BinaryIO:
         """The file, opened for reading and seeking."""
         stream: BinaryIO = self.fs.open_input_file(self.path)
+        return stream
+
+    def open_stream(self) -> BinaryIO:
+        """The file, opened for reading from start to end, COPIED_BYTES at a time however little is asked for."""
+        stream: BinaryIO = self.fs.open_input_stream(self.path, compression=None, buffer_size=COPIED_BYTES)
         return stream
 
     def open_output(self) -> BinaryIO:
@@ -226,10 +231,9 @@ def _patient(filesystem: pafs.FileSystem) -> pafs.FileSystem:
 
 def _reopened(options: dict[str, Any]) -> pafs.S3FileSystem:
     """One filesystem for all places with these options, so that they share its connections."""
-    named = {name: value for name, value in sorted(os.environ.items()) if name.startswith("AWS_")}
     ours = {"connect_timeout": CONNECT_S, "request_timeout": _number(S3_TIMEOUT, SILENT_S)}
     ours["allow_delayed_open"] = True  # a small file is then one request, not three
-    return _s3(json.dumps(options | ours), int(_number(S3_ATTEMPTS, ATTEMPTS)), json.dumps(named))
+    return _s3(json.dumps(options | ours), int(_number(S3_ATTEMPTS, ATTEMPTS)), _credentials())
 
 
 @functools.lru_cache(maxsize=64)
@@ -237,8 +241,13 @@ def _s3(options: str, attempts: int, _: str) -> pafs.S3FileSystem:
     return pafs.S3FileSystem(retry_strategy=pafs.AwsStandardS3RetryStrategy(attempts), **json.loads(options))
 
 
-def _on_s3(options: dict[str, Any], path: str) -> Location:
-    return Location(_reopened(options), path)
+def _on_s3(options: dict[str, Any], attempts: int, path: str) -> Location:
+    """The place with the waits of the process that it comes from."""
+    return Location(_s3(json.dumps(options), attempts, _credentials()), path)
+
+
+def _credentials() -> str:
+    return json.dumps({name: value for name, value in sorted(os.environ.items()) if name.startswith("AWS_")})
 
 
 def _number(variable: str, usual: float) -> float:

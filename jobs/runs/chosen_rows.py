@@ -149,7 +149,7 @@ def _in_parts(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def _read_part(bucket: Location, start: int, end: int) -> pa.Table:
     """Read the rows of a bucket with ranks from start to end (exclusive), in order."""
     found: list[pa.Table] = []
-    with bucket.open_input() as stream, pa.ipc.open_stream(stream) as reader:
+    with bucket.open_stream() as stream, pa.ipc.open_stream(stream) as reader:
         for batch in reader:
             table = pa.Table.from_batches([batch])
             places = table[_PLACE].to_numpy()

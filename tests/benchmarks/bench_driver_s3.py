@@ -1,13 +1,13 @@
 """What the driver of a MoDS run asks of an object store, and how long it waits: each request is delayed by 30 ms.
 
-    python tests/benchmarks/bench_driver_s3.py --files 60
-    git worktree add /tmp/before COMMIT && python tests/benchmarks/bench_driver_s3.py --files 60 --against /tmp/before
+    python tests/benchmarks/bench_driver_s3.py
+    git worktree add /tmp/before COMMIT && python tests/benchmarks/bench_driver_s3.py --against /tmp/before
     python tests/benchmarks/bench_driver_s3.py --memory
 
 Stages run as in a real run, but answers of actors are made up and put on the store past the line that delays and counts: what
 is left is the driver. A block of 2,000 rows makes one file of answers, so 500 files are 1,000,000 rows; requests grow with the
-files, not with the rows in them, so files hold few rows here. Printed per stage: requests per file of answers, seconds, and
-both scaled to 500 files. `again` is the same command on the finished run.
+files, not with the rows in them, so files hold few rows here. Printed per stage, from two numbers of files: requests per file of
+answers and beside them, and both requests and seconds for 500 files. `again` is the same command on the finished run.
 
 `--memory` prints the driver's peak memory by stage for pools of two sizes on a disk, and from them the bytes of a row.
 """
@@ -32,12 +32,11 @@ ROOT = Path(__file__).resolve().parents[2]
 FILES_OF_A_MILLION = 500
 ROWS_OF_A_FILE = 6
 WEIGHED = (500_000, 2_000_000)
-STAGES = ("quality", "good", "embed", "generate", "necessity", "needed", "order", "choose")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--files", type=int, default=60)
+    parser.add_argument("--files", type=int, nargs=2, default=(30, 90))
     parser.add_argument("--delay", type=float, default=0.03)
     parser.add_argument("--against", help="a checkout of other code, measured first")
     parser.add_argument("--memory", action="store_true")
@@ -48,52 +47,65 @@ def main() -> None:
     elif args.memory:
         weigh([args.against] if args.against else [], WEIGHED)
     else:
-        measure([*([args.against] if args.against else []), str(ROOT)], args.files, args.delay)
+        measure([*([args.against] if args.against else []), str(ROOT)], tuple(args.files), args.delay)
 
 
 # --- requests and seconds --------------------------------------------------------------------------------------------
 
 
-def measure(checkouts: list[str], files: int, delay: float) -> None:
+def measure(checkouts: list[str], sizes: tuple[int, int], delay: float) -> None:
     sys.path.insert(0, str(ROOT / "tests"))
-    from slow_store import SlowStore
-
     port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         make_bucket(port)
         for number, checkout in enumerate(checkouts):
-            store = SlowStore(port, delay)
-            direct = store.uri(f"bench-{number}").replace(str(store.port), str(port))
-            counted: list[tuple[str, float, int]] = []
-            given = {"uri": store.uri(f"bench-{number}"), "direct": direct, "files": files}
-            with start(checkout, given) as process:
-                assert process.stdout is not None and process.stdin is not None
-                for line in process.stdout:
-                    if line.startswith("mark "):  # between two stages the child waits for its count to be taken
-                        _, stage, seconds = line.split()
-                        counted.append((stage, float(seconds), len(store.requests)))
-                        store.requests.clear()
-                        process.stdin.write("\n")
-                        process.stdin.flush()
-            if process.returncode:
-                raise SystemExit(process.returncode)
-            store.close()
-            show(checkout, counted[1:], files)
+            few, many = (count(checkout, f"bench-{number}-{files}", files, port, delay) for files in sizes)
+            show(checkout, sizes, few, many)
     finally:
         server.kill()
 
 
-def show(checkout: str, counted: list[tuple[str, float, int]], files: int) -> None:
-    scale = FILES_OF_A_MILLION / files
-    print(f"\n{checkout}\n| stage | requests a file | seconds | requests at 500 files | seconds at 500 files |")
+Counted = dict[str, tuple[float, int]]
+
+
+def count(checkout: str, name: str, files: int, port: int, delay: float) -> Counted:
+    """Seconds and requests of each stage."""
+    from slow_store import SlowStore
+
+    store = SlowStore(port, delay)
+    found: Counted = {}
+    direct = store.uri(name).replace(str(store.port), str(port))
+    with start(checkout, {"uri": store.uri(name), "direct": direct, "files": files}) as process:
+        assert process.stdout is not None and process.stdin is not None
+        for line in process.stdout:
+            if line.startswith("mark "):  # between two stages the child waits for its count to be taken
+                _, stage, seconds = line.split()
+                found[stage] = float(seconds), len(store.requests)
+                store.requests.clear()
+                process.stdin.write("\n")
+                process.stdin.flush()
+    store.close()
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    return found
+
+
+def show(checkout: str, sizes: tuple[int, int], few: Counted, many: Counted) -> None:
+    print(f"\n{checkout}\n| stage | requests a file | requests beside | requests at 500 files | seconds at 500 files |")
     print("|---|---:|---:|---:|---:|")
-    total = ("together", sum(one[1] for one in counted[:-1]), sum(one[2] for one in counted[:-1]))
-    for stage, seconds, requests in [*counted, total]:
-        print(
-            f"| {stage} | {requests / files:.1f} | {seconds:.1f} | {requests * scale:,.0f} | {seconds * scale:,.0f} |"
-        )
+    total = [0.0] * 4
+    for stage in [name for name in many if name != "ingest"]:
+        (seconds, requests), (more_seconds, more_requests) = few[stage], many[stage]
+        each, slope = ((b - a) / (sizes[1] - sizes[0]) for a, b in ((requests, more_requests), (seconds, more_seconds)))
+        beside, fixed = requests - each * sizes[0], seconds - slope * sizes[0]
+        line = [each, beside, beside + each * FILES_OF_A_MILLION, max(0.0, fixed) + slope * FILES_OF_A_MILLION]
+        total = total if stage == "again" else [a + b for a, b in zip(total, line, strict=True)]
+        print(f"| {stage} | {line[0]:.1f} | {line[1]:.0f} | {line[2]:,.0f} | {line[3]:,.0f} |")
+    print(
+        f"| together, without again | {total[0]:.1f} | {total[1]:.0f} | {total[2]:,.0f} | {total[3]:,.0f} |", flush=True
+    )
 
 
 def start(checkout: str, given: dict[str, Any]) -> subprocess.Popen[str]:

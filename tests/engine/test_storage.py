@@ -145,7 +145,7 @@ def test_a_copy_that_breaks_off_leaves_what_was_there_wherever_it_goes(tmp_path)
 # --- a store that answers slowly, fails and breaks off -----------------------------------------------------------------
 
 
-def test_small_files_are_one_request_to_write_and_waits_travel_with_a_place(slow_store):
+def test_small_files_are_one_request_to_write_and_waits_travel_with_a_place(slow_store, monkeypatch):
     place = open_location(slow_store.uri("travels")) / "x"
     place.write("1")
     assert slow_store.count("PUT", "POST") == 1
@@ -153,6 +153,10 @@ def test_small_files_are_one_request_to_write_and_waits_travel_with_a_place(slow
         options = fs.__reduce__()[1][0]
         assert (options["connect_timeout"], options["request_timeout"]) == (storage.CONNECT_S, storage.SILENT_S)
     assert pickle.loads(pickle.dumps(place)).fs is open_location(slow_store.uri("other")).fs
+    monkeypatch.setenv("RAYSIFT_S3_TIMEOUT", "7")
+    sent = pickle.dumps(open_location(slow_store.uri("travels")))
+    monkeypatch.delenv("RAYSIFT_S3_TIMEOUT")
+    assert pickle.loads(sent).fs.__reduce__()[1][0]["request_timeout"] == 7
 
 
 @pytest.mark.parametrize("fault", [FAIL, CUT])
