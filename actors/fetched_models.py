@@ -175,14 +175,7 @@ def _alone(lock: Path, name: str) -> Iterator[None]:
 
 def _content(file: Location) -> str:
     """The store's own mark of a file's content, else its hash."""
-    with file.open_input() as stream:
-        told = stream.metadata() if hasattr(stream, "metadata") else None  # fsspec's files tell nothing
-    marks = {_text(key).lower(): _text(value) for key, value in dict(told or {}).items()}
-    return marks.get("etag") or file_fingerprint(file)
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+    return file.mark() or file_fingerprint(file)
 
 
 def _is_of(name: str, part: Part) -> bool:

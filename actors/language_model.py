@@ -38,11 +38,11 @@ def resolve_model(name: str, part: Part = "all") -> str:
     if is_smol(name):
         return str(smol_path(name))
     if is_nano(name):
-        part = name.partition(":")[2] or "foundation"
-        if part not in NANO_MODELS:
+        kind = name.partition(":")[2] or "foundation"
+        if kind not in NANO_MODELS:
             raise ModelError(f"model: '{name}' is unknown; known: nano, {', '.join(f'nano:{m}' for m in NANO_MODELS)}.")
         try:
-            return str(nano_path(part))
+            return str(nano_path(kind))
         except FileNotFoundError as error:
             raise ModelError(f"model: {error}") from error
     path = os.path.expanduser(name)

@@ -82,10 +82,10 @@ def installed_versions() -> dict[str, str]:
 def settle(folder: Location, files: Iterable[str]) -> dict[str, int]:
     """Flush these files, and those in the folders among them, to disk; returns the bytes of each."""
     sizes = {}
-    for info in folder.infos(list(files)):
-        is_folder = info is not None and info.type == FileType.Directory
+    for info in filter(None, folder.infos(list(files))):
+        is_folder = info.type == FileType.Directory
         for each in folder.fs.get_file_info(FileSelector(info.path, recursive=True)) if is_folder else [info]:
-            if each is not None and each.type == FileType.File:
+            if each.type == FileType.File:
                 Location(folder.fs, each.path).sync()
                 sizes[each.path.removeprefix(folder.path.rstrip("/") + "/")] = each.size
     return dict(sorted(sizes.items()))

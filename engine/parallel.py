@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-Given, Found = TypeVar("Given"), TypeVar("Found")
+Given = TypeVar("Given")
+Found = TypeVar("Found")
 
 STREAMS = 32
 """Requests in flight. At 30 ms a request they give 1,000 a second, less than a store allows for a folder (S3: 5,500)."""

@@ -79,9 +79,10 @@ def rows_in_order(
         first = number * bucket_rows
         for start, end in _spans(sizes[first : first + bucket_rows]):
             part = _read_part(bucket, first + start, first + end)
-            more = _read_part(others[number], first + start, first + end) if others else None
-            for name in of_beside if more else ():
-                part = part.append_column(more.schema.field(name), more[name])
+            if others:
+                more = _read_part(others[number], first + start, first + end)
+                for name in of_beside:
+                    part = part.append_column(more.schema.field(name), more[name])
             yield part
     work.delete()
 

@@ -10,7 +10,7 @@ from slow_store import CUT
 
 from raysift.errors import StageError, find_cause
 from raysift.jobs.runs import tables
-from raysift.jobs.runs.tables import Tally, count_answers, read_chunks, sum_tokens, with_tokens
+from raysift.jobs.runs.tables import Tally, count_answers, publish, read_chunks, sum_tokens, with_tokens
 from raysift.parallel import in_parallel
 from raysift.records import ERROR, ID, SCORE, TOKENS
 from raysift.storage import open_location
@@ -132,3 +132,16 @@ def test_a_file_whose_reading_breaks_off_is_named(slow_store, monkeypatch):
     with pytest.raises(OSError) as error:
         list(read_chunks(files, [ID]))
     assert "bucket/broken/0004.parquet" in str(find_cause(error.value))
+
+
+def test_a_table_is_published_within_the_store_and_only_if_it_changed(slow_store):
+    folder = open_location(slow_store.uri("published"))
+    source, target = folder / "stage/scores.parquet", folder / "scores.parquet"
+    for content in (bytes(300_000), bytes(300_000) + b"x"):
+        source.write(content)
+        slow_store.requests.clear()
+        publish(source, target)
+        assert slow_store.count("PUT") == 1 and slow_store.count("GET", of="/scores.parquet") == 0
+        publish(source, target)
+        assert slow_store.count("PUT") == 1 and slow_store.count("GET", of="/scores.parquet") == 0
+        assert target.read_bytes() == content
