@@ -31,7 +31,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FILES_OF_A_MILLION = 500
 ROWS_OF_A_FILE = 6
-WEIGHED = (500_000, 2_000_000)
+WEIGHED = (2_000_000, 5_000_000)
 
 
 def main() -> None:
