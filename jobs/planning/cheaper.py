@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from raysift.config import CommonConfig, load_config, replayed
-from raysift.jobs.gradients.stages import warmup_recipe
+from raysift.jobs.gradients.room import warmup_recipe
 from raysift.jobs.planning.facts import Facts
 from raysift.methods import Selector
 from raysift.methods.coverage import Coverage

@@ -7,7 +7,8 @@ from typing import Any
 from raysift.actors.state_match import StateMatch
 from raysift.config import CommonConfig
 from raysift.evaluation.examples import reference_answer
-from raysift.jobs.gradients.stages import WHOLE, gradient_loading, moments_of, room_needed, warmup_recipe
+from raysift.jobs.gradients.room import SIGNS, exact_room, moments_of, room_needed, warmup_recipe
+from raysift.jobs.gradients.stages import WHOLE, gradient_loading
 from raysift.jobs.on_ray.fitting import need_to_answer, need_to_train
 from raysift.jobs.planning.facts import ANSWER_BYTES, Facts
 from raysift.jobs.planning.probe import Order
@@ -38,10 +39,11 @@ def gradient_order(kind: str, config: CommonConfig, selector: GradientSelector, 
 def gradient_need(config: CommonConfig, settings: GradientConfig, subtasks: int) -> Any:
     train = warmup_recipe(config, settings)
     points = settings.checkpoints or train.epochs
-    exact = settings.matching == "exact"
-    per_checkpoint = moments_of(settings) + (subtasks if exact else 0.25)
-    width = subtasks if exact else settings.projection.dimension
-    return room_needed(config, settings, config.model, points, per_checkpoint, width)
+    if settings.matching == "exact":
+        return exact_room(config, settings, config.model, points, subtasks)
+    return room_needed(
+        config, settings, config.model, points, moments_of(settings) + SIGNS, settings.projection.dimension
+    )
 
 
 @works.register

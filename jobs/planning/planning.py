@@ -13,10 +13,11 @@ import numpy as np
 from raysift.actors.language_model import load_tokenizer, resolve_model
 from raysift.config import CommonConfig, make_selector, replayed
 from raysift.errors import ConfigError
-from raysift.jobs.gradients.stages import warmup_recipe
+from raysift.jobs.gradients.room import warmup_recipe
 from raysift.jobs.gradients.targeting import subtask_of
 from raysift.jobs.on_ray.cluster import card_bytes, read_cluster
 from raysift.jobs.on_ray.fitting import model_shape
+from raysift.jobs.on_ray.generation import pick_backend
 from raysift.jobs.planning import described, gradients, learning, preflight, recipes
 from raysift.jobs.planning.cheaper import Lever, levers, with_settings
 from raysift.jobs.planning.facts import Facts, Seat
@@ -24,7 +25,6 @@ from raysift.jobs.planning.measuring import measure_here, seat_here
 from raysift.jobs.planning.pool import PoolSample, sample_pool
 from raysift.jobs.planning.probe import Order, encode
 from raysift.jobs.runs.run import Run
-from raysift.jobs.scoring.generation import pick_backend
 from raysift.methods import Selector
 from raysift.methods.gradient import GradientSelector
 from raysift.methods.mods import Mods

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -38,6 +39,8 @@ class Bar(AbstractContextManager["Bar"]):
         self.watch: Callable[[Bar], None] | None = None
         """Sees every update, such as a run that follows a plan."""
         self._log, self._console, self._clock = log, console, clock
+        self.note: Callable[[str], None] = logging.getLogger(__name__).warning
+        """Says what the user should know of the work; a run's bars say it as the run's notes."""
         self._first: tuple[float, int, float] | None = None
         self._logged = clock()
         self._stack = ExitStack()

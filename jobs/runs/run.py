@@ -50,6 +50,7 @@ from raysift.manifest import (
     settle,
     write_manifest,
 )
+from raysift.parallel import in_parallel
 from raysift.pool.id_text import exact
 from raysift.storage import Location, extend_name, open_location, refuse_passwords
 
@@ -103,10 +104,10 @@ class Run:
 
     @contextlib.contextmanager
     def progress(self, total: int | None, unit: str = "rows") -> Iterator[Bar]:
-        """A bar for work of the stage that runs now."""
+        """A bar for work of the stage that runs now; what it notes, the run says."""
         with self.console.progress(self._stage, total, unit, self._step(self._stage)) as bar:
-            if (follow := self.follow) is not None:
-                bar.watch = follow.look
+            bar.note = self.console.note
+            bar.watch = self.follow.look if self.follow is not None else None
             yield bar
 
     def _step(self, stage: str) -> str:
@@ -344,7 +345,7 @@ class Run:
         for event in read_events(self.folder):
             if event["stage"] not in order:
                 order.append(event["stage"])
-        found = [read_manifest(self.folder / stage) for stage in order]
+        found = in_parallel(lambda stage: read_manifest(self.folder / stage), order)
         return [manifest for manifest in found if manifest]
 
 
