@@ -67,8 +67,7 @@ class Followed:
 
     def end(self, stage: str, seconds: float) -> None:
         """A stage is done; raises if the run is far over its plan and something is left to do."""
-        self.course.spent[stage] = seconds
-        self._stage = ""
+        self.course.spent[stage], self._stage = seconds, stage
         if stage in self.course.planned and self.course.planned[stage] >= TELL_EVERY_S:
             self._tell()
         if self._is_over() and self.course.ahead() > 0:

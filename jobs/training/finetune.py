@@ -194,7 +194,7 @@ def _train_as_task(rows: Sequence[Location], job: dict[str, Any], counts: Any) -
     class Told(Bar):
         """Sends its steps to the driver."""
 
-        def update(self, done: int, total: int | None = None, words: str = "") -> None:
+        def update(self, done: int, total: int | None = None, words: str = "", tokens: int = 0) -> None:
             if count:
                 count.set(done, total, words)
 

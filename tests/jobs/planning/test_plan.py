@@ -265,7 +265,7 @@ def test_a_run_far_over_its_plan_stops_and_the_same_call_without_the_plan_contin
     hasty = plan.model_copy(update={"stages": [one.model_copy(update={"seconds": seconds}) for one in plan.stages]})
     place, run = tmp_path / "plan.json", str(tmp_path / "run")
     place.write_text(hasty.model_dump_json())
-    with pytest.raises(StageError, match=r"--stop-over allows 1\.5"):
+    with pytest.raises(StageError, match=r"ingest: .* allows 1\.5"):
         raysift.uniform(files["pool"], run=run, report=False, plan=str(place), stop_over=1.5)
     done = raysift.uniform(files["pool"], run=run, report=False)
     assert len(done) == 45
