@@ -174,12 +174,13 @@ def _train_in_a_task(
     import ray
 
     from raysift.jobs.on_ray.counts import counted
+    from raysift.jobs.on_ray.peaks import telling
 
     asked = {"num_cpus": resources.cpus, "num_gpus": resources.gpus_per_worker or 0, "max_retries": resources.restarts}
     asked |= {"memory": resources.memory} if resources.memory else {}
     with progress(None, "steps") as bar, counted(bar) as counts:
         # A lost process starts again and continues from its checkpoint; an error of ours would only come again.
-        task = ray.remote(**asked)(_train_as_task).remote(rows, job, counts)
+        task = ray.remote(**asked)(telling(_train_as_task)).remote(rows, job, counts)
         try:
             return dict(ray.get(task))
         except Exception as error:
