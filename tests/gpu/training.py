@@ -1,0 +1,166 @@
+"""Trainings: the epochs and steps of nano against the CPU; tokens a second, memory and balance at 1B widths; two cards."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from lab import Lab, Skipped
+from worlds import WIDE, encoded_table, folder_of, nano_config, nano_rows, token_rows
+
+LIMITS = {"fp32": 1e-3, "tf32": 5e-3, "bf16": 3e-2}
+"""Relative distance of losses. Weights follow Adam, which divides small gradients by their size: they agree less."""
+
+
+def _encoded(rows: Any) -> Any:
+    from raysift.actors.effective_batches import EncodeRows, split_trainable
+
+    return split_trainable(EncodeRows("nano", "auto", 128)(rows))[0]
+
+
+def trainee(lab: Lab) -> None:
+    """Losses of a fine-tune of nano by epoch, and its adapter."""
+    from safetensors.numpy import load_file
+
+    from raysift.actors.effective_batches import Place
+    from raysift.actors.train_checkpoints import epoch_records
+    from raysift.actors.trainee import train
+    from raysift.storage import open_location
+
+    rows, losses, weights = _encoded(nano_rows(lab.sizes.rows)), {}, {}
+    kinds = chain([("reference", "fp32", "cpu")], ((kind, dtype, lab.device) for kind, dtype in lab.precisions()))
+    for kind, dtype, device in kinds:
+        out = lab.folder / f"trained-{kind}"
+        passes = {"rows_per_pass": 1} if kind == "reference" else {}
+        place = Place(device=device, threads=lab.threads, **passes)
+        train(rows, open_location(out), nano_config(dtype=dtype), "nano", place)
+        losses[kind] = [record.mean_loss for record in epoch_records(open_location(out))]
+        found = load_file(out / "epoch-2" / "adapter" / "adapter_model.safetensors")
+        weights[kind] = np.concatenate([found[name].ravel() for name in sorted(found)])
+        if kind != "reference":
+            lab.same(f"losses {kind}", losses[kind], losses["reference"], LIMITS[kind])
+            limit = {"fp32": 1e-2, "tf32": 0.1, "bf16": 0.3}[kind]
+            lab.same(f"adapter {kind}", weights[kind], weights["reference"], limit)
+
+
+def steps(lab: Lab) -> None:
+    """Losses of chosen batches, step by step, and the validation loss after each."""
+    from raysift.actors.effective_batches import Place
+    from raysift.actors.step_trainer import StepTrainer
+    from raysift.actors.validator import Validator
+    from raysift.policy.performance import performance
+
+    rows, encoded = nano_rows(lab.sizes.rows), _encoded(nano_rows(lab.sizes.rows))
+    curves: dict[str, Any] = {}
+
+    def curve(dtype: str, place: Place) -> np.ndarray:
+        config = nano_config(dtype=dtype)
+        trainer = StepTrainer(encoded, config, 4, "nano", place)
+        validator = Validator(rows.slice(0, 16), config, "nano", place)
+        numbers, found = range(len(validator.batches)), []
+        for number in range(4):
+            loss = trainer.step(trainer.rows.ids[number * 4 : number * 4 + 8])
+            found += [loss, performance(validator.losses_of(trainer.model, numbers))]
+        return np.array(found)
+
+    curves["reference"] = curve("fp32", Place(device="cpu", threads=lab.threads, rows_per_pass=1))
+    for kind, dtype in lab.precisions():
+        curves[kind] = curve(dtype, Place(device=lab.device, threads=lab.threads))
+        lab.same(f"steps {kind}", curves[kind], curves["reference"], LIMITS[kind])
+
+
+def wide_training(lab: Lab) -> None:
+    """Tokens a second and peak memory of LoRA at the widths of Llama-3.2-1B; balance of eight ranks on the same lengths."""
+    from raysift.actors.effective_batches import Place
+    from raysift.actors.train_checkpoints import epoch_records
+    from raysift.actors.trainee import train
+    from raysift.settings.training import TrainConfig
+    from raysift.storage import open_location
+
+    sizes = lab.sizes
+    rows = encoded_table(token_rows(lab, sizes.wide_rows, sizes.wide["vocab_size"]))
+    config = TrainConfig(
+        lora_rank=sizes.rank,
+        lora_targets=("q_proj", "k_proj", "v_proj", "o_proj"),
+        learning_rate=2e-5,
+        epochs=2,
+        batch_size=min(128, sizes.wide_rows // 2),
+        max_length=sizes.max_tokens,
+        dtype="bf16" if lab.on_card else "fp32",
+    )
+    place = Place(device=lab.device, threads=lab.threads, tokens_per_pass=sizes.token_budget)
+    with lab.memory("training"):
+        train(rows, open_location(lab.folder / "trained-wide"), config, folder_of(lab, WIDE), place)
+    last = epoch_records(open_location(lab.folder / "trained-wide"))[-1]
+    tokens = sum(len(ids) for ids in rows["input_ids"].to_pylist())
+    lab.rate("training", tokens, last.seconds, "tokens")
+    lab.expect("training: finite loss", bool(np.isfinite(last.mean_loss)), f"the loss is {last.mean_loss}")
+    padded, spent = _dealt(rows, config, replace(place, world_size=8))
+    lab.figures["training, 8 ranks: padding"] = round(1 - tokens / padded.sum(), 3)
+    lab.figures["training, 8 ranks: balance"] = round(float(padded.sum() / (8 * spent)), 3)
+
+
+def _dealt(rows: Any, config: Any, place: Any) -> tuple[np.ndarray, float]:
+    """Tokens with padding that each rank takes in an epoch, and those of the slowest rank of each step, summed."""
+    from raysift.actors.effective_batches import EffectiveBatches
+
+    taken = []
+    for rank in range(place.world_size):
+        batches = EffectiveBatches(rows, config, replace(place, rank=rank), 0)
+        sizes = [batch["input_ids"].numel() if (batch["labels"] >= 0).any() else 0 for batch in batches]
+        steps = np.array(sizes).reshape(batches.steps, -1).sum(1)
+        taken.append(steps[: batches.steps_per_epoch])
+    by_step = np.array(taken)
+    return by_step.sum(1), float(by_step.max(0).sum())
+
+
+def two_ranks(lab: Lab) -> None:
+    """Two ranks, each with a card of its own, give the losses of one."""
+    import torch
+    import torch.multiprocessing as processes
+
+    from raysift.actors.effective_batches import Place
+    from raysift.actors.train_checkpoints import epoch_records
+    from raysift.actors.trainee import train
+    from raysift.storage import open_location
+
+    if lab.on_card and torch.cuda.device_count() < 2:
+        raise Skipped("there is one card; two ranks cannot share it")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    one, two = lab.folder / "one-rank", lab.folder / "two-ranks"
+    arguments = (lab.device, str(two), port, lab.sizes.rows)
+    processes.start_processes(_rank, arguments, nprocs=2, start_method="spawn" if lab.on_card else "fork")
+    place = Place(device=lab.device, threads=lab.threads)
+    train(_encoded(nano_rows(lab.sizes.rows)), open_location(one), nano_config(), "nano", place)
+    losses = [[record.mean_loss for record in epoch_records(open_location(out))] for out in (two, one)]
+    lab.same("losses of two ranks", *losses, limit=LIMITS["fp32"])
+
+
+def _rank(rank: int, device: str, out: str, port: int, count: int) -> None:
+    """One of two ranks; torch's distributed variables are what Ray Train sets."""
+    from checkout import use_checkout
+
+    use_checkout()
+    where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ.update(where | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+    import torch
+
+    from raysift.actors.effective_batches import Place
+    from raysift.actors.trainee import train
+    from raysift.storage import open_location
+
+    if device != "cpu":
+        torch.cuda.set_device(rank)
+        os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{rank}"
+    torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl", rank=rank, world_size=2)
+    try:
+        place = Place(rank=rank, world_size=2, device=device, threads=1)
+        train(_encoded(nano_rows(count)), open_location(out), nano_config(), "nano", place)
+    finally:
+        torch.distributed.destroy_process_group()
