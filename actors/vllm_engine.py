@@ -113,6 +113,7 @@ class Engine:
         gpus: float = 0.0,
         trust_remote_code: bool = False,
         engine: EngineResources | None = None,
+        restarts: int = 3,
         **arguments: Any,
     ) -> None:
         engine = engine or EngineResources()
@@ -120,7 +121,7 @@ class Engine:
             model, max_length=max_length, dtype=dtype, gpus=gpus, trust_remote_code=trust_remote_code, engine=engine
         )
         self.arguments = {"model": source_of(model)[0], **placed, **arguments}
-        self.restarts = engine.restarts
+        self.restarts = restarts
         self.start()
 
     def start(self) -> None:

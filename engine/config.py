@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
 import yaml
@@ -25,8 +25,9 @@ from raysift.policy.search_settings import SearchSettings
 from raysift.pool.checks import IngestConfig
 from raysift.settings.base import Seed, Settings
 from raysift.settings.budget import parse_budget
+from raysift.settings.cluster import Cluster
 from raysift.settings.generation import GenerationSettings
-from raysift.settings.hardware import Dtype
+from raysift.settings.hardware import Dtype, local_gpus
 from raysift.settings.resources import Resources
 from raysift.settings.training import TrainConfig, recipe, settle_training
 from raysift.storage import open_location
@@ -100,13 +101,16 @@ RunConfig: Any = create_model("RunConfig", __base__=CommonConfig, **_SECTIONS)
 
 
 def load_config(
-    file: str | None = None, given: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
+    file: str | None = None,
+    given: Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    gpus: Callable[[], float] = local_gpus,
 ) -> CommonConfig:
     """Settings from a YAML file, then from named options, then from `section.key=value`; later ones win.
 
     A preset or recipe on the command line replaces everything that it decides, even in a complete `run.yaml`.
     """
-    return make_config(gather_settings(file, given, overrides))
+    return make_config(gather_settings(file, given, overrides), gpus)
 
 
 def gather_settings(
@@ -122,8 +126,11 @@ def gather_settings(
     return values
 
 
-def make_config(values: Mapping[str, Any]) -> CommonConfig:
-    """A checked configuration; raises ConfigError with field, value and what is allowed."""
+def make_config(values: Mapping[str, Any], gpus: Callable[[], float] = local_gpus) -> CommonConfig:
+    """A checked configuration; raises ConfigError with field, value and what is allowed.
+
+    `gpus` counts those that workers will find; the number types that are `auto` follow from it.
+    """
     values = dict(values)
     for name in ("pool", "target", "test", "reuse"):
         if name in values:
@@ -147,7 +154,12 @@ def make_config(values: Mapping[str, Any]) -> CommonConfig:
         more = [f"and {len(found) - SHOWN_PROBLEMS:,} others"] if len(found) > SHOWN_PROBLEMS else []
         raise ConfigError("\n".join([*map(_explain, found[:SHOWN_PROBLEMS]), *more])) from None
     parse_budget(config.budget)
-    return settle_training(config, config.resources.on_gpu)
+    return settle_training(config, lambda: trains_on_gpu(config, gpus()))
+
+
+def trains_on_gpu(config: CommonConfig, gpus: float) -> bool:
+    """Whether the run's trainings compute on GPUs, if workers find so many."""
+    return config.resources.of("train", Cluster(most_gpus=gpus), is_nano(config.model)).on_gpu
 
 
 def make_selector(config: CommonConfig) -> Selector:

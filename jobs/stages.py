@@ -18,6 +18,7 @@ from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import EvalConfig
+from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.runs.checks import require_loadable
 from raysift.jobs.runs.models import adapter_input, computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
@@ -54,11 +55,12 @@ def ingest(run: Run, config: CommonConfig, dataset: Any = None, pool_name: str |
         inputs = {"dataset": pool_name}
 
     def body(folder: Location) -> StageResult:
+        own = for_role(config, "reduce").resources
         with run.progress(None, "parts") as bar:
             if dataset is None:
-                report = ingest_pool(files, folder, config.ingest, config.resources, progress=bar)
+                report = ingest_pool(files, folder, config.ingest, own, progress=bar)
             else:
-                report = ingest_dataset(dataset, folder, config.ingest, config.resources, progress=bar)
+                report = ingest_dataset(dataset, folder, config.ingest, own, progress=bar)
         if report.kept == 0:
             raise DataError(
                 f"ingest: none of the {report.rows_in} rows of the pool was kept (rejected {dict(report.rejected)}, "
@@ -93,12 +95,13 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
     model = find_model(run, config, part="tokenizer")
 
     def body(folder: Location) -> StageResult:
+        own = for_role(config, "tokenise").resources
         answers = map_rows(
             run.files(rows, "rows"),
             TokenLengths,
             {"model": model.name, "template": config.train.template, "trust_remote_code": config.trust_remote_code},
             folder,
-            config.resources,
+            own,
             rows=rows.counts["kept"],
             progress=run.progress,
         )
@@ -220,7 +223,7 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
             )
 
         need = need_to_train(config, model.name, longest_row(run, rows, config.train))
-        report = with_room(run, name, config, need, work, of_training=True)
+        report = with_room(run, name, config, need, work, "train")
         return StageResult(
             files={"epochs": [f"epoch-{record.epoch}" for record in report.epochs]},
             counts=report.counts,
@@ -268,7 +271,7 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
                 progress=run.progress,
             )
 
-        report = with_room(run, name, config, need_to_answer(config, base.name), work)
+        report = with_room(run, name, config, need_to_answer(config, base.name), work, "generate")
         return StageResult(
             files={"answers": list(report.files)}, counts=dict(report.counts), values=report.values, rows=len(examples)
         )

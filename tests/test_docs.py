@@ -287,7 +287,7 @@ def adapted(arguments: list[str]) -> list[str]:
     if name == "submit":
         return ["submit", "--dry-run", *arguments[1:]]
     arguments = TAKES_ROWS.sub(f"--rows {POOL_ROWS}", shlex.join(arguments))
-    quick = ["resources.train_workers=0"] if name in METHODS or name in TRAINING else []
+    quick = ["resources.train=0"] if name in METHODS or name in TRAINING else []
     return [*shlex.split(arguments), *quick, *SMALL.get(name, [])]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Literal
 Dtype = Literal["auto", "bf16", "fp32"]
 
 CPU_INFO = Path("/proc/cpuinfo")
+NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")
 BF16_FLAGS = frozenset({"amx_bf16", "avx512_bf16", "bf16"})
 """CPU flags of x86 and Arm. Without any of them, bfloat16 products are emulated: 25 times slower than float32 on AVX2."""
 
@@ -37,6 +39,17 @@ def settle_dtype(asked: str, on_gpu: bool, stored: Callable[[], str] = lambda: "
         return asked
     usual = usual_dtype(on_gpu)
     return usual if usual == "fp32" else stored()
+
+
+def local_gpus(devices: Path = NVIDIA_DEVICES) -> int:
+    """NVIDIA GPUs of this machine that CUDA_VISIBLE_DEVICES does not hide, counted without loading a library."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    found = len(list(devices.iterdir())) if devices.is_dir() else 0
+    return (
+        found
+        if visible is None
+        else min(found, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
+    )
 
 
 def describe_cpu(cpu_info: Path = CPU_INFO) -> str:

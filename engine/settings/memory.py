@@ -28,6 +28,10 @@ THREADS_EACH = 4
 PASS_BYTES = 5 * GIB // 4
 """A pass on CPUs takes no more, if its rows allow: larger ones are not faster."""
 MOST_TOKENS, FEWEST_TOKENS = 4096, 128
+CARD_SHARE = 0.92
+"""Of a GPU's memory, what a plan may fill; the rest is lost between torch's blocks."""
+CARD_PROCESS_BYTES = GIB
+"""CUDA's context and the workspaces of its libraries, before a model is loaded."""
 ACCUMULATED_BYTES = GIB // 4
 """Rows of a pass whose gradients add up side by side take no more than this, or are one row."""
 
@@ -136,8 +140,10 @@ class Fit:
     tokens: int
     bytes: int
     room: int
-    """Memory that one machine has for workers."""
+    """Memory that one machine, or a worker's GPU, has for workers."""
     small: bool = False
+    host: int | None = None
+    """Bytes of the machine's memory that a worker on a GPU takes; None on CPUs, where these are all."""
 
     @property
     def too_large(self) -> bool:
@@ -147,6 +153,8 @@ class Fit:
     @property
     def reserved(self) -> int:
         """Bytes to reserve for a worker: none for a small one, and never more than a machine has, which would never come."""
+        if self.host is not None:
+            return self.host
         return 0 if self.small else min(self.bytes, self.room * 9 // 10)
 
 
@@ -251,6 +259,16 @@ def fit(
     here = -(-workers // machines) + helpers
     threads = 1 if need.small else max(1, cores // here)
     return Fit(workers, threads, asked, size, room, need.small)
+
+
+def fit_card(need: Need, card: int, workers: int, host: int, tokens: int | None = None) -> Fit:
+    """What workers with a GPU of `card` bytes each do, on a machine with `host` bytes for every worker that finds a GPU there."""
+    asked, room = tokens or MOST_TOKENS, int(card * CARD_SHARE)
+    on_card = replace(need, process=CARD_PROCESS_BYTES)
+    while tokens is None and on_card.bytes(asked) > room and asked > FEWEST_TOKENS:
+        asked //= 2
+    held = need.process + need.weights + need.rows
+    return Fit(workers, 1, asked, on_card.bytes(asked), room, need.small, host=min(held, host * 9 // 10))
 
 
 def fewer(found: Fit, need: Need) -> Fit:

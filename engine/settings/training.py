@@ -11,14 +11,14 @@ step. So do we, which gives their published weights to three digits.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from raysift.errors import ConfigError
 from raysift.settings.base import Seed, Settings, Template
-from raysift.settings.hardware import Dtype, settle_dtype
+from raysift.settings.hardware import Dtype, usual_dtype
 
 Section = TypeVar("Section", bound=BaseModel)
 
@@ -154,13 +154,14 @@ RECIPES: Mapping[str, TrainConfig] = {
 }
 
 
-def settle_training(section: Section, on_gpu: bool) -> Section:
+def settle_training(section: Section, on_gpu: Callable[[], bool]) -> Section:
     """A training, or settings with trainings in any section, with the hardware's number type in place of `auto`.
 
-    It then stands in fingerprints, and is decided once: all workers of a cluster must compute alike.
+    It then stands in fingerprints, and is decided once: all workers of a cluster must compute alike. `on_gpu` is asked only
+    if there is an `auto`.
     """
     if isinstance(section, TrainConfig):
-        return section.model_copy(update={"dtype": settle_dtype(section.dtype, on_gpu)})
+        return section if section.dtype != "auto" else section.model_copy(update={"dtype": usual_dtype(on_gpu())})
     values = {name: getattr(section, name) for name in type(section).model_fields}
     parts = {name: settle_training(one, on_gpu) for name, one in values.items() if isinstance(one, BaseModel)}
     return section.model_copy(update=parts)

@@ -16,6 +16,7 @@ from raysift.errors import ConfigError
 from raysift.jobs.api.inputs import GIVEN, Held, is_ray_dataset, read_given
 from raysift.jobs.api.progress import console_for, no_widget_notices
 from raysift.jobs.api.words import python_words
+from raysift.jobs.on_ray.cluster import gpus_in_reach
 from raysift.jobs.on_ray.session import start_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.replay import name_from_anywhere
@@ -52,7 +53,7 @@ def begin(
             found = {role: read_given(role, one, work) for role, one in named_rows(given).items()}
             nameless = is_ray_dataset(given.get("pool")) and pool_name is None
             folder = folder_for(command, settings, found, run, fresh, nameless, console)
-            config = make_config(with_rows(settings, found, folder) | {"run": folder})
+            config = make_config(with_rows(settings, found, folder) | {"run": folder}, gpus_in_reach)
             opened = Run(config.run, console, config.reuse, lambda: start(console))
             held = [one for one in found.values() if isinstance(one, Held)]
             stack.enter_context(without_leftovers(opened, held))
@@ -118,7 +119,7 @@ def folder_for(
         return free_name(folder)
     if run is not None:
         return folder
-    wanted = _identity(replayed(make_config(with_rows(settings, found, folder))))
+    wanted = _identity(replayed(make_config(with_rows(settings, found, folder), gpus_in_reach)))
     number, candidate = 1, folder
     while open_location(candidate).exists() and not _holds(candidate, wanted):
         number += 1

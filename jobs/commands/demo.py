@@ -79,7 +79,7 @@ def write_world(folder: Location) -> dict[str, Any]:
         "budget": str(BUDGET),
         "model": "nano",
         "evaluate": {"max_new_tokens": 32},
-        "resources": {"train_workers": 0},
+        "resources": {"train": 0},
     }
 
 

@@ -11,8 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 import raysift
-from raysift.config import CommonConfig
+from raysift.config import CommonConfig, trains_on_gpu
 from raysift.errors import RaysiftError
+from raysift.jobs.on_ray.cluster import gpus_in_reach
 from raysift.jobs.runs.console import Console
 from raysift.settings.hardware import describe_cpu, usual_dtype
 from raysift.storage import open_location
@@ -62,7 +63,7 @@ def machine(config: CommonConfig) -> Iterator[Finding]:
         yield Finding(f"GPU {number}", f"{card.name}, {card.total_memory / 2**30:.0f} GiB")
     if not count:
         yield Finding("GPU", "none that torch can use")
-    on_gpu = config.resources.on_gpu
+    on_gpu = trains_on_gpu(config, gpus_in_reach())
     where = "GPUs" if on_gpu else "this CPU"
     yield Finding(
         "number type", f"auto takes {usual_dtype(on_gpu)} on {where}; {config.train.dtype} to train {config.model}"

@@ -198,13 +198,14 @@ def make_console(log: str | None, command: str = "") -> Console:
 def prepare(command: str, given: dict[str, Any], more: Sequence[str] = ()) -> tuple[CommonConfig, Console]:
     """Return checked settings and a console before heavy imports; `more` holds overrides that come from options."""
     from raysift.config import load_config
+    from raysift.jobs.on_ray.cluster import gpus_in_reach
 
     named = dict(given)
     console = make_console(named.pop("log", None), "" if command in LOOKS else command)
     file, fresh, bad = (named.pop(name, None) for name in ("config", "fresh", "on_bad_file"))
     named["train_on_selection"] = named.pop("train", None) or None
     overrides = [*more, *(named.pop("overrides", None) or []), *([f"ingest.on_bad_file={bad}"] if bad else [])]
-    settings = load_config(file, named, overrides)
+    settings = load_config(file, named, overrides, gpus_in_reach)
     run = settings.run if "run" in settings.model_fields_set else f"runs/{command}"
     if fresh:
         from raysift.jobs.runs.run import free_name

@@ -55,6 +55,7 @@ from raysift.policy.trials import (
     criterion,
     draw_trials,
 )
+from raysift.settings.roles import LEARN
 from raysift.storage import Location, extend_name
 
 STAGES = ("ingest", "validation", "likeness", "encode", "difficulty", "embed", "features", "search")
@@ -130,7 +131,7 @@ def try_settings(
             return fit(here, drawn, own.resources, run)
 
         need = need_of(config, work.setup)
-        outcomes = with_room(run, "search", config, need, try_all, most=len(drawn))
+        outcomes = with_room(run, "search", config, need, try_all, LEARN, most=len(drawn))
         best = best_of(outcomes, wanted)
         if best is None or best.folder is None:
             reasons = {outcome.reason for outcome in outcomes if outcome.reason}

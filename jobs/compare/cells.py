@@ -28,6 +28,7 @@ from raysift.pool.files import find_files, fingerprint_files
 from raysift.pool.longest import most_tokens
 from raysift.records import ERROR, MESSAGES
 from raysift.settings.resources import Resources
+from raysift.settings.roles import LEARN
 from raysift.settings.training import TrainConfig, count_steps
 from raysift.storage import Location
 
@@ -116,7 +117,7 @@ def run_cells(run: Run, shared: CommonConfig, cells: Sequence[Cell]) -> list[dic
         chunks = read_chunks([*files.values()], [MESSAGES])
         longest = max((most_tokens(chunk[MESSAGES]) for chunk in chunks), default=None)
         need = need_to_train(shared, cells[0].model, longest)
-        with_room(run, "train", shared, need, lambda fit: _do(run, cells, fit.resources))
+        with_room(run, "train", shared, need, lambda fit: _do(run, cells, fit.resources), LEARN)
     return [cell.result() or {} for cell in cells]
 
 
@@ -124,7 +125,7 @@ def _do(run: Run, cells: Sequence[Cell], resources: Resources) -> None:
     """Run the unfinished cells, those of equal identity only once."""
     todo = [*{cell.place.path: cell for cell in cells if cell.result() is None}.values()]
     todo = [replace(cell, resources=resources) for cell in todo]
-    done = _one_by_one(todo) if resources.train_workers > 1 else _side_by_side(todo, resources)
+    done = _one_by_one(todo) if (resources.asked.train.workers or 1) > 1 else _side_by_side(todo, resources)
     with run.console.progress("train and test", len(todo), "trainings") as bar:
         for cell in done:
             run.record("finished", "train", rows_of=cell.name, seed=cell.seed)
@@ -141,7 +142,7 @@ def _side_by_side(cells: Sequence[Cell], own: Resources) -> Iterator[Cell]:
     import ray
 
     task = ray.remote(train_and_test).options(
-        num_cpus=own.cpus, num_gpus=own.gpus_per_worker, memory=own.memory, max_retries=2
+        num_cpus=own.cpus, num_gpus=own.gpus_per_worker or None, memory=own.memory, max_retries=own.restarts
     )
     waiting = {task.remote(cell): cell for cell in cells}
     while waiting:
@@ -164,7 +165,7 @@ def train_and_test(cell: Cell, on_ray: bool = False) -> None:
             cell.place.make_folder(),
             cell.train,
             cell.model,
-            cell.resources if on_ray else cell.resources.model_copy(update={"train_workers": 0}),
+            cell.resources.asked if on_ray else cell.resources.in_this_process(),
             adapter=cell.adapter,
             gradient_checkpointing=cell.resources.gradient_checkpointing,
             trust_remote_code=cell.trust_remote_code,

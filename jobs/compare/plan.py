@@ -11,6 +11,7 @@ from raysift.errors import ConfigError, DataError
 from raysift.evaluation.entries import BASE, ROWS, UNIFORM, YARDSTICKS, CompareSettings
 from raysift.evaluation.examples import read_examples
 from raysift.jobs.gradients.targeting import read_targets
+from raysift.jobs.on_ray.cluster import gpus_in_reach
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.reuse import is_run
 from raysift.jobs.runs.run import open_run
@@ -45,7 +46,7 @@ class Contender:
     def config(self, seed: int) -> CommonConfig:
         """The settings of its run with this seed, which decides every random choice of selection and training."""
         train = {**(self.settings.get("train") or {}), "seed": seed}
-        return make_config({**self.settings, "seed": seed, "train": train})
+        return make_config({**self.settings, "seed": seed, "train": train}, gpus_in_reach)
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ def make_plan(values: Mapping[str, Any]) -> Plan:
     asked = make_config({**values, "method": None}).compare or CompareSettings()
     runs = [(folder, _made_with(folder)) for folder in asked.runs]
     common = lay_over(_common_to(runs), {key: value for key, value in values.items() if value is not None})
-    shared = make_config(common)
+    shared = make_config(common, gpus_in_reach)
     common = {name: value for name, value in common.items() if name not in NOT_OF_ONE}
     groups = _by_method(runs)
     seeds = {seed for found in groups.values() for seed in found}

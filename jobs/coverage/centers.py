@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from raysift.actors.embedder import Embedder
 from raysift.config import CommonConfig
 from raysift.errors import DataError
+from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import computing, find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
@@ -38,7 +39,7 @@ def embed(run: Run, config: CommonConfig, settings: EmbeddingSettings, rows: Man
             files, total = run.files(rows, "rows"), rows.counts["kept"]
             return map_rows(files, Embedder, arguments, folder, own.resources, rows=total, progress=run.progress)
 
-        answers = with_room(run, "embed", config, need_to_answer(config, model.name), work)
+        answers = with_room(run, "embed", config, need_to_answer(config, model.name), work, "embed", model.name)
         counts = count_answers("embed", answers, rows.counts["kept"]) | {"truncated": count_true(answers, TRUNCATED)}
         require_answers("embed", run, answers, counts, folder)
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
@@ -80,7 +81,7 @@ def choose_centers(
                 run.files(vectors, "answers"),
                 count,
                 settings,
-                config.resources,
+                for_role(config, "embed").resources,
                 folder=folder,
                 seed=config.seed,
                 initial=taken if apart and beside else None,

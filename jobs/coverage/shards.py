@@ -210,7 +210,7 @@ def make_shards(
 
 def count_shards(table: EmbeddingTable, resources: Resources) -> int:
     """As many shards as `resources.workers` asks for and the cluster can hold; if unset, none smaller than SHARD_BYTES."""
-    from raysift.jobs.on_ray.raydata import pool_size
+    from raysift.jobs.on_ray.cluster import pool_size
 
     room = pool_size(resources)
     return room if resources.workers else min(room, -(-table.bytes // SHARD_BYTES))
@@ -219,5 +219,5 @@ def count_shards(table: EmbeddingTable, resources: Resources) -> int:
 def _wants_ray(table: EmbeddingTable, resources: Resources) -> bool:
     import ray
 
-    large = table.bytes > LOCAL_BYTES or resources.gpus_per_worker > 0
+    large = table.bytes > LOCAL_BYTES or bool(resources.gpus_per_worker)
     return bool(ray.is_initialized()) and (large or resources.workers is not None)

@@ -52,7 +52,7 @@ def similarity(run: Run, config: CommonConfig, selector: Rds, found: TargetMembe
             loaded = arguments | stages.placing(own)
             return map_rows(files, StateMatch, loaded, folder, own.resources, rows=total, progress=run.progress)
 
-        answers = with_room(run, "similarity", config, need_to_answer(config, model.name), match)
+        answers = with_room(run, "similarity", config, need_to_answer(config, model.name), match, "embed")
         counts = count_answers("similarity", answers, total) | {"truncated": count_true(answers, TRUNCATED)}
         stages.require_answers("similarity", run, answers, counts, folder)
         place = folder / "scores.parquet"

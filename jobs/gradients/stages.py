@@ -136,7 +136,7 @@ def gradients(
         need = room_needed(
             config, settings, model.name, len(points), moments_of(settings) + subtasks, subtasks, longest
         )
-        answers = with_room(run, "gradients", config, need, match)
+        answers = with_room(run, "gradients", config, need, match, "gradients")
         counts = count_answers("gradients", answers, rows.counts["kept"]) | {"truncated": count_true(answers, CUT)}
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 

@@ -23,6 +23,7 @@ from raysift.errors import StageError
 from raysift.fingerprint import fingerprint
 from raysift.ids import is_among
 from raysift.jobs.gradients.stages import checkpoints_of, gradient_loading, moments_of, room_needed, warmup_recipe
+from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.reuse import lineage
 from raysift.jobs.runs.run import Run, StageResult, open_run
@@ -229,9 +230,9 @@ def compute_segment(
     per_checkpoint, points = moments_of(settings) + signs, len(share.checkpoints)
     longest = longest_row(run, rows, warmup_recipe(config, settings))
     need = room_needed(config, settings, model, points, per_checkpoint, store.form.dimension, longest)
-    answers = with_room(run, "gradients", config, need, compute)
+    answers = with_room(run, "gradients", config, need, compute, "gradients")
     counts = count_answers("gradients", answers, len(share.ids))
-    shards = seal(answers, share.checkpoints, store.form, folder, config.resources)
+    shards = seal(answers, share.checkpoints, store.form, folder, for_role(config, "reduce").resources)
     _write_index(answers, inputs, folder / INDEX)
     settle(folder, [INDEX, "shards"])
     segment = Segment(

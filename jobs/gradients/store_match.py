@@ -22,6 +22,7 @@ from raysift.errors import StageError
 from raysift.gradients.influence import match_rows
 from raysift.ids import is_among
 from raysift.jobs.gradients.store import Store, ids_of, read_inputs, row_ids
+from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import read_chunks, relative
 from raysift.manifest import Manifest
@@ -48,11 +49,12 @@ def match(run: Run, config: CommonConfig, rows: Manifest, target: Manifest, stor
         place = run.files(target, "targets")[0]
         targets = load_targets(place.parent, list(store.points.values()))
         vectors = {name: matrix.numpy() for name, matrix in zip(names, targets, strict=True)}
-        parts = match_segments(store, plan, vectors, folder, config.resources)
+        own = for_role(config, "reduce").resources
+        parts = match_segments(store, plan, vectors, folder, own)
         if all(share.checkpoints == tuple(names) for _, share in plan):
             files = [file for file, _ in parts]
         else:
-            files = merge(parts, names, len(target.values["subtasks"]), wanted, failed, folder, config.resources)
+            files = merge(parts, names, len(target.values["subtasks"]), wanted, failed, folder, own)
         files.append(_write_failures(failed, folder / "failed.parquet"))
         counts = {"rows_in": len(wanted), "kept": len(wanted) - len(failed), "failed": len(failed)}
         return StageResult(files={"answers": relative(files, folder)}, counts=counts, rows=len(wanted))

@@ -201,8 +201,8 @@ def targets(
     def body(folder: Location) -> StageResult:
         import ray
 
+        from raysift.jobs.on_ray.cluster import cluster_cpus
         from raysift.jobs.on_ray.fitting import with_room
-        from raysift.jobs.on_ray.raydata import cluster_cpus
 
         for note in found.notes:
             run.console.note(f"targets: {note}")
@@ -211,7 +211,7 @@ def targets(
         def compute(own: CommonConfig) -> dict[str, Any]:
             placed: dict[str, Any] = {
                 "num_cpus": min(cluster_cpus(), own.resources.cpus),
-                "num_gpus": own.resources.gpus_per_worker,
+                "num_gpus": own.resources.gpus_per_worker or None,
             }
             task = ray.remote(**placed, memory=own.resources.memory, max_retries=2)(_compute_targets)
             found: dict[str, Any] = ray.get(task.remote(members, points, own, selector, projection, model.name, folder))
@@ -223,8 +223,7 @@ def targets(
         need = room_needed(
             config, settings, model.name, len(points), 3 * subtasks if width is None else 0, width, longest
         )
-        alone = config.model_copy(update={"resources": config.resources.model_copy(update={"workers": 1})})
-        values = with_room(run, "targets", alone, need, compute)
+        values = with_room(run, "targets", config, need, compute, "gradients", most=1)
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")

@@ -5,6 +5,7 @@ What the user has set stays. If Ray kills a worker for memory, the stage retries
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TypeVar
@@ -14,12 +15,15 @@ import ray
 from raysift.actors.prompts import read_config
 from raysift.config import CommonConfig
 from raysift.errors import StageError
+from raysift.jobs.on_ray.cluster import card_bytes, for_role, pool_size, read_cluster, wait_for_room
 from raysift.jobs.runs.models import number_type
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.pool.longest import LONGEST
-from raysift.settings.memory import GIB, Fit, Need, Shape, answering, fewer, fit, shape_of, training
+from raysift.settings.cluster import Cluster
+from raysift.settings.memory import GIB, Fit, Need, Shape, answering, fewer, fit, fit_card, shape_of, training
 from raysift.settings.resources import Resources
+from raysift.settings.roles import TRAIN
 from raysift.settings.training import TrainConfig
 
 Result = TypeVar("Result")
@@ -35,47 +39,48 @@ def with_room(
     config: CommonConfig,
     need: Need | None,
     work: Callable[[CommonConfig], Result],
-    of_training: bool = False,
+    role: str,
+    model: str | None = None,
     most: int | None = None,
 ) -> Result:
-    """Call `work` with resources that fit the cluster, and again with smaller ones if a worker is killed for memory.
+    """Call `work` with the resources of a role that fit the cluster, and again with smaller ones if memory runs out.
 
-    A training has `train_workers` workers. More than `most` workers would find nothing to do.
+    `model` is what the workers load, if not the run's own. More than `most` workers would find nothing to do.
     """
-    if need is None or config.resources.on_gpu or not ray.is_initialized():
+    if not ray.is_initialized():
         return _as_set(stage, config, work)
-    asked = config.resources
-    if of_training:
-        asked = asked.model_copy(update={"workers": max(1, asked.train_workers)})
-    found, kills = fit_cluster(asked, need, most), 0
-    if of_training:
-        found = replace(found, workers=1)  # only passes can become smaller
+    config = for_role(config, role, model)
+    wait_for_room(stage, config.resources, run.console)
+    found = fit_cluster(config.resources, need, most) if need else None
+    if need is None or found is None:
+        return _as_set(stage, config, work)
+    kills = 0
     if found.too_large:
         parts = ", ".join(f"{size / GIB:.1f} {name}" for name, size in need.parts(found.tokens).items())
+        where = "a GPU" if config.resources.on_gpu else "a machine"
         run.console.note(
             f"{stage}: a worker is expected to take {found.bytes / GIB:.1f} GiB ({parts}), and Ray has {found.room / GIB:.1f} GiB "
-            "on a machine. If it is killed: a smaller train.max_length, or a machine with more memory."
+            f"on {where}. If it is killed: a smaller train.max_length, or {where} with more memory."
         )
     while True:
         try:
             return work(config.model_copy(update={"resources": fitted(config.resources, found)}))
         except Exception as error:
-            if not killed_for_memory(error):
+            if not killed_for_memory(error, GPU_FULL if config.resources.on_gpu else ()):
                 raise
             kills, smaller = kills + 1, fewer(found, need)
             if smaller == found:
                 fewer_helpers = " set resources.validation_workers=0," if need.helpers else ""
                 raise StageError(
-                    f"{stage}: {kills} times workers were killed because the machine ran out of memory, the last time with one "
+                    f"{stage}: {kills} times workers were killed because memory ran out, the last time with one "
                     f"worker and {found.tokens} tokens in a pass. Close other programs,{fewer_helpers} lower train.max_length, or "
                     "take a machine with more memory; the same command continues."
                 ) from error
             run.record("killed", stage, for_memory=kills, workers=smaller.workers, tokens_per_pass=smaller.tokens)
-            setting = "tokens_per_pass" if of_training or smaller.tokens < found.tokens else "workers"
-            now = smaller.tokens if setting == "tokens_per_pass" else smaller.workers
+            shorter = smaller.tokens < found.tokens
+            setting, now = ("tokens_per_pass", smaller.tokens) if shorter else ("workers", smaller.workers)
             run.console.note(
-                f"{stage}: a worker was killed because the machine ran out of memory (kill {kills}); going on with "
-                f"resources.{setting}={now}."
+                f"{stage}: a worker was killed because memory ran out (kill {kills}); going on with resources.{setting}={now}."
             )
             found = smaller
 
@@ -95,24 +100,44 @@ def _as_set(stage: str, config: CommonConfig, work: Callable[[CommonConfig], Res
         ) from error
 
 
-def fit_cluster(resources: Resources, need: Need, most: int | None = None) -> Fit:
-    """What fits on the running cluster, if each machine is taken as the mean of all."""
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+def fit_cluster(resources: Resources, need: Need, most: int | None = None) -> Fit | None:
+    """What fits on the running cluster, if each machine is taken as the mean of all; None for GPUs of unknown memory."""
+    cluster = read_cluster(resources.asked)
+    machines = [machine for machine in cluster.machines if machine.cpus]
     count = max(1, len(machines))
-    cores = int(sum(machine["CPU"] for machine in machines) / count)
-    memory = int(sum(machine.get("memory", 0) for machine in machines) / count)
+    cores = int(sum(machine.cpus for machine in machines) / count)
+    memory = int(sum(machine.memory for machine in machines) / count)
+    if resources.on_gpu:
+        return _fit_card(resources, need, cluster, most)
+    if resources.role == TRAIN:
+        # A training has the workers that were asked for; only its passes can become smaller.
+        asked = max(1, resources.workers or 1)
+        found = fit(need, max(1, cores), memory, count, asked, resources.tokens_per_pass)
+        return replace(found, workers=1)
     workers = resources.workers
     if resources.cpus_per_worker is not None and workers is None:
         workers = max(1, min(int(count * cores / resources.cpus_per_worker), most or count * cores))
     return fit(need, max(1, cores), memory, count, workers, resources.tokens_per_pass, most)
 
 
+def _fit_card(resources: Resources, need: Need, cluster: Cluster, most: int | None) -> Fit | None:
+    """What fits on the GPUs. Training workers share out one model's batches; other workers are as many as there are GPUs."""
+    gpus = resources.gpus_per_worker or 1.0
+    card = card_bytes(gpus) if cluster.gpus else None
+    if card is None:
+        return None
+    workers = 1 if resources.role == TRAIN else min(pool_size(resources), most or sys.maxsize)
+    each = [machine.memory / (machine.gpus / gpus) for machine in cluster.machines if machine.gpus]
+    return fit_card(need, int(card * min(1.0, gpus)), workers, int(min(each)), resources.tokens_per_pass)
+
+
 def fitted(resources: Resources, found: Fit) -> Resources:
     """The resources, with unset values filled in from the fit."""
     threads = resources.threads or max(1, int(resources.cpus_per_worker or found.threads))
+    own = resources.role == TRAIN  # its workers share out each batch: their number is not a matter of room
     return resources.model_copy(
         update={
-            "workers": min(found.workers, resources.workers or found.workers),
+            "workers": resources.workers if own else min(found.workers, resources.workers or found.workers),
             "cpus_per_worker": resources.cpus_per_worker or float(found.threads),
             "threads": threads,
             "tokens_per_pass": found.tokens,

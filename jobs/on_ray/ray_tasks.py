@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from raysift.errors import StageError, find_cause
-from raysift.jobs.on_ray.raydata import cluster_cpus
+from raysift.jobs.on_ray.cluster import cluster_cpus
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 
@@ -18,10 +18,10 @@ def run_tasks(
 ) -> Iterator[tuple[int, Any]]:
     """Call `work` with the arguments of each task; yield (task number, result) as tasks finish.
 
-    A task whose process dies is retried three times. In messages, `what` names the things worked on and `advice`
+    A task whose process dies is retried (`restarts`). In messages, `what` names the things worked on and `advice`
     explains what to do about a failed task.
     """
-    remote = ray.remote(work).options(num_cpus=resources.cpus, max_retries=3)
+    remote = ray.remote(work).options(num_cpus=resources.cpus, max_retries=resources.restarts)
     window = resources.workers or 2 * max(1, int(cluster_cpus() / resources.cpus))
     waiting = iter(enumerate(tasks))
     running: dict[Any, int] = {}

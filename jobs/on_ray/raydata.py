@@ -1,7 +1,7 @@
 """The one module that knows Ray Data's knobs: pools, re-blocking, checkpoints by id, limits.
 
 Workarounds for Ray 2.60:
-- A fixed actor pool as large as the cluster starves the reader for ever, so pools start at one actor and grow.
+- A fixed actor pool as large as the cluster starves the reader for ever, so pools on CPUs start at one actor and grow.
 - The checkpoint filter is one more actor that holds a whole CPU. Reading and writing ask for a quarter CPU each, and
   our actors share the rest; otherwise a resumed stage on two CPUs would wait for ever.
 - The newer Parquet reader merges small files into one block, hence one task, and lists files in a separate task. The
@@ -14,7 +14,6 @@ Workarounds for Ray 2.60:
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import re
@@ -29,6 +28,7 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 from raysift import errors
 from raysift.actors.contract import RowActor
 from raysift.errors import ConfigError, StageError, find_cause
+from raysift.jobs.on_ray.cluster import IO_CPUS, actor_cpus, first_workers, pool_size
 from raysift.jobs.on_ray.counts import Count, counted
 from raysift.jobs.runs.progress import Showing, silent
 from raysift.jobs.runs.tables import columns_of, count_rows
@@ -38,11 +38,8 @@ from raysift.storage import Location
 
 log = logging.getLogger(__name__)
 
-BLOCKS_PER_WORKER = 4
 HEAD_TIMEOUT_S = 10.0
-FILTER_CPUS = 1.0  # reserved by Ray's checkpoint filter
-RESTARTS = 5  # of one actor; Ray Data's own default is for ever, even if memory kills it each time
-IO_CPUS = 0.25  # reserved by each of our readers and writers
+OOM_RETRIES = 5  # of a task that memory kills; for ever by default
 
 _TOLD_FROM = {
     "ray.data": logging.WARNING,
@@ -63,7 +60,7 @@ def start_ray(**options: Any) -> bool:
     # listens on loopback only.
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_task_oom_retries", str(RESTARTS))  # for ever by default
+    os.environ.setdefault("RAY_task_oom_retries", str(OOM_RETRIES))
     settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local":
@@ -151,48 +148,6 @@ def _said_once() -> Iterator[None]:
             logger.removeFilter(mark)
 
 
-def cluster_cpus() -> float:
-    """CPUs of the whole cluster."""
-    return float(ray.cluster_resources().get("CPU", 1.0))
-
-
-def pool_size(resources: Resources) -> int:
-    """Maximum actors of a stage: `workers` if set, but no more than fit on the cluster's GPUs or CPUs."""
-    if resources.gpus_per_worker:
-        gpus = float(ray.cluster_resources().get("GPU", 0.0))
-        room = int(gpus / resources.gpus_per_worker)
-        if room < 1:
-            raise StageError(
-                f"resources: a worker asks for {resources.gpus_per_worker} GPU, the cluster has {gpus:g}. "
-                "Set resources.gpus_per_worker=0 to run on CPUs."
-            )
-    else:
-        room = max(1, int(cluster_cpus() / resources.cpus))
-        _tell_idle(float(ray.cluster_resources().get("GPU", 0.0)), resources.placed_on)
-    return min(resources.workers or room, room)
-
-
-def spread(resources: Resources, count: int) -> Resources:
-    """Return resources with smaller blocks for small test sets, so that every worker gets some."""
-    share = -(-count // (BLOCKS_PER_WORKER * pool_size(resources)))
-    return resources.model_copy(update={"block_rows": min(resources.block_rows, max(resources.batch_rows, share))})
-
-
-@functools.cache
-def _tell_idle(gpus: float, device: str) -> None:
-    """Warn once about GPUs that no worker uses."""
-    if gpus and device == "cpu":
-        log.warning(
-            "the cluster has %g GPUs, and workers run on CPUs; resources.gpus_per_worker=1 gives each a GPU", gpus
-        )
-
-
-def actor_cpus(resources: Resources) -> float:
-    """CPUs an actor reserves: `cpus_per_worker`, or its share of what filter, reader and writer leave, if less."""
-    left = cluster_cpus() - FILTER_CPUS - 2 * IO_CPUS
-    return min(resources.cpus, max(0.01, round(left / pool_size(resources), 2)))
-
-
 def read_rows(files: Sequence[Location], columns: Sequence[str] | None, resources: Resources) -> Dataset:
     """Read Parquet files of any size as a dataset with blocks of `block_rows` rows."""
     if not files:
@@ -228,17 +183,23 @@ def map_rows(
             fn_constructor_kwargs=arguments,
             batch_format="pyarrow",
             batch_size=resources.batch_rows,
-            compute=ActorPoolStrategy(min_size=1, max_size=pool_size(resources)),
+            compute=actor_pool(resources),
             num_cpus=actor_cpus(resources),
             num_gpus=resources.gpus_per_worker or None,
             memory=resources.memory,
-            max_restarts=RESTARTS,
-            max_task_retries=RESTARTS,
+            max_restarts=resources.restarts,  # for ever by default, even if memory kills the actor each time
+            max_task_retries=resources.restarts,
             zero_copy_batch=True,
         )
 
     columns = columns_of(files, actor, arguments)
     return answer_rows(files, columns, answer, out, resources, rows=rows, progress=progress)
+
+
+def actor_pool(resources: Resources) -> ActorPoolStrategy:
+    """A pool that starts with as many actors as find a GPU, and grows to all that may; on CPUs it starts with one."""
+    most = pool_size(resources)
+    return ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, first_workers(resources)))
 
 
 def refusing_later(actor: type[RowActor], counts: str | None = None) -> type[RowActor]:

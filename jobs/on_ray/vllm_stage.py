@@ -32,7 +32,8 @@ from raysift.actors.prompts import row_seed
 from raysift.actors.responder import ENGINE_ERROR, GENERATED, LOGPROBS, NOT_ASKED, PROMPT
 from raysift.actors.vllm_engine import engine_arguments, engine_environment, offline_batching
 from raysift.errors import ModelError, RaysiftError, StageError
-from raysift.jobs.on_ray.raydata import actor_cpus, pool_size, refusing_later
+from raysift.jobs.on_ray.cluster import actor_cpus, pool_size
+from raysift.jobs.on_ray.raydata import refusing_later
 from raysift.records import ERROR, ID
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.resources import Resources
@@ -53,7 +54,6 @@ _CAUSE = re.compile(r"[\w.]*(Error|Exception): ")
 
 def engine_count(resources: Resources) -> int:
     """Maximum engines: as many as fit on the GPUs, or on CPUs by default one per machine, since each uses all cores."""
-    resources = resources.of_engines()
     room = pool_size(resources)
     if resources.gpus_per_worker:
         return room
@@ -113,8 +113,7 @@ def build_engine(
     """Build `ray.data.llm`'s processor for rows of an asking actor; Ray must be running."""
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
 
-    resources = resources.of_engines()
-    gpus = resources.gpus_per_worker
+    gpus = resources.gpus_per_worker or 0.0
     cpus = resources.cpus if gpus else max(0.01, round(actor_cpus(resources) - 4 * HELPER_CPUS, 2))
     config = vLLMEngineProcessorConfig(
         model_source=source_of(model)[0],
@@ -153,7 +152,7 @@ def build_engine(
             postprocess_map_kwargs=few,
         )
     stage = processor.get_stage_by_name(ENGINE_STAGE)
-    stage.map_batches_kwargs["max_restarts"] = resources.engine.restarts
+    stage.map_batches_kwargs["max_restarts"] = resources.restarts
     replace_engine(
         stage,
         our_engine(stage.fn),
@@ -296,6 +295,6 @@ def explained(stage: str) -> Iterator[None]:
         said = [line for line in lines if _CAUSE.match(line)] or [line for line in lines if line] or ["no message"]
         raise StageError(
             f"{stage}: could not go on through vLLM ({type(error).__name__}; {said[-1]}). An engine that dies is "
-            "started again as often as resources.engine.restarts says; its log is in Ray's session folder "
+            "started again as often as resources.restarts says; its log is in Ray's session folder "
             "(logs/worker-*.err). Mend the cause and start the run again, it will continue; or set backend=transformers."
         ) from error

@@ -46,7 +46,7 @@ def compare_answers(
         return _on_actors(run, own, settings, rows, folder)
 
     need = None if settings.judge.backend == "vllm" else need_to_answer(config, settings.judge_model)
-    answers = with_room(run, stage, config, need, work)
+    answers = with_room(run, stage, config, need, work, "score", settings.judge_model)
     counts = count_answers(stage, answers, len(rows)) | {"truncated": count_true(answers, TRUNCATED)}
     if counts["truncated"]:
         run.console.note(

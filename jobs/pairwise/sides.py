@@ -14,6 +14,7 @@ from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.evaluation.examples import example_key
 from raysift.fingerprint import file_fingerprint
+from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.runs.models import adapter_input, computing, find_model, number_type
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.jobs.runs.tables import count_answers, relative
@@ -68,8 +69,8 @@ def answer(
     """A side's answers to all examples, read from a file or generated."""
     if source.answers:
         return Side(read_answers(answers_file(source.answers), examples), inputs["answers"])
+    from raysift.jobs.on_ray.cluster import spread
     from raysift.jobs.on_ray.fitting import need_to_answer, with_room
-    from raysift.jobs.on_ray.raydata import spread
     from raysift.jobs.scoring.generation import describe_backend, generate, pick_backend, recorded_backend
 
     asked = asked_as_trained(
@@ -93,9 +94,12 @@ def answer(
                 progress=run.progress,
             )
 
-        on_actors = pick_backend(asked, config.resources) == TRANSFORMERS
-        answers = with_room(run, name, config, need_to_answer(config, model) if on_actors else None, work)
-        run.console.note(f"{name}: {describe_backend(asked, config.resources, folder)}")
+        placed = for_role(config, "generate", model).resources
+        on_actors = pick_backend(asked, placed) == TRANSFORMERS
+        answers = with_room(
+            run, name, config, need_to_answer(config, model) if on_actors else None, work, "generate", model
+        )
+        run.console.note(f"{name}: {describe_backend(asked, placed, folder)}")
         counts = count_answers(name, answers, len(examples))
         cut_off = sum(row[FINISHED] is False for row in read_row_dicts(answers))
         if cut_off:

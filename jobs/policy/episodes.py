@@ -18,8 +18,8 @@ import ray
 from raysift.actors.episode import EpisodeRunner, EpisodeSetup, Measure, Weights
 from raysift.actors.step_trainer import StepTrainer
 from raysift.errors import StageError, find_cause
+from raysift.jobs.on_ray.cluster import cluster_cpus, pool_size
 from raysift.jobs.on_ray.counts import Count
-from raysift.jobs.on_ray.raydata import cluster_cpus, pool_size
 from raysift.policy.drawing import Draw
 from raysift.policy.performance import performance
 from raysift.policy.state import Episode

@@ -66,7 +66,7 @@ def difficulty(run: Run, config: CommonConfig, settings: FeatureSettings, rows: 
             files, total = run.files(rows, "rows"), rows.counts["kept"]
             return map_rows(files, Difficulty, arguments, folder, own.resources, rows=total, progress=run.progress)
 
-        answers = with_room(run, "difficulty", config, need_to_answer(config, model.name), work)
+        answers = with_room(run, "difficulty", config, need_to_answer(config, model.name), work, "score", model.name)
         expected = rows.counts["kept"]
         counts = count_answers("difficulty", answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
         if counts["truncated"]:

@@ -20,6 +20,7 @@ from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import example_key, read_examples, reference_answer
 from raysift.fingerprint import file_fingerprint
+from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.on_ray.counts import counted
 from raysift.jobs.on_ray.fitting import with_room
 from raysift.jobs.policy.episodes import ray_fleet
@@ -44,6 +45,7 @@ from raysift.pool.files import SourceFile, find_files, fingerprint_files
 from raysift.pool.given_input import input_meta
 from raysift.pool.id_text import id_text
 from raysift.records import FATE, ID, MESSAGE, MESSAGES, META, Example
+from raysift.settings.roles import LEARN
 from raysift.storage import Location
 
 ROUNDS = "rounds"
@@ -66,7 +68,8 @@ def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
         }
         files = run.files(rows, "rows")
         total = rows.counts["kept"]
-        answers = map_rows(files, EncodeRows, arguments, folder, config.resources, rows=total, progress=run.progress)
+        own = for_role(config, "tokenise").resources
+        answers = map_rows(files, EncodeRows, arguments, folder, own, rows=total, progress=run.progress)
         counts = count_answers("encode", answers, rows.counts["kept"])
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 
@@ -187,7 +190,7 @@ def learn(
                 for found in learn_rounds(folder / ROUNDS, here, settings.learning, fleet, config.seed):
                     run.record("round", "learn", **_headline(found))
 
-        with_room(run, "learn", config, need, work, most=episodes)
+        with_room(run, "learn", config, need, work, LEARN, most=episodes)
         finished = finished_rounds(folder / ROUNDS)[:rounds]
         kept = kept_round(finished, settings.learning.keep)
         return StageResult(
@@ -241,7 +244,7 @@ def train_frozen(
                 found: Episode = fleet.call(training)
             return found
 
-        episode = with_room(run, "final", config, need, work, most=1)
+        episode = with_room(run, "final", config, need, work, LEARN, most=1)
         write_curriculum(run.files(rows, "rows"), episode, folder)
         picks = np.concatenate(episode.picks)
         known = episode.known_performance

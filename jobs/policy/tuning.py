@@ -20,8 +20,8 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from raysift.errors import StageError, find_cause
+from raysift.jobs.on_ray.cluster import cluster_cpus, pool_size
 from raysift.jobs.on_ray.fitting import words_of_a_kill
-from raysift.jobs.on_ray.raydata import cluster_cpus, pool_size
 from raysift.jobs.policy.trials import (
     CRITERION,
     ROUND_NUMBER,
@@ -47,7 +47,7 @@ def fit(work: TrialWork, drawn: Sequence[TrialSettings], resources: Resources, r
 
     The first trial that is killed for its memory ends all of them with an error that says so; finished rounds stay.
     """
-    asked = {"CPU": resources.cpus, "GPU": resources.gpus_per_worker, "memory": resources.memory or 0}
+    asked = {"CPU": resources.cpus, "GPU": resources.gpus_per_worker or 0.0, "memory": resources.memory or 0}
     trainable = tune.with_resources(tune.with_parameters(run_trial, work=work), asked)
     _require_room(resources)
     forget_other_plan(work.folder, asked | {"at_once": pool_size(resources)})

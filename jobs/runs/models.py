@@ -19,6 +19,7 @@ from raysift.actors.smol import is_smol
 from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.fingerprint import Part, adapter_fingerprint, folder_fingerprint
+from raysift.jobs.on_ray.cluster import on_gpu
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.toys import warn_of_toy
 from raysift.nano import is_nano
@@ -58,7 +59,9 @@ def computing(config: CommonConfig, model: Model) -> dict[str, Any]:
 
 def number_type(config: CommonConfig, model: str) -> str:
     """The number type in which workers load a model that scores, embeds or answers; decided here, so that they agree."""
-    return settle_dtype(config.dtype, config.resources.on_gpu, lambda: stored_type(model, config.trust_remote_code))
+    if config.dtype != "auto":
+        return config.dtype
+    return settle_dtype("auto", on_gpu(config, model), lambda: stored_type(model, config.trust_remote_code))
 
 
 def adapter_input(adapter: str | None) -> dict[str, str]:

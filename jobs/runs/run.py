@@ -22,6 +22,7 @@ import yaml
 from raysift.config import CommonConfig, load_config
 from raysift.errors import ConfigError, DataError, find_cause, system_words
 from raysift.fingerprint import canonical, fingerprint
+from raysift.jobs.on_ray.cluster import gpus_in_reach
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.lease import Lease, take
 from raysift.jobs.runs.progress import Bar
@@ -114,7 +115,7 @@ class Run:
         made_with = self.made_with()
         if made_with is None:
             raise ConfigError(f"run: {self.folder} has no {CONFIG}, so nothing tells how it was made.")
-        return load_config(None, made_with | (changes or {}), overrides)
+        return load_config(None, made_with | (changes or {}), overrides, gpus_in_reach)
 
     def made_with(self) -> dict[str, Any] | None:
         """The content of `run.yaml`; None if there is no such file."""

@@ -95,7 +95,7 @@ def passes_vllm_over(settings: GenerationSettings, resources: Resources) -> bool
 def _has_engines(resources: Resources) -> bool:
     """Whether vLLM is installed for the device of the engines."""
     installed = vllm_version()
-    return bool(installed and ("cpu" in installed) == (resources.of_engines().gpus_per_worker == 0))
+    return bool(installed and ("cpu" in installed) == (not resources.gpus_per_worker))
 
 
 def describe_backend(settings: GenerationSettings, resources: Resources, out: Location) -> str:

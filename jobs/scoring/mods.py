@@ -21,6 +21,7 @@ from raysift.actors.prompts import ANSWER, FINISHED
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError
 from raysift.jobs.coverage.centers import choose_centers, chosen_rows, rows_without_vector, write_centers
+from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.runs.models import computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import columns_in_order
@@ -89,9 +90,10 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
                 progress=run.progress,
             )
 
-        need = need_to_answer(config, base.name) if pick_backend(asked, config.resources) == TRANSFORMERS else None
-        answers = with_room(run, "generate", config, need, work)
-        run.console.note(f"generate: {describe_backend(asked, config.resources, folder)}")
+        placed = for_role(config, "generate").resources
+        need = need_to_answer(config, base.name) if pick_backend(asked, placed) == TRANSFORMERS else None
+        answers = with_room(run, "generate", config, need, work, "generate")
+        run.console.note(f"generate: {describe_backend(asked, placed, folder)}")
         counts = count_answers("generate", answers, rows.counts["kept"])
         require_answers("generate", run, answers, counts, folder)
         cut_off = counts["kept"] - count_true(answers, FINISHED)

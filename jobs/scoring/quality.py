@@ -113,7 +113,11 @@ def score_answers(
         require_vllm(stage)
     score = _judge_through_vllm if (settings.kind, settings.backend) == ("judge", "vllm") else _score_on_actors
     need = None if settings.backend == "vllm" else need_to_answer(config, settings.scorer)
-    answers = with_room(run, stage, config, need, lambda own: score(stage, run, own, settings, files, expected, folder))
+
+    def work(own: CommonConfig) -> list[Location]:
+        return score(stage, run, own, settings, files, expected, folder)
+
+    answers = with_room(run, stage, config, need, work, "score", settings.scorer)
     counts = count_answers(stage, answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
     if counts["truncated"]:
         run.console.note(
@@ -157,7 +161,6 @@ def _score_on_actors(
     arguments = {"model": settings.scorer, "max_length": settings.max_length, "settings": part}
     resources, placed = config.resources, loading(config, settings.scorer)
     if settings.backend == "vllm":
-        resources = resources.of_engines()
         placed = {
             "gpus": resources.gpus_per_worker,
             "engine": resources.engine,

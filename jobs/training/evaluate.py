@@ -134,7 +134,8 @@ def _on_ray(
     progress: Showing,
 ) -> pa.Table:
     """All answers of a pool of actors."""
-    from raysift.jobs.on_ray.raydata import map_rows, spread
+    from raysift.jobs.on_ray.cluster import spread
+    from raysift.jobs.on_ray.raydata import map_rows
 
     answers = map_rows(files, actor, arguments, out, spread(resources, count), rows=count, progress=progress)
     return pa.concat_tables([pq.read_table(file.path, filesystem=file.fs) for file in answers])

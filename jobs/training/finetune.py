@@ -4,7 +4,7 @@
     OUT/untrained.parquet                                      rows that hold nothing to learn, with the reason
     OUT/train.json                                             config, counts, epochs, speed; written last
 
-With `resources.train_workers=0` everything runs in the calling process, which may be a Ray task. Otherwise Ray Data
+With `resources.train=0` everything runs in the calling process, which may be a Ray task. Otherwise Ray Data
 tokenises the rows and Ray Train starts the workers, which all read every row (`get_dataset_shard`, not split) and share
 out each effective batch themselves. Elastic training changes the number of passes, not the batch.
 
@@ -39,13 +39,17 @@ from raysift.actors.effective_batches import (
     Place,
     split_trainable,
 )
-from raysift.actors.language_model import SPREAD, portable_name
+from raysift.actors.language_model import portable_name
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord, delete_steps, epoch_records
-from raysift.errors import ConfigError, RaysiftError, StageError
+from raysift.errors import RaysiftError, StageError
 from raysift.jobs.runs.progress import Showing, silent
 from raysift.jobs.runs.tables import columns_of
+from raysift.nano import is_nano
 from raysift.records import ERROR, ID, REASON
+from raysift.settings.cluster import Cluster
+from raysift.settings.hardware import local_gpus
 from raysift.settings.resources import Resources
+from raysift.settings.roles import TRAIN
 from raysift.settings.training import TrainConfig, count_steps, settle_training
 from raysift.storage import Location, open_location
 
@@ -53,7 +57,6 @@ log = logging.getLogger(__name__)
 
 REPORT, UNTRAINED_FILE = "train.json", "untrained.parquet"
 ENCODED_COLUMNS = [ID, INPUT_IDS, COUNTED, TRUNCATED, DOUBLED, ERROR]
-TRAINING_RESTARTS = 3  # of the worker group, before the training is given up
 
 
 class FinetuneReport(BaseModel):
@@ -97,12 +100,9 @@ def finetune(
     `callbacks` are transformers' TrainerCallbacks, called on every worker.
     """
     resources, out = resources or Resources(), open_location(out)
-    config = settle_training(config, resources.on_gpu)
-    if resources.device == SPREAD and resources.train_workers:
-        raise ConfigError(
-            f"finetune: resources.device is 'spread' and resources.train_workers {resources.train_workers}: workers of Ray "
-            "Train hold a whole model each. Set train_workers to 0: this process trains, on all GPUs that it sees."
-        )
+    if resources.role != TRAIN:
+        resources = _placed(resources, model)
+    config = settle_training(config, lambda: resources.on_gpu)
     if not rows:
         raise StageError("finetune: no files of rows; the stage before this one kept none.")
     if (out / REPORT).exists():
@@ -124,11 +124,22 @@ def finetune(
         "adapter": portable_name(adapter) if isinstance(adapter, str) else adapter,
         "callbacks": list(callbacks),
     }
-    if resources.train_workers == 0:
+    if resources.workers == 0:
         account = _train_here(rows, job, progress)
     else:
         account = _train_on_ray(rows, job, resources, progress)
     return _finish(out, config, model, account, resources)
+
+
+def _placed(resources: Resources, model: str) -> Resources:
+    """The resources of a training; one in this process has what the process sees."""
+    if resources.asked.train.workers == 0:
+        return resources.of(TRAIN, Cluster(most_gpus=local_gpus()), is_nano(model))
+    from raysift.jobs.on_ray.cluster import of_role
+    from raysift.jobs.on_ray.raydata import start_ray
+
+    start_ray()
+    return of_role(resources, TRAIN, model)
 
 
 # --- in this process, and on Ray Train -------------------------------------------------------------------------------
@@ -158,10 +169,10 @@ def _train_on_ray(
     from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    from raysift.jobs.on_ray.cluster import cluster_cpus, of_role, present_workers
     from raysift.jobs.on_ray.counts import counted
-    from raysift.jobs.on_ray.raydata import cluster_cpus, data_context, map_rows, read_rows, start_ray
+    from raysift.jobs.on_ray.raydata import data_context, map_rows, read_rows
 
-    start_ray()
     out, place = job["out"], job["place"]
     arguments = {
         "model": job["model"],
@@ -169,16 +180,15 @@ def _train_on_ray(
         "max_length": job["config"].max_length,
         "trust_remote_code": place.trust_remote_code,
     }
-    # Tokenisers need neither GPUs nor the threads and memory of a training.
-    no_model = {"gpus_per_worker": 0.0, "workers": None, "cpus_per_worker": None, "worker_gib": None}
-    on_cpus = resources.model_copy(update=no_model)
-    encoded = map_rows(rows, EncodeRows, arguments, out / "encoded", on_cpus, progress=progress)
+    tokenisers = of_role(resources, "tokenise", job["model"])
+    encoded = map_rows(rows, EncodeRows, arguments, out / "encoded", tokenisers, progress=progress)
     account = _Account(out)
     for file in encoded:
         account.add(_read(file, ENCODED_COLUMNS))
     account.close()
 
-    workers = resources.train_workers
+    workers = resources.workers or 1
+    least = resources.asked.train.least or min(workers, present_workers(resources))
     # Workers hold their CPUs all the time; the remaining CPUs read data for them.
     cpus = min(resources.cpus, max(0.01, round((cluster_cpus() - 1) / workers, 2)))
     asked = {"CPU": cpus} | ({"GPU": resources.gpus_per_worker} if resources.gpus_per_worker else {})
@@ -190,8 +200,8 @@ def _train_on_ray(
             _train_as_worker,
             train_loop_config=job | {"counts": counts},
             scaling_config=ScalingConfig(
-                num_workers=(resources.train_workers_min, workers) if resources.train_workers_min else workers,
-                use_gpu=resources.gpus_per_worker > 0,
+                num_workers=(least, workers) if least < workers else workers,
+                use_gpu=bool(resources.gpus_per_worker),
                 resources_per_worker=asked,
             ),
             torch_config=TorchConfig(backend="nccl" if resources.gpus_per_worker else "gloo"),
@@ -199,7 +209,7 @@ def _train_on_ray(
                 name=f"finetune-{uuid.uuid4().hex}",
                 storage_path=ray_home.path,
                 storage_filesystem=ray_home.fs,
-                failure_config=FailureConfig(max_failures=TRAINING_RESTARTS),
+                failure_config=FailureConfig(max_failures=resources.restarts),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
             # Read before the workers take the CPUs that reading needs, and only once for all workers and restarts.
@@ -210,7 +220,7 @@ def _train_on_ray(
             trainer.fit()
         except Exception as error:
             raise StageError(
-                f"finetune: training failed after {TRAINING_RESTARTS} restarts of its workers: {_cause(error)} "
+                f"finetune: training failed after {resources.restarts} restarts of its workers: {_cause(error)} "
                 f"Finished epochs are in {out}; the same command continues from the last one."
             ) from error
     ray_home.delete()
@@ -333,7 +343,7 @@ def _finish(
         epochs=epochs,
         seconds=round(seconds, 3),
         tokens_per_second=round(tokens / max(seconds, 1e-9), 1),
-        workers=resources.train_workers,
+        workers=resources.workers or 0,
         path=str(out),
     )
     (out / REPORT).write(report.model_dump_json(indent=2) + "\n")

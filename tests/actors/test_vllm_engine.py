@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from raysift.actors.vllm_engine import engine_arguments
-from raysift.settings.resources import EngineResources, Resources
+from raysift.settings.resources import EngineResources
 
 
 def test_without_settings_an_engine_is_started_as_ever():
@@ -42,12 +42,3 @@ def test_all_arguments_that_may_be_named_are_known_to_vllm():
     from raysift.settings.resources import ENGINE_ARGUMENTS
 
     assert {field.name for field in fields(vllm.EngineArgs)} >= ENGINE_ARGUMENTS
-
-
-def test_engines_have_workers_and_gpus_of_their_own_where_these_are_set():
-    plain = Resources(workers=8, gpus_per_worker=0.25)
-    assert plain.of_engines() == plain
-    shared = Resources(workers=8, gpus_per_worker=0.25, engine={"count": 1, "gpus": 2})
-    engines = shared.of_engines()
-    assert (engines.workers, engines.gpus_per_worker) == (1, 2) and engines.of_engines() == engines
-    assert Resources(gpus_per_worker=1, engine={"gpus": 0}).of_engines().gpus_per_worker == 0

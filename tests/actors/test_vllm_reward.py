@@ -40,8 +40,8 @@ def test_rewards_are_those_of_transformers_also_after_the_engine_died():
     ]
     records = [{ID: i, MESSAGES: messages} for i, messages in enumerate(conversations)]
     table = pa.Table.from_pylist(records, schema=pa.schema([(ID, pa.int64()), (MESSAGES, pa.list_(MESSAGE))]))
-    engine = EngineResources(restarts=1, arguments={"max_num_seqs": 8})
-    ours, theirs = VllmReward("nano:reward", engine=engine), Reward("nano:reward", threads=1)
+    engine = EngineResources(arguments={"max_num_seqs": 8})
+    ours, theirs = VllmReward("nano:reward", engine=engine, restarts=1), Reward("nano:reward", threads=1)
     try:
         answers, wanted = ours(table), theirs(table)
         (core,) = engine_cores()

@@ -90,7 +90,7 @@ def train_and_test(cell: Cell, config: CommonConfig, work: Location) -> None:
     from raysift.jobs.training.finetune import finetune
 
     torch.set_num_threads(1)
-    resources = config.resources.model_copy(update={"train_workers": 0, "threads": 1})
+    resources = config.resources.model_copy(update={"train": 0, "threads": 1})
     adapter, scores = None, cell.scores
     result: dict[str, Any] = {"name": cell.name, "seed": cell.seed, "rows": 0}
     if cell.files and scores:

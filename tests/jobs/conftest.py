@@ -50,7 +50,7 @@ def rose_run(ray_local: None, tmp_path_factory: pytest.TempPathFactory) -> str:
         target=[write_lines(folder / "pairs.jsonl", [*pairs, *bad])],
         budget="12",
         rose={"warmup_share": 0.3, "warmup": recipe},
-        resources={"train_workers": 0, "workers": 1},
+        resources={"train": 0, "workers": 1},
     )
     return str(folder / "run")
 

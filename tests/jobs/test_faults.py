@@ -60,7 +60,7 @@ def command(tmp_path, run):
     return [
         *(sys.executable, "-m", "raysift.jobs", "longest", "--pool", str(tmp_path / "pool.jsonl")),
         *("--test", str(tmp_path / "test.jsonl"), "--train", "--run", str(run), "--log", "json"),
-        *("train.epochs=2", "resources.train_workers=0", "evaluate.limit=8", "budget=30%"),
+        *("train.epochs=2", "resources.train=0", "evaluate.limit=8", "budget=30%"),
     ]
 
 

@@ -15,7 +15,7 @@ from raysift.settings.training import settle_training
 
 def recipe(name, **changes):
     """A recipe as settings have it: with the number type of this machine in place of `auto`."""
-    return settle_training(training.recipe(name, **changes), on_gpu=False)
+    return settle_training(training.recipe(name, **changes), lambda: False)
 
 
 def test_options_win_over_the_file_and_dotted_keys_over_both(tmp_path):

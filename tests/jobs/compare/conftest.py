@@ -29,6 +29,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "model": "nano",
         "train": {"epochs": 2},
         "evaluate": {"max_new_tokens": 4},
-        "resources": {"train_workers": 0, "threads": 1},
+        "resources": {"train": 0, "threads": 1},
         "pairs": write("pairs.jsonl", preference_pairs(4, 5, [SKILL])),
     }

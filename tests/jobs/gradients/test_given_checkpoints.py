@@ -50,7 +50,7 @@ def test_the_epochs_of_a_fine_tune_are_checkpoints_too(rose_run, tmp_path):
     rows = write_lines(tmp_path / "rows.jsonl", list(generate_pool(40, 3)))
     train = {"recipe": "nano", "epochs": 2, "max_length": 64}
     run = str(tmp_path / "run")
-    raysift.finetune(rows, run=run, train=train, resources={"train_workers": 0})
+    raysift.finetune(rows, run=run, train=train, resources={"train": 0})
     assert [point.name for point in find_checkpoints(run)] == ["epoch-1", "epoch-2"]
 
 

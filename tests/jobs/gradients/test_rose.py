@@ -219,7 +219,7 @@ DRIVER = """
     raysift.select("rose", "{pool}", run="{run}", target=["{pairs}"], budget="20",
                    rose={{"warmup_share": 0.1, "warmup": {{"recipe": "nano", "epochs": 1, "max_length": 128}},
                          "matching": "{matching}", "projection": {{"dimension": 512}}}},
-                   resources={{"train_workers": 0, "workers": 2, "cpus_per_worker": 0.5, "batch_rows": 10, "block_rows": 20}})
+                   resources={{"train": 0, "workers": 2, "cpus_per_worker": 0.5, "batch_rows": 10, "block_rows": 20}})
 """
 
 

@@ -446,7 +446,7 @@ def test_equal_runs_on_copied_files_share_the_vectors_of_one_store_and_select_th
             os.utime(file, ns=(number, 10**9 * len(found)))
         warmup = {"recipe": "nano", "epochs": 1, "max_length": 128}
         rose = {"matching": "store", "warmup_share": 0.5, "warmup": warmup, "projection": {"dimension": 1024}}
-        resources = {"train_workers": 0, "workers": 1, "threads": 1, "store": str(tmp_path / "store")}
+        resources = {"train": 0, "workers": 1, "threads": 1, "store": str(tmp_path / "store")}
         options = {"target": [pairs], "budget": "6", "rose": rose, "resources": resources}
         found.append(raysift.select("rose", pool, run=str(home / "run"), **options))
     one, two = found

@@ -114,7 +114,7 @@ def test_the_table_is_shown_and_names_what_failed(against_truth, capsys):
 def test_a_finished_comparison_is_not_done_again_and_another_margin_is_refused(against_truth, test_file):
     folder, manifest, sides = against_truth
     assert compare(test_file, folder / "run", **sides) == manifest
-    resources = {"engine": {"count": 1, "prefix_caching": False, "arguments": {"max_num_seqs": 8}}}
+    resources = {"generate": 1, "engine": {"prefix_caching": False, "arguments": {"max_num_seqs": 8}}}
     assert compare(test_file, folder / "run", **sides, resources=resources) == manifest
     assert "max_num_seqs" not in (folder / "run" / "run.yaml").read_text()  # it did nothing
     with pytest.raises(StaleRunError, match=r"margin: 0\.0 -> 0\.5"):

@@ -22,7 +22,7 @@ from raysift.records import ROWS
 from raysift.storage import open_location
 
 TRAIN = {"recipe": "nano", "epochs": 1, "max_length": 128}
-HERE = {"train_workers": 0, "workers": 1}
+HERE = {"train": 0, "workers": 1}
 
 
 def ingested(run, count=8):
@@ -143,7 +143,7 @@ def test_a_model_trained_on_an_object_store_answers_there(ray_local, s3_uri, tmp
     pool, test = tmp_path / "pool.jsonl", tmp_path / "test.jsonl"
     pool.write_bytes(b"\n".join(orjson.dumps(row) for row in generate_pool(60, 0)))
     test.write_bytes(b"\n".join(orjson.dumps(line) for line in examples(6, 1, ["add"])))
-    common = ["train.epochs=1", "resources.train_workers=0", "resources.workers=1", "evaluate.max_new_tokens=4"]
+    common = ["train.epochs=1", "resources.train=0", "resources.workers=1", "evaluate.max_new_tokens=4"]
     scores = []
     for run in (f"{base}/trained?{query}", str(tmp_path / "local")):
         app(["finetune", "--pool", str(pool), "--test", str(test), "--run", run, *common], standalone_mode=False)

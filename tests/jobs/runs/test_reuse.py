@@ -350,7 +350,7 @@ def test_stored_gradients_serve_other_ways_to_match_without_a_new_pass(stored_ru
 @pytest.mark.ray
 @pytest.mark.slow
 def test_mods_with_another_beta_does_only_what_follows_from_it(ray_local, pool, tmp_path):
-    common = {"budget": "12", "resources": {"train_workers": 0, "workers": 1}}
+    common = {"budget": "12", "resources": {"train": 0, "workers": 1}}
     mods = {"seed_train": {"recipe": "nano", "epochs": 2}}
     mods |= {"generation": {"max_new_tokens": 12, "backend": "transformers"}}
     raysift.mods(pool, run=str(tmp_path / "a"), mods=mods, **common)

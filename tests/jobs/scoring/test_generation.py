@@ -14,6 +14,7 @@ import pytest
 from raysift.errors import ConfigError, ModelError, StageError
 from raysift.pool.checks import IngestConfig
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES, META
+from raysift.settings.cluster import Cluster, Machine
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.resources import Resources
 from raysift.storage import open_location
@@ -125,7 +126,8 @@ DRIVER = """
     from raysift.settings.generation import GenerationSettings
     from raysift.jobs.scoring.generation import generate
     from raysift.jobs.on_ray.raydata import start_ray
-    from raysift.settings.resources import Resources
+    from raysift.settings.cluster import Cluster, Machine
+from raysift.settings.resources import Resources
     from raysift.storage import open_location
 
     start_ray()
@@ -320,17 +322,19 @@ def test_auto_looks_at_the_device_of_the_engines(monkeypatch):
     from raysift.jobs.scoring import generation
 
     monkeypatch.setattr(generation, "vllm_version", lambda: "0.29.0")
-    on_gpus = Resources(engine={"gpus": 1})
-    assert generation.pick_backend(GenerationSettings(), on_gpus) == "vllm"
-    assert generation.pick_backend(GenerationSettings(), Resources(gpus_per_worker=1, engine={"gpus": 0})) != "vllm"
+    here = Cluster((Machine(8, 2),), 8, 2)
+    for asked, backend in (({"generate": {"gpus": 1}}, True), ({"gpus_per_worker": 1, "generate": {"gpus": 0}}, False)):
+        own = Resources(**asked).of("generate", here)
+        assert (generation.pick_backend(GenerationSettings(), own) == "vllm") == backend
 
 
 def test_engines_are_as_many_as_their_own_setting_says(ray_local):
+    from raysift.jobs.on_ray.cluster import of_role
     from raysift.jobs.on_ray.vllm_stage import engine_count
 
     assert engine_count(resources()) == 1, "one a machine"
-    assert engine_count(resources(workers=1, engine={"count": 2})) == 2
-    assert engine_count(resources(workers=2, engine={"count": 1})) == 1
+    assert engine_count(of_role(resources(workers=1, generate=2), "generate", "nano")) == 2
+    assert engine_count(of_role(resources(workers=2, generate=1), "generate", "nano")) == 1
     assert engine_count(resources(workers=2)) == 2
 
 

@@ -63,12 +63,15 @@ def resources(**changes):
 
 def test_settings_reach_the_stage_of_the_engines(ray_local):
     from raysift.jobs.on_ray import vllm_stage
+    from raysift.jobs.on_ray.cluster import of_role
 
-    own = {"count": 2, "restarts": 5, "concurrent_blocks": 3, "prefix_caching": False, "arguments": {"max_num_seqs": 8}}
+    own = {"concurrent_blocks": 3, "prefix_caching": False, "arguments": {"max_num_seqs": 8}}
+    own = {"engine": own, "restarts": 5, "generate": 2}
     found = {}
-    for name, engine in (("usual", {}), ("own", own)):
+    for name, changes in (("usual", {}), ("own", own)):
+        here = of_role(resources(**changes), "generate", "nano")
         request = vllm_stage.Request({"max_tokens": 4})
-        processor = vllm_stage.build_engine("nano", None, request, resources(engine=engine), 64, False)
+        processor = vllm_stage.build_engine("nano", None, request, here, 64, False)
         stage = processor.get_stage_by_name(vllm_stage.ENGINE_STAGE)
         actors, kwargs = stage.map_batches_kwargs, stage.fn_constructor_kwargs
         arguments = kwargs["engine_kwargs"]
@@ -76,7 +79,7 @@ def test_settings_reach_the_stage_of_the_engines(ray_local):
             *(actors["max_restarts"], actors["max_concurrency"], actors["compute"].max_size),
             *(kwargs["max_concurrent_batches"], arguments["enable_prefix_caching"], arguments.get("max_num_seqs")),
         )
-    assert found == {"usual": (3, 16, 1, 16, True, None), "own": (5, 3, 2, 3, False, 8)}
+    assert found == {"usual": (10, 16, 1, 16, True, None), "own": (5, 3, 2, 3, False, 8)}
 
 
 def test_rows_of_vllm_are_those_of_transformers_and_poisoned_ones_fail_alone(ray_local, tmp_path, monkeypatch):

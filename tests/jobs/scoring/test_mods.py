@@ -40,7 +40,7 @@ from raysift.scoring.settings import QualitySettings, Threshold
 from raysift.storage import open_location
 
 ROWS, BUDGET = 150, 12
-HERE = {"train_workers": 0, "workers": 1}
+HERE = {"train": 0, "workers": 1}
 MODS = {
     "seed_train": {"recipe": "nano", "epochs": 2, "template": "chatml"},
     "generation": {"max_new_tokens": 12, "backend": "transformers"},
@@ -351,7 +351,7 @@ def command(pool, run):
         *(sys.executable, "-m", "raysift.jobs", "mods", "--pool", str(pool), "--run", str(run), "--log", "json"),
         *(f"budget={BUDGET}", "mods.seed_train.recipe=nano", "mods.seed_train.epochs=2"),
         *("mods.generation.max_new_tokens=12", "mods.generation.backend=transformers"),
-        *("resources.train_workers=0", "resources.workers=1", "resources.block_rows=20", "resources.batch_rows=20"),
+        *("resources.train=0", "resources.workers=1", "resources.block_rows=20", "resources.batch_rows=20"),
     ]
 
 

@@ -242,7 +242,7 @@ def test_a_tuned_model_is_asked_under_the_template_of_its_training(ray_local, ti
     ]
     test.write_text("".join(json.dumps(record) + "\n" for record in asked))
     train = {"template": "tulu", "epochs": 1, "batch_size": 8, "dtype": "fp32", "seed": 2**32 - 1}
-    common = {"model": tiny, "evaluate": {"max_new_tokens": 4}, "resources": {"train_workers": 0, "workers": 1}}
+    common = {"model": tiny, "evaluate": {"max_new_tokens": 4}, "resources": {"train": 0, "workers": 1}}
     trained = raysift.finetune(str(pool), run=str(tmp_path / "tuned"), test=[str(test)], train=train, **common)
     after = open_run(str(tmp_path / "tuned")).manifest("evaluate")
     plain = sound(report_of(open_run(str(tmp_path / "tuned"))))

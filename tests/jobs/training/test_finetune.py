@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from raysift.actors.effective_batches import EffectiveBatches, EncodeRows, Place, split_trainable
 from raysift.actors.train_checkpoints import last_checkpoint, loss_curve
 from raysift.actors.trainee import build_model
-from raysift.errors import ConfigError, StageError
+from raysift.errors import StageError
 from raysift.fingerprint import file_fingerprint
 from raysift.gradients.moments import load_moments
 from raysift.jobs.runs.progress import Bar
@@ -36,7 +36,7 @@ from raysift.templates import ALPACA_INPUT_PREAMBLE, ALPACA_PREAMBLE
 
 from ...tiny_models import tiny_llama  # noqa: TID252
 
-HERE = Resources(train_workers=0, threads=1)
+HERE = Resources(train=0, threads=1)
 CONFIG = TrainConfig(
     lora_rank=4, learning_rate=1e-2, warmup_ratio=0.1, epochs=3, batch_size=8, max_length=64, dtype="fp32"
 )
@@ -236,11 +236,6 @@ def test_nothing_to_train_on_is_an_error_that_says_why(tmp_path, model):
         finetune(write_rows(tmp_path, rows), tmp_path / "out", CONFIG, model, HERE)
 
 
-def test_workers_of_ray_train_do_not_take_a_spread_model(tmp_path, model):
-    with pytest.raises(ConfigError, match=r"device is 'spread' and resources\.train_workers 1.*Set train_workers to 0"):
-        finetune(write_rows(tmp_path, some_rows()), tmp_path / "out", CONFIG, model, Resources(device="spread"))
-
-
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path, model):
     config = CONFIG.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 0.0})
     with pytest.raises(StageError, match="Lower the learning rate"):
@@ -327,7 +322,7 @@ class Slow(TrainerCallback):
         time.sleep({pause})
 
 config = TrainConfig.model_validate_json({config!r})
-here = Resources(train_workers=0, threads=1)
+here = Resources(train=0, threads=1)
 finetune([open_location({rows!r})], {out!r}, config, {model!r}, here, callbacks=[Slow()])
 """
 
@@ -384,7 +379,7 @@ def test_two_workers_one_killed_give_what_one_process_gives(tmp_path, model, ray
     rows[0]["messages"] = rows[0]["messages"][:1]
     files = write_rows(tmp_path / "rows", rows, 3)
     alone = finetune(files, tmp_path / "alone", CONFIG, model, HERE)
-    two = Resources(train_workers=2, cpus_per_worker=1, threads=1)
+    two = Resources(train=2, cpus_per_worker=1, threads=1)
     flag = tmp_path / "killed"
     report = finetune(files, tmp_path / "two", CONFIG, model, two, callbacks=[worker_killer(flag)])
     assert flag.exists(), "the worker must have been killed"
