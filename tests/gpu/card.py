@@ -87,4 +87,5 @@ def answers_out_of_memory(lab: Lab) -> None:
     if found[ERROR].null_count == len(rows):
         one, other = (np.array(table[REWARD].to_pylist()) for table in (found, expected))
         lab.same("rewards out of memory: scores", one, other, 1e-3)
-    lab.figures["rewards out of memory: tokens of a batch kept"] = getattr(actor, "batch_tokens", None)
+    lab.figures["rewards out of memory: tokens of a pass kept"] = actor.batch_tokens
+    lab.expect("rewards out of memory: it did run out", actor.batch_tokens < 2**20, "all rows fitted into half a GiB")

@@ -50,7 +50,8 @@ def row_gradients(lab: Lab) -> None:
 def targets_and_match(lab: Lab) -> None:
     """Target gradients of preference pairs and of examples, and the cosines of rows with them."""
     from raysift.actors.row_gradients import MATCHES, GradientMatch
-    from raysift.actors.target_gradients import TargetGradients, save_targets
+    from raysift.actors.target_files import load_targets
+    from raysift.actors.target_gradients import TargetGradients
     from raysift.nano.world import preference_pairs
     from raysift.records import Message, Pair
     from raysift.settings.gradients import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
@@ -63,13 +64,12 @@ def targets_and_match(lab: Lab) -> None:
     ]
     rows, vectors, cosines = nano_rows(lab.sizes.rows), {}, {}
     for kind, loading in _kinds(lab):
-        actor = TargetGradients("nano", points(lab), ProjectionSettings(kind="none"), **loading)
-        with lab.memory(f"targets {kind}"):
-            found = actor.from_pairs(pairs, PreferenceSettings(), TargetSettings(), end_prompt=True)
-        lab.figures[f"targets {kind}: distance from autograd"] = float(f"{actor.deviation or 0:.3g}")
-        vectors[kind] = np.stack([np.asarray(one.vectors, np.float64) for one in found])
         place = open_location(lab.folder / f"targets-{kind}").make_folder()
-        save_targets(place, points(lab), found, actor.hash)
+        actor = TargetGradients("nano", points(lab), ProjectionSettings(kind="none"), files=place, **loading)
+        with lab.memory(f"targets {kind}"):
+            actor.from_pairs(pairs, PreferenceSettings(), TargetSettings(), end_prompt=True)
+        lab.figures[f"targets {kind}: distance from autograd"] = float(f"{actor.deviation or 0:.3g}")
+        vectors[kind] = np.stack([np.asarray(one, np.float64) for one in load_targets(place, points(lab))])
         matcher = GradientMatch("nano", points(lab), AdamSettings(), place, **loading)
         with lab.memory(f"match {kind}"):
             answers, seconds = lab.timed(lambda matcher=matcher: matcher(rows))
@@ -104,7 +104,9 @@ def _measure(lab: Lab, name: str, base: Any, count: int) -> None:
     from raysift.gradients.collect import RowGradients
     from raysift.gradients.match import ExactMatch
     from raysift.settings.gradients import AdamSettings, ProjectionSettings
+    from raysift.store.packing import PackedProjection
     from raysift.store.projection import Projection
+    from raysift.store.vectors import VectorForm
 
     model = adapted(lab, base, lab.sizes.rank)
     rows = token_rows(lab, count, lab.sizes.wide["vocab_size"])
@@ -113,9 +115,10 @@ def _measure(lab: Lab, name: str, base: Any, count: int) -> None:
     draw = torch.Generator().manual_seed(0)
     first, second = ([torch.rand(size, generator=draw) * 1e-4 for size in layout.sizes] for _ in range(2))
     gradients.direction = AdamDirection(AdamSettings(), FlatMoments(tuple(first), tuple(second), 10))
-    dimension = 131072 if lab.on_card else 8192
+    settings = ProjectionSettings(kind="signs", dimension=131072 if lab.on_card else 8192)
+    projection = Projection(settings, layout)
     sinks = {
-        "signs": Projection(ProjectionSettings(kind="signs", dimension=dimension), layout),
+        "signs": PackedProjection(projection, VectorForm.of(settings, projection.width)),
         "match": ExactMatch(torch.randn(8, layout.total, generator=draw), layout),
     }
     tokens = sum(map(len, rows))

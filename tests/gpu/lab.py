@@ -104,19 +104,19 @@ class Lab:
         return self.device != "cpu"
 
     def precisions(self) -> Iterator[tuple[str, str]]:
-        """Names and number types in which an actor is compared with float32 on the CPU, the settings of torch applied."""
-        import torch
+        """Names and number types in which an actor is compared with float32 on the CPU: without TF32, with it, and half."""
+        from raysift.gradients import cpu_products
 
-        before = torch.get_float32_matmul_precision()
-        kinds = [("fp32", "fp32", "highest"), ("tf32", "fp32", "high"), ("bf16", "bf16", "highest")]
-        for name, dtype, products in kinds:
+        usual = cpu_products._tf32_permitted  # products of float32 run as TF32 on every card
+        for name, dtype in (("fp32", "fp32"), ("tf32", "fp32"), ("bf16", "bf16")):
             if name == "tf32" and not self.on_card:
                 continue
-            torch.set_float32_matmul_precision(products)
+            if name == "fp32":
+                cpu_products._tf32_permitted = contextlib.nullcontext
             try:
                 yield name, dtype
             finally:
-                torch.set_float32_matmul_precision(before)
+                cpu_products._tf32_permitted = usual
 
     def same(self, what: str, found: Any, expected: Any, limit: float) -> None:
         """Note the distance of both relative to the expected length; beyond the limit the check fails."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from dataclasses import replace
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,10 +63,10 @@ def steps(lab: Lab) -> None:
         config = nano_config(dtype=dtype)
         trainer = StepTrainer(encoded, config, 4, "nano", place)
         validator = Validator(rows.slice(0, 16), config, "nano", place)
-        numbers, found = range(len(validator.batches)), []
+        found: list[float] = []
         for number in range(4):
             loss = trainer.step(trainer.rows.ids[number * 4 : number * 4 + 8])
-            found += [loss, performance(validator.losses_of(trainer.model, numbers))]
+            found += [loss, performance(validator.losses(trainer.model))]
         return np.array(found)
 
     curves["reference"] = curve("fp32", Place(device="cpu", threads=lab.threads, rows_per_pass=1))
@@ -110,57 +112,70 @@ def _dealt(rows: Any, config: Any, place: Any) -> tuple[np.ndarray, float]:
 
     taken = []
     for rank in range(place.world_size):
-        batches = EffectiveBatches(rows, config, replace(place, rank=rank), 0)
-        sizes = [batch["input_ids"].numel() if (batch["labels"] >= 0).any() else 0 for batch in batches]
-        steps = np.array(sizes).reshape(batches.steps, -1).sum(1)
-        taken.append(steps[: batches.steps_per_epoch])
+        batches = EffectiveBatches(rows, config, replace(place, rank=rank))
+        steps = [batches.passes_of(batches.rows_of_step(step)) for step in range(batches.steps_per_epoch)]
+        taken.append([sum(len(part) * int(batches.lengths[part].max()) for part in own if len(part)) for own in steps])
     by_step = np.array(taken)
     return by_step.sum(1), float(by_step.max(0).sum())
 
 
 def two_ranks(lab: Lab) -> None:
-    """Two ranks, each with a card of its own, give the losses of one."""
+    """Two ranks, each with a card of its own, give the losses of one: whole models, divided ones, and steps of RAISE."""
     import torch
     import torch.multiprocessing as processes
-
-    from raysift.actors.effective_batches import Place
-    from raysift.actors.train_checkpoints import epoch_records
-    from raysift.actors.trainee import train
-    from raysift.storage import open_location
 
     if lab.on_card and torch.cuda.device_count() < 2:
         raise Skipped("there is one card; two ranks cannot share it")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    one, two = lab.folder / "one-rank", lab.folder / "two-ranks"
-    arguments = (lab.device, str(two), port, lab.sizes.rows)
+    arguments = (2, lab.device, str(lab.folder / "two"), port, lab.sizes.rows)
     processes.start_processes(_rank, arguments, nprocs=2, start_method="spawn" if lab.on_card else "fork")
-    place = Place(device=lab.device, threads=lab.threads)
-    train(_encoded(nano_rows(lab.sizes.rows)), open_location(one), nano_config(), "nano", place)
-    losses = [[record.mean_loss for record in epoch_records(open_location(out))] for out in (two, one)]
-    lab.same("losses of two ranks", *losses, limit=LIMITS["fp32"])
+    _share(0, 1, lab.device, str(lab.folder / "one"), lab.sizes.rows, None)
+    found = [json.loads((lab.folder / name / "found.json").read_text()) for name in ("two", "one")]
+    for kind in ("whole", "divided"):
+        lab.same(f"losses of two ranks, {kind}", found[0][kind], found[1][kind], LIMITS["fp32"])
+    lab.expect("steps of two ranks: the same bits", found[0]["steps"] == found[1]["steps"], "the losses differ")
 
 
-def _rank(rank: int, device: str, out: str, port: int, count: int) -> None:
+def _rank(rank: int, size: int, device: str, out: str, port: int, count: int) -> None:
     """One of two ranks; torch's distributed variables are what Ray Train sets."""
     from checkout import use_checkout
 
     use_checkout()
-    where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ.update(where | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     import torch
 
-    from raysift.actors.effective_batches import Place
-    from raysift.actors.trainee import train
-    from raysift.storage import open_location
+    from raysift.actors.peers import Group
 
+    where = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
+    os.environ.update(where | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
     if device != "cpu":
         torch.cuda.set_device(rank)
         os.environ["ACCELERATE_TORCH_DEVICE"] = f"cuda:{rank}"
-    torch.distributed.init_process_group("gloo" if device == "cpu" else "nccl", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    peers = Group(rank, size, f"127.0.0.1:{port}", device != "cpu", 60)
     try:
-        place = Place(rank=rank, world_size=2, device=device, threads=1)
-        train(_encoded(nano_rows(count)), open_location(out), nano_config(), "nano", place)
+        _share(rank, size, device, out, count, peers)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _share(rank: int, size: int, device: str, out: str, count: int, peers: Any) -> None:
+    """A rank's share of an adapter's training, of a full one whose weights are divided, and of steps over chosen rows."""
+    from raysift.actors.effective_batches import Place
+    from raysift.actors.peers import ALONE
+    from raysift.actors.step_trainer import StepTrainer
+    from raysift.actors.train_checkpoints import epoch_records
+    from raysift.actors.trainee import train
+    from raysift.storage import open_location
+
+    rows, found, folder = _encoded(nano_rows(count)), {}, Path(out)
+    place = Place(rank=rank, world_size=size, device=device, threads=1)
+    for kind, changed in (("whole", {}), ("divided", {"method": "full"})):
+        own = replace(place, sharded=kind == "divided" and size > 1)
+        train(rows, open_location(folder / kind), nano_config(**changed), "nano", own)
+        found[kind] = [record.mean_loss for record in epoch_records(open_location(folder / kind))]
+    trainer = StepTrainer(rows, nano_config(), 2, "nano", Place(device=device, threads=1), peers=peers or ALONE)
+    found["steps"] = [trainer.step(trainer.rows.ids[:8]) for _ in range(2)]
+    if rank == 0:
+        (folder / "found.json").write_text(json.dumps(found))
