@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,6 @@ SHAPES: dict[str, list[dict[str, float]]] = {
     "one_of_many": [{"num_cpus": 64, "num_gpus": 1}],
 }
 LATE = {"num_cpus": 4, "num_gpus": 2}
-JOINS_AFTER_S = 3.0
 TUNE = {"recipe": "nano", "epochs": 1, "batch_size": 8, "max_length": 128}
 SECTIONS: dict[str, dict[str, Any]] = {
     "mods": {
@@ -65,7 +63,7 @@ def main(folder: Path, shape: str, methods: list[str]) -> None:
     seconds: dict[str, float] = {}
     with forked_workers(folder / shape):
         head, *others = [{"object_store_memory": 120 * 2**20} | node for node in SHAPES[shape]]
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster = Cluster(initialize_head=True, head_node_args=head | {"include_dashboard": False})
         for node in others:
             cluster.add_node(**node)
         cluster.wait_for_nodes()
@@ -127,7 +125,7 @@ def without_nccl() -> None:
 
 
 def joins_when_asked(cluster: Any) -> None:
-    """Stand in for an autoscaler: some seconds after a stage asks for a machine with a GPU, one joins."""
+    """Stand in for an autoscaler: a machine with GPUs joins when a stage asks for one, and not before."""
     from raysift.jobs.on_ray import cluster as ours
 
     asked: list[dict[str, float]] = []
@@ -135,8 +133,7 @@ def joins_when_asked(cluster: Any) -> None:
     def ask(bundle: dict[str, float]) -> None:
         asked.append(bundle)
         if len(asked) == 1:
-            node = {"object_store_memory": 120 * 2**20} | LATE
-            threading.Timer(JOINS_AFTER_S, lambda: cluster.add_node(**node)).start()
+            cluster.add_node(object_store_memory=120 * 2**20, **LATE)
 
     ours._ask_autoscaler = ask  # type: ignore[assignment]
 

@@ -96,7 +96,7 @@ def test_a_training_begins_with_the_gpus_there_are(grows):
 def test_a_node_that_joins_late_is_used():
     """Real Ray: the first node has no GPU; the stage says what it waits for, and its answers come from the GPU's node."""
     script = """
-        import json, sys, threading, time
+        import json
         import pyarrow as pa, pyarrow.parquet as pq, ray, tempfile
         from ray.cluster_utils import Cluster
         from raysift.actors.contract import RowActor
@@ -112,18 +112,24 @@ def test_a_node_that_joins_late_is_used():
             def answer(self, rows):
                 return [{"gpus": [str(gpu) for gpu in ray.get_gpu_ids()]} for _ in rows]
 
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0})
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
         ray.init(address=cluster.address, log_to_driver=False)
         folder = open_location(tempfile.mkdtemp())
         pq.write_table(pa.table({"id": [1, 2, 3], "text": ["a", "b", "c"]}), (folder / "rows.parquet").path)
         config = make_config({"model": "some/model", "resources": {"gpus": 2, "wait_s": 120}})
         own, said, console = for_role(config, "gradients").resources, [], Console("quiet")
-        console.note = said.append
-        threading.Timer(3.0, lambda: cluster.add_node(num_cpus=2, num_gpus=2)).start()
+
+        def brings_a_node(text):
+            said.append(text)
+            cluster.add_node(num_cpus=2, num_gpus=2)
+
+        console.note = brings_a_node
         wait_for_room("gradients", own, console)
         answers = map_rows([folder / "rows.parquet"], Where, {}, folder / "out", own)
         rows = pa.concat_tables([pq.read_table(file.path) for file in answers]).to_pylist()
         print(json.dumps([len(rows), {len(row["gpus"]) for row in rows} == {1}, len(said), said[0][:45]]))
+        ray.shutdown()
+        cluster.shutdown()
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
