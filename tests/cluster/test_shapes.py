@@ -75,7 +75,8 @@ def test_each_stage_finds_its_devices_and_selects_what_cpus_select(world, on_cpu
     cards = {(one["node"], *one["gpus"]) for one in holders}
     per_node = Counter(node for node, _ in cards)
     assert sorted(per_node.values()) == sorted(count for _, count in GPUS[shape]), "all GPUs are used, and no other"
-    tokenisers = [one for one in said if one["what"] in TOKENISERS and not one["task"].startswith("RunnerProcess")]
+    # A process of RAISE tokenises its few validation rows itself.
+    tokenisers = [one for one in said if one["what"] in TOKENISERS and not one["task"].startswith("RankProcess")]
     assert tokenisers
     assert not any(one["gpus"] for one in tokenisers), "tokenisers hold no GPU"
     assert {one["what"] for one in holders if one["kind"] == "answers"} >= SCORED_BY, (
@@ -85,9 +86,11 @@ def test_each_stage_finds_its_devices_and_selects_what_cpus_select(world, on_cpu
     by_grant = [one for one in said if one["device"] == "auto"]
     assert all(len(one["gpus"]) == 1 for one in by_grant), "who goes by the grant was granted exactly one"
     alone = [one for one in by_grant if one["task"]]
-    assert {one["task"].split(".")[0] for one in alone} >= {"RunnerProcess", "ShardWorker", "_compute_targets"}
+    assert {one["task"].split(".")[0] for one in alone} >= {"RankProcess", "ShardWorker", "_compute_targets"}
     assert all(one["visible"] == one["gpus"][0] for one in alone), "and sees no other"
     assert ("waiting for a machine with" in log) == (shape == "late")
+    learning = {(one["node"], *one["gpus"]) for one in alone if one["task"].startswith("RankProcess")}
+    assert learning == cards, "so do the two trainings of RAISE, side by side"
     ranks = {(one["pid"], one["node"], *one["gpus"]) for one in by_grant if not one["task"]}
     assert {(node, gpu) for _, node, gpu in ranks} == cards, "trainings take all GPUs"
     trainings = 2  # the warm-up that LESS and ROSE share, and the tuning of MoDS
