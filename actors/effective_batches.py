@@ -6,10 +6,9 @@ order. An effective batch has the same rows on 1 rank or 7; ranks and passes onl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +19,15 @@ from raysift.actors.encoded_rows import COUNTED as COUNTED
 from raysift.actors.encoded_rows import INPUT_IDS as INPUT_IDS
 from raysift.actors.encoded_rows import EncodedRows
 from raysift.actors.language_model import load_tokenizer
+from raysift.dealing import deal_rows
 from raysift.errors import DataError
 from raysift.pool.given_input import conversation_of
 from raysift.records import ERROR, ID, MESSAGES, REASON
 from raysift.settings.training import TrainConfig, count_steps
 from raysift.templates import IGNORED, encode_conversation
+
+if TYPE_CHECKING:
+    from raysift.gradients.rows import PaddedRows
 
 TRUNCATED, DOUBLED = "truncated", "doubled_special"
 NO_LABELS, FAILED = "no-label-tokens", "failed"
@@ -42,12 +45,22 @@ class Place:
     rows_per_pass: int = 64
     """Maximum rows per forward and backward pass; an effective batch takes as many passes as it needs."""
     tokens_per_pass: int = 4096
-    """Maximum tokens per forward and backward pass, padding included."""
+    """Maximum tokens per forward and backward pass, padding included; a longer row is a pass of its own."""
     gradient_checkpointing: bool = False
     """Recompute activations instead of keeping them: about a third slower, but much less memory."""
     steps_per_checkpoint: int = 1000
     """A long epoch also writes a checkpoint every so many steps; each replaces the one before."""
     trust_remote_code: bool = False
+    sharded: bool = False
+    """Each rank holds its share of the trained weights, their gradients and moments, instead of all of them."""
+
+
+class Step(NamedTuple):
+    """One optimizer step on one rank."""
+
+    passes: list[PaddedRows]
+    tokens: int
+    """Tokens that count in it on all ranks."""
 
 
 class EncodeRows(RowActor):
@@ -107,32 +120,31 @@ def split_trainable(encoded: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 class EffectiveBatches:
-    """The batches of one rank, from optimizer step `first_step` to the last, with `passes` batches per step.
+    """The passes of one rank for each optimizer step, from step `first_step` to the last.
 
-    Every rank knows all rows, and so how many tokens count in the whole effective batch. Within it, rows are sorted by
-    length and neighbours share a pass, which keeps padding small.
+    Every rank knows all rows, and so how many tokens count in the whole effective batch and which passes the other ranks
+    make (raysift.dealing). The number of passes is that of the step: the same on all ranks, another in another step.
     """
 
-    def __init__(self, rows: pa.Table, config: TrainConfig, place: Place, pad_id: int, first_step: int = 0) -> None:
+    def __init__(self, rows: pa.Table, config: TrainConfig, place: Place, first_step: int = 0) -> None:
         self.rows = EncodedRows(rows)
         self.lengths = self.rows.lengths
-        self.config, self.place, self.pad_id, self.first_step = config, place, pad_id, first_step
+        self.config, self.place, self.first_step = config, place, first_step
         self.steps_per_epoch, self.steps = count_steps(config, len(rows))
-        rows_per_step = min(config.batch_size, len(rows))
-        rows_per_pass = max(1, min(place.rows_per_pass, place.tokens_per_pass // int(self.lengths.max())))
-        self.passes = math.ceil(rows_per_step / (rows_per_pass * place.world_size))
 
     def __len__(self) -> int:
-        return int((self.steps - self.first_step) * self.passes)
+        return int(self.steps - self.first_step)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Step]:
         for step in range(self.first_step, self.steps):
             rows = self.rows_of_step(step)
-            rows = rows[np.argsort(self.lengths[rows], kind="stable")]
-            tokens = int(self.rows.labels_per_row[rows].sum())
-            parts = np.array_split(rows, self.passes * self.place.world_size)
-            for part in parts[self.place.rank :: self.place.world_size]:
-                yield {**self._padded(part), "tokens_of_step": tokens}
+            yield Step([self._padded(part) for part in self.passes_of(rows)], int(self.rows.labels_per_row[rows].sum()))
+
+    def passes_of(self, rows: np.ndarray) -> list[np.ndarray]:
+        """This rank's passes over the rows of a step, as positions."""
+        place = self.place
+        dealt = deal_rows(self.lengths[rows].tolist(), place.world_size, place.tokens_per_pass, place.rows_per_pass)
+        return [rows[part] for part in dealt[place.rank]]
 
     def rows_of_step(self, step: int) -> np.ndarray:
         """The positions, in order of id, of an effective batch's rows."""
@@ -146,9 +158,11 @@ class EffectiveBatches:
             self._permutation = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.lengths))
         return self._permutation
 
-    def _padded(self, part: np.ndarray) -> dict[str, Any]:
-        """A padded batch, even for a part without rows at the end of an epoch: all ranks must make the same passes."""
+    def _padded(self, part: np.ndarray) -> PaddedRows:
+        """A padded batch, even for a pass without rows: all ranks must make the same number of passes."""
         import torch
 
-        ids, labels = self.rows.padded(part, self.pad_id)
-        return {"input_ids": torch.from_numpy(ids), "labels": torch.from_numpy(labels)}
+        from raysift.gradients.rows import TokenRow, pad_rows
+
+        nothing = TokenRow(-1, np.zeros(2, np.int64), np.full(2, IGNORED, np.int64))
+        return pad_rows(self.rows.token_rows(part) or [nothing], torch.device("cpu"))

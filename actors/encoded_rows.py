@@ -78,17 +78,6 @@ class EncodedRows:
             )
         return found
 
-    def padded(self, positions: np.ndarray, pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids and labels of rows, padded on the right; for no rows, one row of padding without labels."""
-        width = int(self.lengths[positions].max()) if len(positions) else 2
-        ids = np.full((max(1, len(positions)), width), pad_id, np.int64)
-        labels = np.full(ids.shape, IGNORED, np.int64)
-        for place, position in enumerate(positions):
-            tokens, marks = self._row(position)
-            ids[place, : len(tokens)] = tokens
-            labels[place, : len(tokens)] = np.where(marks, tokens, IGNORED)
-        return ids, labels
-
     def token_rows(self, positions: Sequence[int] | np.ndarray) -> list[TokenRow]:
         """The rows at these positions one by one, as raysift.gradients takes them."""
         from raysift.gradients.rows import TokenRow

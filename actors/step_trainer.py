@@ -4,8 +4,7 @@ A step equals one of `trainee.train` on the same rows: mean loss over the batch'
 AdamW, the scheduled rate, dropout seeded by (seed, step). The caller chooses the batches; a row may be in any number
 of them. The order of a batch's ids has no effect beyond rounding.
 
-Two departures from `trainee.train`, both within rounding: the language-model head is applied only at labels, and a
-batch's passes depend on its own longest row, not the pool's. There is one process; a batch is not divided among ranks.
+There is one process; a batch is not divided among ranks.
 """
 
 from __future__ import annotations
@@ -23,15 +22,11 @@ import pyarrow as pa
 from raysift.actors.effective_batches import Place
 from raysift.actors.encoded_rows import COUNTED, INPUT_IDS, EncodedRows
 from raysift.actors.language_model import load_tokenizer
-from raysift.actors.train_checkpoints import (
-    EPOCH_RECORD,
-    MOMENTS,
-    EpochRecord,
-    moments_of,
-    restore_moments,
-    write_checkpoint,
-)
+from raysift.actors.optimizers import build_optimizer, moments_of, restore_moments
+from raysift.actors.optimizers import trainable_parameters as trainable_parameters
+from raysift.actors.train_checkpoints import EPOCH_RECORD, MOMENTS, EpochRecord, write_checkpoint
 from raysift.actors.trainee import build_placed, own_settings, step_seed
+from raysift.dealing import deal_rows
 from raysift.errors import StageError
 from raysift.gradients.moments import load_moments, save_moments
 from raysift.settings.training import TrainConfig, epoch_mean_learning_rates, learning_rates
@@ -58,8 +53,6 @@ class StepTrainer:
         *,
         adapter: str | Location | None = None,
     ) -> None:
-        import torch
-
         self.config, self.place, self.steps, self.name = config, place, steps, model
         self.rows = _checked(rows)
         self.rates = learning_rates(config, steps)
@@ -69,13 +62,7 @@ class StepTrainer:
             self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.trainable = trainable_parameters(self.model)
         self.device = self.model.get_input_embeddings().weight.device
-        self.optimizer = torch.optim.AdamW(
-            _decay_groups(self.model, self.trainable, config.weight_decay),
-            lr=config.learning_rate,
-            betas=(config.adam_beta1, config.adam_beta2),
-            eps=config.adam_epsilon,
-            fused=True,
-        )
+        self.optimizer = build_optimizer(self.model, config)
         self._start = {name: weight.detach().clone() for name, weight in self.trainable.items()}
         self.restart()
 
@@ -199,9 +186,9 @@ class StepTrainer:
         return float(total)
 
     def _passes(self, positions: np.ndarray) -> list[np.ndarray]:
-        longest = int(self.rows.lengths[positions[-1]])
-        rows_per_pass = max(1, min(self.place.rows_per_pass, self.place.tokens_per_pass // longest))
-        return np.array_split(positions, math.ceil(len(positions) / rows_per_pass))
+        lengths = self.rows.lengths[positions].tolist()
+        (dealt,) = deal_rows(lengths, 1, self.place.tokens_per_pass, self.place.rows_per_pass)
+        return [positions[part] for part in dealt]
 
     def _update(self, nats: float) -> None:
         """Clip and step; raise if loss or gradient is not finite, since such a gradient would ruin every weight."""
@@ -218,11 +205,6 @@ class StepTrainer:
             group["lr"] = self.rates[self.step_number]
         self.optimizer.step()
         self.optimizer.zero_grad()
-
-
-def trainable_parameters(model: Any) -> dict[str, Any]:
-    """The model's trainable parameters by name, in registration order."""
-    return {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 def copy_weights(trainable: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> None:
@@ -260,18 +242,6 @@ def _checked(rows: pa.Table) -> EncodedRows:
     if len(np.unique(encoded.ids)) != len(encoded):
         raise StageError(f"training: {len(encoded)} rows have {len(np.unique(encoded.ids))} different ids.")
     return encoded
-
-
-def _decay_groups(model: Any, trainable: Mapping[str, Any], weight_decay: float) -> list[dict[str, Any]]:
-    """Two parameter groups: biases and norms, by transformers' own rule, do not decay; the others do."""
-    from transformers import Trainer
-
-    decaying = set(Trainer.get_decay_parameter_names(None, model))
-    groups = [
-        {"params": [weight for name, weight in trainable.items() if name in decaying], "weight_decay": weight_decay},
-        {"params": [weight for name, weight in trainable.items() if name not in decaying], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
 
 
 def _array(weight: Any) -> np.ndarray:

@@ -12,12 +12,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from raysift.errors import StageError
+from raysift.actors.optimizers import moments_of
+from raysift.actors.sharded import is_sharded, save_whole
 from raysift.fingerprint import file_fingerprint
-from raysift.gradients.moments import Moments, save_moments
+from raysift.gradients.moments import save_moments
 from raysift.settings.base import TRAIN
 from raysift.storage import Location, open_location
 
@@ -100,18 +100,34 @@ def _checkpoints(out: Location, name: str) -> list[tuple[Location, EpochRecord]]
 
 
 def write_checkpoint(
-    folder: Location, record: EpochRecord, name: str, model: Any, tokenizer: Any, optimizer: Any
+    folder: Location,
+    record: EpochRecord,
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    optimizer: Any,
+    writes: bool = True,
 ) -> None:
-    """Write weights and moments, then the record that makes them valid, with the hashes of an epoch's files."""
-    folder.delete()
-    with _filled_folder(folder / ("adapter" if hasattr(model, "peft_config") else "model")) as path:
-        if hasattr(model, "peft_config"):
+    """Write weights and moments, then the record that makes them valid, with the hashes of an epoch's files.
+
+    Of a model that is divided among ranks, all call this, because each gives its shares; one of them `writes`.
+    """
+    if writes:
+        folder.delete()
+    is_adapter = hasattr(model, "peft_config")
+    with _filled_folder(folder / ("adapter" if is_adapter else "model"), writes) as path:
+        if is_adapter:
             # By default PEFT asks the hub whether the embedding was resized.
             model.save_pretrained(path, save_embedding_layers=False)
         else:
-            model.save_pretrained(path)
+            if is_sharded(model):
+                save_whole(model, path, writes)
+            else:
+                model.save_pretrained(path)
             tokenizer.save_pretrained(path)
-    save_moments(folder / MOMENTS, moments_of(model, optimizer, record.step))
+    save_moments(folder / MOMENTS if writes else None, moments_of(model, optimizer, record.step))
+    if not writes:
+        return
     files = folder.files(recursive=True)
     for file in files:
         file.sync()
@@ -122,8 +138,12 @@ def write_checkpoint(
 
 
 @contextlib.contextmanager
-def _filled_folder(place: Location) -> Iterator[str]:
-    """A local folder to write into: `place` itself, or a temporary folder that is copied there at the end."""
+def _filled_folder(place: Location, kept: bool = True) -> Iterator[str]:
+    """A local folder to write into: `place` itself, or a temporary one that is copied there at the end, or not `kept`."""
+    if not kept:
+        with tempfile.TemporaryDirectory() as folder:
+            yield folder
+        return
     place.make_folder()
     if place.is_local:
         yield place.path
@@ -133,38 +153,6 @@ def _filled_folder(place: Location) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as folder:
         yield folder
         pafs.copy_files(folder, place.path, source_filesystem=pafs.LocalFileSystem(), destination_filesystem=place.fs)
-
-
-def moments_of(model: Any, optimizer: Any, step: int) -> Moments:
-    """Adam's state by name of the model's trainable parameters; zeros for a parameter that was never stepped."""
-    group = optimizer.param_groups[0]
-    first, second = {}, {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            state = optimizer.state.get(parameter, {})
-            zeros = np.zeros(tuple(parameter.shape), np.float32)
-            first[name] = state["exp_avg"].float().cpu().numpy() if "exp_avg" in state else zeros
-            second[name] = state["exp_avg_sq"].float().cpu().numpy() if "exp_avg_sq" in state else zeros
-    beta1, beta2 = group["betas"]
-    return Moments(first, second, step, float(beta1), float(beta2), float(group["eps"]))
-
-
-def restore_moments(model: Any, optimizer: Any, moments: Moments) -> None:
-    """Put the moments back where `moments_of` found them."""
-    import torch
-
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if list(trainable) != moments.names:
-        raise StageError(
-            f"finetune: the checkpoint has moments of {len(moments.names)} parameters, the model trains "
-            f"{len(trainable)}, or other ones. The model or the adapter's settings changed; start under another name."
-        )
-    for name, parameter in trainable.items():
-        optimizer.state[parameter] = {
-            "step": torch.tensor(float(moments.step), device=parameter.device),
-            "exp_avg": torch.from_numpy(moments.exp_avg[name].copy()).to(parameter),
-            "exp_avg_sq": torch.from_numpy(moments.exp_avg_sq[name].copy()).to(parameter),
-        }
 
 
 def delete_steps(out: Location, keep: str = "") -> None:

@@ -94,12 +94,12 @@ class Location:
 
     def write(self, content: bytes | str) -> None:
         """Write whole or not at all: a reader never sees half a file, even after a crash or on a full disk."""
-        with self._whole() as stream:
+        with self.whole() as stream:
             stream.write(content.encode("utf-8") if isinstance(content, str) else content)
 
     def copy_from(self, source: Location) -> None:
         """Copy another file here, whole or not at all, with bounded memory."""
-        with source.open_input() as content, self._whole() as stream:
+        with source.open_input() as content, self.whole() as stream:
             shutil.copyfileobj(content, stream, COPIED_BYTES)
 
     def sync(self) -> None:
@@ -109,7 +109,8 @@ class Location:
                 os.fsync(file.fileno())
 
     @contextlib.contextmanager
-    def _whole(self) -> Iterator[BinaryIO]:
+    def whole(self) -> Iterator[BinaryIO]:
+        """A stream whose content becomes the file when the block ends without an error, as with `write`."""
         if not self.is_local:
             # A remote stream commits what it has when an error closes it, so it is opened only once all is at hand.
             with tempfile.SpooledTemporaryFile(COPIED_BYTES) as held:

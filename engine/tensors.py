@@ -5,9 +5,11 @@ Files of equal tensors and metadata are equal, so two results are the same if th
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,9 +28,31 @@ def save_tensors(place: Location, tensors: Mapping[str, NDArray[Any]], metadata:
     # Not `ascontiguousarray`, which adds a dimension to a single number.
     content = save({name: np.asarray(value, order="C") for name, value in tensors.items()}, dict(metadata) or None)
     header, body = _split(content)
-    text = json.dumps(header, sort_keys=True).encode()
-    text += b" " * (-len(text) % 8)
-    place.write(b"".join((struct.pack("<Q", len(text)), text, body)))
+    place.write(b"".join((_packed(header), body)))
+
+
+def write_floats(
+    place: Location | None,
+    shapes: Mapping[str, tuple[int, ...]],
+    value_of: Callable[[str], NDArray[Any]],
+    metadata: Mapping[str, str],
+) -> None:
+    """The file that `save_tensors` would write of float32 arrays, with one of them in memory at a time.
+
+    Without a place all are only asked for: where a value is spread over processes, each of them must take part.
+    """
+    names, end = sorted(shapes), 0
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    for name in names:
+        start, end = end, end + 4 * math.prod(shapes[name])
+        header[name] = {"dtype": "F32", "shape": list(shapes[name]), "data_offsets": [start, end]}
+    with contextlib.nullcontext() if place is None else place.whole() as stream:
+        if stream is not None:
+            stream.write(_packed(header))
+        for name in names:
+            value = np.asarray(value_of(name), "<f4", order="C")
+            if stream is not None:
+                stream.write(value.reshape(-1).view(np.uint8).data)
 
 
 def load_tensors(place: Location, what: str) -> tuple[Arrays, dict[str, str]]:
@@ -41,6 +65,13 @@ def load_tensors(place: Location, what: str) -> tuple[Arrays, dict[str, str]]:
         return load(content), _split(content)[0].get("__metadata__", {})
     except (SafetensorError, struct.error, ValueError) as error:
         raise DataError(f"{what}: {place} is no safetensors file or is damaged: {error}.") from error
+
+
+def _packed(header: Mapping[str, Any]) -> bytes:
+    """Length and text of a header, filled up with blanks to a multiple of eight bytes."""
+    text = json.dumps(header, sort_keys=True).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
 
 
 def _split(content: bytes) -> tuple[dict[str, Any], memoryview]:

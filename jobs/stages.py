@@ -207,7 +207,8 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
     model = find_model(run, config)
 
     def body(folder: Location) -> StageResult:
-        from raysift.jobs.on_ray.fitting import longest_row, need_to_train, with_room
+        from raysift.jobs.on_ray.fitting import longest_row, with_room
+        from raysift.jobs.training.sharding import need_to_finetune
 
         def work(own: CommonConfig) -> FinetuneReport:
             return train(
@@ -222,7 +223,7 @@ def finetune(run: Run, config: CommonConfig, rows: Manifest, name: str = "final"
                 progress=run.progress,
             )
 
-        need = need_to_train(config, model.name, longest_row(run, rows, config.train))
+        need = need_to_finetune(run.console, name, config, model.name, longest_row(run, rows, config.train))
         report = with_room(run, name, config, need, work, "train")
         return StageResult(
             files={"epochs": [f"epoch-{record.epoch}" for record in report.epochs]},

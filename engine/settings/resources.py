@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PrivateAttr, field_validator
 
@@ -132,6 +132,9 @@ class Resources(Settings):
     """A stage without progress for this many seconds ends with an error."""
     engine: EngineResources = Field(default_factory=EngineResources)
     """vLLM engines, for stages that answer through vLLM."""
+    shard: Literal["auto", "none", "full"] = "auto"
+    """Whether the workers of a full fine-tune share out its weights, gradients and moments (`full`) or hold all of them each
+    (`none`). `auto`: shared out if they do not fit on one GPU."""
 
     _asked: Resources | None = PrivateAttr(default=None)
     _role: str = PrivateAttr(default="")

@@ -46,6 +46,8 @@ class TrainConfig(Settings):
     """Share of all steps in which the rate climbs from 0 to its peak."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's weight decay, not applied to biases and norms; 0 switches it off."""
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    """`adamw8bit` keeps AdamW's two moments in eight bits each, a quarter of their memory; each step rounds them."""
     adam_beta1: float = Field(default=0.9, ge=0, lt=1)
     """Decay rate of the mean gradient."""
     adam_beta2: float = Field(default=0.999, ge=0, lt=1)

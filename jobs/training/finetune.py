@@ -39,11 +39,12 @@ from raysift.actors.effective_batches import (
     Place,
     split_trainable,
 )
-from raysift.actors.language_model import portable_name
+from raysift.actors.language_model import SPREAD, portable_name
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord, delete_steps, epoch_records
 from raysift.errors import RaysiftError, StageError
-from raysift.jobs.runs.progress import Showing, silent
+from raysift.jobs.runs.progress import Bar, Showing, silent
 from raysift.jobs.runs.tables import columns_of
+from raysift.jobs.training.sharding import ranks_of
 from raysift.nano import is_nano
 from raysift.records import ERROR, ID, REASON
 from raysift.settings.cluster import Cluster
@@ -102,11 +103,15 @@ def finetune(
     resources, out = resources or Resources(), open_location(out)
     if resources.role != TRAIN:
         resources = _placed(resources, model)
-    config = settle_training(config, lambda: resources.on_gpu)
+    on_gpu = resources.on_gpu
+    config = settle_training(config, lambda: on_gpu)
     if not rows:
         raise StageError("finetune: no files of rows; the stage before this one kept none.")
     if (out / REPORT).exists():
         return FinetuneReport.model_validate_json((out / REPORT).read_bytes())
+    if resources.device == SPREAD:
+        # One worker holds all GPUs of its machine, whose layers compute one after the other.
+        resources = resources.model_copy(update={"workers": min(1, resources.workers or 0)})
     place = Place(
         device=resources.placed_on,
         threads=resources.threads,
@@ -115,6 +120,7 @@ def finetune(
         gradient_checkpointing=gradient_checkpointing,
         steps_per_checkpoint=steps_per_checkpoint,
         trust_remote_code=trust_remote_code,
+        sharded=ranks_of(config, model, resources, trust_remote_code) > 1,
     )
     job = {
         "out": out,
@@ -126,6 +132,8 @@ def finetune(
     }
     if resources.workers == 0:
         account = _train_here(rows, job, progress)
+    elif resources.device == SPREAD:
+        account = _train_in_a_task(rows, job, resources, progress)
     else:
         account = _train_on_ray(rows, job, resources, progress)
     return _finish(out, config, model, account, resources)
@@ -157,6 +165,41 @@ def _train_here(rows: Sequence[Location], job: dict[str, Any], progress: Showing
     with progress(count_steps(job["config"], len(trainable))[1], "steps") as bar:
         train(trainable, **job, on_step=lambda step, steps, loss: bar.update(step, steps, _loss_words(loss)))
     return account.counts
+
+
+def _train_in_a_task(
+    rows: Sequence[Location], job: dict[str, Any], resources: Resources, progress: Showing
+) -> dict[str, int]:
+    """One Ray task that is granted several GPUs; Ray Train would take each of its workers for a rank of one GPU."""
+    import ray
+
+    from raysift.jobs.on_ray.counts import counted
+
+    asked = {"num_cpus": resources.cpus, "num_gpus": resources.gpus_per_worker or 0, "max_retries": resources.restarts}
+    asked |= {"memory": resources.memory} if resources.memory else {}
+    with progress(None, "steps") as bar, counted(bar) as counts:
+        # A lost process starts again and continues from its checkpoint; an error of ours would only come again.
+        task = ray.remote(**asked)(_train_as_task).remote(rows, job, counts)
+        try:
+            return dict(ray.get(task))
+        except Exception as error:
+            raise _given_up(job["out"], resources, error) from error
+
+
+def _train_as_task(rows: Sequence[Location], job: dict[str, Any], counts: Any) -> dict[str, int]:
+    from raysift.jobs.on_ray.counts import Count
+
+    count = Count(counts, "rank 0") if counts else None
+
+    class Told(Bar):
+        """Sends its steps to the driver."""
+
+        def update(self, done: int, total: int | None = None, words: str = "") -> None:
+            if count:
+                count.set(done, total, words)
+
+    told = Told("nowhere", "", None, "steps", lambda told, words: None)
+    return _train_here(rows, job, lambda total, unit="rows": told)
 
 
 def _loss_words(loss: float) -> str:
@@ -219,10 +262,7 @@ def _train_on_ray(
         try:
             trainer.fit()
         except Exception as error:
-            raise StageError(
-                f"finetune: training failed after {resources.restarts} restarts of its workers: {_cause(error)} "
-                f"Finished epochs are in {out}; the same command continues from the last one."
-            ) from error
+            raise _given_up(out, resources, error) from error
     ray_home.delete()
     (out / "encoded").delete()
     return account.counts
@@ -258,15 +298,24 @@ def _train_as_worker(job: dict[str, Any]) -> None:
     train(trainable, **(job | {"place": place}), on_epoch=report, on_step=tell)
 
 
+def _given_up(out: Location, resources: Resources, error: BaseException) -> StageError:
+    return StageError(
+        f"finetune: training failed, or its workers were lost more than {resources.restarts} times (resources.restarts): "
+        f"{_cause(error)} Finished epochs are in {out}; the same command continues from the last one."
+    )
+
+
 def _cause(error: BaseException) -> str:
     """The first of our own error messages among the workers' failures, or else Ray's message."""
     failures = getattr(error, "worker_failures", None) or {}
     for failure in [*failures.values(), error]:
         cause: BaseException | None = failure
         while cause is not None:
-            if isinstance(cause, RaysiftError):
+            inner = getattr(cause, "cause", None)
+            # An error of ours from a task is of our class as well, with the whole trace as its text.
+            if isinstance(cause, RaysiftError) and not isinstance(inner, RaysiftError):
                 return str(cause)
-            cause = getattr(cause, "cause", None) or cause.__cause__
+            cause = inner or cause.__cause__
     return f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else 'no message'}"
 
 

@@ -57,7 +57,7 @@ def nano_rows(count: int = 48) -> pa.Table:
 
 def epoch_batches(rows: pa.Table, config: TrainConfig) -> list[np.ndarray]:
     """The ids of the batches that a fine-tune takes."""
-    batches = EffectiveBatches(rows, config, ONE, 0)
+    batches = EffectiveBatches(rows, config, ONE)
     return [batches.rows.ids[batches.rows_of_step(step)] for step in range(batches.steps)]
 
 

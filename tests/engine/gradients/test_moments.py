@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from raysift.errors import DataError
-from raysift.gradients.moments import Moments, load_moments, save_moments
+from raysift.gradients.moments import Made, Moments, load_moments, open_moments, save_moments
 from raysift.storage import open_location
+from raysift.tensors import save_tensors, write_floats
 
 
 def some_moments() -> Moments:
@@ -59,3 +60,33 @@ def test_moments_of_different_parameters_are_not_written(tmp_path):
     crooked = Moments(moments.exp_avg, dict(reversed(moments.exp_avg_sq.items())), 1)
     with pytest.raises(DataError, match="same parameters"):
         save_moments(open_location(tmp_path / "m.safetensors"), crooked)
+
+
+def test_moments_made_one_by_one_give_the_same_file_and_are_read_one_by_one(tmp_path):
+    whole, place = some_moments(), open_location(tmp_path / "made.safetensors")
+    asked = []
+
+    def making(arrays):
+        return Made(dict.fromkeys(whole.names, (2, 3)), lambda name: asked.append(name) or arrays[name])
+
+    save_moments(open_location(tmp_path / "whole.safetensors"), whole)
+    made = Moments(making(whole.exp_avg), making(whole.exp_avg_sq), whole.step, epsilon=whole.epsilon)
+    save_moments(place, made)
+    assert (tmp_path / "made.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert sorted(asked) == sorted([*whole.names, *whole.names]), "each is made once"
+    save_moments(None, made)
+    assert len(asked) == 4 * len(whole.names), "without a place all are asked for, as ranks that do not write must"
+    with open_moments(place) as found:
+        assert (found.names, found.step, found.epsilon) == (whole.names, whole.step, whole.epsilon)
+        for name in whole.names:
+            np.testing.assert_array_equal(found.exp_avg[name], whole.exp_avg[name])
+            np.testing.assert_array_equal(found.exp_avg_sq[name], whole.exp_avg_sq[name])
+
+
+def test_floats_written_one_by_one_are_the_file_of_arrays_written_at_once(tmp_path):
+    draw = np.random.default_rng(0).standard_normal
+    tensors = {"b.x": draw((3, 2)).astype(np.float32), "a": np.float32(draw()), "b": np.zeros((0, 4), np.float32)}
+    save_tensors(open_location(tmp_path / "once"), tensors, {"kind": "test"})
+    shapes = {name: np.shape(value) for name, value in tensors.items()}
+    write_floats(open_location(tmp_path / "streamed"), shapes, tensors.__getitem__, {"kind": "test"})
+    assert (tmp_path / "streamed").read_bytes() == (tmp_path / "once").read_bytes()

@@ -89,7 +89,7 @@ def plain_loop(files: list[Location], model: str, config: TrainConfig):
     """The slow reference: each row alone, gradients summed and divided by the tokens of the step."""
     trained = build_model(config, model, None)
     rows = encoded(files, model).sort_by("id").to_pylist()
-    batches = EffectiveBatches(encoded(files, model), config, Place(), 0)
+    batches = EffectiveBatches(encoded(files, model), config, Place())
     parameters = {name: weight for name, weight in trained.named_parameters() if weight.requires_grad}
     optimizer = torch.optim.AdamW(parameters.values(), weight_decay=config.weight_decay)
     losses = []
@@ -173,25 +173,19 @@ def test_passes_change_nothing_beyond_rounding(tmp_path, model):
 @pytest.mark.parametrize("ranks", [1, 2, 7])
 def test_ranks_share_out_the_same_effective_batches(tmp_path, model, ranks):
     rows = encoded(write_rows(tmp_path, some_rows()), model)
-    one = EffectiveBatches(rows, CONFIG, Place(), 0)
-    shares = [
-        list(EffectiveBatches(rows, CONFIG, Place(rank=r, world_size=ranks, rows_per_pass=3), 0)) for r in range(ranks)
-    ]
-    assert len({len(share) for share in shares}) == 1, "ranks must keep step"
-    passes = len(shares[0]) // one.steps
-    for step in range(one.steps):
-        here = [share[step * passes + number] for share in shares for number in range(passes)]
-        tokens = sum(int((batch["labels"] != -100).sum()) for batch in here)
-        assert {batch["tokens_of_step"] for batch in here} == {tokens}
-        texts = sorted(
-            tuple(row[row != 0].tolist()) for batch in here for row in batch["input_ids"] if (row != 0).any()
-        )
+    one = EffectiveBatches(rows, CONFIG, Place())
+    shares = [list(EffectiveBatches(rows, CONFIG, Place(rank, ranks, rows_per_pass=3))) for rank in range(ranks)]
+    for step, dealt in enumerate(zip(*shares, strict=True)):
+        assert len({len(share.passes) for share in dealt}) == 1, "ranks must keep step"
+        passes = [batch for share in dealt for batch in share.passes]
+        assert {share.tokens for share in dealt} == {sum(len(batch.targets) for batch in passes)}
+        texts = sorted(tuple(row[row != 0].tolist()) for batch in passes for row in batch.input_ids if (row != 0).any())
         expected = sorted(tuple(row.input_ids.tolist()) for row in one.rows.token_rows(one.rows_of_step(step)))
         assert texts == expected
 
 
 def test_an_epoch_sees_each_row_once_and_epochs_differ_in_order(tmp_path, model):
-    batches = EffectiveBatches(encoded(write_rows(tmp_path, some_rows()), model), CONFIG, Place(), 0)
+    batches = EffectiveBatches(encoded(write_rows(tmp_path, some_rows()), model), CONFIG, Place())
     epochs = [np.concatenate([batches.rows_of_step(step) for step in range(e * 3, e * 3 + 3)]) for e in range(2)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(20))] * 2
     assert list(epochs[0]) != list(epochs[1])
@@ -265,9 +259,13 @@ def stop_at(step: int):
     return Stopper()
 
 
-@pytest.mark.parametrize(("step", "kept"), [(1, None), (5, "step-5"), (7, "step-7")])
-def test_a_stopped_training_continues_to_the_same_bytes(tmp_path, model, step, kept):
-    config = CONFIG.model_copy(update={"lora_dropout": 0.1, "batch_size": 4, "epochs": 2})  # five steps an epoch
+@pytest.mark.parametrize(
+    ("step", "kept", "optimizer"),
+    [(1, None, "adamw"), (5, "step-5", "adamw"), (7, "step-7", "adamw"), (7, "step-7", "adamw8bit")],
+)
+def test_a_stopped_training_continues_to_the_same_bytes(tmp_path, model, step, kept, optimizer):
+    changes = {"lora_dropout": 0.1, "batch_size": 4, "epochs": 2, "optimizer": optimizer}  # five steps an epoch
+    config = CONFIG.model_copy(update=changes)
     files = write_rows(tmp_path / "rows", some_rows())
     expected = finetune(files, tmp_path / "whole", config, model, HERE)
     options = {"steps_per_checkpoint": 1} if step == 7 else {}
@@ -406,9 +404,9 @@ def test_fits_run_side_by_side_inside_ray_tasks(tmp_path, model, ray_local):
 
 
 def test_progress_counts_every_step_and_tells_the_loss_of_the_last_ones(tmp_path, model, monkeypatch):
-    from raysift.actors import trainee
+    from raysift.actors import step_loop
 
-    monkeypatch.setattr(trainee, "TELL_EVERY_S", -1.0)  # at every step
+    monkeypatch.setattr(step_loop, "TELL_EVERY_S", -1.0)  # at every step
     told = []
 
     class Told(Bar):
