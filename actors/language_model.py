@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from raysift.actors.hub import HUB_S, why_offline
 from raysift.actors.smol import is_smol, smol_path
 from raysift.errors import ModelError
 from raysift.nano import NANO_MODELS, is_nano, nano_path
@@ -56,10 +57,10 @@ def pinned_name(name: str) -> str:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.file_download import repo_folder_name
 
-    reason = "the hub is not asked (HF_HUB_OFFLINE)"
-    if not constants.HF_HUB_OFFLINE:
+    reason = f"the hub is offline ({why_offline()})"
+    if not why_offline():
         try:
-            return f"{repo}@{HfApi().model_info(repo, revision=revision or None).sha}"
+            return f"{repo}@{HfApi().model_info(repo, revision=revision or None, timeout=HUB_S).sha}"
         except Exception as error:  # network libraries raise different errors in different versions
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     folder = repo_folder_name(repo_id=repo, repo_type="model")
@@ -77,6 +78,8 @@ def source_of(model: str) -> tuple[str, str]:
     """Folder or hub id, and the revision, as `from_pretrained` takes them; for a folder the revision means nothing."""
     place = resolve_model(model)
     repo, _, revision = (place, "", "") if os.path.isdir(place) else place.partition("@")
+    if not os.path.isdir(place):
+        why_offline()
     return repo, revision or "main"
 
 
@@ -264,9 +267,10 @@ def _explained(model: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:  # damaged files raise whatever the library that reads them does
         tried = resolve_model(model) if not os.path.isdir(model) else model
-        offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
-        hub = "the Hugging Face hub (offline)" if offline else "the Hugging Face hub"
-        where = f"the folder {tried}" if os.path.isdir(tried) else hub
+        where = f"the folder {tried}"
+        if not os.path.isdir(tried):
+            why = why_offline()
+            where = f"the Hugging Face hub (offline: {why})" if why else "the Hugging Face hub"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         raise ModelError(
             f"model: cannot load the {what} of '{model}' from {where}: {type(error).__name__}: {reason} "

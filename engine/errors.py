@@ -37,6 +37,10 @@ class StageError(RaysiftError):
     exit_code = 5
 
 
+class DeviceError(StageError):
+    """A GPU, or the way to another one, that failed; the process that met it can compute nothing more."""
+
+
 class ModelError(RaysiftError):
     """A model, adapter or tokenizer that cannot be found or does not fit."""
 

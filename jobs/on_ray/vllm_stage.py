@@ -18,10 +18,11 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset
@@ -32,8 +33,9 @@ from raysift.actors.prompts import row_seed
 from raysift.actors.responder import ENGINE_ERROR, GENERATED, LOGPROBS, NOT_ASKED, PROMPT
 from raysift.actors.vllm_engine import engine_arguments, engine_environment, offline_batching
 from raysift.errors import ModelError, RaysiftError, StageError
-from raysift.jobs.on_ray.cluster import actor_cpus, pool_size
-from raysift.jobs.on_ray.raydata import refusing_later
+from raysift.jobs.on_ray.cluster import actor_cpus, first_workers, pool_size
+from raysift.jobs.on_ray.lives import Watch, watched
+from raysift.jobs.on_ray.session import start_session
 from raysift.records import ERROR, ID
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.resources import Resources
@@ -42,11 +44,14 @@ from raysift.storage import Location
 if TYPE_CHECKING:
     from ray.data.llm import Processor
 
+Answer = TypeVar("Answer")
+
 ENGINE_STAGE = "vLLMEngineStage"
 HELPER_CPUS = 0.05  # reserved by each stage beside the engine
 MOST_TOKENS = 128  # most tokens for which vLLM returns log-probabilities at once
 MOST_SEED = 2**63 - 1  # vLLM reads -1 as no seed
 GUARD_S = 1.0
+LEAST_WAIT_S = 60
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _CAUSE = re.compile(r"[\w.]*(Error|Exception): ")
@@ -59,6 +64,25 @@ def engine_count(resources: Resources) -> int:
         return room
     machines = sum(bool(node["Alive"]) for node in ray.nodes())
     return min(room, resources.workers or machines)
+
+
+def ask_where_engines_run(question: Callable[[], Answer], resources: Resources) -> Answer:
+    """The answer of a machine that the engines may run on: on a cluster, the driver's has another image, or no GPU."""
+    if not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "local") != "local":
+        start_session()
+    if not ray.is_initialized() or sum(bool(node["Alive"]) for node in ray.nodes()) == 1:
+        return question()
+    gpus, limit = min(1.0, resources.gpus_per_worker or 0.0), max(resources.wait_s, LEAST_WAIT_S)
+    task = ray.remote(question).options(num_cpus=HELPER_CPUS, num_gpus=gpus, max_retries=resources.restarts)
+    asked = task.remote()
+    if not ray.wait([asked], timeout=limit)[0]:
+        ray.cancel(asked, force=True)
+        raise StageError(
+            f"generate: no machine with {gpus:g} GPUs said within {limit} s whether it has vLLM. Raise resources.wait_s if "
+            "machines take longer to start, or set backend=transformers."
+        )
+    found: Answer = ray.get(asked)
+    return found
 
 
 class Request(NamedTuple):
@@ -83,11 +107,11 @@ def answer_through_engine(
     reader: type[RowActor],
     arguments: dict[str, Any],
     resources: Resources,
-    counts: str | None,
+    watch: Watch,
 ) -> Dataset:
     """Prompt with `asker`, answer with `build_engine`'s engine, parse with `reader`; both actors take `arguments`.
 
-    The reader counts its answers under the name `counts`.
+    The reader counts the answers.
     """
     helper = {
         "fn_constructor_kwargs": arguments,
@@ -97,8 +121,8 @@ def answer_through_engine(
         "num_cpus": HELPER_CPUS,
         "zero_copy_batch": True,
     }
-    asked = engine(dataset.map_batches(refusing_later(asker), **helper))
-    return asked.map_batches(refusing_later(reader, counts), **helper)
+    asked = engine(dataset.map_batches(watched(asker, replace(watch, counts=None)), **helper))
+    return asked.map_batches(watched(reader, watch), **helper)
 
 
 def build_engine(
@@ -128,7 +152,7 @@ def build_engine(
         )
         # Only the finished reply is needed: without this, each token is a message to the event loop.
         | {"stream_interval": request.sampling["max_tokens"]},
-        concurrency=(1, engine_count(resources)),
+        concurrency=(min(first_workers(resources), engine_count(resources)), engine_count(resources)),
         batch_size=resources.batch_rows,
         max_concurrent_batches=resources.engine.concurrent_blocks,
         placement_group_config={"bundle_per_worker": {"CPU": cpus, **({"GPU": min(1.0, gpus)} if gpus else {})}},

@@ -49,7 +49,7 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
     if settings.judge.backend == "vllm":
         from raysift.jobs.scoring.generation import require_vllm
 
-        require_vllm("judge")
+        require_vllm("judge", config.resources)
     with run.replayable(replayed(config.model_copy(update={"win_rate": settings}))):
         sides = {
             name: answer(run, config, settings, examples, name, source, files | identities[name])

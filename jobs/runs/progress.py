@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
@@ -33,6 +34,8 @@ class Bar(AbstractContextManager["Bar"]):
         self.place, self.title, self.total, self.unit = place, title, total, unit
         self.done, self.words = 0, ""
         self._log, self._console, self._clock = log, console, clock
+        self.note: Callable[[str], None] = logging.getLogger(__name__).warning
+        """Says what the user should know of the work; a run's bars say it as the run's notes."""
         self._first: tuple[float, int] | None = None
         self._logged = clock()
         self._stack = ExitStack()

@@ -12,7 +12,6 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -99,9 +98,12 @@ class Run:
         """Name the stages to come, in their order, so that each is shown as number 3 of 8."""
         self._plan = stages
 
-    def progress(self, total: int | None, unit: str = "rows") -> AbstractContextManager[Bar]:
-        """A bar for work of the stage that runs now."""
-        return self.console.progress(self._stage, total, unit, self._step(self._stage))
+    @contextlib.contextmanager
+    def progress(self, total: int | None, unit: str = "rows") -> Iterator[Bar]:
+        """A bar for work of the stage that runs now; what it notes, the run says."""
+        with self.console.progress(self._stage, total, unit, self._step(self._stage)) as bar:
+            bar.note = self.console.note
+            yield bar
 
     def _step(self, stage: str) -> str:
         return f"{self._plan.index(stage) + 1}/{len(self._plan)}" if stage in self._plan else ""

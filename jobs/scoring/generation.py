@@ -20,8 +20,16 @@ from raysift.actors.prompts import load_prompts
 from raysift.actors.responder import Asker, Reader, Responder
 from raysift.actors.train_checkpoints import template_of
 from raysift.errors import ConfigError, StageError
+from raysift.jobs.on_ray.lives import Watch
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
-from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, sampling_of
+from raysift.jobs.on_ray.vllm_stage import (
+    Request,
+    answer_through_engine,
+    ask_where_engines_run,
+    build_engine,
+    explained,
+    sampling_of,
+)
 from raysift.jobs.runs.progress import Showing, silent
 from raysift.jobs.runs.tables import columns_of
 from raysift.settings.generation import AUTO, TRANSFORMERS, VLLM, GenerationSettings
@@ -51,7 +59,7 @@ def generate(
     """
     resolve_model(model)
     backend = pick_backend(settings, resources)
-    _record_backend(out, backend)
+    _record_backend(out, backend, resources)
     place = None if adapter is None else open_location(adapter)
     rules = {
         "template": template_of(settings.template, model, adapter),
@@ -81,7 +89,7 @@ def generate(
 def pick_backend(settings: GenerationSettings, resources: Resources) -> str:
     """`vllm` or `transformers`: the backend in the settings, or the one that `auto` selects in this environment."""
     if settings.backend == VLLM:
-        require_vllm("generate")
+        require_vllm("generate", resources)
     if settings.backend != AUTO:
         return settings.backend
     return VLLM if settings.beams == 1 and _has_engines(resources) else TRANSFORMERS
@@ -93,8 +101,8 @@ def passes_vllm_over(settings: GenerationSettings, resources: Resources) -> bool
 
 
 def _has_engines(resources: Resources) -> bool:
-    """Whether vLLM is installed for the device of the engines."""
-    installed = vllm_version()
+    """Whether vLLM is installed where the engines run, and for their device."""
+    installed = ask_where_engines_run(vllm_version, resources)
     return bool(installed and ("cpu" in installed) == (not resources.gpus_per_worker))
 
 
@@ -110,10 +118,11 @@ def recorded_backend(out: Location) -> dict[str, str]:
     return dict(json.loads((out / BACKEND_FILE).read_text()))
 
 
-def _record_backend(out: Location, backend: str) -> None:
+def _record_backend(out: Location, backend: str, resources: Resources) -> None:
     """Refuses to mix backends in a folder, since their answers differ in the last bits."""
-    found = {"backend": backend, "version": vllm_version() if backend == VLLM else _version(TRANSFORMERS)}
     if not (out / BACKEND_FILE).exists():
+        version = ask_where_engines_run(vllm_version, resources) if backend == VLLM else _version(TRANSFORMERS)
+        found = {"backend": backend, "version": version}
         (out.make_folder() / BACKEND_FILE).write(json.dumps(found) + "\n")
         return
     begun = recorded_backend(out)
@@ -128,9 +137,9 @@ def _version(package: str) -> str:
     return importlib.metadata.version(package)
 
 
-def require_vllm(stage: str) -> None:
-    """Raises if a stage is to answer through vLLM and vLLM is not installed."""
-    if not vllm_version():
+def require_vllm(stage: str, resources: Resources) -> None:
+    """Raises if a stage is to answer through vLLM and vLLM is not installed where its engines would run."""
+    if not ask_where_engines_run(vllm_version, resources):
         raise ConfigError(
             f"{stage}: backend=vllm is set and vLLM is not installed. Install raysift[vllm] on a GPU machine (without a "
             "GPU see CONTRIBUTING.md), or set backend=transformers."
@@ -150,7 +159,7 @@ def vllm_version() -> str | None:
 
 def _answer_through_vllm(
     dataset: Dataset,
-    counts: str | None,
+    watch: Watch,
     model: str,
     adapter: Location | None,
     settings: GenerationSettings,
@@ -163,4 +172,4 @@ def _answer_through_vllm(
         seed=settings.seed if settings.temperature > 0 else None,
     )
     engine = build_engine(model, adapter, request, resources, settings.max_length, rules["trust_remote_code"], dtype)
-    return answer_through_engine(dataset, Asker, engine, Reader, {"model": model, **rules}, resources, counts)
+    return answer_through_engine(dataset, Asker, engine, Reader, {"model": model, **rules}, resources, watch)

@@ -19,6 +19,7 @@ from raysift.actors.vllm_reward import VllmReward
 from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.jobs.on_ray.fitting import need_to_answer, with_room
+from raysift.jobs.on_ray.lives import Watch
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
 from raysift.jobs.runs.chosen_rows import write_rows
@@ -110,7 +111,7 @@ def score_answers(
 ) -> StageResult:
     """Every row of the files, scored by the scorer for the settings' kind and backend."""
     if settings.backend == "vllm":
-        require_vllm(stage)
+        require_vllm(stage, config.resources)
     score = _judge_through_vllm if (settings.kind, settings.backend) == ("judge", "vllm") else _score_on_actors
     need = None if settings.backend == "vllm" else need_to_answer(config, settings.scorer)
 
@@ -227,9 +228,9 @@ def judge_through_vllm(
 
     dtype = number_type(config, model)
 
-    def answer(dataset: Dataset, counts: str | None) -> Dataset:
+    def answer(dataset: Dataset, watch: Watch) -> Dataset:
         engine = build_engine(model, None, request, config.resources, limit, trusted, dtype)
-        return answer_through_engine(dataset, asker, engine, reader, arguments, config.resources, counts)
+        return answer_through_engine(dataset, asker, engine, reader, arguments, config.resources, watch)
 
     columns = [ID, *asker.inputs]
     with explained(stage):

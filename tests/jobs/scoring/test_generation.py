@@ -126,8 +126,7 @@ DRIVER = """
     from raysift.settings.generation import GenerationSettings
     from raysift.jobs.scoring.generation import generate
     from raysift.jobs.on_ray.raydata import start_ray
-    from raysift.settings.cluster import Cluster, Machine
-from raysift.settings.resources import Resources
+    from raysift.settings.resources import Resources
     from raysift.storage import open_location
 
     start_ray()
@@ -350,3 +349,22 @@ def test_of_an_engines_reply_the_wanted_part_goes_on():
     logprobs_of(range(MOST_TOKENS))
     with pytest.raises(ModelError, match="of 129 tokens are wanted; vLLM gives those of 128"):
         logprobs_of(range(MOST_TOKENS + 1))
+
+
+def test_on_a_cluster_a_machine_of_the_engines_is_asked_and_not_the_driver(ray_local, monkeypatch):
+    import os
+
+    import ray
+
+    from raysift.jobs.on_ray import vllm_stage
+
+    def who() -> int:
+        return os.getpid()
+
+    ask = vllm_stage.ask_where_engines_run
+    assert ask(who, Resources()) == os.getpid()
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": True}, {"Alive": False}])
+    assert ask(who, Resources()) != os.getpid()
+    monkeypatch.setattr(vllm_stage, "LEAST_WAIT_S", 0)
+    with pytest.raises(StageError, match=r"no machine with 1 GPUs said within 1 s .* resources\.wait_s"):
+        ask(who, Resources(gpus_per_worker=4, wait_s=1))
