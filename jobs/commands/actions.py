@@ -70,7 +70,7 @@ def run_finetune(config: CommonConfig, console: Console) -> None:
     """Train on a whole pool."""
     checks.check_pool(config)
     with _session(config, console) as run, run.replayable(replayed(config)):
-        checks.check_training(run, config, "finetune")
+        checks.check_training(config)
         trained = stages.finetune(run, config, stages.ingest(run, config))
         model, adapter = stages.trained_model(run, trained, config.model)
         console.note(f"trained: {adapter or model}")

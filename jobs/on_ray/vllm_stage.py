@@ -140,7 +140,7 @@ def build_engine(
     gpus = resources.gpus_per_worker or 0.0
     cpus = resources.cpus if gpus else max(0.01, round(actor_cpus(resources) - 4 * HELPER_CPUS, 2))
     config = vLLMEngineProcessorConfig(
-        model_source=source_of(model)[0],
+        model_source=source_of(model, "tokenizer")[0],
         engine_kwargs=engine_arguments(
             model,
             max_length=max_length,
@@ -163,7 +163,7 @@ def build_engine(
         tokenize_stage=False,
         detokenize_stage=False,
     )
-    name = source_of(model)[0]
+    name = None
     if adapter is not None:
         name = adapter.path if adapter.is_local else str(adapter)
     few = {"num_cpus": HELPER_CPUS}
@@ -180,11 +180,12 @@ def build_engine(
     replace_engine(
         stage,
         our_engine(stage.fn),
+        weights=model,
         served=name,
         sampling=request.sampling,
         reply=request.reply,
         seed=request.seed,
-        adapters={name: adapter} if adapter is not None and not adapter.is_local else {},
+        adapters={name: adapter} if name and adapter is not None and not adapter.is_local else {},
     )
     return processor
 
@@ -212,7 +213,8 @@ def our_engine(stage: Any) -> Any:
             *,
             engine_kwargs: dict[str, Any],
             expected_input_keys: list[str],
-            served: str,
+            weights: str,
+            served: str | None,
             sampling: dict[str, Any],
             reply: str,
             seed: int | None,
@@ -220,10 +222,11 @@ def our_engine(stage: Any) -> Any:
             **others: Any,
         ) -> None:
             batching = offline_batching(engine_kwargs.get("tensor_parallel_size", 1))
+            others["model"] = source_of(weights)[0]  # on this machine, where the driver's copy may not be
             super().__init__(engine_kwargs=batching | engine_kwargs, expected_input_keys=[PROMPT], **others)
             from vllm.lora.request import LoRARequest
 
-            self.served, self.sampling, self.reply, self.seed = served, sampling, reply, seed
+            self.served, self.sampling, self.reply, self.seed = served or self.model, sampling, reply, seed
             self.copies = contextlib.ExitStack()
             for number, (name, place) in enumerate(adapters.items(), start=1):
                 folder = self.copies.enter_context(local_copy(place))

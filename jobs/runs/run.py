@@ -48,6 +48,7 @@ from raysift.manifest import (
     settle,
     write_manifest,
 )
+from raysift.parallel import in_parallel
 from raysift.pool.id_text import exact
 from raysift.storage import Location, extend_name, open_location, refuse_passwords
 
@@ -331,7 +332,7 @@ class Run:
         for event in read_events(self.folder):
             if event["stage"] not in order:
                 order.append(event["stage"])
-        found = [read_manifest(self.folder / stage) for stage in order]
+        found = in_parallel(lambda stage: read_manifest(self.folder / stage), order)
         return [manifest for manifest in found if manifest]
 
 

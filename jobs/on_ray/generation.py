@@ -15,9 +15,10 @@ from typing import Any
 
 from ray.data import Dataset
 
+from raysift.actors.generator import Generator
 from raysift.actors.language_model import resolve_model
 from raysift.actors.prompts import load_prompts
-from raysift.actors.responder import Asker, Reader, Responder
+from raysift.actors.responder import Asker, PromptAsker, Reader, Responder
 from raysift.actors.train_checkpoints import template_of
 from raysift.errors import ConfigError, StageError
 from raysift.jobs.on_ray.lives import Watch
@@ -51,13 +52,16 @@ def generate(
     trust_remote_code: bool = False,
     rows: int | None = None,
     progress: Showing = silent,
+    whole: bool = True,
 ) -> list[Location]:
     """Answer the question of every conversation (`id`, `messages`) in Parquet files; returns the files of answers.
+
+    `whole` conversations end with an answer, which is left out; others are prompts, and asked as they are.
 
     An answer is a row of `id`, `answer`, `n_new_tokens`, `finished` and `error` (null where all went well). A killed run
     keeps the rows already written; `recorded_backend` names the backend that answers them.
     """
-    resolve_model(model)
+    resolve_model(model, "tokenizer")
     backend = pick_backend(settings, resources)
     _record_backend(out, backend, resources)
     place = None if adapter is None else open_location(adapter)
@@ -68,10 +72,12 @@ def generate(
         "trust_remote_code": trust_remote_code,
     }
     if backend == TRANSFORMERS:
-        decoding = settings.model_dump(include={"temperature", "top_p", "seed", "beams"})
+        decoding = settings.model_dump(include={"temperature", "seed", "beams"} | ({"top_p"} if whole else set()))
         placed = {"device": resources.placed_on, "threads": resources.threads, "dtype": dtype}
         arguments = {"model": model, "adapter": place, **rules, **decoding, **placed}
-        return map_rows(files, Responder, arguments, out, resources, rows=rows, progress=progress)
+        return map_rows(
+            files, Responder if whole else Generator, arguments, out, resources, rows=rows, progress=progress
+        )
     answer = partial(
         _answer_through_vllm,
         model=model,
@@ -80,6 +86,7 @@ def generate(
         resources=resources,
         rules=rules,
         dtype=dtype,
+        asker=Asker if whole else PromptAsker,
     )
     with explained("generate"):
         columns = columns_of(files, Asker, rules)
@@ -166,10 +173,11 @@ def _answer_through_vllm(
     resources: Resources,
     rules: dict[str, Any],
     dtype: str,
+    asker: type[Asker],
 ) -> Dataset:
     request = Request(
         sampling_of(settings, load_prompts(model, **rules).ends),
         seed=settings.seed if settings.temperature > 0 else None,
     )
     engine = build_engine(model, adapter, request, resources, settings.max_length, rules["trust_remote_code"], dtype)
-    return answer_through_engine(dataset, Asker, engine, Reader, {"model": model, **rules}, resources, watch)
+    return answer_through_engine(dataset, asker, engine, Reader, {"model": model, **rules}, resources, watch)
