@@ -1,6 +1,7 @@
 """One training of the model under a policy: pick a batch, take a step, measure, and log it all.
 
-The trainer, the pool and the validation rows are loaded once; each call starts again from the model's own weights.
+The trainer, the pool and the validation rows are loaded once; each call starts again from the model's own weights. With several
+processes, all run the same lines: the first one picks, and all share the passes and the validation of a step.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +17,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from raysift.actors.effective_batches import Place
+from raysift.actors.peers import ALONE, Peers
 from raysift.actors.step_trainer import StepTrainer
+from raysift.actors.token_files import TokenFiles
 from raysift.actors.validator import Validator
 from raysift.errors import StageError
 from raysift.policy.drawing import Draw
@@ -24,9 +28,13 @@ from raysift.policy.pool import PolicyPool, positions
 from raysift.policy.settings import EpisodeSettings, PolicySettings
 from raysift.policy.state import LOG, Episode, State, stage_inputs
 from raysift.settings.training import TrainConfig
+from raysift.topk import Ids
 
 if TYPE_CHECKING:
+    from raysift.policy.device_picking import DevicePicker
     from raysift.policy.picking import Picker
+
+    Pickers = Picker | DevicePicker
 
 Measure = Callable[[StepTrainer], float]
 Weights = Mapping[str, NDArray[Any]]
@@ -38,8 +46,8 @@ class EpisodeSetup:
     """Everything a training needs; the processes of a machine share one copy."""
 
     pool: PolicyPool
-    rows: pa.Table
-    """The pool's rows as tokens (`EncodeRows`)."""
+    rows: pa.Table | TokenFiles
+    """The pool's rows as tokens (`EncodeRows`), or the files that hold them."""
     validation: pa.Table
     """Rows whose loss gives the performance that the policy sees."""
     report: pa.Table
@@ -51,30 +59,36 @@ class EpisodeSetup:
     steps: int
     place: Place
     adapter: str | None = None
+    every: int = 100
+    """Steps between saved states."""
 
-    def validator(self, rows: pa.Table | None = None) -> Validator:
+    def validator(self, rows: pa.Table | None = None, peers: Peers = ALONE) -> Validator:
         """A validator over these rows; default: the validation rows."""
         rows = self.validation if rows is None else rows
-        return Validator(rows, self.train, self.model, self.place, adapter=self.adapter)
+        return Validator(rows, self.train, self.model, self.place, peers=peers)
 
 
 class EpisodeRunner:
-    """Trains under any policy for the same pool; `measure`, if given, replaces validation in this process.
+    """Trains under any policy for the same pool, alone or as one of several processes; `measure`, if given, replaces validation.
 
     `on_step` is called after each step.
     """
 
     def __init__(
-        self, setup: EpisodeSetup, measure: Measure | None = None, on_step: Callable[[], None] = lambda: None
+        self,
+        setup: EpisodeSetup,
+        measure: Measure | None = None,
+        on_step: Callable[[], None] = lambda: None,
+        peers: Peers = ALONE,
     ) -> None:
-        self.setup, self.on_step = setup, on_step
+        self.setup, self.on_step, self.peers = setup, on_step, peers
         self.trainer = StepTrainer(
-            setup.rows, setup.train, setup.steps, setup.model, setup.place, adapter=setup.adapter
+            setup.rows, setup.train, setup.steps, setup.model, setup.place, adapter=setup.adapter, peers=peers
         )
-        self.measure = measure or measure_here(setup.validator())
+        self.measure = measure or measure_here(setup.validator(peers=peers))
         self.measure_report = None
         if len(setup.report):
-            self.measure_report = measure_here(setup.validator(setup.report))
+            self.measure_report = measure_here(setup.validator(setup.report, peers))
         # Every training starts from the same weights, so their performance is measured once.
         self.start = self.measure(self.trainer)
         self.report_start = self.measure_report(self.trainer) if self.measure_report else None
@@ -84,20 +98,22 @@ class EpisodeRunner:
         self.trainer.restart()
         return self.train(self.picker(policy), draw, number, episode)
 
-    def picker(self, policy: Weights) -> Picker:
-        """A picker that follows the policy with these weights."""
+    def picker(self, policy: Weights) -> Pickers | None:
+        """A picker that follows the policy with these weights, on the trainer's device; None but in the first process."""
         import torch
 
         from raysift.policy.network import Acquisition
-        from raysift.policy.picking import Picker
+        from raysift.policy.picking import picker_on
 
+        if self.peers.rank:
+            return None
         network = Acquisition(self.setup.pool.features.shape[1], self.setup.policy.hidden, seed=0)
         network.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in policy.items()})
-        return Picker(self.setup.pool, self.setup.policy, network.eval())
+        return picker_on(str(self.trainer.device), self.setup.pool, self.setup.policy, network.eval())
 
     def train(
         self,
-        picker: Picker,
+        picker: Pickers | None,
         draw: Draw | None,
         number: int = 0,
         episode: int = 0,
@@ -120,7 +136,7 @@ class EpisodeRunner:
             line = {"round": number, "episode": episode, "step": step}
             clock = time.perf_counter()
             state = State(stage_inputs(start, latest, step, self.setup.steps), counts)
-            ids, _ = picker.batch(state, self.setup.train.batch_size, step, draw)
+            ids = self.peers.agree(partial(self._pick, picker, state, step, draw))
             line["choose_s"], clock = _lap(clock)
             line["loss"] = self.trainer.step(ids)
             line["train_s"], clock = _lap(clock)
@@ -137,6 +153,10 @@ class EpisodeRunner:
         report = self.measure_report(self.trainer) if self.measure_report else None
         return Episode(pa.Table.from_pylist(lines, schema=LOG), self.report_start, report)
 
+    def _pick(self, picker: Pickers | None, state: State, step: int, draw: Draw | None) -> Ids:
+        assert picker is not None
+        return picker.batch(state, self.setup.train.batch_size, step, draw)
+
     def _first_line(self, number: int, episode: int) -> dict[str, Any]:
         seconds = dict.fromkeys(("choose_s", "train_s", "validate_s"), 0.0)
         line = {"round": number, "episode": episode, "step": 0, "picks": [], "performance": self.start, "loss": None}
@@ -144,11 +164,10 @@ class EpisodeRunner:
 
 
 def measure_here(validator: Validator) -> Measure:
-    """Measure the performance of the model being trained in its own process."""
-    numbers = range(len(validator.batches))
+    """Measure the performance of the model being trained where it is trained."""
 
     def measure(trainer: StepTrainer) -> float:
-        return performance(validator.losses_of(trainer.model, numbers))
+        return performance(validator.losses(trainer.model))
 
     return measure
 

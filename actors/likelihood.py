@@ -7,7 +7,7 @@ loss in training: the assistant's words and the token that ends its turn.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -59,8 +59,8 @@ class Scorer(RowActor):
         """Whether any row can fit at all; if none can, a row that does not fit is not at fault itself."""
         self.head = find_head(self.model)
         vocabulary = self.model.get_output_embeddings().weight.shape[0]
-        budget = batch_tokens or budget_on(self.model, BATCH_TOKENS)
-        self.batch_tokens = min(budget, max(1, MAX_LOGITS // vocabulary))
+        self.batch_tokens = batch_tokens or budget_on(self.model, BATCH_TOKENS)
+        self.batch_labels = max(1, MAX_LOGITS // vocabulary)
 
     def label_losses(self, encoded: Sequence[Encoded]) -> list[float]:
         """The summed loss of each conversation's labels, which is minus their log-probability."""
@@ -68,18 +68,36 @@ class Scorer(RowActor):
 
         from raysift.gradients.cpu_products import quick_products
         from raysift.gradients.loss import label_logits, row_losses
-        from raysift.gradients.rows import pad_rows, plan_batches
+        from raysift.gradients.rows import pad_rows
 
         rows = [token_row(item) for item in encoded]
+        self.tokens_read += sum(map(len, rows))
         losses = [0.0] * len(rows)
-        with torch.inference_mode(), quick_products(self.model):
-            for members in plan_batches([len(row) for row in rows], self.batch_tokens):
-                batch = pad_rows([rows[i] for i in members], self.model.device)
+
+        def weigh_pass(members: list[int]) -> None:
+            for part in self._by_labels(rows, members):
+                batch = pad_rows([rows[i] for i in part], self.model.device)
                 weights = torch.ones(len(batch.targets), device=self.model.device)
                 total, _ = row_losses(label_logits(self.model, batch, self.head), batch, weights, with_gradient=False)
-                for i, loss in zip(members, total.tolist(), strict=True):
+                for i, loss in zip(part, total.tolist(), strict=True):
                     losses[i] = loss
+
+        with torch.inference_mode(), quick_products(self.model):
+            self.run_passes([len(row) for row in rows], weigh_pass)
         return losses
+
+    def _by_labels(self, rows: Sequence[TokenRow], members: Sequence[int]) -> Iterator[list[int]]:
+        """A pass, cut where its logits, of labels alone if the head can be found, would take too much."""
+        width, labels = len(rows[members[0]]), 0
+        part: list[int] = []
+        for i in members:
+            own = rows[i].n_labels if self.head is not None else width
+            if part and labels + own > self.batch_labels:
+                yield part
+                part, labels = [], 0
+            part.append(i)
+            labels += own
+        yield part
 
 
 class Likelihood(Scorer):

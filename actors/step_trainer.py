@@ -4,7 +4,8 @@ A step equals one of `trainee.train` on the same rows: mean loss over the batch'
 AdamW, the scheduled rate, dropout seeded by (seed, step). The caller chooses the batches; a row may be in any number
 of them. The order of a batch's ids has no effect beyond rounding.
 
-There is one process; a batch is not divided among ranks.
+Several processes can share a training, each with the whole model (see `peers`). Passes, their dropout and the tree in which
+their gradients are added follow from the batch, so weights are the same, bit for bit, for 1, 2, 4 or 8 processes.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from raysift.actors.encoded_rows import COUNTED, INPUT_IDS, EncodedRows
 from raysift.actors.language_model import load_tokenizer
 from raysift.actors.optimizers import build_optimizer, moments_of, restore_moments
 from raysift.actors.optimizers import trainable_parameters as trainable_parameters
+from raysift.actors.peers import ALONE, LANES, Peers, TreeSum
+from raysift.actors.token_files import TokenFiles
 from raysift.actors.train_checkpoints import EPOCH_RECORD, MOMENTS, EpochRecord, write_checkpoint
 from raysift.actors.trainee import build_placed, own_settings, step_seed
-from raysift.dealing import deal_rows
 from raysift.errors import StageError
 from raysift.gradients.moments import load_moments, save_moments
 from raysift.settings.training import TrainConfig, epoch_mean_learning_rates, learning_rates
@@ -34,10 +36,12 @@ from raysift.storage import Location
 from raysift.tensors import load_tensors, save_tensors
 
 STATE, WEIGHTS = "state.json", "weights.safetensors"
+FEW_TOKENS = 1024
+"""Passes of fewer tokens are not quicker: launching their kernels takes as long as the products."""
 
 
 class StepTrainer:
-    """Holds the model, its optimizer and all rows it may be trained on (five bytes per token).
+    """Holds the model, its optimizer and all rows it may be trained on (five bytes per token), or maps their files.
 
     `rows` are trainable rows from `EncodeRows` and `split_trainable`. `steps` is the length of the training, on which
     the learning rates depend. On one kind of machine, with the same number of threads, results repeat bit for bit.
@@ -45,15 +49,16 @@ class StepTrainer:
 
     def __init__(
         self,
-        rows: pa.Table,
+        rows: pa.Table | TokenFiles,
         config: TrainConfig,
         steps: int,
         model: str,
         place: Place,
         *,
         adapter: str | Location | None = None,
+        peers: Peers = ALONE,
     ) -> None:
-        self.config, self.place, self.steps, self.name = config, place, steps, model
+        self.config, self.place, self.steps, self.name, self.peers = config, place, steps, model, peers
         self.rows = _checked(rows)
         self.rates = learning_rates(config, steps)
         with own_settings(place):
@@ -64,6 +69,7 @@ class StepTrainer:
         self.device = self.model.get_input_embeddings().weight.device
         self.optimizer = build_optimizer(self.model, config)
         self._start = {name: weight.detach().clone() for name, weight in self.trainable.items()}
+        self._gradients = flat_gradients(list(self.trainable.values()))
         self.restart()
 
     def restart(self) -> None:
@@ -73,7 +79,6 @@ class StepTrainer:
         with torch.no_grad():
             for name, weight in self.trainable.items():
                 weight.copy_(self._start[name])
-        self.optimizer.zero_grad()
         self.optimizer.state.clear()
         self.step_number = 0
         self.loss_sum, self.label_tokens, self.seconds = 0.0, 0, 0.0
@@ -86,7 +91,6 @@ class StepTrainer:
         positions = self._batch(ids)
         tokens = int(self.rows.labels_per_row[positions].sum())
         with own_settings(self.place), quick_products(self.model):
-            self._seed()
             self.model.train()
             nats = self._backward(positions, tokens)
             self._update(nats)
@@ -139,28 +143,28 @@ class StepTrainer:
                 "learning rates differ. Start it anew."
             )
         copy_weights(self.trainable, load_tensors(folder / WEIGHTS, "training")[0])
-        self.optimizer.zero_grad()
         restore_moments(self.model, self.optimizer, load_moments(folder / MOMENTS))
         self.step_number = state["step"]
         self.loss_sum, self.label_tokens, self.seconds = state["loss_sum"], state["label_tokens"], state["seconds"]
 
     def _batch(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Positions of the rows, shortest first, so that neighbours share a pass with little padding."""
+        """Positions of the rows, in order of id."""
         if self.step_number >= self.steps:
             raise StageError(f"training: all {self.steps} steps were made; restart() begins the training anew.")
-        positions = self.rows.positions(ids)
+        positions = np.sort(self.rows.positions(ids))
         different = len(np.unique(positions))
         if not 0 < different == len(positions):
             raise StageError(
                 f"training: step {self.step_number} has a batch of {len(positions)} rows of which {different} are "
                 "different; a batch holds one row at least, and no row twice."
             )
-        return positions[np.argsort(self.rows.lengths[positions], kind="stable")]
+        return positions
 
-    def _seed(self) -> None:
+    def _seed(self, number: int) -> None:
+        """Dropout of a pass depends on the seed, the step and the pass alone."""
         import torch
 
-        seed = step_seed(self.config.seed, self.step_number, rank=0)
+        seed = step_seed(self.config.seed, self.step_number, number)
         # Not torch.manual_seed: without CUDA it keeps every call, to repeat it should CUDA be initialised.
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
@@ -168,27 +172,39 @@ class StepTrainer:
 
     def _backward(self, positions: np.ndarray, tokens: int) -> float:
         """Leave the gradient of the batch's mean loss in the parameters; return its summed loss in nats."""
+        passes = plan_passes(self.rows.lengths[positions], self.place.tokens_per_pass, self.place.rows_per_pass)
+        sums, own = [TreeSum() for _ in self._gradients], {}
+        for numbers in deal(len(passes))[self.peers.lanes.start : self.peers.lanes.stop]:
+            for gradient in self._gradients:
+                gradient.zero_()
+            for number in numbers:
+                self._seed(number)
+                own[number] = self._pass(positions[passes[number]], tokens)
+            for total, gradient in zip(sums, self._gradients, strict=True):
+                total.add(gradient.clone() if numbers else None)
+        for total, gradient in zip(sums, self._gradients, strict=True):
+            found = total.result()
+            gradient.zero_() if found is None else gradient.copy_(found)
+        self.peers.add_up(self._gradients)
+        nats = np.zeros(len(passes))
+        for number, loss in own.items():
+            nats[number] = float(loss)
+        return math.fsum(self.peers.merge(nats))
+
+    def _pass(self, positions: np.ndarray, tokens: int) -> Any:
+        """Add the gradient of these rows' share in the mean loss; their summed loss in nats."""
         import torch
         from torch.nn.functional import cross_entropy
 
         from raysift.gradients.loss import find_head, label_logits
         from raysift.gradients.rows import pad_rows
 
-        head = find_head(self.model)
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for part in self._passes(positions):
-            batch = pad_rows(self.rows.token_rows(part), self.device)
-            with autocast(self.config, self.device):
-                logits = label_logits(self.model, batch, head)
-            nats = cross_entropy(logits.float(), batch.targets, reduction="sum")
-            torch.autograd.backward(nats * (1 / tokens))
-            total += nats.detach()
-        return float(total)
-
-    def _passes(self, positions: np.ndarray) -> list[np.ndarray]:
-        lengths = self.rows.lengths[positions].tolist()
-        (dealt,) = deal_rows(lengths, 1, self.place.tokens_per_pass, self.place.rows_per_pass)
-        return [positions[part] for part in dealt]
+        batch = pad_rows(self.rows.token_rows(positions), self.device)
+        with autocast(self.config, self.device):
+            logits = label_logits(self.model, batch, find_head(self.model))
+        nats = cross_entropy(logits.float(), batch.targets, reduction="sum")
+        torch.autograd.backward(nats * (1 / tokens))
+        return nats.detach()
 
     def _update(self, nats: float) -> None:
         """Clip and step; raise if loss or gradient is not finite, since such a gradient would ruin every weight."""
@@ -204,7 +220,48 @@ class StepTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rates[self.step_number]
         self.optimizer.step()
-        self.optimizer.zero_grad()
+
+
+def plan_passes(lengths: Sequence[int] | np.ndarray, tokens: int, rows: int) -> list[list[int]]:
+    """Members of each pass, longest first, which holds at most `tokens` tokens with padding, and `rows` rows.
+
+    Passes are as many as the lanes, or a multiple of them, unless they would hold fewer than FEW_TOKENS; they are as equal as
+    rows sorted by length allow.
+    """
+    from raysift.gradients.rows import plan_batches
+
+    known = np.asarray(lengths).tolist()
+    most = LANES * -(-len(plan_batches(known, tokens, rows)) // LANES)
+    low, high = min(FEW_TOKENS, tokens), tokens
+    while low < high:  # the smallest size with which passes are not too many
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(plan_batches(known, middle, rows)) <= most else (middle + 1, high)
+    return plan_batches(known, high, rows)
+
+
+def deal(passes: int) -> list[list[int]]:
+    """The passes of each lane, in order; few are spread over the lanes, so that two processes have them half each."""
+    lanes: list[list[int]] = [[] for _ in range(LANES)]
+    for number in range(passes):
+        lanes[number * LANES // passes].append(number)
+    return lanes
+
+
+def flat_gradients(weights: Sequence[Any]) -> list[Any]:
+    """One tensor of zeros for each device, of which the weights' gradients are parts from now on."""
+    import torch
+
+    kinds: dict[tuple[Any, Any], list[Any]] = {}
+    for weight in weights:
+        kinds.setdefault((weight.device, weight.dtype), []).append(weight)
+    flats = []
+    for (device, dtype), members in kinds.items():
+        flats.append(torch.zeros(sum(weight.numel() for weight in members), dtype=dtype, device=device))
+        start = 0
+        for weight in members:
+            weight.grad = flats[-1][start : start + weight.numel()].view_as(weight)
+            start += weight.numel()
+    return flats
 
 
 def copy_weights(trainable: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> None:
@@ -232,7 +289,9 @@ def autocast(config: TrainConfig, device: Any) -> Iterator[None]:
         yield
 
 
-def _checked(rows: pa.Table) -> EncodedRows:
+def _checked(rows: pa.Table | TokenFiles) -> EncodedRows:
+    if isinstance(rows, TokenFiles):
+        return rows.open()  # holds nothing but trainable rows, each once
     missing = rows[INPUT_IDS].null_count or rows[COUNTED].null_count
     if not len(rows) or missing or not (encoded := EncodedRows(rows)).labels_per_row.all():
         raise StageError(

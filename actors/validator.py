@@ -1,14 +1,14 @@
-"""The validation loss of a model being trained, over fixed batches that any number of workers can share.
+"""The validation loss of a model being trained, over fixed batches that the training's processes share.
 
 The conversations are divided into batches once, by their lengths alone. Each batch is padded and summed on its own, so
-its rows have the same losses whichever other batches a process has. One validator or four give the same numbers, bit
+its rows have the same losses whichever other batches a process has. One process or four give the same numbers, bit
 for bit, on one kind of machine with the same number of threads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +16,12 @@ import pyarrow as pa
 
 from raysift.actors.effective_batches import EncodeRows, Place, split_trainable
 from raysift.actors.encoded_rows import EncodedRows
-from raysift.actors.step_trainer import autocast, copy_weights, trainable_parameters
-from raysift.actors.trainee import build_placed, own_settings
+from raysift.actors.peers import ALONE, Peers
+from raysift.actors.step_trainer import autocast
+from raysift.actors.trainee import own_settings
 from raysift.errors import DataError, StageError
 from raysift.records import ID, MESSAGES, META
 from raysift.settings.training import TrainConfig
-from raysift.storage import Location
 
 BATCH_TOKENS = 2048
 
@@ -29,7 +29,7 @@ BATCH_TOKENS = 2048
 class Validator:
     """Validation rows (`id`, `messages`) in fixed `batches`; each conversation ends with the reference answer.
 
-    A row's number is its place in order of id. The validator loads a model of its own only when `losses` is called.
+    A row's number is its place in order of id.
     """
 
     def __init__(
@@ -40,31 +40,37 @@ class Validator:
         place: Place,
         batch_tokens: int = BATCH_TOKENS,
         *,
-        adapter: str | Location | None = None,
+        peers: Peers = ALONE,
     ) -> None:
-        self.config, self.place, self.name, self.adapter = config, place, model, adapter
+        self.config, self.place, self.peers = config, place, peers
         self.rows = _encoded(rows, config, model, place)
         self.ids = self.rows.ids
         self.batches = cut_batches(self.rows, batch_tokens)
-        self._model: Any = None
 
-    def losses(self, weights: Mapping[str, np.ndarray], numbers: Sequence[int]) -> dict[int, tuple[float, int]]:
-        """Nats and tokens, by row number, of the rows in the batches with these numbers, under these trained weights."""
-        if self._model is None:
-            with own_settings(self.place):
-                self._model = build_placed(self.config, self.name, self.adapter, self.place)
-        copy_weights(trainable_parameters(self._model), weights)
-        return self.losses_of(self._model, numbers)
+    def losses(self, model: Any) -> dict[int, tuple[float, int]]:
+        """Nats and tokens, by row number, of all rows under a live model, a `StepTrainer`'s; every process computes its share
+        of the batches, and has the losses of all."""
+        nats = np.zeros(len(self.ids))
+        for row, loss in self.losses_of(model, range(self.peers.rank, len(self.batches), self.peers.size)).items():
+            nats[row] = loss
+        known = self.peers.merge(nats).tolist()
+        wild = next((row for row, loss in enumerate(known) if not math.isfinite(loss)), None)
+        if wild is not None:
+            raise StageError(
+                f"validation: the row with id {self.ids[wild]} has a loss of {known[wild]}; the training blew up. Lower "
+                f"its learning rate ({self.config.learning_rate:g}) or max_grad_norm, or train in fp32."
+            )
+        return dict(enumerate(zip(known, self.rows.labels_per_row.tolist(), strict=True)))
 
-    def losses_of(self, model: Any, numbers: Sequence[int]) -> dict[int, tuple[float, int]]:
-        """Nats and tokens of these batches' rows under a live model, a `StepTrainer`'s; its mode is restored."""
+    def losses_of(self, model: Any, numbers: Sequence[int]) -> dict[int, float]:
+        """Nats of the rows in the batches with these numbers; the model's mode is restored."""
         import torch
 
         from raysift.gradients.cpu_products import quick_products
 
         was_training = model.training
         model.eval()
-        found: dict[int, tuple[float, int]] = {}
+        found: dict[int, float] = {}
         try:
             # Not inference_mode: what a model caches in it (rotary tables) could not be trained through later.
             with own_settings(self.place), torch.no_grad(), quick_products(model):
@@ -74,7 +80,7 @@ class Validator:
             model.train(was_training)
         return found
 
-    def _losses_of_batch(self, model: Any, members: Sequence[int]) -> dict[int, tuple[float, int]]:
+    def _losses_of_batch(self, model: Any, members: Sequence[int]) -> dict[int, float]:
         import torch
 
         from raysift.gradients.loss import find_head, label_logits, row_losses
@@ -86,15 +92,7 @@ class Validator:
             logits = label_logits(model, batch, find_head(model))
         ones = torch.ones(len(batch.targets), device=device)
         nats, _ = row_losses(logits, batch, ones, with_gradient=False)
-        pairs = zip(nats.tolist(), batch.n_labels.tolist(), strict=True)
-        losses = dict(zip(members, pairs, strict=True))
-        for row, (loss, _) in losses.items():
-            if not math.isfinite(loss):
-                raise StageError(
-                    f"validation: the row with id {self.ids[row]} has a loss of {loss}; the training blew up. Lower "
-                    f"its learning rate ({self.config.learning_rate:g}) or max_grad_norm, or train in fp32."
-                )
-        return losses
+        return dict(zip(members, nats.tolist(), strict=True))
 
 
 def cut_batches(rows: EncodedRows, tokens: int) -> list[list[int]]:

@@ -16,9 +16,11 @@ HEAVY = {"ray", "torch", "transformers", "peft", "vllm", "accelerate", "faiss"}
 # Maths on tensors: these engine files, and no others, load torch when they are imported.
 TENSOR_MATHS = (
     "raysift.gradients",
+    "raysift.policy.device_picking",
     "raysift.policy.learning",
     "raysift.policy.network",
     "raysift.policy.picking",
+    "raysift.store.packing",
     "raysift.store.projection",
     "raysift.store.rotation",
     "raysift.store.sign_products",

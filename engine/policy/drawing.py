@@ -30,10 +30,15 @@ class Draw:
 
     def noise(self, ids: Ids, step: int) -> NDArray[np.float64]:
         """Standard Gumbel noise of each row at a step."""
-        uniform = uniform_of(ids, seed_for(self.seed, f"pick, {self.purpose}, step {step}"))
+        uniform = uniform_of(ids, seed_for(self.seed, step_purpose(self, step)))
         # uniform_of gives multiples of 2^-53 below 1; at 0 the logarithm would not be finite.
         gumbel: NDArray[np.float64] = -np.log(-np.log(np.maximum(uniform, 2.0**-54)))
         return gumbel
+
+
+def step_purpose(draw: Draw, step: int) -> str:
+    """What the draws of a step are for, from which their seed follows."""
+    return f"pick, {draw.purpose}, step {step}"
 
 
 def class_members(classes: ArrayLike) -> list[NDArray[np.int64]]:

@@ -102,15 +102,26 @@ def fit_features(
 ) -> FittedFeatures:
     """Fit scales, components and classes on these rows; pass them by rising id, as the fit depends on the order."""
     _check_rows(difficulty, vectors)
+    components = fit_components(vectors, settings.semantic_dimensions)
+    return fitted_on(difficulty, components, project(components, vectors), classes, seed, origin)
+
+
+def fitted_on(
+    difficulty: Matrix,
+    components: Components,
+    scores: Matrix,
+    classes: int,
+    seed: int,
+    origin: dict[str, Any] | None = None,
+) -> FittedFeatures:
+    """The fit on rows with these difficulties and scores on the components, both by rising id."""
     mean, std = difficulty.mean(axis=0), difficulty.std(axis=0)
     flat = std <= NO_SPREAD * np.maximum(1.0, np.abs(mean))
-    components = fit_components(vectors, settings.semantic_dimensions)
-    points = project(components, vectors).astype(np.float32)
     return FittedFeatures(
         difficulty_mean=mean,
         difficulty_std=np.where(flat, 1.0, std),
         semantic=components,
-        centroids=fit_classes(points, classes, seed),
+        centroids=fit_classes(scores.astype(np.float32), classes, seed),
         origin=dict(origin or {}),
     )
 

@@ -46,14 +46,16 @@ class Acquisition(nn.Module):
         scores: Tensor = self.rest(torch.tanh(first)).squeeze(1)
         return scores
 
-    def score_pool(self, static_part: Tensor, stage: Tensor, availability: Tensor) -> Tensor:
-        """F of each row as in `scores`, but without gradients and CHUNK_ROWS rows at a time."""
+    def score_pool(
+        self, static_part: Tensor, stage: Tensor, availability: Tensor, chunk_rows: int = CHUNK_ROWS
+    ) -> Tensor:
+        """F of each row as in `scores`, but without gradients and some rows at a time."""
         with torch.no_grad():
             shared = self.stage(stage)
             parts = []
-            for start in range(0, len(static_part), CHUNK_ROWS):
-                first = static_part[start : start + CHUNK_ROWS] + shared
-                moved = availability[start : start + CHUNK_ROWS]
+            for start in range(0, len(static_part), chunk_rows):
+                first = static_part[start : start + chunk_rows] + shared
+                moved = availability[start : start + chunk_rows]
                 seen = torch.nonzero(moved).squeeze(1)
                 first[seen] += self.availability(moved[seen].unsqueeze(1))
                 parts.append(self.rest(first.tanh_()).squeeze(1))

@@ -1,4 +1,4 @@
-"""Batches picked by a policy: its network scores all rows, then `drawing` chooses among them."""
+"""Batches picked by a policy: its network scores all rows, then `drawing` chooses among them, or `device_picking` on a GPU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from raysift.policy.device_picking import DevicePicker
 from raysift.policy.drawing import Draw, best_of_classes, class_members
 from raysift.policy.network import Acquisition
 from raysift.policy.pool import PolicyPool
 from raysift.policy.settings import PolicySettings
 from raysift.policy.state import State, masked
 from raysift.topk import Ids
+
+
+def picker_on(device: str, pool: PolicyPool, settings: PolicySettings, network: Acquisition) -> Picker | DevicePicker:
+    """The picker that works where the model is trained."""
+    if device == "cpu":
+        return Picker(pool, settings, network)
+    return DevicePicker(pool, settings, network, device)
 
 
 class Picker:
@@ -31,16 +39,15 @@ class Picker:
         )
         return found
 
-    def batch(self, state: State, size: int, step: int, draw: Draw | None) -> tuple[Ids, NDArray[np.float64]]:
-        """Ids of the batch in rising order, and the scores of all rows; without a draw, takes the highest scores."""
-        scores = self.scores(state)
-        keys = scores
+    def batch(self, state: State, size: int, step: int, draw: Draw | None) -> Ids:
+        """Ids of the batch in rising order; without a draw, those with the highest scores."""
+        keys = self.scores(state)
         if draw is not None:
-            keys = scores / self.settings.temperature + draw.noise(self.pool.ids, step)
+            keys = keys / self.settings.temperature + draw.noise(self.pool.ids, step)
         open_rows = None
         if self.settings.max_repeats is not None:
             open_rows = state.counts < self.settings.max_repeats
-        return np.sort(best_of_classes(self.pool.ids, keys, self.members, size, open_rows)), scores
+        return np.sort(best_of_classes(self.pool.ids, keys, self.members, size, open_rows))
 
 
 def policy_inputs(

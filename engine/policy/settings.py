@@ -132,7 +132,7 @@ class RaiseConfig(Settings):
     """A run whose policy is applied unchanged to this pool. Nothing is learned, and that run's `features` and `policy`
     settings apply."""
     steps_per_state: int = Field(default=100, ge=1)
-    """Steps between saved states of the final training, from which it resumes after an interruption."""
+    """Steps between saved states of a training, from which it resumes after an interruption."""
 
     @model_validator(mode="after")
     def _trainings_differ(self) -> RaiseConfig:

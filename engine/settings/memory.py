@@ -99,10 +99,6 @@ class Need:
     """Tokens of the longest row; a pass holds one row at least."""
     between: int = 0
     """Of a pass without gradients between the others, which leaves nothing behind."""
-    helpers: int = 0
-    """Processes that serve all workers of the stage, and have their share of the cores."""
-    helper: int = 0
-    """Bytes of one of these."""
     small: bool = False
 
     @property
@@ -202,19 +198,11 @@ def training(shape: Shape, dtype: str, longest: int, trained: int, whole: bool) 
     )
 
 
-def stepping(training: Need, shape: Shape, dtype: str, rows: int, measured: int, validators: int = 0) -> Need:
-    """A training that can start again and is measured between its steps, on `measured` tokens at a time, by itself or by
-    `validators`. It keeps `rows` bytes of tokens and features, and the first values of what it trains."""
+def stepping(training: Need, shape: Shape, dtype: str, rows: int, measured: int) -> Need:
+    """A training that can start again and is measured between its steps, on `measured` tokens at a time. It keeps `rows` bytes
+    of features, the first values of what it trains, and up to four sums of gradients beside the one in work."""
     between = (_passing(shape, dtype) + shape.vocabulary * 12) * measured
-    kept = training.trained // 4
-    return replace(
-        training,
-        trained=training.trained + kept,
-        rows=rows,
-        between=between,
-        helpers=validators,
-        helper=training.process + training.weights + kept + between if validators else 0,
-    )
+    return replace(training, trained=training.trained * 9 // 4, rows=rows, between=between)
 
 
 def row_gradients(
@@ -248,17 +236,14 @@ def fit(
     do workers and threads, up to rounding.
     """
     asked = tokens or _usual_tokens(need)
-    helpers = -(-need.helpers // machines)
-    room = max(memory // (1 + helpers), memory - helpers * need.helper)
-    while tokens is None and need.bytes(asked) > room and asked > FEWEST_TOKENS:
+    while tokens is None and need.bytes(asked) > memory and asked > FEWEST_TOKENS:
         asked //= 2
     size = need.bytes(asked)
     if workers is None:
-        each = cores if need.small else min(-(-cores // THREADS_EACH), room // size)
+        each = cores if need.small else min(-(-cores // THREADS_EACH), memory // size)
         workers = min(machines * max(1, each), most or machines * cores)
-    here = -(-workers // machines) + helpers
-    threads = 1 if need.small else max(1, cores // here)
-    return Fit(workers, threads, asked, size, room, need.small)
+    threads = 1 if need.small else max(1, cores // -(-workers // machines))
+    return Fit(workers, threads, asked, size, memory, need.small)
 
 
 def fit_card(need: Need, card: int, workers: int, host: int, tokens: int | None = None) -> Fit:
@@ -277,7 +262,7 @@ def fewer(found: Fit, need: Need) -> Fit:
         tokens = found.tokens // 2
         return replace(found, tokens=tokens, bytes=need.bytes(tokens))
     fewer = max(1, found.workers // 2)
-    threads = 1 if found.small else found.threads * (found.workers + need.helpers) // (fewer + need.helpers)
+    threads = 1 if found.small else found.threads * found.workers // fewer
     return replace(found, workers=fewer, threads=threads)
 
 

@@ -106,8 +106,6 @@ class Resources(Settings):
     """Takes the gradients of rows and targets."""
     train: TrainRole = Field(default_factory=TrainRole)
     """Trains, on all GPUs by default."""
-    validation_workers: int = Field(default=0, ge=0)
-    """Actors that share out the validation after each step of RAISE; 0 validates in the process that trains."""
     reduce: WorkerRole = Field(default_factory=WorkerRole)
     """Reads, reduces and merges files; never on GPUs."""
     driver: Role = Field(default_factory=Role)

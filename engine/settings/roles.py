@@ -44,7 +44,10 @@ class WorkerRole(Role):
 
 
 class TrainRole(Role):
-    """Workers of a fine-tune, which share out each batch. None: one per GPU, or one on CPUs; 0 trains in the calling process."""
+    """Workers of a fine-tune, which share out each batch. None: one per GPU, or one on CPUs; 0 trains in the calling process.
+
+    A training under RAISE's policy has a power of two of them, at most 8; more trainings of a round run side by side.
+    """
 
     least: int | None = Field(default=None, ge=1)
     """If set, training is elastic between so many workers and `workers`; the effective batch stays the same."""

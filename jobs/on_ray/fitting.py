@@ -70,10 +70,9 @@ def with_room(
                 raise
             kills, smaller = kills + 1, fewer(found, need)
             if smaller == found:
-                fewer_helpers = " set resources.validation_workers=0," if need.helpers else ""
                 raise StageError(
                     f"{stage}: {kills} times workers were killed because memory ran out, the last time with one "
-                    f"worker and {found.tokens} tokens in a pass. Close other programs,{fewer_helpers} lower train.max_length, or "
+                    f"worker and {found.tokens} tokens in a pass. Close other programs, lower train.max_length, or "
                     "take a machine with more memory; the same command continues."
                 ) from error
             run.record("killed", stage, for_memory=kills, workers=smaller.workers, tokens_per_pass=smaller.tokens)

@@ -1,13 +1,12 @@
 """Stages for RAISE's inputs: the difficulty of each row, and the features computed from difficulty and vectors.
 
-The fit uses at most `fit_rows` rows, those whose ids hash lowest, sorted by id, so neither the order of files nor the number
-of workers changes the result. Only these rows' vectors are in memory together. All others are read one row group at a time,
-and only the 4 + k features of each row are kept.
+The fit uses at most `fit_rows` rows, those whose ids hash lowest. Vectors are read in Ray tasks, SHARD_BYTES of them each. The
+driver has sums over them, which are exact whatever the shards, and the 4 + k features of each row.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,26 +21,31 @@ from raysift.jobs.runs.models import computing, find_model
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
 from raysift.jobs.stages import loading
+from raysift.kcenter.distances import Vectors
 from raysift.manifest import Manifest
 from raysift.policy.features import (
     DIFFICULTY,
     FittedFeatures,
+    Transformed,
     difficulty_block,
-    fit_features,
+    fitted_on,
     input_names,
     load_fitted,
     save_fitted,
     transform,
 )
 from raysift.policy.pool import PolicyPool, write_pool
-from raysift.policy.semantic import Matrix
+from raysift.policy.semantic import Components, Matrix, Range, Sums, components_of, project
 from raysift.policy.settings import FeatureSettings
 from raysift.records import ERROR, ID
 from raysift.scoring.columns import ANSWER_TOKENS, LOGPROB_ALONE, LOGPROB_GIVEN, PROMPT_TOKENS, TRUNCATED
-from raysift.scoring.embeddings import EmbeddingTable, read_embeddings, survey
+from raysift.scoring.embeddings import EmbeddingTable, RowGroup, deal, read_embeddings, survey
+from raysift.settings.resources import Resources
 from raysift.storage import Location
 from raysift.topk import Ids
 
+SHARD_BYTES = 2**28
+"""Vectors that a task has in memory."""
 MEASURES = (PROMPT_TOKENS, ANSWER_TOKENS, LOGPROB_GIVEN, LOGPROB_ALONE)
 
 
@@ -106,11 +110,8 @@ def features(
             require_origin(fitted, fit, origin)
         else:
             sample = fit_sample(known.ids, settings.fit_rows, config.seed)
-            fit, fit_rows = (
-                fit_features(*_on(sample, known, table), settings, classes, config.seed, origin),
-                len(sample),
-            )
-        pool = transform_all(fit, known, table)
+            fit, fit_rows = fit_all(sample, known, table, settings, classes, config, origin), len(sample)
+        pool = transform_all(fit, known, table, config.resources)
         write_pool(folder / "features.parquet", pool)
         save_fitted(folder / "fitted.safetensors", fit)
         for note in _notes(settings, classes, fit, expected - len(pool)):
@@ -175,16 +176,90 @@ def fit_sample(ids: Ids, count: int, seed: int) -> Ids:
     return np.sort(ids[drawn])
 
 
-def transform_all(fit: FittedFeatures, known: Known, table: EmbeddingTable) -> PolicyPool:
-    """Features and classes of all known rows; reads vectors one row group at a time."""
+def fit_all(
+    sample: Ids,
+    known: Known,
+    table: EmbeddingTable,
+    settings: FeatureSettings,
+    classes: int,
+    config: CommonConfig,
+    origin: dict[str, Any],
+) -> FittedFeatures:
+    """`fit_features` on the rows of the sample, whose vectors are read three times: for range, sums and scores."""
+    resources, sums = config.resources, None
+    grid = Range.joined(part for part in _over_shards(range_of, table, resources, sample) if part)
+    for part in _over_shards(sums_of, table, resources, sample, grid):
+        if sums is None:
+            sums = part
+        else:
+            sums.add(part)
+    assert sums is not None
+    components = components_of(sums, settings.semantic_dimensions)
+    scores = np.empty((len(sample), len(components.components)))
+    for ids, found in _over_shards(scores_of, table, resources, sample, components):
+        scores[np.searchsorted(sample, ids)] = found
+    difficulty = known.difficulty[np.searchsorted(known.ids, sample)]
+    return fitted_on(difficulty, components, scores, classes, config.seed, origin)
+
+
+def transform_all(fit: FittedFeatures, known: Known, table: EmbeddingTable, resources: Resources) -> PolicyPool:
+    """Features and classes of all known rows."""
     features = np.empty((len(known.ids), DIFFICULTY + fit.k), np.float32)
     classes, done = np.empty(len(known.ids), np.int32), 0
-    for places, numbers in _row_groups(known, table):
-        features[places], classes[places] = transform(fit, known.difficulty[places], numbers)
+    for places, found in _over_shards(transform_shard, table, resources, known, fit):
+        features[places], classes[places] = found
         done += len(places)
     if done != len(known.ids):
         raise StageError(f"features: {done} vectors read, {len(known.ids)} rows have one; the files are being changed.")
     return PolicyPool(known.ids, features, classes)
+
+
+def range_of(pieces: list[RowGroup], dimension: int, sample: Ids) -> Range | None:
+    """The range of the sample's vectors in these pieces; None if there are none."""
+    vectors = _sampled(pieces, dimension, sample)[1]
+    return Range.of(vectors) if len(vectors) else None
+
+
+def sums_of(pieces: list[RowGroup], dimension: int, sample: Ids, grid: Range) -> Sums:
+    """Sums over the sample's vectors in these pieces."""
+    return Sums.of(grid, _sampled(pieces, dimension, sample)[1])
+
+
+def scores_of(pieces: list[RowGroup], dimension: int, sample: Ids, components: Components) -> tuple[Ids, Matrix]:
+    """Ids and scores of the sample's rows in these pieces."""
+    ids, vectors = _sampled(pieces, dimension, sample)
+    return ids, project(components, vectors)
+
+
+def transform_shard(
+    pieces: list[RowGroup], dimension: int, known: Known, fit: FittedFeatures
+) -> tuple[np.ndarray, Transformed]:
+    """Places of the rows in these pieces among the known ones, and their features and classes."""
+    ids, vectors = _sampled(pieces, dimension, known.ids)
+    places = np.searchsorted(known.ids, ids)
+    return places, transform(fit, known.difficulty[places], vectors)
+
+
+def _sampled(pieces: list[RowGroup], dimension: int, wanted: Ids) -> tuple[Ids, Vectors]:
+    return read_embeddings(pieces, dimension, lambda some: is_among(some, wanted))
+
+
+def _over_shards(
+    work: Callable[..., Any], table: EmbeddingTable, resources: Resources, *arguments: Any
+) -> Iterator[Any]:
+    """What `work` makes of each shard of the table; a single one is done here."""
+    shards = [own for own in deal(table.pieces, max(1, -(-table.bytes // SHARD_BYTES))) if own]
+    if len(shards) == 1:
+        yield work(shards[0], table.dimension, *arguments)
+        return
+    import ray
+
+    from raysift.jobs.on_ray.ray_tasks import run_tasks
+
+    shared = [ray.put(argument) for argument in arguments]
+    tasks = [(own, table.dimension, *shared) for own in shards]
+    for _, found in run_tasks(work, tasks, resources, "features: shards of vectors"):
+        yield found
 
 
 def describe(fit: FittedFeatures, pool: PolicyPool) -> dict[str, Any]:
@@ -200,21 +275,6 @@ def describe(fit: FittedFeatures, pool: PolicyPool) -> dict[str, Any]:
         "pool_std": pool.features.std(axis=0, dtype=np.float64).tolist(),
         "origin": fit.origin,
     }
-
-
-def _row_groups(known: Known, table: EmbeddingTable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each row group, positions among the known rows, and their vectors."""
-    for piece in table.pieces:
-        ids, numbers = read_embeddings([piece], table.dimension, lambda some: is_among(some, known.ids))
-        yield np.searchsorted(known.ids, ids), numbers
-
-
-def _on(sample: Ids, known: Known, table: EmbeddingTable) -> tuple[Matrix, np.ndarray]:
-    """Difficulty and vectors of the ids in `sample`, in their order."""
-    found, numbers = read_embeddings(table.pieces, table.dimension, lambda some: is_among(some, sample))
-    vectors = np.empty_like(numbers)
-    vectors[np.searchsorted(sample, found)] = numbers
-    return known.difficulty[np.searchsorted(known.ids, sample)], vectors
 
 
 def _check_counts(expected: int, measured: Manifest, table: EmbeddingTable, known: Known) -> None:

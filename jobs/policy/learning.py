@@ -1,12 +1,14 @@
 """Learning a policy round by round; each finished round is saved, and a killed run resumes after the last one.
 
-FOLDER/round-0001/    see raysift.policy.saved
+FOLDER/round-0001/          see raysift.policy.saved
+FOLDER/round-0002.begun/    states of the trainings in work, see raysift.actors.frozen_training
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +38,7 @@ def learn_rounds(
     """Run the rounds that are not finished yet; yields the results of each when it finishes."""
     from raysift.policy.learning import Learner
 
+    here = replace(setup.place, device="cpu")  # of the trainings' devices this process may have none
     learner = Learner(setup.pool, setup.policy, learning, seed)
     done = finished_rounds(folder)
     if done:
@@ -44,14 +47,16 @@ def learn_rounds(
     for number in range(len(done) + 1, learning.rounds + 1):
         clock = time.perf_counter()
         draws = exploring(setup.policy, seed, number, learning.episodes)
-        episodes = fleet.run_round(actor_weights(learner), number, draws)
+        begun = folder / f"{round_name(number)}.begun"
+        episodes = fleet.run_round(actor_weights(learner), number, draws, begun)
         before_update = time.perf_counter()
-        with own_settings(setup.place):
+        with own_settings(here):
             update = learner.update(episodes, number)
         update_s = time.perf_counter() - before_update
         account = describe_round(number, episodes) | {"update": vars(update), "update_s": round(update_s, 3)}
         account["seconds"] = round(time.perf_counter() - clock, 3)
         save_round(folder / round_name(number), learner, episodes, account)
+        begun.delete()
         yield account
 
 

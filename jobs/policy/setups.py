@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from raysift.actors.effective_batches import COUNTED, INPUT_IDS, Place, split_trainable
-from raysift.actors.encoded_rows import by_id
+from raysift.actors.effective_batches import Place
 from raysift.actors.episode import EpisodeSetup
 from raysift.actors.language_model import portable_name
+from raysift.actors.token_files import TokenFiles
 from raysift.actors.validator import BATCH_TOKENS
 from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.jobs.on_ray.fitting import model_shape, need_to_train
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run
-from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
 from raysift.policy.pool import read_pool, restrict
 from raysift.policy.settings import RaiseConfig
 from raysift.pool.longest import most_tokens
-from raysift.records import ERROR, ID, MESSAGES
+from raysift.records import MESSAGES
 from raysift.settings.memory import Need, stepping
 from raysift.storage import Location
-
-_ENCODED = [ID, INPUT_IDS, COUNTED, ERROR]
 
 
 def make_setup(
@@ -38,8 +34,8 @@ def make_setup(
     steps: int,
 ) -> EpisodeSetup:
     """The setup of every training of the run; the policy's pool consists of the rows with features and something to learn."""
-    rows = trainable_rows(run, encoded)
-    pool = restrict(read_pool(run.files(features, "features")[0]), rows[ID].to_numpy())
+    rows = token_files(run, encoded)
+    pool = restrict(read_pool(run.files(features, "features")[0]), rows.ids())
     if len(pool) < config.train.batch_size:
         raise DataError(
             f"learn: {len(pool)} rows have features and something to learn, a batch has {config.train.batch_size}. "
@@ -64,6 +60,7 @@ def make_setup(
         steps=steps,
         place=place_of(config),
         adapter=portable_name(config.adapter) if config.adapter else None,
+        every=settings.steps_per_state,
     )
 
 
@@ -80,30 +77,21 @@ def place_of(config: CommonConfig) -> Place:
     )
 
 
-def need_of(config: CommonConfig, setup: EpisodeSetup, validators: int = 0) -> Need | None:
-    """Memory of a process that trains, beside `validators` of its round; None if the model's configuration lacks the widths."""
-    longest = pc.max(pc.list_value_length(setup.rows[INPUT_IDS])).as_py()
-    need, shape = need_to_train(config, setup.model, longest), model_shape(config, setup.model)
+def need_of(config: CommonConfig, setup: EpisodeSetup) -> Need | None:
+    """Memory of a process that trains; None if the model's configuration lacks the widths."""
+    assert isinstance(setup.rows, TokenFiles)
+    need, shape = need_to_train(config, setup.model, setup.rows.longest), model_shape(config, setup.model)
     if need is None or shape is None:
         return None
-    # The table and the trainer's copy, the features, and the policy's first layer over them.
-    rows = 2 * setup.rows.nbytes + setup.pool.features.nbytes + 4 * len(setup.pool) * setup.policy.hidden[0]
+    # The features, the policy's first layer over them, and what is known of each row without its tokens.
+    rows = setup.pool.features.nbytes + len(setup.pool) * (4 * setup.policy.hidden[0] + 20)
     asked = max(most_tokens(part[MESSAGES]) for part in (setup.validation, setup.report))
-    return stepping(
-        need, shape, config.train.dtype, rows, max(BATCH_TOKENS, min(config.train.max_length, asked)), validators
-    )
+    return stepping(need, shape, config.train.dtype, rows, max(BATCH_TOKENS, min(config.train.max_length, asked)))
 
 
-def reserved_for_helpers(config: CommonConfig, need: Need | None) -> int | None:
-    """Bytes that Ray reserves for a validator; None for what a training's own process has, or nothing."""
-    planned = need is not None and not need.small and config.resources.worker_gib is None
-    return need.helper if planned and need else None
-
-
-def trainable_rows(run: Run, encoded: Manifest) -> pa.Table:
+def token_files(run: Run, encoded: Manifest) -> TokenFiles:
     """The encoded rows with something to learn, by rising id."""
-    chunks = read_chunks(run.files(encoded, "answers"), _ENCODED)
-    return by_id(pa.concat_tables([split_trainable(chunk)[0] for chunk in chunks]))
+    return TokenFiles(tuple(run.files(encoded, "tokens")))
 
 
 def _read(place: Location) -> pa.Table:

@@ -23,9 +23,10 @@ from raysift.fingerprint import file_fingerprint
 from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.on_ray.counts import counted
 from raysift.jobs.on_ray.fitting import with_room
-from raysift.jobs.policy.episodes import ray_fleet
+from raysift.jobs.policy.episodes import most_processes_of, ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
-from raysift.jobs.policy.setups import make_setup, need_of, place_of, reserved_for_helpers, trainable_rows
+from raysift.jobs.policy.setups import make_setup, need_of, place_of, token_files
+from raysift.jobs.policy.token_stage import write_token_files
 from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.chosen_rows import chosen_chunks
@@ -71,9 +72,14 @@ def encode(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
         own = for_role(config, "tokenise").resources
         answers = map_rows(files, EncodeRows, arguments, folder, own, rows=total, progress=run.progress)
         counts = count_answers("encode", answers, rows.counts["kept"])
-        return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
+        tokens = write_token_files(answers, total, folder, for_role(config, "reduce").resources)
+        return StageResult(
+            files={"answers": relative(answers, folder), "tokens": relative(tokens, folder)},
+            counts=counts,
+            rows=counts["rows_in"],
+        )
 
-    settings = {"template": config.train.template, "max_length": config.train.max_length}
+    settings = {"template": config.train.template, "max_length": config.train.max_length, "files": "tokens by id"}
     inputs = {"rows": rows.fingerprint, "tokenizer": model.identity}
     return run.stage("encode", settings, inputs, body)
 
@@ -177,7 +183,7 @@ def learn(
         own = ", ".join(f"{name}={value}" for name, value in departures(settings).items())
         run.console.note(f"learn: settings that are not the paper's: {own or 'none'}")
         rounds, episodes = settings.learning.rounds, settings.learning.episodes
-        need = need_of(config, setup, config.resources.validation_workers)
+        need = need_of(config, setup)
 
         def work(own: CommonConfig) -> None:
             here = replace(setup, place=place_of(own))
@@ -185,12 +191,12 @@ def learn(
             with (
                 run.progress(rounds * episodes * steps, "steps") as bar,
                 counted(bar, done * episodes * steps) as counts,
-                ray_fleet(here, own.resources, episodes, reserved_for_helpers(config, need), counts) as fleet,
+                ray_fleet(here, own.resources, episodes, counts) as fleet,
             ):
                 for found in learn_rounds(folder / ROUNDS, here, settings.learning, fleet, config.seed):
                     run.record("round", "learn", **_headline(found))
 
-        with_room(run, "learn", config, need, work, LEARN, most=episodes)
+        with_room(run, "learn", config, need, work, LEARN, most=most_processes_of(config, episodes))
         finished = finished_rounds(folder / ROUNDS)[:rounds]
         kept = kept_round(finished, settings.learning.keep)
         return StageResult(
@@ -232,19 +238,18 @@ def train_frozen(
         draw = Draw(config.seed, FINAL_DRAW) if settings.policy.deploy == "sampled" else None
         weights = {name: value.numpy() for name, value in actor.state_dict().items()}
         training = FrozenTraining(weights, draw, folder, settings.steps_per_state)
-        need = need_of(config, setup, config.resources.validation_workers)
+        need = need_of(config, setup)
 
         def work(own: CommonConfig) -> Episode:
             here = replace(setup, place=place_of(own))
             with (
                 run.progress(steps, "steps") as bar,
                 counted(bar, training.steps_kept()) as counts,
-                ray_fleet(here, own.resources, 1, reserved_for_helpers(config, need), counts) as fleet,
+                ray_fleet(here, own.resources, 1, counts) as fleet,
             ):
-                found: Episode = fleet.call(training)
-            return found
+                return fleet.run([training])[0]
 
-        episode = with_room(run, "final", config, need, work, LEARN, most=1)
+        episode = with_room(run, "final", config, need, work, LEARN, most=most_processes_of(config, 1))
         write_curriculum(run.files(rows, "rows"), episode, folder)
         picks = np.concatenate(episode.picks)
         known = episode.known_performance
@@ -308,7 +313,7 @@ def order(run: Run, rows: Manifest, features: Manifest, encoded: Manifest, final
     def body(folder: Location) -> StageResult:
         ids = np.sort(read_ids(run.files(rows, "rows")))
         with_features = read_pool(run.files(features, "features")[0]).ids
-        trainable = trainable_rows(run, encoded)[ID].to_numpy()
+        trainable = token_files(run, encoded).ids()
         log = run.files(final, "log")[0]
         episode = Episode(pq.read_table(log.path, filesystem=log.fs))
         table = place_picks(ids, episode.picks, with_features, trainable)

@@ -3,10 +3,12 @@
 import pyarrow as pa
 import pytest
 
+from raysift.actors import likelihood
 from raysift.actors.difficulty import Difficulty
 from raysift.actors.ifd import Ifd
 from raysift.actors.loaded import LoadedModel, load
 from raysift.errors import ModelError
+from raysift.gradients import loss
 from raysift.nano.world import WorldConfig, generate_pool
 from raysift.records import ERROR, ID, MESSAGE, MESSAGES
 
@@ -75,6 +77,28 @@ def test_batch_mates_change_nothing(nano):
     ):
         assert one["logprob_given"] == pytest.approx(other["logprob_given"], abs=1e-4)
         assert one["logprob_alone"] == pytest.approx(other["logprob_alone"], abs=1e-4)
+
+
+def test_a_wide_vocabulary_bounds_the_labels_of_a_pass_and_not_its_tokens(nano, monkeypatch):
+    """With 128,000 words 2^29 logits are those of 4,194 positions, a quarter of the usual pass."""
+    rows = table([row["messages"] for row in generate_pool(24, 7, WorldConfig(noise_rate=0))])
+    expected, passes = Difficulty(nano)(rows).to_pylist(), []
+    vocabulary = nano.model.get_output_embeddings().weight.shape[0]
+    monkeypatch.setattr(likelihood, "MAX_LOGITS", 120 * vocabulary)
+    usual = loss.label_logits
+
+    def noted(model, batch, head):
+        logits = usual(model, batch, head)
+        passes.append((batch.input_ids.numel(), len(batch.input_ids), len(logits)))
+        return logits
+
+    monkeypatch.setattr(loss, "label_logits", noted)
+    scorer = Difficulty(nano)
+    assert scorer.batch_tokens == 2048, "the tokens of a pass are those of any model"
+    found = scorer(rows).to_pylist()
+    assert all(labels <= 120 or of == 1 for _, of, labels in passes) and max(size for size, _, _ in passes) > 120
+    for one, other in zip(found, expected, strict=True):
+        assert one["logprob_given"] == pytest.approx(other["logprob_given"], abs=1e-4)
 
 
 def test_cut_answers_are_marked_and_rows_without_an_answer_fail(tmp_path):

@@ -2,11 +2,8 @@
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from raysift.actors.encoded_rows import EncodedRows, by_id
-from raysift.jobs.policy.stages import trainable_rows
-from raysift.jobs.runs.run import Run, StageResult
 
 
 def test_rows_lie_by_id_whatever_chunks_they_came_in():
@@ -24,25 +21,3 @@ def test_rows_lie_by_id_whatever_chunks_they_came_in():
         assert rows.ids.tolist() == sorted(tokens)
         assert [row.input_ids.tolist() for row in rows.token_rows(range(50))] == [tokens[i] for i in sorted(tokens)]
         assert rows.labels_per_row.tolist() == [len(tokens[i]) - 1 for i in sorted(tokens)]
-
-
-def test_a_policy_may_pick_the_rows_with_something_to_learn(tmp_path):
-    """Whatever files and chunks they lie in; their offsets have 64 bits."""
-    run = Run(str(tmp_path))
-    rng = np.random.default_rng(0)
-    counted = {int(i): [False, bool(rng.integers(2))] for i in rng.permutation(30)}
-
-    def body(folder):
-        for number in range(3):
-            ids = [i for i in counted if i % 3 == number]
-            columns = {"input_ids": [[i, 7] for i in ids], "counted": [counted[i] for i in ids]}
-            table = pa.table({"id": ids, **columns, "error": pa.nulls(len(ids), pa.string())})
-            failed = pa.table({"id": [100 + number], "error": ["too long"]})
-            whole = pa.concat_tables([table, failed], promote_options="default")
-            pq.write_table(whole, (folder / f"{number}.parquet").path)
-        return StageResult({"answers": [f"{number}.parquet" for number in range(3)]})
-
-    rows = trainable_rows(run, run.stage("encode", {}, {}, body))
-    assert rows["id"].to_pylist() == sorted(i for i, marks in counted.items() if any(marks))
-    assert rows["input_ids"].to_pylist() == [[i, 7] for i in rows["id"].to_pylist()]
-    assert pa.types.is_large_list(rows["input_ids"].type) and pa.types.is_large_list(rows["counted"].type)

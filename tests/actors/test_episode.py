@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from raysift.actors import frozen_training
 from raysift.actors.effective_batches import EncodeRows, Place, split_trainable
 from raysift.actors.episode import EpisodeRunner, EpisodeSetup, measure_here
-from raysift.actors.frozen_training import LOG_FILE, FrozenTraining
+from raysift.actors.frozen_training import LOG_FILE, FrozenTraining, KeptTraining
 from raysift.actors.step_trainer import StepTrainer
 from raysift.errors import StageError
 from raysift.nano.world import examples, generate_pool
@@ -148,7 +148,7 @@ def test_without_a_draw_the_highest_scores_are_picked(setup, runner):
     picker = runner.picker(weights_of())
     for (state, picked), step in zip(replay(found, setup.pool), range(1, STEPS + 1), strict=True):
         scores = picker.scores(state)
-        assert setup.pool.ids[picked].tolist() == picker.batch(state, BATCH, step, None)[0].tolist()
+        assert setup.pool.ids[picked].tolist() == picker.batch(state, BATCH, step, None).tolist()
         for number in (0, 1):
             rows = np.flatnonzero(setup.pool.classes == number)
             assert scores[np.intersect1d(picked, rows)].min() >= np.sort(scores[rows])[-2]
@@ -258,3 +258,15 @@ def test_interrupted_and_resumed_is_the_same_to_the_bit(setup, undisturbed, tmp_
     assert (again.report_start, again.report_end) == (undisturbed[0].report_start, undisturbed[0].report_end)
     assert same(adapter(tmp_path), adapter(undisturbed[1]))
     assert [p.name for p in tmp_path.glob("state-*")] == [f"state-{STEPS}"]
+
+
+def test_a_training_of_a_round_resumes_too_and_keeps_no_state_of_its_end(setup, runner, episode, tmp_path):
+    kept = KeptTraining(weights_of(), DRAW, open_location(tmp_path), 2, number=2, episode=1)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_in_step(patch, 3)
+        with pytest.raises(Stopped):
+            kept(runner)
+    assert kept.steps_kept() == 2
+    again = kept(runner)
+    assert without_times(again).equals(without_times(episode[0]))
+    assert sorted(place.name for place in tmp_path.iterdir()) == [LOG_FILE, "state-2"]

@@ -1,14 +1,16 @@
-"""The validation loss in fixed batches: against the evaluation, however dealt, with a live model or copied weights."""
+"""The validation loss in fixed batches: against the evaluation, and however dealt."""
 
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from raysift.actors.effective_batches import EncodeRows, Place, split_trainable
 from raysift.actors.likelihood import AnswerLoss
 from raysift.actors.loaded import load
+from raysift.actors.peers import Peers
 from raysift.actors.step_trainer import StepTrainer
 from raysift.actors.validator import Validator
 from raysift.errors import DataError, StageError
@@ -51,10 +53,6 @@ def stepped(model: str, config: TrainConfig, rows: pa.Table, steps: int = 2) -> 
     return trainer
 
 
-def all_of(validator: Validator) -> range:
-    return range(len(validator.batches))
-
-
 def nats_of(answers):
     """Nats and tokens of each row."""
     return {row["id"]: (row["loss"] * row["n_label_tokens"], row["n_label_tokens"]) for row in answers.to_pylist()}
@@ -66,7 +64,7 @@ def test_performance_is_minus_the_loss_that_the_evaluation_measures(tmp_path):
     config = NANO.model_copy(update={"warmup_ratio": 0.0})
     trainer = stepped("nano", config, rows)
     validator = Validator(rows, config, "nano", ONE, batch_tokens=600)
-    losses = validator.losses_of(trainer.model, all_of(validator))
+    losses = validator.losses(trainer.model)
 
     trainer.save_epoch(open_location(tmp_path))
     tuned = load("nano", tmp_path / "epoch-1" / "adapter", dtype="fp32", device="cpu", threads=1)
@@ -79,31 +77,31 @@ def test_performance_is_minus_the_loss_that_the_evaluation_measures(tmp_path):
     assert abs(after - before) > 1e-3, "the steps must show"
 
 
-@pytest.mark.parametrize("changes", [{}, {"method": "full", "learning_rate": 1e-3}, {"dtype": "bf16"}])
-def test_copied_weights_lose_what_the_live_model_loses_bit_for_bit(tiny, changes):
-    config = TINY.model_copy(update=changes)
-    trainer, rows = stepped(tiny, config, conversations(20, first=50)), conversations(30)
-    validator = Validator(rows, config, tiny, ONE, batch_tokens=200)
-    live = validator.losses_of(trainer.model, all_of(validator))
-    weights = trainer.weights()
-    for values in weights.values():
-        values.flags.writeable = False  # as they come out of Ray's object store
-    assert validator.losses(weights, all_of(validator)) == live
-    trainer.step(trainer.rows.ids[:8])
-    assert validator.losses_of(trainer.model, all_of(validator)) != live
-    assert validator.losses(weights, all_of(validator)) == live
-
-
-def test_one_validator_or_four_find_the_same_bits(tiny):
+def test_one_process_or_four_find_the_same_bits(tiny):
+    """Each knows its own rows, and 0 for the others."""
     trainer, rows = stepped(tiny, TINY, conversations(20, first=50)), conversations(45)
     alone = Validator(rows, TINY, tiny, ONE, batch_tokens=120)
-    expected = alone.losses(trainer.weights(), all_of(alone))
+    expected = alone.losses(trainer.model)
     assert len(alone.batches) > 8 and sorted(expected) == list(range(45))
+    counts = alone.rows.labels_per_row.tolist()
+    assert [tokens for _, tokens in expected.values()] == counts
+
+    class Apart(Peers):
+        """One of four, whose numbers are put aside instead of merged."""
+
+        def __init__(self, rank):
+            self.rank, self.size = rank, 4
+
+        def merge(self, numbers):
+            apart.append(numbers)
+            return numbers
+
+    apart: list[np.ndarray] = []
     shuffled = rows.take(np.random.default_rng(0).permutation(45))
-    found: dict[int, tuple[float, int]] = {}
-    for part in range(4):
-        validator = Validator(shuffled, TINY, tiny, ONE, batch_tokens=120)
-        found |= validator.losses(trainer.weights(), list(all_of(validator))[part::4][::-1])
+    for rank in range(4):
+        Validator(shuffled, TINY, tiny, ONE, batch_tokens=120, peers=Apart(rank)).losses(trainer.model)
+    assert (np.count_nonzero(apart, axis=0) == 1).all()
+    found = dict(enumerate(zip(np.sum(apart, axis=0).tolist(), counts, strict=True)))
     assert found == expected and performance(found) == performance(expected)
 
 
@@ -120,7 +118,7 @@ def test_the_size_of_batches_matters_only_by_rounding(tiny):
     found = []
     for tokens in (1, 200, 100_000):
         validator = Validator(rows, TINY, tiny, ONE, batch_tokens=tokens)
-        found.append(performance(validator.losses_of(trainer.model, all_of(validator))))
+        found.append(performance(validator.losses(trainer.model)))
     assert found == pytest.approx([found[0]] * 3, abs=1e-6)
 
 
@@ -128,7 +126,7 @@ def test_a_measurement_between_two_steps_changes_nothing(tiny):
     config = TINY.model_copy(update={"lora_dropout": 0.3})
     validator = Validator(conversations(30), config, tiny, ONE, batch_tokens=200)
     disturbed, quiet = (stepped(tiny, config, conversations(20, first=50)) for _ in range(2))
-    one, two = (validator.losses_of(disturbed.model, all_of(validator)) for _ in range(2))
+    one, two = (validator.losses(disturbed.model) for _ in range(2))
     assert one == two, "nothing is dropped while measuring"
     assert disturbed.model.training
     assert disturbed.step(disturbed.rows.ids[:8]) == quiet.step(quiet.rows.ids[:8])
@@ -143,11 +141,10 @@ def test_rows_without_an_answer_are_counted_and_refused(tiny):
         Validator(conversations(4).slice(0, 0), TINY, tiny, ONE)
 
 
-def test_weights_that_do_not_fit_and_losses_that_are_no_numbers_are_refused(tiny):
+def test_losses_that_are_no_numbers_are_refused(tiny):
     trainer = stepped(tiny, TINY, conversations(20))
     validator = Validator(conversations(4), TINY, tiny, ONE)
-    with pytest.raises(StageError, match="do not fit"):
-        validator.losses({"other": np.zeros(3, np.float32)}, [0])
-    broken = {name: np.full_like(values, np.nan) for name, values in trainer.weights().items()}
+    with torch.no_grad():
+        next(iter(trainer.trainable.values())).fill_(torch.nan)
     with pytest.raises(StageError, match=r"row with id \d+ has a loss of nan"):
-        validator.losses(broken, [0])
+        validator.losses(trainer.model)

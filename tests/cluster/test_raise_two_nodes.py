@@ -1,4 +1,4 @@
-"""RAISE on a Ray cluster of two local nodes: trainings and validation on both, and the selection of one node."""
+"""RAISE on a Ray cluster of two local nodes: trainings of two processes on both, and the selection of one node."""
 
 from __future__ import annotations
 
@@ -38,11 +38,9 @@ def node_of(_):
 
 def select(name):
     class Watched(fleet):
-        def run_round(self, policy, number, draws):
-            found = super().run_round(policy, number, draws)
-            validators = [actor for actor in self.actors if actor not in self.runners]
-            kinds = (self.runners, validators)
-            where[name].append([ray.get([actor.__ray_call__.remote(node_of) for actor in kind]) for kind in kinds])
+        def run_round(self, policy, number, draws, folder):
+            found = super().run_round(policy, number, draws, folder)
+            where[name].append([ray.get([actor.__ray_call__.remote(node_of) for actor in group]) for group in self.groups])
             return found
 
     episodes.RayFleet = Watched
@@ -53,7 +51,7 @@ def select(name):
         run=f"{folder}/{name}",
         target=[f"{folder}/target.jsonl"],
         train={"recipe": "nano", "batch_size": 4},
-        resources={"workers": 2, "validation_workers": 2, "cpus_per_worker": 0.5, "threads": 1},
+        resources={"workers": 4, "train": 2, "cpus_per_worker": 0.9, "threads": 1},
         **{
             "raise": {
                 "features": {"semantic_dimensions": 8},
@@ -84,7 +82,7 @@ print(json.dumps(where))
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory) -> Path:
-    """A pool, and a target of several batches, so that there is something to deal."""
+    """A pool, and a target of several batches, so that there is something to share."""
     folder = tmp_path_factory.mktemp("raise")
     target = examples(400, 0, ["add", "reverse", "subtract", "replace"])
     for name, rows in (("pool", generate_pool(100, 4)), ("target", target)):
@@ -95,18 +93,18 @@ def world(tmp_path_factory) -> Path:
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(1100)
-def test_two_nodes_share_trainings_and_validation_and_select_what_one_selects(world):
+def test_two_nodes_share_trainings_and_select_what_one_selects(world):
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     command = [sys.executable, "-c", DRIVER, str(world), str(Path(__file__).parents[1])]
     done = subprocess.run(command, env=environment, cwd=world, capture_output=True, text=True, timeout=1000)
     assert done.returncode == 0, done.stderr[-4000:]
     rounds = json.loads(done.stdout.splitlines()[-1])
     assert len(rounds["one"]) == len(rounds["two"]) == 2
-    assert len({node for kinds in rounds["one"] for nodes in kinds for node in nodes}) == 1
-    for trainings, validators in rounds["two"]:
-        assert len(trainings) == len(validators) == 2
-        assert len(set(trainings)) == 2, "the two trainings of a round run on different nodes"
-        assert len(set(validators)) == 2, "and so do the two validators"
+    assert len({node for groups in rounds["one"] for nodes in groups for node in nodes}) == 1
+    assert [len(groups) for groups in rounds["one"]] == [1, 1], "two processes of 0.9 CPUs fit on a node"
+    for groups in rounds["two"]:
+        assert len(groups) == 2 and all(len(nodes) == 2 for nodes in groups)
+        assert len({node for nodes in groups for node in nodes}) == 2, "the trainings of a round use both nodes"
     one, two = (pq.read_table(world / name / "selection.parquet") for name in ("one", "two"))
     assert one.equals(two)
     logs = [sorted((world / name).glob("learn/*/rounds/*/policy.safetensors")) for name in ("one", "two")]

@@ -49,7 +49,6 @@ ELSEWHERE: dict[str, Any] = {
     "train": {"workers": 3, "least": 2},
     "reduce": 2,
     "driver": {"cpus": 1, "gib": 4},
-    "validation_workers": 2,
     "gradient_checkpointing": True,
     "threads": 3,
     "device": "cuda",

@@ -326,7 +326,7 @@ def episode_in(pool, good, learner, number, which, steps=12, batch=8):
     draw = Draw(0, f"round {number}, training {which}")
     counts, now, picks, known = np.zeros(len(pool), np.int32), -3.0, [], [-3.0]
     for step in range(1, steps + 1):
-        ids, _ = picker.batch(State(stage_inputs(-3.0, now, step, steps), counts), batch, step, draw)
+        ids = picker.batch(State(stage_inputs(-3.0, now, step, steps), counts), batch, step, draw)
         rows = positions(pool, ids)
         curve = 0.8**step
         now += curve * (0.2 + 0.2 * good[rows].mean() + 0.03 * rng.standard_normal())

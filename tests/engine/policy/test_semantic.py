@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from raysift.errors import DataError
-from raysift.policy.semantic import BLOCK_ROWS, fit_components, project
+from raysift.policy.semantic import BLOCK_ROWS, MOST_ROWS, Range, Sums, components_of, fit_components, project
 
 
 def cloud(rows, width=12, seed=0):
@@ -65,3 +65,26 @@ def test_vectors_of_another_width_are_refused():
         project(fit_components(cloud(30), 3), cloud(30, 8))
     with pytest.raises(DataError, match="expected at least one"):
         fit_components(np.empty((0, 4), np.float32), 2)
+
+
+def test_sums_are_exact_whatever_order_and_parts_they_are_added_in():
+    vectors = cloud(3000, 8) * np.float32(10.0) ** np.arange(-3, 5, dtype=np.float32)
+    whole, rng = fit_components(vectors, 5), np.random.default_rng(3)
+    for parts in (2, 7):
+        shares = np.array_split(rng.permutation(len(vectors)), parts)
+        grid = Range.joined(Range.of(vectors[share]) for share in shares)
+        total, *rest = (Sums.of(grid, vectors[share]) for share in shares)
+        for products in total.products:
+            products.flags.writeable = False  # as they come out of Ray's object store
+        for part in rest:
+            total.add(part)
+        found = components_of(total, 5)
+        for name in ("mean", "components", "variance", "total"):
+            assert np.array_equal(getattr(found, name), getattr(whole, name)), name
+
+
+def test_more_rows_than_sums_can_hold_are_refused():
+    total = Sums.of(Range.of(cloud(3)), cloud(3))
+    total.count = MOST_ROWS
+    with pytest.raises(DataError, match="Lower fit_rows"):
+        total.add(Sums.of(total.grid, cloud(3)))

@@ -5,7 +5,6 @@ import pytest
 from raysift.settings.memory import (
     FEWEST_TOKENS,
     GIB,
-    PROCESS_BYTES,
     Need,
     answering,
     fewer,
@@ -115,7 +114,7 @@ def test_the_parts_of_a_forecast_add_up_to_it(tokens, dtype):
         gradient_actor(dtype),
         plain,
         answering(shape, dtype),
-        stepping(plain, shape, dtype, 9 * GIB, 2048, 2),
+        stepping(plain, shape, dtype, 9 * GIB, 2048),
     ):
         assert sum(need.parts(tokens).values()) == need.bytes(tokens)
         assert list(need.parts(tokens).values()) == sorted(need.parts(tokens).values(), reverse=True)
@@ -130,24 +129,21 @@ def test_a_short_pool_is_planned_by_its_longest_row_and_not_by_what_could_be_rea
     assert fit(allowed, cores=2, memory=14 * GIB).bytes > found.bytes + 2 * GIB
 
 
-def raise_training(validators=0, measured=2048):
+def raise_training(measured=2048):
     shape = shape_of(SMOL)
     plain = training(shape, "fp32", 300, shape.adapter(16, "all-linear"), whole=False)
-    return stepping(plain, shape, "fp32", 50_000_000, measured, validators)
+    return stepping(plain, shape, "fp32", 50_000_000, measured)
 
 
 @pytest.mark.parametrize("cores", [1, 2, 8, 64])
 @pytest.mark.parametrize("memory", [6, 14, 60])
-@pytest.mark.parametrize("validators", [0, 1, 4])
 @pytest.mark.parametrize("trainings", [1, 3])
-def test_trainings_and_their_validators_share_cores_and_memory(cores, memory, validators, trainings):
-    need = raise_training(validators)
-    found = fit(need, cores, memory * GIB, most=trainings)
-    actors = found.workers + validators
+def test_trainings_share_cores_and_memory(cores, memory, trainings):
+    found = fit(raise_training(), cores, memory * GIB, most=trainings)
     assert 1 <= found.workers <= trainings
-    assert actors * found.threads <= max(cores, actors)
-    assert found.workers == 1 or found.workers * found.bytes + validators * need.helper <= memory * GIB
-    assert (actors * (found.threads + 1) > cores) or trainings > found.workers, "no core is left idle"
+    assert found.workers * found.threads <= max(cores, found.workers)
+    assert found.workers == 1 or found.workers * found.bytes <= memory * GIB
+    assert (found.workers * (found.threads + 1) > cores) or trainings > found.workers, "no core is left idle"
 
 
 def test_one_training_uses_all_cores_although_there_is_room_for_more():
@@ -158,5 +154,3 @@ def test_one_training_uses_all_cores_although_there_is_room_for_more():
 def test_a_validation_that_takes_more_than_a_pass_counts():
     need, long = raise_training(), raise_training(measured=20_000)
     assert long.bytes(512) > need.bytes(512) and "validation" in long.parts(512)
-    assert need.helper == 0 < raise_training(validators=1).helper < need.fixed + need.between
-    assert raise_training(validators=1).helper > PROCESS_BYTES

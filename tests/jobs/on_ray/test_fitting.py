@@ -145,20 +145,8 @@ def test_more_workers_than_there_is_work_for_are_not_planned(notes):
     """One training of RAISE has every core of the machine, also where memory has room for two."""
     run, _ = notes
     assert fitted(config().resources, fitting.fit_cluster(config().resources, NEED, 1)).cpus == 4.0
-    shared = Need(GIB, process=0, activations=2**20, helpers=3, helper=GIB)
-    found = with_room(run, "learn", config(), shared, lambda own: own.resources, "gradients", most=1)
-    assert (found.workers, found.threads) == (1, 1)
     named = with_room(run, "learn", config(cpus_per_worker=1), NEED, lambda own: own.resources, "gradients", most=2)
     assert (named.workers, named.threads) == (2, 1)
-
-
-def test_a_kill_beside_validators_says_that_they_can_go(notes):
-    def work(own):
-        raise killed()
-
-    need = Need(GIB, process=0, activations=2**20, longest=10**6, helpers=1, helper=GIB)
-    with pytest.raises(StageError, match=r"learn: 1 times .* set resources\.validation_workers=0, lower train"):
-        with_room(notes[0], "learn", config(), need, work, "gradients", most=1)
 
 
 def test_what_does_not_fit_is_told_part_by_part(notes):

@@ -14,6 +14,7 @@ from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.jobs import stages
 from raysift.jobs.coverage.centers import embed
+from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy.features import difficulty, features, fit_sample
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.manifest import Manifest
@@ -137,6 +138,20 @@ def test_other_files_in_another_order_give_the_same_bytes(plain, tmp_path, monke
     monkeypatch.setattr(tiny_embeddings, "_ROW_GROUP_BYTES", 4 * WIDTH * 40)
     made = measured_run(tmp_path, np.random.default_rng(parts).permutation(ROWS), parts)
     manifest = features(made[0], CommonConfig(), SETTINGS, CLASSES, *made[1:])
+    for kind in ("features", "fitted"):
+        mine, first = (run.files(m, kind)[0].read_bytes() for run, m in ((made[0], manifest), plain))
+        assert mine == first
+
+
+@pytest.mark.ray
+def test_tasks_over_shards_give_the_bytes_of_one_process(plain, ray_local, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiny_embeddings, "_ROW_GROUP_BYTES", 4 * WIDTH * 40)
+    monkeypatch.setattr(policy_features, "SHARD_BYTES", 4 * WIDTH * 100)
+    shards, usual = [], policy_features.deal
+    monkeypatch.setattr(policy_features, "deal", lambda *given: shards.append(usual(*given)) or shards[-1])
+    made = measured_run(tmp_path, np.random.default_rng(3).permutation(ROWS), 2)
+    manifest = features(made[0], CommonConfig(), SETTINGS, CLASSES, *made[1:])
+    assert [len(found) for found in shards] == [3] * 4, "range, sums, scores, and features of all rows"
     for kind in ("features", "fitted"):
         mine, first = (run.files(m, kind)[0].read_bytes() for run, m in ((made[0], manifest), plain))
         assert mine == first

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import orjson
@@ -29,9 +30,10 @@ from raysift.actors.step_trainer import StepTrainer, trainable_parameters
 from raysift.actors.trainee import build_model
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.jobs.on_ray.counts import read_counts
+from raysift.jobs.policy import episodes as policy_episodes
 from raysift.jobs.policy import learning as policy_learning
 from raysift.jobs.policy import stages as raise_policy
-from raysift.jobs.policy.episodes import LocalFleet, RayFleet, ray_fleet
+from raysift.jobs.policy.episodes import LocalFleet, RayFleet, divide, ray_fleet
 from raysift.jobs.policy.learning import learn_rounds
 from raysift.jobs.report.record import report_of
 from raysift.methods.raise_policy import NOTHING_TO_LEARN, PASSED_OVER, PICKED
@@ -40,6 +42,7 @@ from raysift.policy.saved import EPISODES, POLICY, ROUND, load_episodes, round_n
 from raysift.pool.id_text import id_ranges
 from raysift.records import ID
 from raysift.settings import memory
+from raysift.settings.roles import TrainRole
 from raysift.settings.training import learning_rates
 from raysift.storage import Location, open_location
 
@@ -272,9 +275,9 @@ def test_in_this_process_the_rounds_are_the_same(learned, parts, tmp_path):
     assert rounds_by(LocalFleet(setup), tmp_path, setup, learning) == learned
 
 
-@pytest.mark.ray
-@pytest.mark.slow
-def test_validation_dealt_to_four_workers_gives_the_same_rewards_and_picks(parts, tmp_path):
+@pytest.fixture(scope="module")
+def many_passes(parts):
+    """A setup whose steps have several passes, and whose validation has several batches."""
     setup, learning, resources = parts
     answered = [
         {
@@ -284,17 +287,53 @@ def test_validation_dealt_to_four_workers_gives_the_same_rewards_and_picks(parts
                 {"role": "assistant", "content": example["reference"]},
             ],
         }
-        for number, example in enumerate(examples(400, 1, ["add", "reverse", "subtract", "replace"]))
+        for number, example in enumerate(examples(200, 1, ["add", "reverse", "subtract", "replace"]))
     ]
-    setup = dataclasses.replace(setup, validation=pa.Table.from_pylist(answered))
-    assert len(setup.validator().batches) >= 4
+    place = dataclasses.replace(setup.place, tokens_per_pass=64)
+    train = setup.train.model_copy(update={"lora_dropout": 0.1})
+    setup = dataclasses.replace(setup, validation=pa.Table.from_pylist(answered), place=place, train=train)
+    assert len(setup.validator().batches) >= 2
+    return setup, learning.model_copy(update={"rounds": 1}), resources
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_processes_train_measure_and_pick_what_one_does(many_passes, tmp_path, monkeypatch):
+    setup, learning, resources = many_passes
+    monkeypatch.setattr(policy_episodes, "RankProcess", counting())
     alone = rounds_by(LocalFleet(setup), tmp_path / "alone", setup, learning)
-    own = resources.model_copy(update={"validation_workers": 4, "worker_gib": 0.25})
-    with ray_fleet(setup, own, 1, helper=2**26) as fleet:
-        assert len(fleet.actors) == 5
-        granted = fleet.call(lambda _: ray.get_runtime_context().get_assigned_resources())
+    own = resources.model_copy(update={"train": TrainRole(workers=2), "worker_gib": 0.25})
+    with ray_fleet(setup, own, 1) as fleet:
+        assert (fleet.ranks, len(fleet.groups), len(fleet.groups[0])) == (2, 1, 2)
+        granted = ray.get(fleet.groups[0][1].__ray_call__.remote(granted_to))
         assert granted["memory"] == 2**28 and granted["CPU"] == own.cpus
-        assert rounds_by(fleet, tmp_path / "dealt", setup, learning) == alone
+        assert rounds_by(fleet, tmp_path / "two", setup, learning) == alone
+        passes = ray.get([actor.__ray_call__.remote(lambda process: process.passes) for actor in fleet.groups[0]])
+    assert min(passes) >= STEPS and sum(passes) <= STEPS * BATCH, "each had its share of the passes"
+
+
+def granted_to(_):
+    return ray.get_runtime_context().get_assigned_resources()
+
+
+def counting():
+    class Counting(policy_episodes.RankProcess):
+        passes = 0
+
+        def run(self, training, address):
+            usual = StepTrainer._pass
+
+            def counted(trainer, *given):
+                self.passes += 1
+                return usual(trainer, *given)
+
+            StepTrainer._pass = counted  # in this process alone
+            try:
+                return super().run(training, address)
+            finally:
+                StepTrainer._pass = usual
+
+    return Counting
 
 
 @pytest.mark.ray
@@ -305,7 +344,7 @@ def test_two_trainings_side_by_side_are_those_of_one_after_the_other(parts, tmp_
     for workers in (1, 2):
         counts = f"steps by {workers}"
         with ray_fleet(setup, resources.model_copy(update={"workers": workers}), 2, counts=counts) as fleet:
-            assert len(fleet.runners) == workers
+            assert len(fleet.groups) == workers
             found.append(rounds_by(fleet, tmp_path / str(workers), setup, learning))
         told = read_counts(counts)
         assert len(told) == workers and 0 < sum(done for done, _, _ in told) <= 2 * ROUNDS * STEPS
@@ -317,14 +356,31 @@ def test_two_trainings_side_by_side_are_those_of_one_after_the_other(parts, tmp_
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_actors_that_die_are_started_again_and_repeat_what_they_were_asked(learned, parts, tmp_path):
-    setup, learning, resources = parts
-    place = open_location(tmp_path)
-    with ray_fleet(setup, resources.model_copy(update={"validation_workers": 1}), 1) as fleet:
-        for _ in learn_rounds(place, setup, learning, fleet, 0):
-            for actor in fleet.actors:
-                ray.kill(actor, no_restart=False)
-    assert logs_of(place, ROUNDS) == learned
+def test_a_group_that_loses_a_process_goes_on_from_its_last_state(many_passes, tmp_path, monkeypatch):
+    """The second process dies in the third step, after the state of the second was saved."""
+    setup, learning, resources = many_passes
+    setup = dataclasses.replace(setup, every=2)
+    alone = rounds_by(LocalFleet(setup), tmp_path / "alone", setup, learning)
+    folder, marks = tmp_path / "two", tmp_path / "steps"
+    monkeypatch.setattr(policy_episodes, "RankProcess", mortal(str(marks)))
+    with ray_fleet(setup, resources.model_copy(update={"train": TrainRole(workers=2)}), 1) as fleet:
+        assert rounds_by(fleet, folder, setup, learning) == alone
+    assert marks.read_text() == "01223", "two steps and the one after which it died; then on from the second step"
+    assert not list(folder.glob("*.begun")), "states go with the round"
+
+
+def mortal(marks):
+    class Mortal(policy_episodes.RankProcess):
+        def _count(self):
+            super()._count()
+            if self.rank:
+                first = not os.path.exists(marks) or "2" not in Path(marks).read_text()
+                with open(marks, "a") as file:
+                    file.write(str(self.runner.trainer.step_number - 1))
+                if self.runner.trainer.step_number == 3 and first:
+                    os._exit(1)
+
+    return Mortal
 
 
 @pytest.mark.ray
@@ -334,7 +390,7 @@ def test_a_training_that_blows_up_in_an_actor_is_named(parts):
     wild = dataclasses.replace(
         setup, train=setup.train.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 0.0})
     )
-    with ray_fleet(wild, resources.model_copy(update={"validation_workers": 1}), 1) as fleet:
+    with ray_fleet(wild, resources.model_copy(update={"train": TrainRole(workers=2)}), 1) as fleet:
         weights = policy_learning.actor_weights(learner_of(wild))
         with pytest.raises(StageError, match="learning rate"):
             fleet.run_round(weights, 1, [None])
@@ -348,10 +404,35 @@ def learner_of(setup):
 
 
 @pytest.mark.ray
-def test_actors_for_whom_there_is_no_room_are_refused_at_once(parts):
+def test_a_wait_for_room_ends_and_names_its_setting(parts):
     setup, _, resources = parts
-    with pytest.raises(StageError, match=r"ask for 25\.25 CPUs, the cluster has 4"):
-        RayFleet(setup, resources.model_copy(update={"validation_workers": 100}), 1)
+    own = resources.model_copy(update={"train": TrainRole(workers=8), "cpus_per_worker": 1.0, "wait_s": 1})
+    message = r"no room after 1 s \(resources\.wait_s\): .* of 8 processes ask for 1 CPUs each.*has 4 CPUs"
+    with pytest.raises(StageError, match=message):
+        RayFleet(setup, own, 1)
+
+
+def test_processes_are_a_power_of_two_and_trainings_share_the_rest():
+    assert [divide(8, 3, processes) for processes in (1, 2, 3, 4, 8, 9)] == [
+        (1, 3),
+        (2, 3),
+        (2, 3),
+        (4, 2),
+        (8, 1),
+        (8, 1),
+    ]
+    assert divide(4, 3, 8) == (8, 1), "more than there is room for: a wait that ends with a message"
+    # On GPUs, of which each training gets as many as it can use once every training of the round has one.
+    assert [divide(gpus, 1, None) for gpus in (1, 2, 6, 8, 16)] == [(1, 1), (2, 1), (4, 1), (8, 1), (8, 1)]
+    assert [divide(8, episodes, None) for episodes in (2, 3, 4, 5, 8, 20)] == [
+        (4, 2),
+        (2, 3),
+        (2, 4),
+        (1, 5),
+        (1, 8),
+        (1, 8),
+    ]
+    assert divide(16, 2, None) == (8, 2)
 
 
 # --- interruptions ----------------------------------------------------------------------------------------------------
@@ -426,11 +507,11 @@ def test_a_training_killed_for_memory_goes_on_with_smaller_passes_and_selects_th
 ):
     usual, asked = RayFleet.run_round, []
 
-    def killed_in_round_2(self, policy, number, draws):
+    def killed_in_round_2(self, policy, number, draws, folder):
         asked.append((number, self.setup.place.tokens_per_pass, self.resources.threads))
         if len(asked) == 2:
             raise StageError("episodes: a training ended") from ray.exceptions.OutOfMemoryError("OUT_OF_MEMORY")
-        return usual(self, policy, number, draws)
+        return usual(self, policy, number, draws, folder)
 
     monkeypatch.setattr(RayFleet, "run_round", killed_in_round_2)
     again = select(world, tmp_path / "run")

@@ -102,7 +102,7 @@ def lay_out(path):
     counts = np.zeros(len(pool), np.int32)
     for step in range(1, STEPS + 1):
         state = State(stage_inputs(-2.0, performance[-1], step, STEPS), counts)
-        ids, _ = picker.batch(state, BATCH, step, Draw(0, "final training"))
+        ids = picker.batch(state, BATCH, step, Draw(0, "final training"))
         picks, performance = [*picks, ids], [*performance, performance[-1] + 0.1]
         counts[np.searchsorted(pool.ids, ids)] += 1
 
