@@ -55,6 +55,8 @@ class RowActor:
     renders_rows: ClassVar[bool] = False
     """The actor renders rows by a template; `alpaca` separates input from instruction (raysift.pool.given_input)."""
 
+    tokens_read: int = 0
+    """Tokens that the model has read so far, once for each pass over a row; shown as the stage's speed. 0: not counted."""
     max_failures_in_a_row: int = 200
     most_rows: int | None = None
     """Rows that fit in memory at once, once that is known to be a matter of their number."""

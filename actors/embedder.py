@@ -93,6 +93,7 @@ class Embedder(RowActor):
 
         from raysift.gradients.cpu_products import quick_products
 
+        self.tokens_read += sum(map(len, texts))
         found: list[tuple[list[int], NDArray[np.float32]]] = []
 
         def embed_pass(members: list[int]) -> None:

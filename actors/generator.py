@@ -84,6 +84,8 @@ class Generator(RowActor):
             members = [places[k] for k in batch]
             completed = self.complete([prompts[i] for i in members], [rows[i][ID] for i in members])
             for i, answer in zip(members, completed, strict=True):
+                said = 0 if isinstance(answer, Failed) else len(answer.tokens)
+                self.tokens_read += len(prompts[i]) + said
                 answers[i] = answer if isinstance(answer, Failed) else self.prompts.decode(*answer)
 
         self.run_passes(lengths, complete_pass)

@@ -100,6 +100,7 @@ class FirstTokens(Scorer):
 
         spelt = flatten(self.spellings)
         columns = torch.tensor([number for _, number in spelt], device=self.model.device)
+        self.tokens_read += sum(map(len, prompts))
         found: list[list[tuple[str, float]]] = [[] for _ in prompts]
 
         def ask_pass(members: list[int]) -> None:

@@ -71,6 +71,7 @@ class Scorer(RowActor):
         from raysift.gradients.rows import pad_rows
 
         rows = [token_row(item) for item in encoded]
+        self.tokens_read += sum(map(len, rows))
         losses = [0.0] * len(rows)
 
         def weigh_pass(members: list[int]) -> None:

@@ -77,6 +77,7 @@ class Reward(RowActor):
 
         from raysift.gradients.cpu_products import quick_products
 
+        self.tokens_read += sum(map(len, texts))
         scores = [0.0] * len(texts)
 
         def score_pass(members: list[int]) -> None:

@@ -91,6 +91,7 @@ class _RowGradients(RowActor):
 
         tokens = [row for row, _ in encoded.values()]
         found: dict[int, list[tuple[Any, float, float]]] = {row.id: [] for row in tokens}
+        self.tokens_read += len(self.model.checkpoints) * sum(map(len, tokens))
         for index in range(len(self.model.checkpoints)):
             result = self.model.at(index, self._sink(index)).run([row for row in tokens if row.id not in failed])
             for why in result.set_aside:

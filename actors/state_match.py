@@ -53,6 +53,7 @@ class StateMatch(Scorer):
         from raysift.gradients.rows import pad_rows
 
         rows = [token_row(item) for item in encoded]
+        self.tokens_read += sum(map(len, rows))
         found = np.zeros((len(rows), self.model.config.hidden_size), np.float32)
 
         def embed_pass(members: list[int]) -> None:

@@ -40,6 +40,9 @@ class Manifest(BaseModel):
     started: str = ""
     seconds: float = 0.0
     rows_per_second: float | None = None
+    peaks: dict[str, int] = Field(default_factory=dict)
+    """Peak memory in bytes of the largest worker (`host`, `gpu`) and of the `driver`, `workers` that told, and `tokens` that
+    they read; empty for stages of earlier versions. Shown, and part of no fingerprint."""
     reused_from: str | None = None
     """The run that computed the stage and holds its files; None if it is the run in whose folder this manifest lies."""
 

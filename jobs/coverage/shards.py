@@ -59,8 +59,8 @@ def only(among: Ids | None) -> Keep | None:
 class ShardWorker:
     """A shard that loads itself; Ray makes an actor of it. The constructor does nothing, so errors come from calls."""
 
-    def __init__(self, load: Load) -> None:
-        self.load_plan = load
+    def __init__(self, load: Load, peaks: str | None = None) -> None:
+        self.load_plan, self.peaks = load, peaks
         self.shard: Shard | None = None
 
     def load(self, among: Ids | None) -> int:
@@ -68,11 +68,22 @@ class ShardWorker:
         plan = self.load_plan
         ids, vectors = read_embeddings(plan.pieces, plan.dimension, only(among))
         self.shard = Shard(ids, vectors, owned=True, **plan.options())
+        self.tell()
         return len(ids)
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a method of the shard."""
-        return getattr(self.shard, name)(*arguments)
+        try:
+            return getattr(self.shard, name)(*arguments)
+        finally:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell this process's peak memory, if it is an actor's."""
+        if self.peaks:
+            from raysift.jobs.on_ray.peaks import tell
+
+            tell(self.peaks)
 
     def measure_speed(self) -> Speed:
         """Speed of this process and its device."""
@@ -111,6 +122,9 @@ class RayShards:
     def __init__(self, loads: Sequence[Load], among: Ids | None, picked: Picked, resources: Resources) -> None:
         import ray
 
+        from raysift.jobs.on_ray.peaks import peaks_name
+
+        self._peaks = peaks_name()
         self._ray, self._loads, self._picked, self._resources = ray, list(loads), picked, resources
         self._among = None if among is None else ray.put(among)
         self._kind = ray.remote(ShardWorker).options(
@@ -118,7 +132,7 @@ class RayShards:
         )
         self.count, self.restarts = len(loads), 0
         self._told = 0  # centres that all shards know
-        self.actors = [self._kind.remote(load) for load in loads]
+        self.actors = [self._kind.remote(load, self._peaks) for load in loads]
         self.rows = sum(self._gather(lambda actor: actor.load.remote(self._among), lambda shard: None))
 
     def ask(self, name: str, *arguments: Any) -> list[Any]:
@@ -182,7 +196,7 @@ class RayShards:
                 ) from error
             self.restarts += 1
             log.warning("coverage: shard %d of %d was lost (%s); building it again", number, self.count, cause)
-            self.actors[number] = self._kind.remote(self._loads[number])
+            self.actors[number] = self._kind.remote(self._loads[number], self._peaks)
             try:
                 self._wait(self.actors[number].load.remote(self._among))
                 catch_up(number)

@@ -204,6 +204,7 @@ def targets(
 
         from raysift.jobs.on_ray.cluster import cluster_cpus, for_role
         from raysift.jobs.on_ray.fitting import fit_cluster, with_room
+        from raysift.jobs.on_ray.peaks import telling
 
         for note in found.notes:
             run.console.note(f"targets: {note}")
@@ -220,7 +221,7 @@ def targets(
                 "num_cpus": min(cluster_cpus(), own.resources.cpus),
                 "num_gpus": own.resources.gpus_per_worker or None,
             }
-            task = ray.remote(**placed, memory=own.resources.memory, max_retries=2)(_compute_targets)
+            task = ray.remote(**placed, memory=own.resources.memory, max_retries=2)(telling(_compute_targets))
             found: dict[str, Any] = ray.get(task.remote(members, points, own, selector, projection, model.name, folder))
             return found
 

@@ -29,6 +29,7 @@ from raysift.actors.contract import RowActor
 from raysift.errors import DeviceError, RaysiftError, StageError
 from raysift.faults import device_fault
 from raysift.jobs.on_ray.counts import Count
+from raysift.jobs.on_ray.peaks import own_peak, peaks_name, tell
 from raysift.jobs.on_ray.suspects import Suspects
 from raysift.records import ERROR, ID
 from raysift.settings.memory import FEWEST_TOKENS
@@ -102,14 +103,17 @@ def watching(out: Location, resources: Resources, tell: Callable[[str], None]) -
 
 
 def watched(actor: type[RowActor], watch: Watch) -> type[RowActor]:
-    """Subclass the actor for Ray: it notes what it works on, and survives rows that end their process.
+    """Subclass the actor for Ray: it notes what it works on, tells its peak memory, and survives rows that end their process.
 
     A raysift error of its constructor is raised by the first batch instead: Ray prints an error in a constructor with three
     tracebacks, also on standard output, and keeps only its text. Other errors are still raised by the constructor.
     """
 
+    peaks = peaks_name()
+
     class _Watched(actor):  # type: ignore[misc, valid-type]
         def __init__(self, *given: Any, **named: Any) -> None:
+            own_peak(peaks)
             self._refused: RaysiftError | None = None
             self._counted = Count(watch.counts) if watch.counts else None
             self._life = Life(watch, actor.__name__)
@@ -122,6 +126,7 @@ def watched(actor: type[RowActor], watch: Watch) -> type[RowActor]:
                 if not isinstance(error, RaysiftError):
                     raise
                 self._refused = error
+            tell(peaks)
 
         def tell(self, text: str) -> None:
             self._life.note(f"{actor.__name__}: {text}", "memory")
@@ -134,7 +139,9 @@ def watched(actor: type[RowActor], watch: Watch) -> type[RowActor]:
             guilty = pa.array([row in why for row in batch[ID].to_pylist()], pa.bool_()) if why else None
             sound = batch if guilty is None else batch.filter(pc.invert(guilty))
             self._life.works_on(sound)
+            before = self.tokens_read
             answers = self._answer_table(sound)
+            tell(peaks, self.tokens_read - before)
             if len(sound) < len(batch):
                 lost = [{ID: row, ERROR: why[row]} for row in batch[ID].to_pylist() if row in why]
                 answers = pa.concat_tables([answers, pa.Table.from_pylist(lost, schema=answers.schema)])

@@ -35,6 +35,7 @@ from raysift.actors.vllm_engine import engine_arguments, engine_environment, off
 from raysift.errors import ModelError, RaysiftError, StageError
 from raysift.jobs.on_ray.cluster import actor_cpus, first_workers, pool_size
 from raysift.jobs.on_ray.lives import Watch, watched
+from raysift.jobs.on_ray.peaks import own_peak, peaks_name, tell
 from raysift.jobs.on_ray.session import start_session
 from raysift.records import ERROR, ID
 from raysift.settings.generation import GenerationSettings
@@ -206,6 +207,7 @@ def our_engine(stage: Any) -> Any:
     passed on: log-probabilities come as a dict of dicts for each of its tokens. The guard is needed because vLLM 0.32
     forgets requests sent just before it notices that its engine has died.
     """
+    peaks = peaks_name()
 
     class OurEngine(stage):  # type: ignore[misc]
         def __init__(
@@ -221,6 +223,7 @@ def our_engine(stage: Any) -> Any:
             adapters: Mapping[str, Location],
             **others: Any,
         ) -> None:
+            own_peak(peaks)
             batching = offline_batching(engine_kwargs.get("tensor_parallel_size", 1))
             others["model"] = source_of(weights)[0]  # on this machine, where the driver's copy may not be
             super().__init__(engine_kwargs=batching | engine_kwargs, expected_input_keys=[PROMPT], **others)
@@ -243,6 +246,7 @@ def our_engine(stage: Any) -> Any:
                     yield passed | {self.reply: _wanted_part(found, self.reply, self.sampling)}
             finally:
                 guard.cancel()
+                tell(peaks)
                 for row in batch:
                     row.pop("model")
 

@@ -23,7 +23,9 @@ from raysift.errors import ConfigError, DataError, find_cause, system_words
 from raysift.fingerprint import canonical, fingerprint
 from raysift.jobs.on_ray.cluster import gpus_in_reach
 from raysift.jobs.runs.console import Console
+from raysift.jobs.runs.following import Follow
 from raysift.jobs.runs.lease import Lease, take
+from raysift.jobs.runs.peaks import stage_peaks
 from raysift.jobs.runs.progress import Bar
 from raysift.jobs.runs.replay import name_from_anywhere
 from raysift.jobs.runs.reuse import (
@@ -88,6 +90,7 @@ class Run:
         self._settings: str | None = None
         self.toys: dict[str, float] = {}
         self._plan: tuple[str, ...] = ()
+        self.follow: Follow | None = None
         self._stage = ""
         self._lease: Lease | None = None
         self._depth = 0
@@ -103,6 +106,8 @@ class Run:
         """A bar for work of the stage that runs now; what it notes, the run says."""
         with self.console.progress(self._stage, total, unit, self._step(self._stage)) as bar:
             bar.note = self.console.note
+            if (follow := self.follow) is not None:
+                bar.watch = follow.look
             yield bar
 
     def _step(self, stage: str) -> str:
@@ -171,9 +176,12 @@ class Run:
         self.record("continued" if work.exists() else "started", name, fingerprint=identity, **differs, **told)
         self.start()
         self._stage = name
+        if self.follow is not None:
+            self.follow.begin(name)
         started, clock = datetime.now(UTC), time.perf_counter()
         try:
-            result = body(work.make_folder())
+            with stage_peaks() as peaks:
+                result = body(work.make_folder())
         except Exception as error:
             cause = find_cause(error)
             self.record("failed", name, error=str(cause) if cause else type(error).__name__)
@@ -181,7 +189,10 @@ class Run:
                 raise cause from error
             raise
         except BaseException as error:
-            self.record("failed", name, error=type(error).__name__)
+            stopped = self.follow.stopped() if self.follow is not None else None
+            self.record("failed", name, error=str(stopped) if stopped else type(error).__name__)
+            if stopped is not None:
+                raise stopped from None
             raise
         seconds = time.perf_counter() - clock
         files = {kind: [f"{identity}/{file}" for file in files] for kind, files in result.files.items()}
@@ -198,11 +209,14 @@ class Run:
             started=started.isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
             rows_per_second=round(result.rows / seconds, 1) if result.rows else None,
+            peaks=peaks.read(),
         )
         if self._lease is not None:
             self._lease.require()
         manifest = write_manifest(home, manifest)
         self.record("finished", name, seconds=round(seconds, 1), **manifest.counts)
+        if self.follow is not None:
+            self.follow.end(name, seconds)
         return manifest
 
     def adopt(self, name: str, source: str) -> Manifest | None:

@@ -99,7 +99,7 @@ def test_progress_ends_at_all_rows_and_leaves_nothing_in_ray(ray_local, tmp_path
     from raysift.jobs.on_ray.raydata import map_rows
 
     told = []
-    monkeypatch.setattr(Bar, "update", lambda self, done, total=None, words="": told.append(done))
+    monkeypatch.setattr(Bar, "update", lambda self, done, total=None, words="", tokens=0: told.append(done))
     files = write_rows(tmp_path, 300)
 
     def progress(total, unit="rows"):
