@@ -50,9 +50,8 @@ from raysift.manifest import (
     settle,
     write_manifest,
 )
-from raysift.parallel import in_parallel
 from raysift.pool.id_text import exact
-from raysift.storage import Location, extend_name, open_location, refuse_passwords
+from raysift.storage import Location, extend_name, in_parallel, open_location, refuse_passwords
 
 CHANGES_NOTHING = ("skipped", "reused")
 
