@@ -36,7 +36,7 @@ def gpus(_):
 
 with forked_workers(Path(sys.argv[1])):
     start_ray(num_cpus=4, num_gpus=2, object_store_memory=150 * 2**20)
-    for name, episodes in (("a training on both", 1), ("two trainings", 3)):
+    for name, episodes in (("a training on both", 1), ("two trainings", 2)):
         fleet = RayFleet(setup, Resources(**common), episodes)
         told[name] = [ray.get([actor.__ray_call__.remote(gpus) for actor in group]) for group in fleet.groups]
         fleet.close()

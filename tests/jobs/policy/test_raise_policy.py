@@ -422,16 +422,15 @@ def test_processes_are_a_power_of_two_and_trainings_share_the_rest():
         (8, 1),
     ]
     assert divide(4, 3, 8) == (8, 1), "more than there is room for: a wait that ends with a message"
-    # On GPUs, of which each training gets as many as it can use once every training of the round has one.
+    # On GPUs by default, the split that ends a round soonest; every other one takes as long or longer.
     assert [divide(gpus, 1, None) for gpus in (1, 2, 6, 8, 16)] == [(1, 1), (2, 1), (4, 1), (8, 1), (8, 1)]
-    assert [divide(8, episodes, None) for episodes in (2, 3, 4, 5, 8, 20)] == [
-        (4, 2),
-        (2, 3),
-        (2, 4),
-        (1, 5),
-        (1, 8),
-        (1, 8),
-    ]
+    assert [divide(8, episodes, None) for episodes in (2, 3, 4, 8)] == [(4, 2), (8, 1), (2, 4), (1, 8)]
+    for gpus in range(1, 20):
+        for episodes in range(1, 12):
+            ranks, groups = divide(gpus, episodes, None)
+            assert ranks * groups <= gpus and groups <= episodes
+            splits = [(r, g) for r in (1, 2, 4, 8) for g in range(1, episodes + 1) if r * g <= gpus]
+            assert -(-episodes // groups) / ranks == min(-(-episodes // g) / r for r, g in splits)
     assert divide(16, 2, None) == (8, 2)
 
 
