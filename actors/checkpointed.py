@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from raysift.actors.language_model import local_copy
 from raysift.actors.loaded import LoadedModel, load, longest_input
+from raysift.actors.swapped import Swapped
 from raysift.draws import seed_for
 from raysift.errors import ModelError
 from raysift.gradients.moments import load_moments
@@ -65,9 +66,9 @@ class CheckpointedModel:
         self.template = template
         self.max_length = longest_input(loaded.model, max_length)
         self.gradients: RowGradients = RowGradients(loaded.model, token_budget=token_budget, max_tokens=self.max_length)
-        self._weights = [self._read_weights(checkpoint) for checkpoint in self.checkpoints]
+        self._factors = [modules[0].weight for modules in self.gradients.adapter.modules]
         self._directions = [self._read_direction(checkpoint, adam) for checkpoint in self.checkpoints]
-        self._now: int | None = None
+        self.tensors = self._all_tensors()
 
     @property
     def layout(self) -> Any:
@@ -76,15 +77,14 @@ class CheckpointedModel:
 
     def at(self, index: int, sink: Sink) -> RowGradients:
         """The row gradients of one checkpoint, which feed `sink`."""
-        if self._now != index:
-            import torch
-
-            with torch.no_grad():
-                for (module, *_), weight in zip(self.gradients.adapter.modules, self._weights[index], strict=True):
-                    module.weight.copy_(weight)
-            self._now = index
+        found = self.tensors.use(index)
+        for factor, own in zip(self._factors, found, strict=False):
+            factor.data = own  # no copy: factors take turns in being this parameter
+        direction = self._directions[index]
+        if direction is not None:
+            direction.parts = found[len(self._factors) :]
         self.gradients.sink = sink
-        self.gradients.direction = self._directions[index]
+        self.gradients.direction = direction
         return self.gradients
 
     def projections(self, settings: ProjectionSettings) -> list[Projection]:
@@ -145,8 +145,23 @@ class CheckpointedModel:
         cut = bool(np.any(labels[self.max_length :] != IGNORED))
         return TokenRow(number, ids[: self.max_length], labels[: self.max_length]), cut
 
+    def _all_tensors(self) -> Swapped:
+        """Each checkpoint's factors and the tensors of its direction, in the types that they are used in."""
+        import torch
+
+        wide = torch.float64 if self._factors[0].dtype == torch.float64 else torch.float32
+        lists = []
+        for checkpoint, direction in zip(self.checkpoints, self._directions, strict=True):
+            weights = zip(self._read_weights(checkpoint), self._factors, strict=True)
+            lists.append([weight.to(factor.dtype) for weight, factor in weights])
+            if direction is not None:
+                lists[-1] += [part.to(wide) for part in direction.parts]
+                direction.parts = []
+        devices = [factor.device for factor in self._factors]
+        return Swapped(lists, devices * (len(lists[0]) // len(devices)))
+
     def _read_weights(self, checkpoint: Checkpoint) -> list[Any]:
-        """The adapter's factors in the layout's order, as float32 on the host."""
+        """The adapter's factors in the layout's order, on the host."""
         import torch
         from safetensors.torch import load_file
 

@@ -90,6 +90,7 @@ class EncodeRows(RowActor):
             encoded = encode_conversation(self.tokenizer, conversation_of(row), self.max_length, self.template)
         except DataError as error:
             return Failed(str(error), of_the_row=True)
+        self.tokens_read += len(encoded.input_ids)
         # Nothing precedes the first token to predict it from, so it never counts.
         counted = [label != IGNORED for label in encoded.labels]
         return {

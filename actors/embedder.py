@@ -9,11 +9,12 @@ row id.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from raysift.actors.contract import Failed, Row, RowActor
 from raysift.actors.language_model import resolve_model, source_of
@@ -27,6 +28,7 @@ from raysift.scoring.questions import embedded_text
 from raysift.scoring.settings import EmbeddingSettings, Pooling
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
 _POOLINGS: dict[str, Pooling] = {
@@ -85,23 +87,28 @@ class Embedder(RowActor):
             for text in texts
         ]
 
-    def embed(self, texts: Sequence[TextTokens]) -> list[list[float]]:
+    def embed(self, texts: Sequence[TextTokens]) -> NDArray[np.float32]:
         """The pooled states of each text, in the order given."""
         import torch
 
         from raysift.gradients.cpu_products import quick_products
-        from raysift.gradients.rows import plan_batches
 
-        vectors: list[list[float]] = [[] for _ in texts]
+        self.tokens_read += sum(map(len, texts))
+        found: list[tuple[list[int], NDArray[np.float32]]] = []
+
+        def embed_pass(members: list[int]) -> None:
+            inputs = pad_texts([texts[i] for i in members], self.model, self.tokenizer.pad_token_id)
+            states = self.model(**inputs, **self.extra).last_hidden_state.float()
+            pooled = pool(states, inputs["attention_mask"], self.pooling)
+            if self.settings.normalise:
+                pooled = pooled / pooled.norm(dim=1, keepdim=True)
+            found.append((members, pooled.cpu().numpy()))
+
         with torch.inference_mode(), quick_products(self.model):
-            for members in plan_batches([len(text) for text in texts], self.batch_tokens):
-                inputs = pad_texts([texts[i] for i in members], self.model, self.tokenizer.pad_token_id)
-                states = self.model(**inputs, **self.extra).last_hidden_state.float()
-                pooled = pool(states, inputs["attention_mask"], self.pooling)
-                if self.settings.normalise:
-                    pooled = pooled / pooled.norm(dim=1, keepdim=True)
-                for i, vector in zip(members, pooled.tolist(), strict=True):
-                    vectors[i] = vector
+            self.run_passes([len(text) for text in texts], embed_pass)
+        vectors = np.empty((len(texts), found[0][1].shape[1] if found else 0), np.float32)
+        for members, pooled in found:
+            vectors[members] = pooled
         return vectors
 
     def _tokenize(self, texts: Sequence[str]) -> list[TextTokens]:
@@ -205,7 +212,7 @@ def _first_pieces(encoding: Any, count: int) -> list[TextTokens]:
     return [piece for piece in pieces if piece is not None]
 
 
-def _embedding_row(text: TextTokens, vector: Sequence[float]) -> Row | Failed:
-    if not all(map(math.isfinite, vector)):
+def _embedding_row(text: TextTokens, vector: NDArray[np.float32]) -> Row | Failed:
+    if not np.isfinite(vector).all():
         return Failed("the vector is not finite, or has length 0 and cannot be normalised")
     return {EMBEDDING: vector, INPUT_TOKENS: len(text), TRUNCATED: text.truncated}

@@ -74,18 +74,21 @@ class Generator(RowActor):
         self.thinning = {"logits_to_keep": 1} if takes(self.model, "logits_to_keep") else {}
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
-        from raysift.gradients.rows import plan_batches
-
         encoded = [self._encode(row) for row in rows]
         answers: list[Row | Failed | None] = [item if isinstance(item, Failed) else None for item in encoded]
         prompts = {i: item for i, item in enumerate(encoded) if not isinstance(item, Failed)}
         places = list(prompts)
         lengths = [(len(prompts[i]) + self.max_new_tokens) * self.beams for i in places]
-        for batch in plan_batches(lengths, self.batch_tokens):
+
+        def complete_pass(batch: list[int]) -> None:
             members = [places[k] for k in batch]
             completed = self.complete([prompts[i] for i in members], [rows[i][ID] for i in members])
             for i, answer in zip(members, completed, strict=True):
+                said = 0 if isinstance(answer, Failed) else len(answer.tokens)
+                self.tokens_read += len(prompts[i]) + said
                 answers[i] = answer if isinstance(answer, Failed) else self.prompts.decode(*answer)
+
+        self.run_passes(lengths, complete_pass)
         return [answer for answer in answers if answer is not None]
 
     def complete(self, prompts: Sequence[Sequence[int]], ids: Sequence[int]) -> list[AnswerTokens | Failed]:

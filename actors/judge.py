@@ -96,22 +96,25 @@ class FirstTokens(Scorer):
 
         from raysift.gradients.cpu_products import quick_products
         from raysift.gradients.loss import label_logits
-        from raysift.gradients.rows import TokenRow, pad_rows, plan_batches
+        from raysift.gradients.rows import TokenRow, pad_rows
 
         spelt = flatten(self.spellings)
         columns = torch.tensor([number for _, number in spelt], device=self.model.device)
+        self.tokens_read += sum(map(len, prompts))
         found: list[list[tuple[str, float]]] = [[] for _ in prompts]
+
+        def ask_pass(members: list[int]) -> None:
+            # A label after the prompt requests the logits there; which token it is does not matter.
+            rows = [
+                TokenRow(0, np.array([*prompts[i], 0]), np.array([*[IGNORED] * len(prompts[i]), 0])) for i in members
+            ]
+            logits = label_logits(self.model, pad_rows(rows, self.model.device), self.head).float()
+            logprobs = (logits[:, columns] - logits.logsumexp(1, keepdim=True)).double().tolist()
+            for i, values in zip(members, logprobs, strict=True):
+                found[i] = [(text, value) for (text, _), value in zip(spelt, values, strict=True)]
+
         with torch.inference_mode(), quick_products(self.model):
-            for members in plan_batches([len(prompt) + 1 for prompt in prompts], self.batch_tokens):
-                # A label after the prompt requests the logits there; which token it is does not matter.
-                rows = [
-                    TokenRow(0, np.array([*prompts[i], 0]), np.array([*[IGNORED] * len(prompts[i]), 0]))
-                    for i in members
-                ]
-                logits = label_logits(self.model, pad_rows(rows, self.model.device), self.head).float()
-                logprobs = (logits[:, columns] - logits.logsumexp(1, keepdim=True)).double().tolist()
-                for i, values in zip(members, logprobs, strict=True):
-                    found[i] = [(text, value) for (text, _), value in zip(spelt, values, strict=True)]
+            self.run_passes([len(prompt) + 1 for prompt in prompts], ask_pass)
         return found
 
 

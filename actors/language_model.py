@@ -1,7 +1,8 @@
 """Finding and loading causal language models, their tokenizers and adapters; heavy libraries load inside functions.
 
 A model's name is `nano` (also `nano:foundation`, `nano:reward`, `nano:encoder`; all ship with the package), a local
-folder, or an id on the Hugging Face hub: `owner/name`, or `owner/name@revision` for a branch, tag or commit.
+folder, a folder on an object store (`s3://bucket/model`), or an id on the Hugging Face hub: `owner/name`, or
+`owner/name@revision` for a branch, tag or commit.
 
 The device `spread` divides the layers among all GPUs that the process sees, and a pass goes from one to the next: this
 makes room for a large base but adds no speed. A base in four bits is QLoRA's: NF4, with its scales quantised as well.
@@ -16,8 +17,11 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
+from raysift.actors.fetched_models import fetched, is_remote
+from raysift.actors.hub import HUB_S, why_offline
 from raysift.actors.smol import is_smol, smol_path
 from raysift.errors import ModelError
+from raysift.fingerprint import Part
 from raysift.nano import NANO_MODELS, is_nano, nano_path
 from raysift.storage import Location, open_location
 
@@ -25,16 +29,21 @@ DTYPES = ("auto", "bf16", "fp16", "fp32")
 SPREAD = "spread"
 
 
-def resolve_model(name: str) -> str:
-    """Where a model is: a folder for `nano`, `smol` and local paths, the id itself for one on the hub."""
+def resolve_model(name: str, part: Part = "all") -> str:
+    """Where a model is: a folder of this machine, or the id itself for one on the hub.
+
+    Of a model on an object store this may fetch a part alone: `tokenizer` is everything but the weights.
+    """
+    if is_remote(name):
+        return fetched(name, part)
     if is_smol(name):
         return str(smol_path(name))
     if is_nano(name):
-        part = name.partition(":")[2] or "foundation"
-        if part not in NANO_MODELS:
+        kind = name.partition(":")[2] or "foundation"
+        if kind not in NANO_MODELS:
             raise ModelError(f"model: '{name}' is unknown; known: nano, {', '.join(f'nano:{m}' for m in NANO_MODELS)}.")
         try:
-            return str(nano_path(part))
+            return str(nano_path(kind))
         except FileNotFoundError as error:
             raise ModelError(f"model: {error}") from error
     path = os.path.expanduser(name)
@@ -42,8 +51,8 @@ def resolve_model(name: str) -> str:
         return os.path.abspath(path)
     if path.startswith(("/", ".")) or path.count("/") > 1:
         raise ModelError(
-            f"model: there is no folder '{name}'. Give a folder that transformers can load, an id on the Hugging Face "
-            "hub (owner/name), 'nano', or 'smol'."
+            f"model: there is no folder '{name}'. Give a folder that transformers can load, also on a store (s3://...), an id "
+            "on the Hugging Face hub (owner/name), 'nano', or 'smol'."
         )
     return name
 
@@ -56,10 +65,10 @@ def pinned_name(name: str) -> str:
     from huggingface_hub import HfApi, constants
     from huggingface_hub.file_download import repo_folder_name
 
-    reason = "the hub is not asked (HF_HUB_OFFLINE)"
-    if not constants.HF_HUB_OFFLINE:
+    reason = f"the hub is offline ({why_offline()})"
+    if not why_offline():
         try:
-            return f"{repo}@{HfApi().model_info(repo, revision=revision or None).sha}"
+            return f"{repo}@{HfApi().model_info(repo, revision=revision or None, timeout=HUB_S).sha}"
         except Exception as error:  # network libraries raise different errors in different versions
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
     folder = repo_folder_name(repo_id=repo, repo_type="model")
@@ -73,10 +82,12 @@ def pinned_name(name: str) -> str:
         return f"{repo}@{file.read().strip()}"
 
 
-def source_of(model: str) -> tuple[str, str]:
+def source_of(model: str, part: Part = "all") -> tuple[str, str]:
     """Folder or hub id, and the revision, as `from_pretrained` takes them; for a folder the revision means nothing."""
-    place = resolve_model(model)
+    place = resolve_model(model, part)
     repo, _, revision = (place, "", "") if os.path.isdir(place) else place.partition("@")
+    if not os.path.isdir(place):
+        why_offline()
     return repo, revision or "main"
 
 
@@ -116,7 +127,7 @@ def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     with _explained(model, "tokenizer"):
-        source, revision = source_of(model)
+        source, revision = source_of(model, "tokenizer")
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token_id is None:
         stand_in = tokenizer.eos_token or tokenizer.unk_token
@@ -263,10 +274,11 @@ def _explained(model: str, what: str) -> Iterator[None]:
     except ModelError:
         raise
     except Exception as error:  # damaged files raise whatever the library that reads them does
-        tried = resolve_model(model) if not os.path.isdir(model) else model
-        offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
-        hub = "the Hugging Face hub (offline)" if offline else "the Hugging Face hub"
-        where = f"the folder {tried}" if os.path.isdir(tried) else hub
+        tried = resolve_model(model, "tokenizer") if not os.path.isdir(model) else model
+        where = f"the folder {tried}"
+        if not os.path.isdir(tried):
+            why = why_offline()
+            where = f"the Hugging Face hub (offline: {why})" if why else "the Hugging Face hub"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else "no message"
         raise ModelError(
             f"model: cannot load the {what} of '{model}' from {where}: {type(error).__name__}: {reason} "

@@ -28,6 +28,7 @@ class TokenLengths(RowActor):
 
     def _measure(self, messages: list[dict[str, str]]) -> Row:
         encoded = encode_conversation(self.tokenizer, messages, NO_LIMIT, self.template)
+        self.tokens_read += len(encoded.input_ids)
         return {
             TOKENS: len(encoded.input_ids),
             RESPONSE_TOKENS: sum(label != -100 for label in encoded.labels),

@@ -71,31 +71,33 @@ class Scorer(RowActor):
         from raysift.gradients.rows import pad_rows
 
         rows = [token_row(item) for item in encoded]
+        self.tokens_read += sum(map(len, rows))
         losses = [0.0] * len(rows)
-        with torch.inference_mode(), quick_products(self.model):
-            for members in self._batches(rows):
-                batch = pad_rows([rows[i] for i in members], self.model.device)
+
+        def weigh_pass(members: list[int]) -> None:
+            for part in self._by_labels(rows, members):
+                batch = pad_rows([rows[i] for i in part], self.model.device)
                 weights = torch.ones(len(batch.targets), device=self.model.device)
                 total, _ = row_losses(label_logits(self.model, batch, self.head), batch, weights, with_gradient=False)
-                for i, loss in zip(members, total.tolist(), strict=True):
+                for i, loss in zip(part, total.tolist(), strict=True):
                     losses[i] = loss
+
+        with torch.inference_mode(), quick_products(self.model):
+            self.run_passes([len(row) for row in rows], weigh_pass)
         return losses
 
-    def _batches(self, rows: Sequence[TokenRow]) -> Iterator[list[int]]:
-        """Batches by tokens, cut where their logits, of labels alone if the head can be found, would take too much."""
-        from raysift.gradients.rows import plan_batches
-
-        for members in plan_batches([len(row) for row in rows], self.batch_tokens):
-            width, labels = len(rows[members[0]]), 0
-            batch: list[int] = []
-            for i in members:
-                own = rows[i].n_labels if self.head is not None else width
-                if batch and labels + own > self.batch_labels:
-                    yield batch
-                    batch, labels = [], 0
-                batch.append(i)
-                labels += own
-            yield batch
+    def _by_labels(self, rows: Sequence[TokenRow], members: Sequence[int]) -> Iterator[list[int]]:
+        """A pass, cut where its logits, of labels alone if the head can be found, would take too much."""
+        width, labels = len(rows[members[0]]), 0
+        part: list[int] = []
+        for i in members:
+            own = rows[i].n_labels if self.head is not None else width
+            if part and labels + own > self.batch_labels:
+                yield part
+                part, labels = [], 0
+            part.append(i)
+            labels += own
+        yield part
 
 
 class Likelihood(Scorer):

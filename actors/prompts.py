@@ -110,7 +110,7 @@ def vocabulary_size(model: Any) -> int | None:
 def read_config(model: str, trust_remote_code: bool = False) -> dict[str, Any]:
     """The content of the model's `config.json`."""
     try:
-        with open(os.path.join(resolve_model(model), "config.json"), encoding="utf-8") as file:
+        with open(os.path.join(resolve_model(model, "tokenizer"), "config.json"), encoding="utf-8") as file:
             return dict(json.load(file))
     except (OSError, ValueError):  # on the hub, or damaged
         return dict(load_card(model, trust_remote_code).config.to_dict())
@@ -128,7 +128,7 @@ def load_card(model: str, trust_remote_code: bool = False) -> ModelCard:
     """A model's configuration and generation defaults, as loading the model would find them."""
     from transformers import AutoConfig, GenerationConfig
 
-    source, revision = source_of(model)
+    source, revision = source_of(model, "tokenizer")
     try:
         config = AutoConfig.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:

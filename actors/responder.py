@@ -71,8 +71,18 @@ class Asker(RowActor):
 
     def answer(self, rows: list[Row]) -> list[Row | Failed]:
         """The tokens of each question."""
-        encoded = [self.prompts.encode_question(conversation_of(row)) for row in rows]
+        encoded = [self._encode(row) for row in rows]
         return [prompt if isinstance(prompt, Failed) else {PROMPT: prompt} for prompt in encoded]
+
+    def _encode(self, row: Row) -> list[int] | Failed:
+        return self.prompts.encode_question(conversation_of(row))
+
+
+class PromptAsker(Asker):
+    """The same for rows that are prompts, which end where the answer begins: what a `Generator` is to a `Responder`."""
+
+    def _encode(self, row: Row) -> list[int] | Failed:
+        return self.prompts.encode(conversation_of(row))
 
 
 def engine_failure(message: str) -> Failed:

@@ -76,15 +76,18 @@ class Reward(RowActor):
         import torch
 
         from raysift.gradients.cpu_products import quick_products
-        from raysift.gradients.rows import plan_batches
 
+        self.tokens_read += sum(map(len, texts))
         scores = [0.0] * len(texts)
+
+        def score_pass(members: list[int]) -> None:
+            batch = [texts[i] for i in members]
+            logits = self.model(**pad_texts(batch, self.model, self._padding(batch)), **self.extra).logits
+            for i, score in zip(members, logits[:, self.output].double().tolist(), strict=True):
+                scores[i] = score
+
         with torch.inference_mode(), quick_products(self.model):
-            for members in plan_batches([len(text) for text in texts], self.batch_tokens):
-                batch = [texts[i] for i in members]
-                logits = self.model(**pad_texts(batch, self.model, self._padding(batch)), **self.extra).logits
-                for i, score in zip(members, logits[:, self.output].double().tolist(), strict=True):
-                    scores[i] = score
+            self.run_passes([len(text) for text in texts], score_pass)
         return scores
 
     def _padding(self, batch: Sequence[TextTokens]) -> int:

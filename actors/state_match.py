@@ -50,15 +50,19 @@ class StateMatch(Scorer):
         import torch
 
         from raysift.gradients.cpu_products import quick_products
-        from raysift.gradients.rows import pad_rows, plan_batches
+        from raysift.gradients.rows import pad_rows
 
         rows = [token_row(item) for item in encoded]
+        self.tokens_read += sum(map(len, rows))
         found = np.zeros((len(rows), self.model.config.hidden_size), np.float32)
+
+        def embed_pass(members: list[int]) -> None:
+            batch = pad_rows([rows[i] for i in members], self.model.device)
+            states = self.model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state.float()
+            found[members] = weighted_mean(states, [len(rows[i]) for i in members]).cpu().numpy()
+
         with torch.inference_mode(), quick_products(self.model):
-            for members in plan_batches([len(row) for row in rows], self.batch_tokens):
-                batch = pad_rows([rows[i] for i in members], self.model.device)
-                states = self.model.base_model(input_ids=batch.input_ids, use_cache=False).last_hidden_state.float()
-                found[members] = weighted_mean(states, [len(rows[i]) for i in members]).cpu().numpy()
+            self.run_passes([len(row) for row in rows], embed_pass)
         return found
 
     def _encode(self, row: Row) -> Encoded | Failed:

@@ -2,50 +2,33 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
+from raysift.actors.target_files import TargetFiles
 from raysift.errors import DataError, ModelError
 from raysift.evaluation.examples import reference_answer
 from raysift.records import Example, Pair
 from raysift.settings.gradients import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.storage import Location
-from raysift.tensors import save_tensors
 
 if TYPE_CHECKING:
-    from raysift.gradients.preference import TokenExample
+    from raysift.gradients.collect import RowGradients
+    from raysift.gradients.preference import Targets, TokenExample, Write
     from raysift.gradients.rows import TokenRow
 
 PLAIN = AdamSettings(form="none")
 CHECKED_ROWS = 3
 CHECKED_NUMBERS = 2**29  # in their gradients together: 2 GiB; for larger adapters fewer rows are checked, or none
-EXAMPLES = pa.schema(
-    [
-        ("key", pa.int64()),  # of the texts (see `content_key`)
-        ("checkpoint", pa.string()),
-        ("subtask", pa.string()),
-        ("loss", pa.float64()),
-        ("margin", pa.float64()),  # pairs only, as is `between`
-        ("norm", pa.float64()),
-        ("between", pa.float64()),
-        ("cosine", pa.float64()),  # with its subtask's target
-        ("truncated", pa.bool_()),
-    ]
-)
-"""A line per pair or example and checkpoint; `sketch` follows, lists of float32 of one length."""
 TOLERANCES = {4: 0.01, 2: 0.2}  # relative, by bytes of the narrowest weight
 
 
 class TargetGradients:
     """Turns preference pairs (ROSE) or examples (LESS) into one vector per subtask and checkpoint.
 
-    Targets' gradients are plain: the optimizer's moments (`adam`) apply only to the direction of a training row.
+    Targets' gradients are plain: the optimizer's moments (`adam`) apply only to the direction of a training row. With `files`,
+    a folder, vectors go there and are not kept, and checkpoints that are done there are not computed again.
     """
 
     def __init__(
@@ -54,12 +37,14 @@ class TargetGradients:
         checkpoints: Sequence[Checkpoint],
         projection: ProjectionSettings,
         adam: AdamSettings = PLAIN,
+        files: Location | None = None,
         **loading: Any,
     ) -> None:
         self.model = CheckpointedModel(model, checkpoints, adam, **loading)
         self.deviation: float | None = None
         """How far the gradients last computed deviate from autograd's (see `check`)."""
         self.project(projection)
+        self.files = TargetFiles(files, self.hash) if files else None
 
     def project(self, projection: ProjectionSettings) -> None:
         """Project gradients with another projection from now on."""
@@ -99,29 +84,50 @@ class TargetGradients:
         targets: TargetSettings,
         end_prompt: bool,
         keep_units: bool = False,
-    ) -> list[Any]:
+    ) -> list[Targets]:
         """The `raysift.gradients.preference.Targets` at each checkpoint, from preference pairs."""
         from raysift.gradients.preference import preference_targets
 
         tokens = [self.model.encode_pair(number, pair, end_prompt) for number, pair in enumerate(pairs)]
         self.deviation = self.check([pair.chosen for pair in tokens])
-        return [
-            preference_targets(self.model.at(index, self.sinks[index]), tokens, preference, targets, keep_units)
-            for index in range(len(self.model.checkpoints))
-        ]
+
+        def at(gradients: RowGradients, write: Write | None) -> Targets:
+            return preference_targets(gradients, tokens, preference, targets, keep_units, write)
+
+        return self._at_each([pair.subtask for pair in tokens], at)
 
     def from_examples(
         self, examples: Sequence[Example], targets: TargetSettings, keep_units: bool = False
-    ) -> list[Any]:
+    ) -> list[Targets]:
         """The `Targets` at each checkpoint from the cross-entropy of the examples' reference answers."""
         from raysift.gradients.preference import cross_entropy_targets
 
         tokens = [self._encode(number, example) for number, example in enumerate(examples)]
         self.deviation = self.check([example.row for example in tokens])
-        return [
-            cross_entropy_targets(self.model.at(index, self.sinks[index]), tokens, targets, keep_units)
-            for index in range(len(self.model.checkpoints))
-        ]
+
+        def at(gradients: RowGradients, write: Write | None) -> Targets:
+            return cross_entropy_targets(gradients, tokens, targets, keep_units, write)
+
+        return self._at_each([example.subtask for example in tokens], at)
+
+    def _at_each(
+        self, subtasks: Sequence[str], targets_at: Callable[[RowGradients, Write | None], Targets]
+    ) -> list[Targets]:
+        """The targets at each checkpoint, one after the other. With `files`, each is on disk before the next begins."""
+        found = []
+        for index, checkpoint in enumerate(self.model.checkpoints):
+            width = self.sinks[index].width
+            done = self.files.done(checkpoint, width) if self.files else None
+            if done is None:
+                gradients = self.model.at(index, self.sinks[index])
+                if self.files is None:
+                    done = targets_at(gradients, None)
+                else:
+                    with self.files.writing(checkpoint, sorted(set(subtasks)), width) as write:
+                        done = targets_at(gradients, write)
+                    self.files.account(checkpoint, done)
+            found.append(done)
+        return found
 
     def pulls(self, messages: Sequence[dict[str, str]], targets: Sequence[Any]) -> list[dict[int, float]]:
         """Per checkpoint, the cosine of one row's direction with each pair or example; `targets` need their `units`."""
@@ -145,38 +151,3 @@ class TargetGradients:
             raise DataError(f"targets: example '{example.id}' has no right answer, so it has no loss to lower.")
         row, cut = self.model.encode_answer(number, example, answer)
         return TokenExample(row, example.subset or example.task, cut)
-
-
-def save_targets(folder: Location, checkpoints: Sequence[Checkpoint], targets: Sequence[Any], hash_: str) -> list[str]:
-    """Write a file `CHECKPOINT.safetensors` per checkpoint, with subtasks and the projection's hash in the header."""
-    names = []
-    for checkpoint, target in zip(checkpoints, targets, strict=True):
-        metadata = {"subtasks": json.dumps(list(target.subtasks)), "projection": hash_}
-        names.append(f"{checkpoint.name}.safetensors")
-        save_tensors(folder / names[-1], {"targets": np.asarray(target.vectors, np.float32)}, metadata)
-    return names
-
-
-def save_examples(
-    place: Location, checkpoints: Sequence[Checkpoint], targets: Sequence[Any], keys: Sequence[int]
-) -> None:
-    """Write a line per pair or example and checkpoint: its figures, and its sketch (see raysift.gradients.sketches).
-
-    `keys` are the members' content keys, so that a line is found again for the same text.
-    """
-    tables = []
-    for checkpoint, target in zip(checkpoints, targets, strict=True):
-        lines = [{"key": keys[member.id], "checkpoint": checkpoint.name, **vars(member)} for member in target.members]
-        numbers = np.ascontiguousarray(target.sketches, np.float32)
-        sketches = pa.FixedSizeListArray.from_arrays(pa.array(numbers.reshape(-1)), numbers.shape[1])
-        table = pa.Table.from_pylist([{name: line[name] for name in EXAMPLES.names} for line in lines], schema=EXAMPLES)
-        tables.append(table.append_column("sketch", sketches))
-    with place.open_output() as stream:
-        pq.write_table(pa.concat_tables(tables), stream, compression="zstd")
-
-
-def load_targets(folder: Location, checkpoints: Sequence[Checkpoint]) -> list[Any]:
-    """The target matrices (subtasks, width) of these checkpoints, in their order."""
-    from safetensors.torch import load
-
-    return [load((folder / f"{checkpoint.name}.safetensors").read_bytes())["targets"] for checkpoint in checkpoints]

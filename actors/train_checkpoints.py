@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from raysift.actors.fetched_models import unpinned
 from raysift.actors.optimizers import moments_of
 from raysift.actors.sharded import is_sharded, save_whole
 from raysift.fingerprint import file_fingerprint
@@ -82,7 +83,7 @@ def template_of(named: str, model: Any, adapter: str | Location | None, usual: s
     if named != TRAIN:
         return named
     weights = adapter or model
-    place = open_location(weights) if isinstance(weights, str) else weights
+    place = open_location(unpinned(weights)) if isinstance(weights, str) else weights
     if not isinstance(place, Location) or not place.is_folder():
         return usual
     record = Location(place.fs, place.path.rstrip("/").rpartition("/")[0]) / EPOCH_RECORD

@@ -53,7 +53,7 @@ def engine_arguments(
         "disable_log_stats": True,
         "trust_remote_code": trust_remote_code,
     }
-    source, revision = source_of(model)
+    source, revision = source_of(model, "tokenizer")
     if not os.path.isdir(source):
         arguments |= {"revision": revision, "tokenizer_revision": revision}
     longest = longest_input(card, max_length)

@@ -37,6 +37,10 @@ class StageError(RaysiftError):
     exit_code = 5
 
 
+class DeviceError(StageError):
+    """A GPU, or the way to another one, that failed; the process that met it can compute nothing more."""
+
+
 class ModelError(RaysiftError):
     """A model, adapter or tokenizer that cannot be found or does not fit."""
 
@@ -57,6 +61,10 @@ WAYS_OUT = {
     **dict.fromkeys(FULL, "Make room; the same command continues the run."),
 }
 """Advice for each errno of the operating system that a user can do something about."""
+
+_OF_STORE = re.compile(r"AWS Error (\w+)")
+_PASSING = {"NETWORK_CONNECTION", "UNKNOWN", "INTERNAL_FAILURE", "SERVICE_UNAVAILABLE", "SLOW_DOWN", "THROTTLING"}
+_PASSING |= {"REQUEST_TIMEOUT", "REQUEST_TIME_TOO_SKEWED"}
 
 
 def find_cause(error: BaseException | None) -> RaysiftError | None:
@@ -81,6 +89,16 @@ def find_cause(error: BaseException | None) -> RaysiftError | None:
 
 def explain_system_error(error: OSError) -> RaysiftError | None:
     """The operating system's refusal as our error: StageError for a full disk, DataError for any other unusable place."""
+    if store := _OF_STORE.search(str(error)):
+        if store[1] in _PASSING:
+            return StageError(
+                f"storage: the object store did not do what was asked, also when asked again: {system_words(error)} The same "
+                "command continues the run. If the store is only slow, wait longer (RAYSIFT_S3_TIMEOUT, in seconds) or try more "
+                "often (AWS_MAX_ATTEMPTS)."
+            )
+        return DataError(
+            f"storage: the object store refused: {system_words(error)} Check the name, and the credentials in the environment."
+        )
     number = errno.ENOENT if isinstance(error, FileNotFoundError) else error.errno  # pyarrow sets none on some
     if number not in WAYS_OUT:
         return None

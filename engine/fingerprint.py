@@ -99,8 +99,7 @@ def folder_fingerprint(folder: Location, part: Part = "all") -> str:
     found = {}
     for file in folder.files(recursive=True):
         name = file.path[len(folder.path.rstrip("/")) + 1 :]
-        hidden = any(step.startswith((".", "__pycache__")) for step in name.split("/"))
-        if not hidden and not name.endswith(".md") and part in ("all", "weights" if _is_weights(name) else "tokenizer"):
+        if is_of_model(name) and part in ("all", "weights" if is_weights(name) else "tokenizer"):
             found[name] = file_fingerprint(file)
     return fingerprint(found)
 
@@ -117,7 +116,14 @@ def adapter_fingerprint(folder: Location, known: Mapping[str, str] | None = None
     return fingerprint({"weights": weights, "settings": decides})
 
 
-def _is_weights(name: str) -> bool:
+def is_of_model(name: str) -> bool:
+    """Whether a file below a model's folder belongs to the model: not hidden, and no description."""
+    hidden = any(step.startswith((".", "__pycache__")) for step in name.split("/"))
+    return not hidden and not name.endswith(".md")
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file holds weights, by its name."""
     return name.endswith(_WEIGHTS)
 
 

@@ -40,6 +40,9 @@ class Manifest(BaseModel):
     started: str = ""
     seconds: float = 0.0
     rows_per_second: float | None = None
+    peaks: dict[str, int] = Field(default_factory=dict)
+    """Peak memory in bytes of the largest worker (`host`, `gpu`) and of the `driver`, `workers` that told, and `tokens` that
+    they read; empty for stages of earlier versions. Shown, and part of no fingerprint."""
     reused_from: str | None = None
     """The run that computed the stage and holds its files; None if it is the run in whose folder this manifest lies."""
 
@@ -60,9 +63,8 @@ class Manifest(BaseModel):
         if here is None or here.fingerprint != self.fingerprint:
             return f"{self.home / MANIFEST} is gone"
         names = list(dict.fromkeys([name for kind in self.files.values() for name in kind] + list(self.sizes)))
-        infos = self.home.fs.get_file_info([(self.home / name).path for name in names])
-        for name, info in zip(names, infos, strict=True):
-            if info.type == FileType.NotFound:
+        for name, info in zip(names, self.home.infos(names), strict=True):
+            if info is None:
                 return f"{self.home / name} is gone"
             if info.size != self.sizes.get(name, info.size):
                 return f"{self.home / name} has {info.size} bytes, the stage left {self.sizes[name]}"
@@ -83,14 +85,12 @@ def installed_versions() -> dict[str, str]:
 def settle(folder: Location, files: Iterable[str]) -> dict[str, int]:
     """Flush these files, and those in the folders among them, to disk; returns the bytes of each."""
     sizes = {}
-    infos = folder.fs.get_file_info([(folder / name).path for name in files])
-    while infos:
-        info = infos.pop()
-        if info.type == FileType.Directory:
-            infos += folder.fs.get_file_info(FileSelector(info.path))
-        elif info.type == FileType.File:
-            Location(folder.fs, info.path).sync()
-            sizes[info.path.removeprefix(folder.path.rstrip("/") + "/")] = info.size
+    for info in filter(None, folder.infos(list(files))):
+        is_folder = info.type == FileType.Directory
+        for each in folder.fs.get_file_info(FileSelector(info.path, recursive=True)) if is_folder else [info]:
+            if each.type == FileType.File:
+                Location(folder.fs, each.path).sync()
+                sizes[each.path.removeprefix(folder.path.rstrip("/") + "/")] = each.size
     return dict(sorted(sizes.items()))
 
 
@@ -103,10 +103,10 @@ def write_manifest(folder: Location, manifest: Manifest) -> Manifest:
 def read_manifest(folder: Location) -> Manifest | None:
     """The manifest of a stage's folder, or None if the stage is not complete."""
     place = folder / MANIFEST
-    if not place.exists():
-        return None
     try:
         return _placed(Manifest.model_validate_json(place.read_bytes()), folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except ValidationError as error:
         raise DataError(
             f"manifest: {place} cannot be read ({error.error_count()} problems, first: {error.errors()[0]['msg']}). "

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from raysift.errors import ConfigError, DataError, ModelError
 from raysift.pool.given_input import INPUT, split_input
@@ -229,14 +230,20 @@ def _wrap(content: str) -> str:
 
 
 def _special_pattern(tokenizer: Any) -> re.Pattern[str]:
-    names = {str(token) for token in tokenizer.all_special_tokens}
-    names |= {str(t.content) for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special}
-    return _any_of(tuple(sorted(names - {""}, key=lambda name: (-len(name), name))))
+    """Any special token's text. Kept for each tokenizer: listing hundreds of added tokens would take a third of a row's time."""
+    state = (len(tokenizer), *tokenizer.all_special_tokens)
+    known = _PATTERNS.get(tokenizer)
+    if known is None or known[0] != state:
+        names = {str(token) for token in tokenizer.all_special_tokens}
+        names |= {str(t.content) for t in getattr(tokenizer, "added_tokens_decoder", {}).values() if t.special}
+        longest_first = sorted(names - {""}, key=lambda name: (-len(name), name))
+        known = state, re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        _PATTERNS[tokenizer] = known
+    return known[1]
 
 
-@lru_cache(maxsize=16)
-def _any_of(names: tuple[str, ...]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+_PATTERNS: WeakKeyDictionary[Any, tuple[tuple[Any, ...], re.Pattern[str]]] = WeakKeyDictionary()
+"""For each tokenizer, its number of tokens and special ones when the pattern was made, and the pattern."""
 
 
 def _through_end_token(text: str, start: int, end: int, specials: re.Pattern[str]) -> int:
@@ -281,7 +288,8 @@ def _end_token(tokenizer: Any) -> str:
 
 def _chatml(tokenizer: Any, messages: Sequence[ChatMessage], ask: bool) -> list[MarkedText]:
     """`<|im_end|>` ends a turn if the vocabulary has it, else the EOS: generation must recognise the end."""
-    end = "<|im_end|>" if "<|im_end|>" in tokenizer.get_vocab() else _end_token(tokenizer)
+    known = tokenizer.convert_tokens_to_ids("<|im_end|>") not in (None, tokenizer.unk_token_id)
+    end = "<|im_end|>" if known else _end_token(tokenizer)
     pieces: list[MarkedText] = []
     for message in messages:
         pieces += [

@@ -9,7 +9,7 @@ import contextlib
 import json
 import math
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,42 @@ def write_floats(
             value = np.asarray(value_of(name), "<f4", order="C")
             if stream is not None:
                 stream.write(value.reshape(-1).view(np.uint8).data)
+
+
+@contextlib.contextmanager
+def writing_rows(
+    place: Location, name: str, shape: tuple[int, int], metadata: Mapping[str, str]
+) -> Iterator[Callable[[NDArray[Any]], None]]:
+    """Inside the block, each call writes the next row of one float32 matrix; the same file as `save_tensors` of all rows.
+
+    The matrix is never in memory. The file appears when the block ends, and must have all rows then.
+    """
+    left, size = shape[0], 4 * shape[0] * shape[1]
+    header: dict[str, Any] = {name: {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}}
+    with place.whole() as stream:
+        stream.write(_packed(header | ({"__metadata__": dict(metadata)} if metadata else {})))
+
+        def write(row: NDArray[Any]) -> None:
+            nonlocal left
+            if row.shape != shape[1:]:
+                raise DataError(f"tensors: a row of {place} has shape {row.shape}, expected {shape[1:]}.")
+            stream.write(np.ascontiguousarray(row, "<f4").data.cast("B"))
+            left -= 1
+
+        yield write
+        if left:
+            raise DataError(f"tensors: {left} of {shape[0]} rows of {place} were not written.")
+
+
+def map_tensor(path: str, name: str) -> NDArray[Any]:
+    """A float32 tensor of a file on this disk, read only where it is looked at; processes that map it share the memory."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        found = json.loads(file.read(length)).get(name)
+    if not found or found["dtype"] != "F32":
+        raise DataError(f"tensors: {path} has no float32 tensor '{name}'.")
+    # Copy on write, because torch has no tensors that refuse to be written to.
+    return np.memmap(path, "<f4", "c", 8 + length + found["data_offsets"][0], tuple(found["shape"]))
 
 
 def load_tensors(place: Location, what: str) -> tuple[Arrays, dict[str, str]]:

@@ -98,8 +98,6 @@ def good_diverse_unknown(selector: Mods, run: Run, config: CommonConfig, pool: P
     stages.row_budget(config)
     checks.check_models(config, {"scorer": settings.scorer.scorer, "embedding": settings.embedding.model})
     mods.check_room(config, settings)
-    if settings.seed_share < 1:
-        checks.check_trainable(run, settings.seed_train or config.train, "tune")
     unknown = ("tune", "generate", "necessity", "needed", "augmented") if settings.seed_share < 1 else ()
     announce(run, config, selector, "ingest", "quality", "good", "embed", "seeds", *unknown, "order", "choose")
     rows = stages.ingest(run, config, pool.dataset, pool.name)

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from raysift.actors.fetched_models import look_at, pin
 from raysift.actors.train_checkpoints import loss_curve, template_of
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import EvalConfig
 from raysift.jobs.on_ray.cluster import for_role
-from raysift.jobs.runs.checks import require_loadable
 from raysift.jobs.runs.models import adapter_input, computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import publish_selection, rows_of_run, write_selection
@@ -32,7 +32,7 @@ from raysift.records import ERROR, ID, SCORE, TOKENS
 from raysift.settings.budget import Budget, parse_budget
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.training import TrainConfig
-from raysift.storage import Location
+from raysift.storage import Location, extend_name
 
 Asking = TypeVar("Asking", EvalConfig, GenerationSettings)
 
@@ -105,12 +105,18 @@ def lengths(run: Run, config: CommonConfig, rows: Manifest) -> Manifest:
             rows=rows.counts["kept"],
             progress=run.progress,
         )
-        counts = count_answers("lengths", answers, rows.counts["kept"])
-        longest = max((pc.max(chunk[TOKENS]).as_py() or 0 for chunk in read_chunks(answers, [TOKENS])), default=0)
+        most = [0]
+        counts = count_answers(
+            "lengths",
+            answers,
+            rows.counts["kept"],
+            [TOKENS],
+            lambda chunk: most.append(max(most.pop(), pc.max(chunk[TOKENS]).as_py() or 0)),
+        )
         return StageResult(
             files={"answers": relative(answers, folder)},
             counts=counts,
-            values={LONGEST: longest} if not counts["failed"] else {},
+            values={LONGEST: most[0]} if not counts["failed"] else {},
             rows=rows.counts["kept"],
         )
 
@@ -282,7 +288,7 @@ def evaluate(run: Run, config: CommonConfig, trained: Manifest | None, name: str
         "model": computing(config, base),
     }
     inputs |= {"trained": trained.fingerprint} if trained else adapter_input(config.adapter)
-    return run.stage(name, {"evaluate": asked}, inputs, body)
+    return run.stage(name, {"evaluate": asked.deciding()}, inputs, body)
 
 
 def asked_as_trained(
@@ -301,8 +307,10 @@ def trained_model(run: Run, trained: Manifest, base: str) -> tuple[str, Location
     full = last / "model"
     if not full.exists():
         return base, last / "adapter"
-    require_loadable(full, trained.stage)
-    return full.path, None
+    if full.is_local:
+        return full.path, None
+    home = extend_name(trained.reused_from or run.name, f"/{trained.stage}/{trained.files['epochs'][-1]}/model")
+    return pin(look_at(home)), None
 
 
 def placing(config: CommonConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from .forked_workers import VLLM, forked_workers
+from .slow_store import SlowStore
 
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -107,3 +108,11 @@ def s3_uri() -> Iterator[str]:
     finally:
         server.kill()
         server.wait()
+
+
+@pytest.fixture
+def slow_store(s3_uri: str) -> Iterator[SlowStore]:
+    """The same server behind a line whose delays and faults a test sets, and on which it counts."""
+    store = SlowStore(int(s3_uri.partition("127.0.0.1:")[2].partition("&")[0]))
+    yield store
+    store.close()

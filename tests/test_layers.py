@@ -20,6 +20,7 @@ TENSOR_MATHS = (
     "raysift.policy.learning",
     "raysift.policy.network",
     "raysift.policy.picking",
+    "raysift.store.packing",
     "raysift.store.projection",
     "raysift.store.rotation",
     "raysift.store.sign_products",

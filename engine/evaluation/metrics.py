@@ -24,7 +24,7 @@ import hashlib
 import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -65,6 +65,13 @@ class EvalConfig(Settings):
     """Also measure the mean token loss of the reference answers; false saves a pass over the examples."""
     confidence: float = Field(0.95, gt=0, lt=1)
     """Of the intervals."""
+    backend: Literal["auto", "vllm", "transformers"] = "auto"
+    """What generates answers, as in `mods.generation.backend`; the one that answered is recorded. `compare` always takes
+    transformers, since its cells must be alike."""
+
+    def deciding(self) -> dict[str, Any]:
+        """The settings that identify answers; a backend counts only if it is named, as in evaluations before there were two."""
+        return self.model_dump(mode="json", exclude={"backend"} if self.backend == "auto" else set())
 
 
 # --- a generated answer ----------------------------------------------------------------------------------------------

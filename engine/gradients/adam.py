@@ -13,7 +13,7 @@ Weight decay plays no part. The term b1 m is the same for all rows, so cosines o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,16 @@ class AdamDirection:
         floor = settings.epsilon if settings.form == "official" else 0.0
         self._numerator = [m * (b1 / self._bias1) for m in moments.first]
         self._denominator = [v * (b2 / self._bias2) + floor for v in moments.second]
+
+    @property
+    def parts(self) -> list[Tensor]:
+        """The tensors that depend on the checkpoint: numerators, then denominators, each in the layout's order."""
+        return [*self._numerator, *self._denominator]
+
+    @parts.setter
+    def parts(self, given: Sequence[Tensor]) -> None:
+        half = len(given) // 2
+        self._numerator, self._denominator = list(given[:half]), list(given[half:])
 
     def apply(self, index: int, gradients: Tensor) -> None:
         """Overwrites the (rows, size) gradients of tensor `index` with their Adam directions."""

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from functools import partial
+from itertools import chain
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +42,8 @@ from raysift.store.projection import Projection
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 Reduction = Literal["mean", "sum"]
 
 
@@ -60,7 +64,8 @@ class RowVectors:
     """Results in the order of the given rows; rows without a result are in `set_aside`, each with its reason."""
 
     ids: NDArray[np.int64]
-    vectors: NDArray[np.floating]
+    vectors: NDArray[Any]
+    """Floating, or as the sink packs them (see `raysift.store.packing`)."""
     losses: NDArray[np.floating]
     gradient_norms: NDArray[np.floating]
     """Length of the plain gradient, before Adam and projection."""
@@ -98,7 +103,10 @@ class RowGradients:
         self._one_by_one = False
 
     def run(self, rows: Sequence[TokenRow], reduction: Reduction = "mean") -> RowVectors:
-        """One vector per row of its mean (or summed) token loss; rows without one are in `set_aside`, never missing."""
+        """One vector per row of its mean (or summed) token loss; rows without one are in `set_aside`, never missing.
+
+        A pass is begun before the results of the one before are fetched, so that a GPU does not wait for the host.
+        """
         by_id = {row.id: i for i, row in enumerate(rows)}
         if len(by_id) < len(rows):
             raise DataError(f"gradients: {len(rows) - len(by_id)} row ids occur twice in one call")
@@ -106,15 +114,17 @@ class RowGradients:
         refused = {why.id for why in set_aside}
         vectors = np.empty((0, self._finished_width()), np.float32)
         numbers = np.full((len(rows), 2), np.nan)
-        for part in self._batches([row for row in rows if row.id not in refused]):
-            for row, result in zip(part, self._results(part, reduction), strict=True):
+        waiting: Pass | None = None
+        for done in chain(self._passes([row for row in rows if row.id not in refused], reduction), [None]):
+            for row_id, result in waiting.results() if waiting else ():
                 if isinstance(result, SetAside):
                     set_aside.append(result)
                     continue
                 if not len(vectors):  # one table for all rows: a list and its stack would hold each vector twice
                     vectors = np.empty((len(rows), vectors.shape[1]), result[0].dtype)
-                place = by_id[row.id]
-                vectors[place], numbers[place] = result[0], result[1:]
+                vectors[by_id[row_id]], numbers[by_id[row_id]] = result[0], result[1:]
+            waiting = done if isinstance(done, Pass) else None
+            set_aside += [done] if isinstance(done, SetAside) else []
         set_aside.sort(key=lambda why: by_id[why.id])
         found = np.ones(len(rows), bool)
         found[[by_id[why.id] for why in set_aside]] = False
@@ -133,12 +143,19 @@ class RowGradients:
             raise DataError(f"gradients: row {refused[0].id} has no loss: {refused[0].message}")
         out = np.empty(len(rows))
         places = {row.id: i for i, row in enumerate(rows)}
+
+        def losses_of(part: list[TokenRow]) -> NDArray[np.float64]:
+            batch = pad_rows(part, self._device())
+            logits = label_logits(self.model, batch, self._head)
+            total, _ = row_losses(logits, batch, _position_weights(batch, reduction), with_gradient=False)
+            found: NDArray[np.float64] = total.double().cpu().numpy()
+            return found
+
         with torch.no_grad(), quick_products(self.model):
-            for part in self._batches(list(rows)):
-                batch = pad_rows(part, self._device())
-                logits = label_logits(self.model, batch, self._head)
-                total, _ = row_losses(logits, batch, _position_weights(batch, reduction), with_gradient=False)
-                out[[places[row.id] for row in part]] = total.double().cpu().numpy()
+            for part, found in self._in_pieces(list(rows), losses_of):
+                if found is None:
+                    raise MemoryError(f"gradients: the {len(part[0])} tokens of a row alone do not fit in memory")
+                out[[places[row.id] for row in part]] = found
         return out
 
     def deviations(self, rows: Sequence[TokenRow]) -> dict[int, float]:
@@ -183,18 +200,21 @@ class RowGradients:
         filled = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, parts, strict=True)]
         return np.concatenate([(g if g.dtype == torch.float64 else g.float()).flatten().cpu().numpy() for g in filled])
 
-    def _batches(self, rows: list[TokenRow]) -> Iterator[list[TokenRow]]:
+    def _passes(self, rows: list[TokenRow], reduction: Reduction) -> Iterator[Pass | SetAside]:
+        """The passes over these rows, their results still on the device; a row that does not fit alone is set aside."""
+        for piece, done in self._in_pieces(rows, partial(self._one_pass, reduction=reduction)):
+            yield done or SetAside(piece[0].id, NO_MEMORY, f"its {len(piece[0])} tokens alone do not fit")
+
+    def _in_pieces(
+        self, rows: list[TokenRow], work: Callable[[list[TokenRow]], T]
+    ) -> Iterator[tuple[list[TokenRow], T | None]]:
+        """`work` for planned batches, or for parts of one that does not fit in memory or whose rows the model mixes.
+
+        The result is None for a row that does not fit alone.
+        """
         width = self.sink.width if self.sink is not None else 1
         most = min(self.max_rows, max(1, ACCUMULATED_BYTES // (4 * width)))
-        for plan in plan_batches([len(row) for row in rows], self.token_budget, most):
-            yield [rows[i] for i in plan]
-
-    def _results(
-        self, part: list[TokenRow], reduction: Reduction
-    ) -> list[SetAside | tuple[NDArray[np.floating], float, float]]:
-        """Results of one planned batch, split into pieces if it does not fit in memory or the model mixes its rows."""
-        pieces = [part]
-        results: list[SetAside | tuple[NDArray[np.floating], float, float]] = []
+        pieces = [[rows[i] for i in plan] for plan in plan_batches([len(row) for row in rows], self.token_budget, most)]
         while pieces:
             piece = pieces.pop(0)
             tokens = len(piece) * max(len(row) for row in piece)
@@ -202,31 +222,28 @@ class RowGradients:
                 pieces[:0] = [[row] for row in piece] if self._one_by_one else _halves(piece)
                 continue
             try:
-                results += self._one_batch(piece, reduction)
+                done = work(piece)
             except RowsMixed as mixed:
                 log.warning("gradients: rows go one at a time through this model: %s", mixed)
                 self._one_by_one = True
                 pieces.insert(0, piece)
+                continue
             except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
                 if not _is_out_of_memory(error):
                     raise
-                if len(piece) == 1:
-                    results.append(SetAside(piece[0].id, NO_MEMORY, f"its {len(piece[0])} tokens alone do not fit"))
-                else:
-                    self.token_budget = max(1, min(self.token_budget, tokens) // 2)
-                    log.warning(
-                        "gradients: %d tokens did not fit in memory; token budget now %d", tokens, self.token_budget
-                    )
-                    pieces[:0] = _halves(piece)
             else:
+                yield piece, done
                 continue
             # Outside the except block, because there the traceback still holds the failed batch's tensors.
             _release_memory()
-        return results
+            if len(piece) == 1:
+                yield piece, None
+                continue
+            self.token_budget = max(1, min(self.token_budget, tokens) // 2)
+            log.warning("gradients: %d tokens did not fit in memory; token budget now %d", tokens, self.token_budget)
+            pieces[:0] = _halves(piece)
 
-    def _one_batch(
-        self, part: list[TokenRow], reduction: Reduction
-    ) -> list[SetAside | tuple[NDArray[np.floating], float, float]]:
+    def _one_pass(self, part: list[TokenRow], reduction: Reduction) -> Pass:
         if self.sink is None:
             raise ModelError("gradients: no projection or match was set to take the gradients")
         batch = pad_rows(part, self._device())
@@ -239,8 +256,7 @@ class RowGradients:
             torch.autograd.backward(logits, gradient)
         with torch.no_grad():
             capture.flush()
-            vectors, norms = sums.finish()
-        return _sorted_out(part, vectors, norms, losses.detach().cpu().numpy())
+            return Pass(part, losses.detach(), *sums.finish())
 
     def _device(self) -> torch.device:
         """The device for token ids: that of the input embedding, even if the model is spread over several devices."""
@@ -274,33 +290,40 @@ class _Sums:
             self._direction.apply(index, gradients)
         self._sink.add(vectors, index, gradients)
 
-    def finish(self) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The rows' vectors, the lengths of their plain gradients, and whether each vector has a direction."""
         parts = [self._sums[device] for device in sorted(self._sums, key=str)]
         vectors, squares = parts[0]
         for other in parts[1:]:
             vectors, squares = (
                 own.add_(one.to(own.device)) for own, one in zip((vectors, squares), other, strict=True)
             )
-        return self._sink.finish(vectors).cpu().numpy(), squares.sqrt().cpu().numpy()
+        sound = vectors.isfinite().all(1) & vectors.any(1)
+        return self._sink.finish(vectors), squares.sqrt(), sound
 
 
-def _sorted_out(
-    part: list[TokenRow],
-    vectors: NDArray[np.floating],
-    norms: NDArray[np.floating],
-    losses: NDArray[np.floating],
-) -> list[SetAside | tuple[NDArray[np.floating], float, float]]:
-    results: list[SetAside | tuple[NDArray[np.floating], float, float]] = []
-    for row, vector, norm, loss in zip(part, vectors, norms, losses, strict=True):
-        if not (np.isfinite(loss) and np.isfinite(norm)):
-            results.append(SetAside(row.id, NOT_FINITE, f"loss {loss}, gradient norm {norm}"))
-        elif norm == 0:
-            results.append(SetAside(row.id, ZERO, f"loss {loss}: no factor has a gradient"))
-        elif not np.isfinite(vector).all():
-            results.append(SetAside(row.id, NOT_FINITE, f"gradient norm {norm}, but its vector is not finite"))
-        else:
-            results.append((vector, float(loss), float(norm)))
-    return results
+@dataclass(frozen=True)
+class Pass:
+    """What one pass found of each of its rows, on the device until it is asked for."""
+
+    rows: list[TokenRow]
+    losses: Tensor
+    vectors: Tensor
+    norms: Tensor
+    sound: Tensor
+
+    def results(self) -> Iterator[tuple[int, SetAside | tuple[NDArray[Any], float, float]]]:
+        """Each row's id with its vector, loss and gradient length, or the reason why it has none."""
+        arrays = (part.cpu().numpy() for part in (self.vectors, self.losses, self.norms, self.sound))
+        for row, vector, loss, norm, sound in zip(self.rows, *arrays, strict=True):
+            if not (np.isfinite(loss) and np.isfinite(norm)):
+                yield row.id, SetAside(row.id, NOT_FINITE, f"loss {loss}, gradient norm {norm}")
+            elif norm == 0:
+                yield row.id, SetAside(row.id, ZERO, f"loss {loss}: no factor has a gradient")
+            elif not sound:
+                yield row.id, SetAside(row.id, NOT_FINITE, f"gradient norm {norm}, but its vector has no direction")
+            else:
+                yield row.id, (vector, float(loss), float(norm))
 
 
 def _distance(found: NDArray[np.floating], truth: NDArray[np.floating]) -> float:
@@ -309,7 +332,7 @@ def _distance(found: NDArray[np.floating], truth: NDArray[np.floating]) -> float
 
 def _position_weights(batch: PaddedRows, reduction: Reduction) -> Tensor:
     if reduction == "sum":
-        return torch.ones(len(batch.row_of), dtype=torch.float64)
+        return torch.ones(len(batch.row_of), dtype=torch.float64, device=batch.row_of.device)
     return (1.0 / batch.n_labels.double())[batch.row_of]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -17,16 +19,30 @@ class ExactMatch:
     """
 
     def __init__(self, targets: Tensor, layout: ParameterLayout) -> None:
-        if targets.dim() != 2 or targets.shape[1] != layout.total:
-            raise DataError(
-                f"match: targets have shape {tuple(targets.shape)}, expected (subtasks, {layout.total}). "
-                "Compute them with projection kind 'none' on the same adapter."
-            )
-        if not bool(torch.isfinite(targets).all()):
-            raise DataError("match: target gradients hold NaN or infinite values.")
+        _check(targets, layout)
+        for row in targets:
+            _check_finite(row)
         self.layout = layout
         self.width = len(targets) + 1  # the last column gathers the squared norm
-        self._parts = list(torch.split(targets, list(layout.sizes), dim=1))
+        self._parts = split_by_layer(targets, layout)
+
+    @classmethod
+    def to_fill(cls, subtasks: int, layout: ParameterLayout, devices: Sequence[torch.device]) -> ExactMatch:
+        """A match whose targets come later, and change: one device per tensor of the layout."""
+        made = cls(torch.empty(0, layout.total), layout)
+        made.width = subtasks + 1
+        made._parts = [torch.empty(subtasks, size, device=on) for size, on in zip(layout.sizes, devices, strict=True)]
+        return made
+
+    def fill(self, targets: Tensor) -> int:
+        """Match with these targets from now on; returns the bytes copied. Rows are read one by one, as they lie in a file."""
+        _check(targets, self.layout)
+        for number, row in enumerate(targets):
+            sent = {on: row.to(on) for on in dict.fromkeys(part.device for part in self._parts)}
+            _check_finite(next(iter(sent.values())))
+            for part, offset, size in zip(self._parts, self.layout.offsets, self.layout.sizes, strict=True):
+                part[number].copy_(sent[part.device][offset : offset + size])
+        return targets.nbytes
 
     def add(self, accumulator: Tensor, index: int, gradients: Tensor) -> None:
         """Adds one tensor's share of every dot product and of the squared norm."""
@@ -39,3 +55,21 @@ class ExactMatch:
     def finish(self, accumulator: Tensor) -> Tensor:
         """Dot products over the row's norm, (rows, subtasks)."""
         return accumulator[:, :-1] / accumulator[:, -1:].sqrt()
+
+
+def split_by_layer(targets: Tensor, layout: ParameterLayout) -> list[Tensor]:
+    """Views of the targets, one for each tensor of the layout."""
+    return list(torch.split(targets, list(layout.sizes), dim=1))
+
+
+def _check(targets: Tensor, layout: ParameterLayout) -> None:
+    if targets.dim() != 2 or targets.shape[1] != layout.total:
+        raise DataError(
+            f"match: targets have shape {tuple(targets.shape)}, expected (subtasks, {layout.total}). "
+            "Compute them with projection kind 'none' on the same adapter."
+        )
+
+
+def _check_finite(row: Tensor) -> None:
+    if not bool(torch.isfinite(row).all()):
+        raise DataError("match: target gradients hold NaN or infinite values.")

@@ -14,7 +14,7 @@ more. Departure from official ROSE: the template, not this file, decides on an e
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -27,10 +27,13 @@ from raysift.gradients.adapter import adapter_off
 from raysift.gradients.collect import RowGradients, RowVectors
 from raysift.gradients.rows import NOT_FINITE, ZERO, SetAside, TokenRow, check_row
 from raysift.gradients.sketches import Sketcher, Sketches, cosines_with_sum
+from raysift.gradients.sums import CompensatedSum
 from raysift.settings.gradients import PreferenceSettings, TargetSettings
 from raysift.settings.memory import ACCUMULATED_BYTES
 
 T = TypeVar("T")
+Write = Callable[[NDArray[np.floating]], None]
+"""Takes a subtask's complete vector."""
 
 SAME_ANSWERS = "chosen_equals_rejected"
 SAME_UNTIL_CUT = "equal_up_to_the_cut"
@@ -83,8 +86,8 @@ class Targets:
     """One vector per subtask, (subtasks, width), sorted by subtask name, and the pairs or examples that contributed.
 
     `set_aside` lists pairs and examples without a gradient. Pairs with equal answers count as zero in a mean, as in the
-    official code; the others are left out of it. `units` holds each member's normalised gradient, if requested; if not,
-    `sketches` holds small projections of them (see `sketches.py`).
+    official code; the others are left out of it. `vectors` has no rows if they were written instead. `units` holds each
+    member's normalised gradient, if requested; if not, `sketches` holds small projections of them (see `sketches.py`).
     """
 
     subtasks: tuple[str, ...]
@@ -111,34 +114,47 @@ def preference_targets(
     settings: PreferenceSettings,
     targets: TargetSettings,
     keep_units: bool = False,
+    write: Write | None = None,
 ) -> Targets:
-    """Targets of ROSE, computed with the sink of `gradients`: a projection, of kind none for exact matching."""
+    """Targets of ROSE, computed with the sink of `gradients`: a projection, of kind none for exact matching.
+
+    With `write`, each subtask's vector goes there as soon as it is complete, in the order of `subtasks`, and is not kept.
+    """
     kept, set_aside = _checked_pairs(gradients, pairs)
-    means = _SubtaskMeans(targets, [pair.subtask for pair in pairs], keep_units)
+    means = _SubtaskMeans(targets, {pair.id: pair.subtask for pair in pairs}, keep_units, write)
     for why in set_aside:
         if why.reason in (SAME_ANSWERS, SAME_UNTIL_CUT):
-            means.count_zero(next(pair.subtask for pair in pairs if pair.id == why.id))
+            means.count_zero(why.id)
     with _plain(gradients):
-        for chunk in _chunks(kept, gradients, per_item=2):
-            set_aside += _add_pairs(gradients, chunk, settings, means)
+        for names in means.groups(_width(gradients)):
+            for chunk in _chunks([pair for pair in kept if pair.subtask in names], gradients, per_item=2):
+                set_aside += _add_pairs(gradients, chunk, settings, means)
+            means.close(names, set_aside)
     return means.finish(set_aside)
 
 
 def cross_entropy_targets(
-    gradients: RowGradients, examples: Sequence[TokenExample], targets: TargetSettings, keep_units: bool = False
+    gradients: RowGradients,
+    examples: Sequence[TokenExample],
+    targets: TargetSettings,
+    keep_units: bool = False,
+    write: Write | None = None,
 ) -> Targets:
-    """Targets of LESS, from the mean token loss of each example."""
+    """Targets of LESS, from the mean token loss of each example; `write` as for `preference_targets`."""
     _refuse_repeats([example.row.id for example in examples])
-    means = _SubtaskMeans(targets, [example.subtask for example in examples], keep_units)
+    means = _SubtaskMeans(targets, {example.row.id: example.subtask for example in examples}, keep_units, write)
     set_aside: list[SetAside] = []
     with _plain(gradients):
-        for chunk in _chunks(list(examples), gradients, per_item=1):
-            result = gradients.run([example.row for example in chunk])
-            by_id = {example.row.id: example for example in chunk}
-            for id_, vector, loss in zip(result.ids.tolist(), result.vectors, result.losses, strict=True):
-                norm, cut = float(np.linalg.norm(vector)), by_id[id_].truncated
-                means.add(vector, Member(id_, by_id[id_].subtask, float(loss), norm, truncated=cut))
-            set_aside += result.set_aside
+        for names in means.groups(_width(gradients)):
+            own = [example for example in examples if example.subtask in names]
+            for chunk in _chunks(own, gradients, per_item=1):
+                result = gradients.run([example.row for example in chunk])
+                by_id = {example.row.id: example for example in chunk}
+                for id_, vector, loss in zip(result.ids.tolist(), result.vectors, result.losses, strict=True):
+                    norm, cut = float(np.linalg.norm(vector)), by_id[id_].truncated
+                    means.add(vector, Member(id_, by_id[id_].subtask, float(loss), norm, truncated=cut))
+                set_aside += result.set_aside
+            means.close(names, set_aside)
     return means.finish(set_aside)
 
 
@@ -187,67 +203,81 @@ def _pair_gradient(
 
 
 class _SubtaskMeans:
-    """Running sums per subtask, in double precision so that the order of members does not matter."""
+    """Running sums of a few subtasks at a time, compensated so that the order of members does not matter."""
 
-    def __init__(self, settings: TargetSettings, subtasks: Sequence[str], keep_units: bool) -> None:
-        if not subtasks:
+    def __init__(
+        self, settings: TargetSettings, subtask_of: Mapping[int, str], keep_units: bool, write: Write | None
+    ) -> None:
+        if not subtask_of:
             raise DataError("target: no pairs or examples were given.")
         self._settings = settings
-        self._names = tuple(sorted(set(subtasks)))
-        self._sums: dict[str, NDArray[np.float64]] = {}
+        self._subtask_of = subtask_of
+        self._names = tuple(sorted(set(subtask_of.values())))
+        self._sums: dict[str, CompensatedSum] = {}
         self._counts = dict.fromkeys(self._names, 0)
-        self._members: list[Member] = []
-        self._units: list[NDArray[np.floating]] | None = [] if keep_units else None
-        self._sketch = Sketcher(len(subtasks))
-        self._sketches: list[Sketches] = []
-        self._dtype: np.dtype[np.floating] = np.dtype(np.float32)
+        self._members: dict[int, tuple[Member, Sketches | NDArray[np.floating]]] = {}
+        self._keep_units = keep_units
+        self._sketch = Sketcher(len(subtask_of))
+        self._vectors: list[NDArray[np.floating]] = []
+        self._write = write or self._vectors.append
+        self._width = 0
 
-    def count_zero(self, subtask: str) -> None:
-        self._counts[subtask] += 1
+    def groups(self, width: int) -> Iterator[frozenset[str]]:
+        """The subtasks' names in order, as many at a time as have room for their sums of `width` numbers."""
+        self._width = width
+        step = max(1, _HELD_NUMBERS // (2 * width))
+        for start in range(0, len(self._names), step):
+            yield frozenset(self._names[start : start + step])
+
+    def count_zero(self, id_: int) -> None:
+        self._counts[self._subtask_of[id_]] += 1
 
     def add(self, vector: NDArray[np.floating], member: Member) -> None:
-        self._dtype = vector.dtype
         unit = vector / np.linalg.norm(vector)
-        part = unit if self._settings.aggregation == "mean_of_units" else vector
         if member.subtask not in self._sums:
-            self._sums[member.subtask] = np.zeros(len(vector))
-        self._sums[member.subtask] += part
+            self._sums[member.subtask] = CompensatedSum(len(vector), vector.dtype)
+        self._sums[member.subtask].add(unit if self._settings.aggregation == "mean_of_units" else vector)
         self._counts[member.subtask] += 1
-        self._members.append(member)
-        if self._units is not None:
-            self._units.append(unit)
-        else:
-            self._sketches.append(self._sketch(unit))
+        self._members[member.id] = member, unit if self._keep_units else self._sketch(unit)
+
+    def close(self, names: frozenset[str], set_aside: list[SetAside]) -> None:
+        """Passes on the vectors of these subtasks, to which nothing is added any more, and frees their sums."""
+        for name in sorted(names):
+            if name not in self._sums:
+                reasons = sorted({why.reason for why in set_aside})
+                raise DataError(
+                    f"targets: no pair or example of subtask '{name}' has a gradient; {len(set_aside)} were set aside "
+                    f"({', '.join(reasons)}). Give it others, or drop the subtask."
+                )
+            vector = self._sums.pop(name).total()
+            vector /= self._counts[name]
+            if self._settings.aggregation == "unit_of_mean":
+                norm = np.linalg.norm(vector)
+                if not norm:
+                    raise DataError(f"target: the gradients of subtask {name!r} cancel out.")
+                vector /= norm
+            self._write(vector)
 
     def finish(self, set_aside: list[SetAside]) -> Targets:
-        empty = [name for name in self._names if name not in self._sums]
-        if empty:
-            reasons = sorted({why.reason for why in set_aside})
-            raise DataError(
-                f"targets: no pair or example of subtask '{empty[0]}' has a gradient; {len(set_aside)} were set aside "
-                f"({', '.join(reasons)}). Give it others, or drop the subtask."
-            )
-        vectors = np.stack([self._sums[name] / self._counts[name] for name in self._names])
-        if self._settings.aggregation == "unit_of_mean":
-            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            if not norms.all():
-                raise DataError(f"target: the gradients of subtask {self._names[int(np.argmin(norms))]!r} cancel out.")
-            vectors /= norms
-        units = np.stack(self._units) if self._units else None
-        sketches = np.stack(self._sketches) if self._sketches else None
-        members = self._members if sketches is None else self._compared(sketches)
-        return Targets(self._names, vectors.astype(self._dtype), members, set_aside, units, sketches)
+        """The targets; members in the order in which they were given."""
+        ids = [id_ for id_ in self._subtask_of if id_ in self._members]
+        members, held = zip(*(self._members[id_] for id_ in ids), strict=True)
+        vectors = np.stack(self._vectors) if self._vectors else np.empty((0, self._width), np.float32)
+        numbers = np.stack(held)
+        if self._keep_units:
+            return Targets(self._names, vectors, list(members), set_aside, units=numbers)
+        return Targets(self._names, vectors, self._compared(members, numbers), set_aside, sketches=numbers)
 
-    def _compared(self, sketches: Sketches) -> list[Member]:
+    def _compared(self, members: Sequence[Member], sketches: Sketches) -> list[Member]:
         """The members with their cosines: a subtask's target is the sum of units, or of whole gradients."""
-        subtasks = np.array([member.subtask for member in self._members], object)
+        subtasks = np.array([member.subtask for member in members], object)
         by_units = self._settings.aggregation == "mean_of_units"
-        weights = np.array([1.0 if by_units else member.norm for member in self._members])
+        weights = np.array([1.0 if by_units else member.norm for member in members])
         cosines = np.zeros(len(sketches))
         for name in self._names:
             own = subtasks == name
             cosines[own] = cosines_with_sum(sketches[own], weights[own])
-        return [replace(member, cosine=float(c)) for member, c in zip(self._members, cosines, strict=True)]
+        return [replace(member, cosine=float(c)) for member, c in zip(members, cosines, strict=True)]
 
 
 def _checked_pairs(gradients: RowGradients, pairs: Sequence[TokenPair]) -> tuple[list[TokenPair], list[SetAside]]:
@@ -278,10 +308,13 @@ def _refuse_repeats(ids: Sequence[int]) -> None:
 
 
 def _chunks(items: list[T], gradients: RowGradients, per_item: int) -> Iterator[list[T]]:
-    width = gradients.sink.width if gradients.sink is not None else 1
-    step = max(1, _HELD_NUMBERS // (width * per_item))
+    step = max(1, _HELD_NUMBERS // (_width(gradients) * per_item))
     for start in range(0, len(items), step):
         yield items[start : start + step]
+
+
+def _width(gradients: RowGradients) -> int:
+    return gradients.sink.width if gradients.sink is not None else 1
 
 
 @contextmanager

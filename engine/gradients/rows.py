@@ -67,12 +67,18 @@ def pad_rows(rows: Sequence[TokenRow], device: torch.device) -> PaddedRows:
         labels[i, : len(row)] = row.labels
     row_of, place = np.nonzero(labels[:, 1:] != IGNORED)
     return PaddedRows(
-        input_ids=torch.from_numpy(ids).to(device),
-        positions=torch.from_numpy(row_of * width + place).to(device),
-        targets=torch.from_numpy(labels[:, 1:][row_of, place]).to(device),
-        row_of=torch.from_numpy(row_of).to(device),
-        n_labels=torch.from_numpy(np.bincount(row_of, minlength=len(rows))).to(device),
+        input_ids=_sent(ids, device),
+        positions=_sent(row_of * width + place, device),
+        targets=_sent(labels[:, 1:][row_of, place], device),
+        row_of=_sent(row_of, device),
+        n_labels=_sent(np.bincount(row_of, minlength=len(rows)), device),
     )
+
+
+def _sent(numbers: NDArray[np.signedinteger], device: torch.device) -> Tensor:
+    """The numbers on the device. To a GPU they go from page-locked memory: any other copy waits for all work queued there."""
+    found = torch.from_numpy(numbers)
+    return found.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else found.to(device)
 
 
 def plan_batches(lengths: Sequence[int], token_budget: int, max_rows: int = 256) -> list[list[int]]:

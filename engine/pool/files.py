@@ -20,9 +20,11 @@ import pyarrow.ipc
 
 from raysift.errors import DataError
 from raysift.fingerprint import file_fingerprint
+from raysift.parallel import in_parallel
 from raysift.storage import Location, open_location
 
 BLOCK_BYTES = 4 * 2**20
+HASHED_AT_ONCE = 16  # each holds a block of some MiB
 MAX_RECORD_BYTES = 64 * 2**20
 SUFFIXES = {
     ".jsonl": "text",
@@ -100,8 +102,8 @@ def find_files(sources: Sequence[str]) -> list[SourceFile]:
 
 def fingerprint_files(files: Sequence[SourceFile], quarantine: bool = False) -> list[list[str]]:
     """Name and content hash of each file. One that cannot be read raises BadFile, or is `unreadable` under quarantine."""
-    found = []
-    for file in files:
+
+    def look(file: SourceFile) -> list[str]:
         content = "unreadable"
         try:
             if file.fault:
@@ -113,19 +115,22 @@ def fingerprint_files(files: Sequence[SourceFile], quarantine: bool = False) -> 
         except OSError as error:
             if not quarantine:
                 raise BadFile(file.name, f"cannot be read: {one_line(error)}") from None
-        found.append([file.location.name, content])
-    return found
+        return [file.location.name, content]
+
+    return list(in_parallel(look, files, HASHED_AT_ONCE))
 
 
 def changed_files(files: Sequence[SourceFile]) -> list[str]:
     """Those whose size or time differ from when they were found, each with what changed."""
-    changed = []
-    for file in files:
+
+    def look(file: SourceFile) -> list[str]:
         info = file.location.fs.get_file_info(file.location.path) if not file.fault else None
         if info and (info.size or 0, info.mtime_ns or 0) != (file.size, file.modified_ns):
             sizes = f"{file.size} -> {info.size} bytes" if info.size != file.size else "written again"
-            changed.append(f"{file.name} ({sizes})")
-    return changed
+            return [f"{file.name} ({sizes})"]
+        return []
+
+    return [changed for found in in_parallel(look, files) for changed in found]
 
 
 def open_stream(file: SourceFile) -> BinaryIO:

@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
 from raysift.errors import DataError, StageError
 from raysift.pool.given_input import INPUT, conversation_of, cut_to, split_input
-from raysift.records import ChatMessage
+from raysift.records import MESSAGE, ChatMessage
 from raysift.scoring.settings import EmbeddedText, InputJoin
 
 Tokens = TypeVar("Tokens", bound=Sized)
@@ -45,6 +49,27 @@ def split_exchange(messages: Sequence[ChatMessage], answer: str | None = None) -
     if not any(message["role"] != "assistant" for message in before):
         raise DataError("nothing was asked before the last answer")
     return Exchange(before, messages[-1]["content"] if answer is None else answer)
+
+
+def with_answers(messages: pa.ListArray, answers: pa.Array) -> pa.ListArray:
+    """`split_exchange` of many conversations with other answers, as whole conversations again; no text is copied row by row."""
+    turns, counts = messages.flatten(), messages.value_lengths().to_numpy(zero_copy_only=False).astype(np.int64)
+    ends = np.cumsum(counts)
+    spoken = pc.equal(turns.field("role"), "assistant").to_numpy(zero_copy_only=False)
+    answered = np.zeros(len(counts), bool)
+    answered[counts > 0] = spoken[ends[counts > 0] - 1]
+    kept = np.ones(len(turns), bool)
+    kept[ends[answered] - 1] = False
+    row = np.repeat(np.arange(len(counts)), counts)
+    if np.bincount(row[kept & ~spoken], minlength=len(counts)).min(initial=1) < 1:
+        raise DataError("nothing was asked before the last answer")
+    place = np.concatenate([np.flatnonzero(kept), len(turns) + np.arange(len(counts))])
+    order = np.argsort(np.concatenate([row[kept], np.arange(len(counts))]), kind="stable")
+    roles = pa.concat_arrays([turns.field("role"), pa.repeat("assistant", len(counts))])
+    texts = pa.concat_arrays([turns.field("content"), answers])
+    chosen = pa.StructArray.from_arrays([roles, texts], fields=list(MESSAGE)).take(pa.array(place[order]))
+    starts = np.concatenate([[0], np.cumsum(counts - answered + 1)])
+    return pa.ListArray.from_arrays(pa.array(starts, pa.int32()), chosen)
 
 
 def exchange_of(row: Mapping[str, Any], answer_column: str | None) -> Exchange:

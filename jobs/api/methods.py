@@ -24,6 +24,7 @@ run: folder or URI for the results; the same call continues there. Without it: r
 reuse: runs whose finished stages count here, where settings and inputs are the same.
 fresh: write under the next free name instead of an existing run.
 pool_name: what identifies a ray.data.Dataset, to continue or reuse; all else is known by its content.
+plan: a file that `raysift plan` wrote, to tell the drift; with stop_over=1.5, a run that will take more stops.
 log: "rich", "plain", "quiet" or "json"; default: a live line in a notebook, a line for each stage in a script.
 settings: the method's own settings by their names below, and the common ones: output_format="alpaca", train={{"epochs": 2}},
     train_on_selection=True, test=... What is written with a dot is a dictionary: match={{"subtasks": "mean"}}."""
@@ -48,16 +49,18 @@ def select(
     """Select rows by the method of that name; `help(raysift.less)` tells the arguments, which all methods share."""
     with python_words():
         find_method(method)
-    test = settings.pop("test", None)
+    test, plan, stop_over = (settings.pop(name, None) for name in ("test", "plan", "stop_over"))
     common = {"method": method, "budget": budget, "model": model, "seed": seed, "reuse": reuse}
     given = {"pool": pool, "target": target, "test": test}
     own = in_section(method, settings) | common
     with begin(method, own, given, run, fresh, log, pool_name) as (opened, config):
+        from raysift.jobs.commands.plan import follow_plan
         from raysift.jobs.recipes import Pool, run_method
         from raysift.jobs.report.writing import report_at_end
         from raysift.jobs.runs import checks
 
         checks.check_named(config, config.target, config.test)
+        follow_plan(opened, config, None if plan is None else str(plan), stop_over)
         from_ray = is_ray_dataset(pool)
         if from_ray and pool_name is None and opened.manifest("ingest"):
             raise StaleRunError(

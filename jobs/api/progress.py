@@ -147,8 +147,8 @@ class _DrawnBar(Bar):
         super().__init__("log", title, total, unit, lambda told, words: None)
         self._drawn_at, self._own = 0.0, console
 
-    def update(self, done: int, total: int | None = None, words: str = "") -> None:
-        super().update(done, total, words)
+    def update(self, done: int, total: int | None = None, words: str = "", tokens: int = 0) -> None:
+        super().update(done, total, words, tokens)
         now = time.monotonic()
         if now - self._drawn_at >= DRAWN_EVERY_S:
             self._drawn_at = now

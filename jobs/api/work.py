@@ -53,7 +53,7 @@ def finetune(
         from_ray = is_ray_dataset(rows)
         if chosen is None and not from_ray:
             checks.check_pool(config)
-        checks.check_training(opened, config, "finetune")
+        checks.check_training(config)
         if chosen is None:
             chosen = stages.ingest(opened, config, rows if from_ray else None, pool_name)
         trained = Training(opened, stages.finetune(opened, config, chosen))

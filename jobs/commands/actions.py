@@ -17,9 +17,14 @@ from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 
 
-def run_selection(config: CommonConfig, console: Console) -> None:
-    """Select and, if asked, train and evaluate."""
+def run_selection(
+    config: CommonConfig, console: Console, plan: str | None = None, stop_over: str | None = None
+) -> None:
+    """Select and, if asked, train and evaluate; follow a plan if one is named."""
+    from raysift.jobs.commands.plan import follow_plan
+
     with _session(config, console) as run:
+        follow_plan(run, config, plan, stop_over)
         selected = run_method(run, config)
         show_selection(run, selected, console)
         show_evaluation(run, console)
@@ -70,7 +75,7 @@ def run_finetune(config: CommonConfig, console: Console) -> None:
     """Train on a whole pool."""
     checks.check_pool(config)
     with _session(config, console) as run, run.replayable(replayed(config)):
-        checks.check_training(run, config, "finetune")
+        checks.check_training(config)
         trained = stages.finetune(run, config, stages.ingest(run, config))
         model, adapter = stages.trained_model(run, trained, config.model)
         console.note(f"trained: {adapter or model}")

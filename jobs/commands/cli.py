@@ -25,7 +25,7 @@ import typer
 from raysift.errors import ConfigError
 from raysift.jobs.commands import nano
 from raysift.jobs.commands.guard import run_guarded
-from raysift.jobs.commands.method_help import MethodCommand
+from raysift.jobs.commands.methods import add_methods
 from raysift.jobs.commands.options import (
     AgainstAdapter,
     AgainstAnswers,
@@ -49,7 +49,6 @@ from raysift.jobs.commands.options import (
     takes,
     with_paths,
 )
-from raysift.methods import METHODS
 
 app = typer.Typer(
     name="raysift",
@@ -86,29 +85,7 @@ def _version(told: bool) -> None:
         raise typer.Exit
 
 
-def add_method(name: str, summary: str, method: str | None = None) -> None:
-    """Add a method's command; they differ in name only. With `method`, the command searches settings for that method."""
-
-    @takes(
-        *("pool", "target", "model", "budget", "run", "reuse", "config", "seed", "adapter", "train", "test"),
-        *("on_bad_file", "fresh", "report", "log", "overrides"),
-        hide_target=not METHODS[method or name].takes_target,
-    )
-    def command(given: dict[str, Any]) -> None:
-        settings, console = prepare(name, given | {"method": method or name})
-        from raysift.jobs.commands.actions import run_search, run_selection
-        from raysift.jobs.runs.checks import check_named
-
-        check_named(settings, given["target"], given["test"])
-        (run_search if method else run_selection)(settings, console)
-
-    panel = "Steps" if method else "Methods"
-    app.command(name, cls=MethodCommand, help=summary, rich_help_panel=panel)(command)
-
-
-for _name, _method in METHODS.items():
-    add_method(_name, _method.summary)
-add_method("search", "Search policy settings of RAISE (Ray Tune); best.yaml is for `raysift raise --config`.", "raise")
+add_methods(app)
 
 
 @app.command(rich_help_panel="Steps")

@@ -120,7 +120,7 @@ def _model(config: CommonConfig) -> str:
     from raysift.actors.language_model import load_tokenizer, resolve_model
     from raysift.templates import encode_conversation
 
-    folder = resolve_model(config.model)
+    folder = resolve_model(config.model, "tokenizer")
     tokenizer = load_tokenizer(config.model, config.trust_remote_code)
     talk = [{"role": "user", "content": "What is 2 and 2?"}, {"role": "assistant", "content": "4"}]
     encoded = encode_conversation(tokenizer, talk, 10**6, config.train.template)

@@ -85,6 +85,14 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Write under the next free 
 Report = Annotated[
     bool | None, typer.Option("--report/--no-report", help="Write report.html at the end; default: yes.")
 ]
+PlanFile = Annotated[
+    str | None,
+    typer.Option("--plan", metavar="FILE", help="Follow the plan that `raysift plan` wrote: tell the drift."),
+]
+StopOver = Annotated[
+    str | None,
+    typer.Option("--stop-over", metavar="FACTOR", help="Stop when the run will take more, such as 1.5x the plan."),
+]
 Log = Annotated[str | None, typer.Option("--log", help="rich, plain, quiet or json; default: rich on a terminal.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document instead; ids are text.")]
 AgainstModel = Annotated[str | None, typer.Option("--against-model", help="The model to compare with.")]
@@ -144,6 +152,8 @@ SHARED: dict[str, Any] = {
     "fresh": Fresh,
     "report": Report,
     "log": Log,
+    "plan": PlanFile,
+    "stop_over": StopOver,
     "overrides": Overrides,
 }
 

@@ -15,6 +15,7 @@ from raysift.evaluation.lift import sparkline
 from raysift.jobs.commands.show_selection import show_selection
 from raysift.jobs.compare import rendering
 from raysift.jobs.compare.result import is_comparison, read_result
+from raysift.jobs.planning.rendering import plan_of, show_compared, size
 from raysift.jobs.pool.target_check import LIKENESS
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.replay import command_of
@@ -51,6 +52,9 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
         ["stage", "rows in", "kept", "rejected", "failed", "seconds", "rows/s", "what it did"],
         [[*_stage_line(manifest), WHAT_IT_DOES.get(manifest.stage, "")] for manifest in manifests],
     )
+    show_peaks(manifests, console)
+    if (plan := plan_of(run)) is not None:
+        show_compared(plan, manifests, console)
     if reused := [manifest for manifest in manifests if manifest.reused_from]:
         console.table(
             "Reused", ["stage", "done by run"], [[manifest.stage, manifest.reused_from] for manifest in reused]
@@ -62,6 +66,17 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
 
         show_policy(run, console)
     show_evaluation(run, console)
+
+
+def show_peaks(manifests: list[Manifest], console: Console) -> None:
+    """Print the peak memory of each stage that had workers, and the tokens that they read."""
+    lines = [
+        [one.stage, peaks["workers"], size(peaks.get("host", 0)), size(peaks.get("gpu", 0)), peaks.get("tokens")]
+        for one in manifests
+        if (peaks := one.peaks).get("workers") and not one.reused_from
+    ]
+    if lines:
+        console.table("Peak memory of the largest worker", ["stage", "workers", "host", "GPU", "tokens read"], lines)
 
 
 def show_comparison(run: Run, console: Console) -> None:

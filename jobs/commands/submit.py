@@ -25,7 +25,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +34,7 @@ import yaml
 import raysift
 import raysift.actors
 import raysift.jobs
+from raysift.config import load_config
 from raysift.errors import ConfigError, StageError
 from raysift.jobs.commands.options import is_override, spread_multiple
 from raysift.jobs.runs.console import Console
@@ -64,6 +65,8 @@ class Job:
 
     entrypoint: str
     runtime_env: dict[str, Any]
+    driver: dict[str, Any] = field(default_factory=dict)
+    """What Ray reserves for the command itself, as `submit_job` names it. Empty: it runs on the head, and nothing is reserved."""
 
 
 def submit_command(
@@ -121,7 +124,7 @@ def plan_job(arguments: Sequence[str], folder: Path) -> Job:
     shipped = list(_ship_configs(arguments, files))
     if files.is_dir():
         runtime_env["working_dir"] = str(files)
-    return Job("python -m raysift.jobs " + shlex.join(shipped), runtime_env)
+    return Job("python -m raysift.jobs " + shlex.join(shipped), runtime_env, _reserved(arguments))
 
 
 def auth_mode() -> str:
@@ -141,6 +144,24 @@ def job_exit_code(details: JobDetails) -> int:
         return INTERRUPTED
     code = details.driver_exit_code or 1
     return code if code > 0 else 128 - code
+
+
+def _reserved(arguments: Sequence[str]) -> dict[str, Any]:
+    """The driver's share of the cluster by `resources.driver`, from the settings file and the command; never a GPU."""
+    file, overrides = {}, []
+    for option, argument in _meanings(arguments):
+        name = argument.removeprefix("--config=")
+        if option == "config" and Path(name).expanduser().is_file():
+            file = _read_settings(name)
+        elif not option and argument.startswith("resources.driver") and is_override(argument):
+            overrides.append(argument)
+    resources = file.get("resources")
+    asked = {"driver": resources["driver"]} if isinstance(resources, dict) and "driver" in resources else {}
+    own = load_config(None, {"resources": asked}, overrides).resources.driver
+    memory = None if own.gib is None else int(own.gib * 2**30)
+    found = {"entrypoint_num_cpus": own.cpus, "entrypoint_memory": memory}
+    given = {name: amount for name, amount in found.items() if amount}
+    return given | {"entrypoint_num_gpus": 0} if given else {}
 
 
 def _ship_configs(arguments: Sequence[str], files: Path) -> Iterator[str]:
@@ -286,6 +307,7 @@ def _submit(client: JobSubmissionClient, job: Job, submission_id: str | None) ->
             runtime_env=job.runtime_env,
             submission_id=submission_id,
             metadata={"raysift": raysift.__version__},
+            **job.driver,
         )
     except RuntimeError as error:
         taken = submission_id is not None and "already exists" in str(error)
@@ -361,6 +383,7 @@ def _print_plan(job: Job, address: str | None) -> None:
     if "working_dir" in job.runtime_env:
         print(f"files        {', '.join(sorted(os.listdir(job.runtime_env['working_dir'])))}")
     print(f"environment  {', '.join(job.runtime_env['env_vars']) or 'nothing added'}")
+    print(f"driver       {', '.join(f'{name}={amount}' for name, amount in job.driver.items()) or 'nothing reserved'}")
     print(f"command      {job.entrypoint}")
 
 

@@ -27,6 +27,7 @@ from raysift.jobs.runs.tables import read_chunks
 from raysift.pool.files import find_files, fingerprint_files
 from raysift.pool.longest import most_tokens
 from raysift.records import ERROR, MESSAGES
+from raysift.settings.generation import TRANSFORMERS
 from raysift.settings.resources import Resources
 from raysift.settings.roles import LEARN
 from raysift.settings.training import TrainConfig, count_steps
@@ -79,7 +80,11 @@ def plan_cells(
         train = config.train.model_copy(update={"seed": seed + 1000 * training})
         if rows and train.epochs == shared.train.epochs:  # a method that sets its own epochs keeps them
             train = with_steps(train, steps, len(rows.ids))
-        decides = tested | {"rows": rows.identity if rows else None, "evaluate": config.evaluate, "train": train}
+        decides = tested | {
+            "rows": rows.identity if rows else None,
+            "evaluate": config.evaluate.deciding(),
+            "train": train,
+        }
         return Cell(
             name,
             seed,
@@ -185,7 +190,7 @@ def _test(cell: Cell, model: str, adapter: Any, on_ray: bool) -> dict[str, Any]:
     from raysift.jobs.training.evaluate import evaluate, evaluate_here
 
     template = template_of(cell.evaluate.template, model, adapter, cell.train.template)
-    asked = cell.evaluate.model_copy(update={"template": template, "answer_loss": False})
+    asked = cell.evaluate.model_copy(update={"template": template, "answer_loss": False, "backend": TRANSFORMERS})
     tests = read_examples(cell.test, split=asked.split, scored=True)
     loads: dict[str, Any] = {"adapter": adapter, "trust_remote_code": cell.trust_remote_code}
     own = cell.resources

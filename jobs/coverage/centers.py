@@ -15,7 +15,7 @@ from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import computing, find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
+from raysift.jobs.runs.tables import Tally, count_answers, publish, read_chunks, read_ids, read_numbers, relative
 from raysift.jobs.stages import loading, require_answers
 from raysift.kcenter.settings import CoverageSettings
 from raysift.manifest import Manifest
@@ -40,7 +40,9 @@ def embed(run: Run, config: CommonConfig, settings: EmbeddingSettings, rows: Man
             return map_rows(files, Embedder, arguments, folder, own.resources, rows=total, progress=run.progress)
 
         answers = with_room(run, "embed", config, need_to_answer(config, model.name), work, "embed", model.name)
-        counts = count_answers("embed", answers, rows.counts["kept"]) | {"truncated": count_true(answers, TRUNCATED)}
+        cut = Tally(TRUNCATED)
+        counts = count_answers("embed", answers, rows.counts["kept"], [TRUNCATED], cut)
+        counts["truncated"] = cut.counts[TRUNCATED]
         require_answers("embed", run, answers, counts, folder)
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
 

@@ -1,13 +1,14 @@
 """The shards of a k-center on Ray: actors that hold rows and their distances, one exchange with all of them per pass.
 
 An actor that dies is replaced: its state depends only on its files and the centres so far, so the new one reads the files,
-gets all centres, and answers as the lost one would have. Past SHARD_RESTARTS the run ends with the reason. Without Ray, one
-shard in this process gives the same answers.
+gets all centres, and answers as the lost one would have. Past `resources.restarts` the run ends with the reason. Without
+Ray, one shard in this process gives the same answers.
 """
 
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,6 @@ from raysift.topk import Ids
 
 log = logging.getLogger(__name__)
 
-SHARD_RESTARTS = 5  # of all shards together
 SHARD_BYTES = 128 * 2**20  # a smaller shard is not worth a process
 LOCAL_BYTES = 256 * 2**20  # a smaller table is covered in this process, unless a number of workers is set
 
@@ -41,7 +41,14 @@ class Load:
 
     def options(self) -> dict[str, Any]:
         """Keywords of Shard."""
-        return {"metric": self.metric, "device": pick_device(self.device), "threads": self.threads}
+        return {"metric": self.metric, "device": granted(self.device), "threads": self.threads}
+
+
+def granted(device: str) -> str:
+    """The device for this process: the CPU in tasks and drivers that Ray granted no GPU, though they may see some."""
+    ray: Any = sys.modules.get("ray")
+    without = ray is not None and ray.is_initialized() and not ray.get_gpu_ids()
+    return "cpu" if without else pick_device(device)
 
 
 def only(among: Ids | None) -> Keep | None:
@@ -52,8 +59,8 @@ def only(among: Ids | None) -> Keep | None:
 class ShardWorker:
     """A shard that loads itself; Ray makes an actor of it. The constructor does nothing, so errors come from calls."""
 
-    def __init__(self, load: Load) -> None:
-        self.load_plan = load
+    def __init__(self, load: Load, peaks: str | None = None) -> None:
+        self.load_plan, self.peaks = load, peaks
         self.shard: Shard | None = None
 
     def load(self, among: Ids | None) -> int:
@@ -61,16 +68,27 @@ class ShardWorker:
         plan = self.load_plan
         ids, vectors = read_embeddings(plan.pieces, plan.dimension, only(among))
         self.shard = Shard(ids, vectors, owned=True, **plan.options())
+        self.tell()
         return len(ids)
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Call a method of the shard."""
-        return getattr(self.shard, name)(*arguments)
+        try:
+            return getattr(self.shard, name)(*arguments)
+        finally:
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell this process's peak memory, if it is an actor's."""
+        if self.peaks:
+            from raysift.jobs.on_ray.peaks import tell
+
+            tell(self.peaks)
 
     def measure_speed(self) -> Speed:
         """Speed of this process and its device."""
         plan = self.load_plan
-        return measure_speed(plan.dimension, pick_device(plan.device), plan.threads)
+        return measure_speed(plan.dimension, granted(plan.device), plan.threads)
 
 
 class LocalShards:
@@ -104,6 +122,9 @@ class RayShards:
     def __init__(self, loads: Sequence[Load], among: Ids | None, picked: Picked, resources: Resources) -> None:
         import ray
 
+        from raysift.jobs.on_ray.peaks import peaks_name
+
+        self._peaks = peaks_name()
         self._ray, self._loads, self._picked, self._resources = ray, list(loads), picked, resources
         self._among = None if among is None else ray.put(among)
         self._kind = ray.remote(ShardWorker).options(
@@ -111,7 +132,7 @@ class RayShards:
         )
         self.count, self.restarts = len(loads), 0
         self._told = 0  # centres that all shards know
-        self.actors = [self._kind.remote(load) for load in loads]
+        self.actors = [self._kind.remote(load, self._peaks) for load in loads]
         self.rows = sum(self._gather(lambda actor: actor.load.remote(self._among), lambda shard: None))
 
     def ask(self, name: str, *arguments: Any) -> list[Any]:
@@ -158,8 +179,9 @@ class RayShards:
         ready, _ = self._ray.wait([answer], timeout=limit)
         if not ready:
             raise StageError(
-                f"coverage: no answer from a shard for {limit} s; {self.count} shards ask for "
-                f"{self._resources.cpus:g} CPUs each. Is there room for all of them? Set resources.workers lower."
+                f"coverage: no answer from a shard for {limit} s; {self.count} shards ask for {self._resources.cpus:g} CPUs and "
+                f"{self._resources.gpus_per_worker or 0:g} GPUs each. Is there room for all of them? Set resources.embed.workers "
+                "lower, or resources.no_progress_timeout_s higher."
             )
         return self._ray.get(answer)
 
@@ -167,14 +189,14 @@ class RayShards:
         """Put a new actor in the place of a lost one; it too may be lost while catching up."""
         while True:
             cause = str(error).strip().splitlines()[-1]
-            if self.restarts >= SHARD_RESTARTS:
+            if self.restarts >= self._resources.restarts:
                 raise StageError(
                     f"coverage: shards were lost {self.restarts + 1} times, the last ({number} of {self.count}) with '{cause}'. "
                     "Mend the cause (often memory: more workers, or resources with more of it) and start again, it will continue."
                 ) from error
             self.restarts += 1
             log.warning("coverage: shard %d of %d was lost (%s); building it again", number, self.count, cause)
-            self.actors[number] = self._kind.remote(self._loads[number])
+            self.actors[number] = self._kind.remote(self._loads[number], self._peaks)
             try:
                 self._wait(self.actors[number].load.remote(self._among))
                 catch_up(number)

@@ -13,13 +13,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.actors.checkpointed import Checkpoint, find_moments
-from raysift.actors.row_gradients import MATCHES, GradientMatch
+from raysift.actors.row_gradients import MATCHES, GradientMatch, rows_to_sort
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.config import CommonConfig
 from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, StageError
 from raysift.gradients.influence import TargetColumns, aggregate_subtasks, checkpoint_weights, weigh_checkpoints
 from raysift.jobs import stages
+from raysift.jobs.gradients.room import exact_room, warmup_recipe
 from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
@@ -29,14 +30,12 @@ from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
 from raysift.records import ERROR, ID, SCORE
 from raysift.settings.gradients import MatchSettings, ProjectionSettings
-from raysift.settings.memory import Need, row_gradients
-from raysift.settings.training import TrainConfig
+from raysift.settings.resources import Resources
 from raysift.storage import Location, open_location
 from raysift.store.gradient_store import CUT
 from raysift.topk import top_k
 
 WHOLE = ProjectionSettings(kind="none")
-MANY_BYTES = 2 * 2**30
 
 
 def warmup_rows(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manifest) -> Manifest:
@@ -69,11 +68,6 @@ def warmup(run: Run, config: CommonConfig, settings: GradientConfig, rows: Manif
             f"{adam.beta1:g} and {adam.beta2:g} ({config.method}.adam): they are not the steps of this training."
         )
     return stages.finetune(run, config.model_copy(update={"train": train}), rows, "warmup")
-
-
-def warmup_recipe(config: CommonConfig, settings: GradientConfig) -> TrainConfig:
-    """How the adapter is trained, and so how rows and targets are tokenized for their gradients."""
-    return settings.warmup or config.train
 
 
 def checkpoints_of(run: Run, trained: Manifest, last: int | None) -> list[Checkpoint]:
@@ -110,14 +104,8 @@ def gradients(
     from raysift.jobs.on_ray.raydata import map_rows
 
     model, points = find_model(run, config), checkpoints_of(run, trained, settings.checkpoints)
-    held = 4 * len(points) * len(target.values["subtasks"]) * target.values["parameters"]
 
     def body(folder: Location) -> StageResult:
-        if held > MANY_BYTES:
-            run.console.note(
-                f"gradients: every actor holds {held / 2**30:.1f} GiB of target gradients, {len(target.values['subtasks'])} "
-                f"subtasks at {len(points)} checkpoints. Where that is too much: {config.method}.matching=store."
-            )
         place = run.files(target, "targets")[0]
         arguments = {
             "model": model.name,
@@ -129,13 +117,12 @@ def gradients(
         def match(own: CommonConfig) -> list[Location]:
             files, loaded = run.files(rows, "rows"), arguments | gradient_loading(own, settings)
             total = rows.counts["kept"]
-            return map_rows(files, GradientMatch, loaded, folder, own.resources, rows=total, progress=run.progress)
+            handed = handed_over(own.resources)
+            return map_rows(files, GradientMatch, loaded, folder, handed, rows=total, progress=run.progress)
 
         subtasks = len(target.values["subtasks"])
         longest = longest_row(run, rows, warmup_recipe(config, settings))
-        need = room_needed(
-            config, settings, model.name, len(points), moments_of(settings) + subtasks, subtasks, longest
-        )
+        need = exact_room(config, settings, model.name, len(points), subtasks, longest)
         answers = with_room(run, "gradients", config, need, match, "gradients")
         counts = count_answers("gradients", answers, rows.counts["kept"]) | {"truncated": count_true(answers, CUT)}
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
@@ -146,32 +133,6 @@ def gradients(
     inputs: dict[str, Any] = {"rows": rows.fingerprint, "warmup": trained.fingerprint, "targets": target.fingerprint}
     inputs |= {"model": model.identity}
     return run.stage("gradients", decides, inputs, body)
-
-
-def room_needed(
-    config: CommonConfig,
-    settings: GradientConfig,
-    model: str,
-    points: int,
-    per_checkpoint: float,
-    width: int | None,
-    longest: int | None = None,
-) -> Need | None:
-    """Memory an actor needs for row gradients, with accumulators of `width` numbers (None: a gradient's length) and rows of
-    at most `longest` tokens."""
-    from raysift.jobs.on_ray.fitting import model_shape
-
-    train, shape = warmup_recipe(config, settings), model_shape(config, model)
-    if shape is None:
-        return None
-    adapter = shape.adapter(train.lora_rank, train.lora_targets)
-    longest = min(train.max_length, longest or train.max_length)
-    return row_gradients(shape, train.dtype, longest, adapter, points, per_checkpoint, width or adapter)
-
-
-def moments_of(settings: GradientConfig) -> int:
-    """Number of moment vectors per checkpoint."""
-    return 0 if settings.adam.form == "none" else 2
 
 
 def influence(
@@ -244,6 +205,12 @@ def empty_scores(schema: pa.Schema, ids: np.ndarray) -> pa.Table:
     """Entries for rows without a score: listed, but never chosen."""
     missing = {name: pa.nulls(len(ids), schema.field(name).type) for name in schema.names if name != ID}
     return pa.table({ID: ids, **missing}, schema=schema)
+
+
+def handed_over(resources: Resources) -> Resources:
+    """The resources with more rows for an actor at once: enough to sort by length, on a GPU a whole block."""
+    rows = resources.block_rows if resources.on_gpu else min(resources.block_rows, rows_to_sort(resources.tokens))
+    return resources.model_copy(update={"batch_rows": max(resources.batch_rows, rows)})
 
 
 def gradient_loading(config: CommonConfig, settings: GradientConfig) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.fingerprint import fingerprint
 from raysift.ids import is_among
-from raysift.jobs.gradients.stages import checkpoints_of, gradient_loading, moments_of, room_needed, warmup_recipe
+from raysift.jobs.gradients.room import SIGNS, moments_of, room_needed, warmup_recipe
+from raysift.jobs.gradients.stages import checkpoints_of, gradient_loading, handed_over
 from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.reuse import lineage
@@ -224,10 +225,10 @@ def compute_segment(
 
     def compute(own: CommonConfig) -> list[Location]:
         loaded, total = arguments | gradient_loading(own, settings), len(share.ids)
-        return map_rows(files, GradientVectors, loaded, folder, own.resources, rows=total, progress=run.progress)
+        handed = handed_over(own.resources)
+        return map_rows(files, GradientVectors, loaded, folder, handed, rows=total, progress=run.progress)
 
-    signs = 0.25  # one byte per number of a gradient
-    per_checkpoint, points = moments_of(settings) + signs, len(share.checkpoints)
+    per_checkpoint, points = moments_of(settings) + SIGNS, len(share.checkpoints)
     longest = longest_row(run, rows, warmup_recipe(config, settings))
     need = room_needed(config, settings, model, points, per_checkpoint, store.form.dimension, longest)
     answers = with_room(run, "gradients", config, need, compute, "gradients")

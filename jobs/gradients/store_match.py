@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from raysift.actors.row_gradients import MATCHES
-from raysift.actors.target_gradients import load_targets
+from raysift.actors.target_files import load_targets
 from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.gradients.influence import match_rows

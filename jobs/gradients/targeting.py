@@ -19,7 +19,8 @@ from raysift.actors.checkpointed import Checkpoint
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import reference_answer
-from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading, room_needed, warmup_recipe
+from raysift.jobs.gradients.room import exact_room, require_exact_room, targets_room, warmup_recipe
+from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
 from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run, StageResult
@@ -201,28 +202,32 @@ def targets(
     def body(folder: Location) -> StageResult:
         import ray
 
-        from raysift.jobs.on_ray.cluster import cluster_cpus
-        from raysift.jobs.on_ray.fitting import with_room
+        from raysift.jobs.on_ray.cluster import cluster_cpus, for_role
+        from raysift.jobs.on_ray.fitting import fit_cluster, with_room
+        from raysift.jobs.on_ray.peaks import telling
 
         for note in found.notes:
             run.console.note(f"targets: {note}")
         members, problems = found.members, found.problems
+        subtasks = len({subtask_of(member) for member in members})
 
         def compute(own: CommonConfig) -> dict[str, Any]:
+            asked = exact_room(config, settings, model.name, 1, subtasks) if projection is WHOLE else None
+            if asked:
+                there = for_role(config, "gradients").resources
+                room = fit_cluster(there, asked, most=1)
+                require_exact_room(selector.name, asked, room, there.on_gpu, subtasks, len(points), folder)
             placed: dict[str, Any] = {
                 "num_cpus": min(cluster_cpus(), own.resources.cpus),
                 "num_gpus": own.resources.gpus_per_worker or None,
             }
-            task = ray.remote(**placed, memory=own.resources.memory, max_retries=2)(_compute_targets)
+            task = ray.remote(**placed, memory=own.resources.memory, max_retries=2)(telling(_compute_targets))
             found: dict[str, Any] = ray.get(task.remote(members, points, own, selector, projection, model.name, folder))
             return found
 
-        subtasks = len({subtask_of(member) for member in members})
         width = None if projection.kind == "none" else projection.dimension
         longest = max(map(most_tokens_of, members))
-        need = room_needed(
-            config, settings, model.name, len(points), 3 * subtasks if width is None else 0, width, longest
-        )
+        need = targets_room(config, settings, model.name, len(points), width, longest)
         values = with_room(run, "targets", config, need, compute, "gradients", most=1)
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
@@ -275,16 +280,17 @@ def _compute_targets(
     folder: Location,
 ) -> dict[str, Any]:
     """Runs in its own task because it needs the model: writes the vectors, returns the manifest's values."""
-    from raysift.actors.target_gradients import TargetGradients, save_examples, save_targets
+    from raysift.actors.target_files import TargetFiles, save_examples
+    from raysift.actors.target_gradients import TargetGradients
 
-    actor = TargetGradients(model, points, projection, **gradient_loading(config, selector.config))
+    actor = TargetGradients(model, points, projection, files=folder, **gradient_loading(config, selector.config))
     found = selector.target_gradients(actor, members)
-    save_targets(folder, points, found, actor.hash)
     account = {
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
     (folder / "members.json").write(json.dumps(exact(account)))
     save_examples(folder / EXAMPLES_FILE, points, found, [content_key(member) for member in members])
+    TargetFiles(folder, actor.hash).tidy(points)
     set_aside, truncated = count_members(found)
     return {
         "subtasks": list(found[0].subtasks),

@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Iterator
 
+from raysift.jobs.on_ray.peaks import look_at_peaks, peaks_name
 from raysift.jobs.runs.progress import Bar
 
 TELL_EVERY_S = 0.5
@@ -50,6 +51,9 @@ def counted(bar: Bar, already: int = 0) -> Iterator[str | None]:
         yield None
         return
     name, over = f"raysift-progress-{uuid.uuid4().hex}", threading.Event()
+    peaks, before = peaks_name(), 0
+    with contextlib.suppress(Exception):
+        before = _tokens(peaks)  # of earlier work of the stage, such as encoding for a training
 
     def watch() -> None:
         while not over.wait(TELL_EVERY_S):
@@ -57,7 +61,8 @@ def counted(bar: Bar, already: int = 0) -> Iterator[str | None]:
                 told = read_counts(name)
                 totals = [total for _, total, _ in told if total is not None]
                 words = next((said for _, _, said in told if said), "")
-                bar.update(already + sum(done for done, _, _ in told), max(totals, default=None), words)
+                done = already + sum(done for done, _, _ in told)
+                bar.update(done, max(totals, default=None), words, _tokens(peaks) - before)
 
     watcher = threading.Thread(target=watch, name="raysift-progress", daemon=True)
     watcher.start()
@@ -78,3 +83,8 @@ def read_counts(name: str) -> list[tuple[int, int | None, str]]:
 
     values = [_internal_kv_get(key) for key in sorted(_internal_kv_list(name.encode()))]
     return [tuple(json.loads(value)) for value in values if value]
+
+
+def _tokens(peaks: str | None) -> int:
+    """Tokens that the workers of the stage have read so far."""
+    return sum(told.get("tokens", 0) for told in look_at_peaks(peaks)) if peaks else 0

@@ -9,6 +9,7 @@ import ray
 
 from raysift.errors import StageError, find_cause
 from raysift.jobs.on_ray.cluster import cluster_cpus
+from raysift.jobs.on_ray.peaks import telling
 from raysift.settings.resources import Resources
 from raysift.storage import Location
 
@@ -21,7 +22,7 @@ def run_tasks(
     A task whose process dies is retried (`restarts`). In messages, `what` names the things worked on and `advice`
     explains what to do about a failed task.
     """
-    remote = ray.remote(work).options(num_cpus=resources.cpus, max_retries=resources.restarts)
+    remote = ray.remote(telling(work)).options(num_cpus=resources.cpus, max_retries=resources.restarts)
     window = resources.workers or 2 * max(1, int(cluster_cpus() / resources.cpus))
     waiting = iter(enumerate(tasks))
     running: dict[Any, int] = {}

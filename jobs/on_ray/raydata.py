@@ -20,6 +20,7 @@ import re
 import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -29,7 +30,8 @@ from raysift import errors
 from raysift.actors.contract import RowActor
 from raysift.errors import ConfigError, StageError, find_cause
 from raysift.jobs.on_ray.cluster import IO_CPUS, actor_cpus, first_workers, pool_size
-from raysift.jobs.on_ray.counts import Count, counted
+from raysift.jobs.on_ray.counts import counted
+from raysift.jobs.on_ray.lives import Watch, watched, watching
 from raysift.jobs.runs.progress import Showing, silent
 from raysift.jobs.runs.tables import columns_of, count_rows
 from raysift.records import ID
@@ -39,7 +41,7 @@ from raysift.storage import Location
 log = logging.getLogger(__name__)
 
 HEAD_TIMEOUT_S = 10.0
-OOM_RETRIES = 5  # of a task that memory kills; for ever by default
+OOM_RETRIES = 5  # of a task that memory kills; for ever by default. Actors count their own ends (`lives`)
 
 _TOLD_FROM = {
     "ray.data": logging.WARNING,
@@ -177,9 +179,9 @@ def map_rows(
     once in `files`. Returns the Parquet files of answers. `rows` is their number, for the progress shown.
     """
 
-    def answer(dataset: Dataset, counts: str | None) -> Dataset:
+    def answer(dataset: Dataset, watch: Watch) -> Dataset:
         return dataset.map_batches(
-            refusing_later(actor, counts),
+            watched(actor, watch),
             fn_constructor_kwargs=arguments,
             batch_format="pyarrow",
             batch_size=resources.batch_rows,
@@ -187,8 +189,6 @@ def map_rows(
             num_cpus=actor_cpus(resources),
             num_gpus=resources.gpus_per_worker or None,
             memory=resources.memory,
-            max_restarts=resources.restarts,  # for ever by default, even if memory kills the actor each time
-            max_task_retries=resources.restarts,
             zero_copy_batch=True,
         )
 
@@ -202,38 +202,10 @@ def actor_pool(resources: Resources) -> ActorPoolStrategy:
     return ActorPoolStrategy(min_size=1, max_size=most, initial_size=min(most, first_workers(resources)))
 
 
-def refusing_later(actor: type[RowActor], counts: str | None = None) -> type[RowActor]:
-    """Subclass the actor so that raysift errors in its constructor are raised by the first batch instead.
-
-    Ray prints an error in a constructor with three tracebacks, also on standard output, and keeps only its text. Other
-    errors are still raised by the constructor. With `counts`, the actor counts its answers under that name.
-    """
-
-    class _RefusingLater(actor):  # type: ignore[misc, valid-type]
-        def __init__(self, *given: Any, **named: Any) -> None:
-            self._refused: errors.RaysiftError | None = None
-            self._counted = Count(counts) if counts else None
-            try:
-                super().__init__(*given, **named)
-            except errors.RaysiftError as error:
-                self._refused = error
-
-        def __call__(self, batch: Any) -> Any:
-            if self._refused is not None:
-                raise self._refused
-            answers = super().__call__(batch)
-            if self._counted is not None:
-                self._counted.add(len(answers))
-            return answers
-
-    _RefusingLater.__name__ = actor.__name__
-    return _RefusingLater
-
-
 def answer_rows(
     files: Sequence[Location],
     columns: Sequence[str],
-    answer: Callable[[Dataset, str | None], Dataset],
+    answer: Callable[[Dataset, Watch], Dataset],
     out: Location,
     resources: Resources,
     *,
@@ -242,8 +214,8 @@ def answer_rows(
 ) -> list[Location]:
     """Apply `answer`, which must return one row for each id, to the rows of `files` and write the result below `out`.
 
-    See `map_rows` for the guarantees. `answer` also gets the name under which its last actor counts answers. It must
-    not sort, group, limit or drop rows, or resuming would lose some.
+    See `map_rows` for the guarantees. `answer` also gets what its actors share (`lives.watched`). It must not sort, group,
+    limit or drop rows, or resuming would lose some.
     """
     from ray.data.checkpoint import CheckpointConfig
 
@@ -258,12 +230,33 @@ def answer_rows(
         context.checkpoint_config.checkpoint_actor_pool_max_size = 1
         already = count_rows(done.files(".parquet")) if bar.is_shown else 0
         try:
-            with counted(bar, already) as counts:
-                dataset = answer(read_rows(files, columns, resources), counts)
+            with watching(out, resources, bar.note) as watch, counted(bar, already) as counts:
+                dataset = answer(read_rows(files, columns, resources), replace(watch, counts=counts))
                 dataset.write_parquet(answers.path, filesystem=answers.fs, ray_remote_args={"num_cpus": IO_CPUS})
         except Exception as error:
-            raise find_cause(error) or _named_in(error) or error from None
+            raise _full_disk(error, answers) or find_cause(error) or _named_in(error) or error from None
     return answers.files(".parquet")
+
+
+def _full_disk(error: BaseException | None, place: Location) -> StageError | None:
+    """The error of a disk that is full, with where that is; None if the error is another one."""
+    node = ""
+    while error is not None:
+        named = re.search(r"\bip=([\w.:]+)", str(error))  # in the text of Ray's errors alone
+        node = f" on node {named[1]}" if named else node
+        if type(error).__name__ == "OutOfDiskError":
+            return StageError(
+                f"ray: the disk for its own objects is full. Make room in Ray's temporary folder: {error}"
+            )
+        inner = getattr(error, "cause", None) or error.__cause__
+        if isinstance(error, OSError) and error.errno in errors.FULL and not isinstance(inner, OSError):
+            full = error.filename if isinstance(error.filename, str) and os.path.isabs(error.filename) else place
+            return StageError(
+                f"files: no space is left{node} for {full}. Make room there, or move the run to a larger disk; the same command "
+                "continues with the rows that are not answered yet."
+            )
+        error = inner
+    return None
 
 
 def _named_in(error: Exception) -> errors.RaysiftError | None:

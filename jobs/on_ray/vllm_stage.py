@@ -18,10 +18,11 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import ray
 from ray.data import ActorPoolStrategy, Dataset
@@ -32,8 +33,10 @@ from raysift.actors.prompts import row_seed
 from raysift.actors.responder import ENGINE_ERROR, GENERATED, LOGPROBS, NOT_ASKED, PROMPT
 from raysift.actors.vllm_engine import engine_arguments, engine_environment, offline_batching
 from raysift.errors import ModelError, RaysiftError, StageError
-from raysift.jobs.on_ray.cluster import actor_cpus, pool_size
-from raysift.jobs.on_ray.raydata import refusing_later
+from raysift.jobs.on_ray.cluster import actor_cpus, first_workers, pool_size
+from raysift.jobs.on_ray.lives import Watch, watched
+from raysift.jobs.on_ray.peaks import own_peak, peaks_name, tell
+from raysift.jobs.on_ray.session import start_session
 from raysift.records import ERROR, ID
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.resources import Resources
@@ -42,11 +45,14 @@ from raysift.storage import Location
 if TYPE_CHECKING:
     from ray.data.llm import Processor
 
+Answer = TypeVar("Answer")
+
 ENGINE_STAGE = "vLLMEngineStage"
 HELPER_CPUS = 0.05  # reserved by each stage beside the engine
 MOST_TOKENS = 128  # most tokens for which vLLM returns log-probabilities at once
 MOST_SEED = 2**63 - 1  # vLLM reads -1 as no seed
 GUARD_S = 1.0
+LEAST_WAIT_S = 60
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _CAUSE = re.compile(r"[\w.]*(Error|Exception): ")
@@ -59,6 +65,25 @@ def engine_count(resources: Resources) -> int:
         return room
     machines = sum(bool(node["Alive"]) for node in ray.nodes())
     return min(room, resources.workers or machines)
+
+
+def ask_where_engines_run(question: Callable[[], Answer], resources: Resources) -> Answer:
+    """The answer of a machine that the engines may run on: on a cluster, the driver's has another image, or no GPU."""
+    if not ray.is_initialized() and os.environ.get("RAY_ADDRESS", "local") != "local":
+        start_session()
+    if not ray.is_initialized() or sum(bool(node["Alive"]) for node in ray.nodes()) == 1:
+        return question()
+    gpus, limit = min(1.0, resources.gpus_per_worker or 0.0), max(resources.wait_s, LEAST_WAIT_S)
+    task = ray.remote(question).options(num_cpus=HELPER_CPUS, num_gpus=gpus, max_retries=resources.restarts)
+    asked = task.remote()
+    if not ray.wait([asked], timeout=limit)[0]:
+        ray.cancel(asked, force=True)
+        raise StageError(
+            f"generate: no machine with {gpus:g} GPUs said within {limit} s whether it has vLLM. Raise resources.wait_s if "
+            "machines take longer to start, or set backend=transformers."
+        )
+    found: Answer = ray.get(asked)
+    return found
 
 
 class Request(NamedTuple):
@@ -83,11 +108,11 @@ def answer_through_engine(
     reader: type[RowActor],
     arguments: dict[str, Any],
     resources: Resources,
-    counts: str | None,
+    watch: Watch,
 ) -> Dataset:
     """Prompt with `asker`, answer with `build_engine`'s engine, parse with `reader`; both actors take `arguments`.
 
-    The reader counts its answers under the name `counts`.
+    The reader counts the answers.
     """
     helper = {
         "fn_constructor_kwargs": arguments,
@@ -97,8 +122,8 @@ def answer_through_engine(
         "num_cpus": HELPER_CPUS,
         "zero_copy_batch": True,
     }
-    asked = engine(dataset.map_batches(refusing_later(asker), **helper))
-    return asked.map_batches(refusing_later(reader, counts), **helper)
+    asked = engine(dataset.map_batches(watched(asker, replace(watch, counts=None)), **helper))
+    return asked.map_batches(watched(reader, watch), **helper)
 
 
 def build_engine(
@@ -116,7 +141,7 @@ def build_engine(
     gpus = resources.gpus_per_worker or 0.0
     cpus = resources.cpus if gpus else max(0.01, round(actor_cpus(resources) - 4 * HELPER_CPUS, 2))
     config = vLLMEngineProcessorConfig(
-        model_source=source_of(model)[0],
+        model_source=source_of(model, "tokenizer")[0],
         engine_kwargs=engine_arguments(
             model,
             max_length=max_length,
@@ -128,7 +153,7 @@ def build_engine(
         )
         # Only the finished reply is needed: without this, each token is a message to the event loop.
         | {"stream_interval": request.sampling["max_tokens"]},
-        concurrency=(1, engine_count(resources)),
+        concurrency=(min(first_workers(resources), engine_count(resources)), engine_count(resources)),
         batch_size=resources.batch_rows,
         max_concurrent_batches=resources.engine.concurrent_blocks,
         placement_group_config={"bundle_per_worker": {"CPU": cpus, **({"GPU": min(1.0, gpus)} if gpus else {})}},
@@ -139,7 +164,7 @@ def build_engine(
         tokenize_stage=False,
         detokenize_stage=False,
     )
-    name = source_of(model)[0]
+    name = None
     if adapter is not None:
         name = adapter.path if adapter.is_local else str(adapter)
     few = {"num_cpus": HELPER_CPUS}
@@ -156,11 +181,12 @@ def build_engine(
     replace_engine(
         stage,
         our_engine(stage.fn),
+        weights=model,
         served=name,
         sampling=request.sampling,
         reply=request.reply,
         seed=request.seed,
-        adapters={name: adapter} if adapter is not None and not adapter.is_local else {},
+        adapters={name: adapter} if name and adapter is not None and not adapter.is_local else {},
     )
     return processor
 
@@ -181,6 +207,7 @@ def our_engine(stage: Any) -> Any:
     passed on: log-probabilities come as a dict of dicts for each of its tokens. The guard is needed because vLLM 0.32
     forgets requests sent just before it notices that its engine has died.
     """
+    peaks = peaks_name()
 
     class OurEngine(stage):  # type: ignore[misc]
         def __init__(
@@ -188,18 +215,21 @@ def our_engine(stage: Any) -> Any:
             *,
             engine_kwargs: dict[str, Any],
             expected_input_keys: list[str],
-            served: str,
+            weights: str,
+            served: str | None,
             sampling: dict[str, Any],
             reply: str,
             seed: int | None,
             adapters: Mapping[str, Location],
             **others: Any,
         ) -> None:
+            own_peak(peaks)
             batching = offline_batching(engine_kwargs.get("tensor_parallel_size", 1))
+            others["model"] = source_of(weights)[0]  # on this machine, where the driver's copy may not be
             super().__init__(engine_kwargs=batching | engine_kwargs, expected_input_keys=[PROMPT], **others)
             from vllm.lora.request import LoRARequest
 
-            self.served, self.sampling, self.reply, self.seed = served, sampling, reply, seed
+            self.served, self.sampling, self.reply, self.seed = served or self.model, sampling, reply, seed
             self.copies = contextlib.ExitStack()
             for number, (name, place) in enumerate(adapters.items(), start=1):
                 folder = self.copies.enter_context(local_copy(place))
@@ -216,6 +246,7 @@ def our_engine(stage: Any) -> Any:
                     yield passed | {self.reply: _wanted_part(found, self.reply, self.sampling)}
             finally:
                 guard.cancel()
+                tell(peaks)
                 for row in batch:
                     row.pop("model")
 

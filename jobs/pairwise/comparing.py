@@ -18,8 +18,8 @@ from raysift.jobs.on_ray.fitting import need_to_answer, with_room
 from raysift.jobs.on_ray.raydata import map_rows
 from raysift.jobs.pairwise.sides import read_row_dicts, write_table
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.tables import count_answers, count_true, relative
-from raysift.jobs.scoring.quality import count_unparsable, judge_arguments, judge_through_vllm
+from raysift.jobs.runs.tables import Tally, count_answers, relative
+from raysift.jobs.scoring.quality import Unparsable, judge_arguments, judge_through_vllm
 from raysift.jobs.stages import loading
 from raysift.pairwise.rows import ORDER, ORDERS, order_key, rows_by_order
 from raysift.pairwise.settings import WinRateSettings
@@ -47,12 +47,18 @@ def compare_answers(
 
     need = None if settings.judge.backend == "vllm" else need_to_answer(config, settings.judge_model)
     answers = with_room(run, stage, config, need, work, "score", settings.judge_model)
-    counts = count_answers(stage, answers, len(rows)) | {"truncated": count_true(answers, TRUNCATED)}
+    cut, unparsable = Tally(TRUNCATED), Unparsable()
+
+    def look_at(chunk: pa.Table) -> None:
+        cut(chunk)
+        unparsable(chunk)
+
+    counts = count_answers(stage, answers, len(rows), [TRUNCATED], look_at) | {"truncated": cut.counts[TRUNCATED]}
     if counts["truncated"]:
         run.console.note(
             f"{stage}: {counts['truncated']} of {len(rows)} texts were longer than the judge reads, and cut"
         )
-    counts["unparsable"] = count_unparsable(answers)
+    counts["unparsable"] = unparsable.count
     if counts["unparsable"]:
         run.console.note(
             f"{stage}: {counts['unparsable']} of {len(rows)} questions got a reply that is no verdict, and have failed"

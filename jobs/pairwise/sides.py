@@ -71,7 +71,7 @@ def answer(
         return Side(read_answers(answers_file(source.answers), examples), inputs["answers"])
     from raysift.jobs.on_ray.cluster import spread
     from raysift.jobs.on_ray.fitting import need_to_answer, with_room
-    from raysift.jobs.scoring.generation import describe_backend, generate, pick_backend, recorded_backend
+    from raysift.jobs.on_ray.generation import describe_backend, generate, pick_backend, recorded_backend
 
     asked = asked_as_trained(
         run, name, "win_rate.generation", settings.generation, source.model, source.adapter, config.train

@@ -47,9 +47,9 @@ def compare(run: Run, config: CommonConfig, settings: WinRateSettings) -> Manife
     identities = {name: source.identity(run, config) for name, source in sources.items()}
     judge_identity = computing(config, find_model(run, config, settings.judge_model))
     if settings.judge.backend == "vllm":
-        from raysift.jobs.scoring.generation import require_vllm
+        from raysift.jobs.on_ray.generation import require_vllm
 
-        require_vllm("judge")
+        require_vllm("judge", config.resources)
     with run.replayable(replayed(config.model_copy(update={"win_rate": settings}))):
         sides = {
             name: answer(run, config, settings, examples, name, source, files | identities[name])

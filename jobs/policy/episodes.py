@@ -32,6 +32,7 @@ from raysift.errors import StageError, find_cause
 from raysift.jobs.on_ray.cluster import on_gpu, pool_size, present_workers
 from raysift.jobs.on_ray.counts import Count
 from raysift.jobs.on_ray.fitting import killed_for_memory
+from raysift.jobs.on_ray.peaks import own_peak, peaks_name, tell
 from raysift.policy.drawing import Draw
 from raysift.policy.state import Episode
 from raysift.settings.resources import Resources
@@ -82,7 +83,11 @@ class LocalFleet:
 class RankProcess:
     """One process of a training, as a Ray actor. It loads on the first call, so that errors are raised from calls."""
 
-    def __init__(self, setup: EpisodeSetup, rank: int, size: int, counts: str | None, timeout_s: float) -> None:
+    def __init__(
+        self, setup: EpisodeSetup, rank: int, size: int, counts: str | None, timeout_s: float, peaks: str | None = None
+    ) -> None:
+        self.peaks = peaks
+        own_peak(peaks)
         self.setup, self.rank, self.size, self.timeout_s = setup, rank, size, timeout_s
         self.count = Count(counts) if counts and rank == 0 else None
         self.peers: Peers = ALONE
@@ -116,6 +121,7 @@ class RankProcess:
 
     def _count(self) -> None:
         self.made += 1
+        tell(self.peaks)
         if self.count:
             self.count.add(1)
 
@@ -125,7 +131,7 @@ class RayFleet:
 
     def __init__(self, setup: EpisodeSetup, resources: Resources, episodes: int, counts: str | None = None) -> None:
         self.setup, self.resources, self.counts = setup, resources, counts
-        self._shared = ray.put(setup)
+        self._shared, self._peaks = ray.put(setup), peaks_name()
         self._room = self._reserve(episodes)
         self.groups: list[list[Any]] = [[] for _ in range(self.count)]
         self._addresses = [""] * self.count
@@ -231,7 +237,7 @@ class RayFleet:
                     self._room, placement_group_bundle_index=group * self.ranks + rank
                 ),
             )
-            .remote(self._shared, rank, self.ranks, self.counts, limit)
+            .remote(self._shared, rank, self.ranks, self.counts, limit, self._peaks)
             for rank in range(self.ranks)
         ]
         try:

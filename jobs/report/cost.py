@@ -8,7 +8,9 @@ from typing import Any
 
 from raysift.config import make_config, replayed
 from raysift.errors import RaysiftError
+from raysift.jobs.planning.rendering import COMPARED, compared, plan_of
 from raysift.jobs.report.gather import Gathered
+from raysift.manifest import Manifest
 from raysift.report.blocks import TABLE_ROWS, Bar, Bars, Block, Column, Section, Table, Text, cut
 
 SHOWN_CHARACTERS, HASH_DIGITS = 300, 16
@@ -22,6 +24,7 @@ def cost_section(found: Gathered) -> Section | None:
     columns = (
         *(Column(name="stage"), Column(name="started"), Column(name="seconds", type="seconds")),
         *(Column(name=name, type="number") for name in ("rows/s", "tokens/s")),
+        *(Column(name="peak memory", type="bytes"), Column(name="peak on GPU", type="bytes")),
         *(Column(name="bytes", type="bytes"), Column(name="restarts", type="count"), Column(name="reused from")),
     )
     rows = tuple(
@@ -30,7 +33,9 @@ def cost_section(found: Gathered) -> Section | None:
             one.started,
             None if one.reused_from else one.seconds,
             None if one.reused_from else one.rows_per_second,
-            None if one.reused_from else one.values.get("tokens_per_second"),
+            None if one.reused_from else tokens_per_second(one),
+            one.peaks.get("host"),
+            one.peaks.get("gpu"),
             sum(one.sizes.values()),
             max(0, begun[one.stage] - 1),
             one.reused_from,
@@ -45,12 +50,30 @@ def cost_section(found: Gathered) -> Section | None:
             Bars(title="Time by stage", label="seconds", groups=tuple(one.stage for one in own), series=(bar,))
         )
     blocks.append(Table(title="Stages", columns=columns, rows=rows[:TABLE_ROWS]))
+    blocks += plan_blocks(found)
     seconds = sum(one.seconds for one in own)
     reused = len(found.manifests) - len(own)
     lead = f"{seconds:,.1f} seconds in {len(own)} stages" + (
         f"; {reused} were taken from other runs." if reused else "."
     )
     return Section(key="cost", title="Cost", lead=lead, blocks=tuple(blocks))
+
+
+def tokens_per_second(stage: Manifest) -> float | None:
+    """As the stage says it of its training, else what its workers read in its time."""
+    read = stage.peaks.get("tokens")
+    return stage.values.get("tokens_per_second") or (round(read / stage.seconds, 1) if read and stage.seconds else None)
+
+
+def plan_blocks(found: Gathered) -> list[Block]:
+    """Plan and fact side by side, if the run followed a plan."""
+    plan = plan_of(found.run)
+    lines = compared(plan, found.manifests) if plan else []
+    if not lines:
+        return []
+    kinds = ("text", "seconds", "seconds", "number", "bytes", "bytes", "number")
+    columns = tuple(Column(name=name, type=kind) for name, kind in zip(COMPARED, kinds, strict=True))
+    return [Table(title="Plan and fact", columns=columns, rows=tuple(map(tuple, lines)))]
 
 
 def reproduction_section(found: Gathered) -> Section | None:

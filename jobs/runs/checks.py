@@ -23,8 +23,7 @@ from raysift.manifest import read_manifest
 from raysift.methods import find_method
 from raysift.pool.files import find_files
 from raysift.pool.formats import find_layout
-from raysift.settings.training import TrainConfig
-from raysift.storage import Location, open_location
+from raysift.storage import open_location
 
 CARD = "config.json"
 TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
@@ -38,7 +37,7 @@ def check_selection(run: Run, config: CommonConfig, has_dataset: bool) -> None:
     if not has_dataset:
         check_pool(config)
     if _trains(config):
-        check_training(run, config, "final")
+        check_training(config)
 
 
 def check_named(config: CommonConfig, target: object, test: object) -> None:
@@ -53,27 +52,11 @@ def _trains(config: CommonConfig) -> bool:
     return config.train_on_selection or find_method(str(config.method)).trains_itself
 
 
-def check_training(run: Run, config: CommonConfig, stage: str) -> None:
+def check_training(config: CommonConfig) -> None:
     """Checks before a fine-tune and the evaluation after it."""
     check_models(config)
     if config.test:
-        check_trainable(run, config.train, stage)
         check_tests(config)
-
-
-def require_loadable(place: Location, stage: str) -> None:
-    """Refuses a location from which a full model cannot be loaded. Adapters can be loaded from anywhere."""
-    if not place.is_local:
-        raise ConfigError(
-            f"{stage}: with train.method=full the trained model lies in {place}, and models are loaded from folders of this "
-            "machine alone. Name such a folder with --run, or set train.method=lora."
-        )
-
-
-def check_trainable(run: Run, train: TrainConfig, stage: str) -> None:
-    """Refuses to train a model that the later stages could not load."""
-    if train.method == "full":
-        require_loadable(run.folder, stage)
 
 
 def check_evaluation(config: CommonConfig) -> None:
@@ -153,7 +136,7 @@ def check_models(config: CommonConfig, own: Mapping[str, str] | None = None) -> 
 
 def check_model(name: str) -> None:
     """Refuses a model without a readable config or without a tokenizer; a hub id must resolve to a commit."""
-    folder = resolve_model(name)
+    folder = resolve_model(name, "tokenizer")
     if not os.path.isdir(folder):
         pinned_name(folder)
         return

@@ -22,6 +22,7 @@ from raysift.topk import Ids
 
 PART_ROWS = 100_000
 PART_BYTES = 256 * 2**20
+MOST_BUCKETS = 32  # open at once; on an object store each holds a few MiB that wait to be sent
 
 _PLACE = "place in the order"
 
@@ -56,32 +57,53 @@ def chosen_chunks(files: Sequence[Location], ids: Ids, columns: Sequence[str]) -
         )
 
 
-def rows_in_order(files: Sequence[Location], ids: Ids, columns: Sequence[str], work: Location) -> Iterator[pa.Table]:
+def rows_in_order(
+    files: Sequence[Location],
+    ids: Ids,
+    columns: Sequence[str],
+    work: Location,
+    beside: Sequence[Location] = (),
+    of_beside: Sequence[str] = (),
+) -> Iterator[pa.Table]:
     """Yield the rows with these ids in the order of `ids`, part by part.
 
     A first pass over the files distributes the rows to buckets of neighbouring ranks (files below `work`). Then the buckets
-    are sorted one by one.
+    are sorted one by one. The files `beside` hold the same ids; their columns `of_beside` are added in the same way.
     """
     work.delete()
     work.make_folder()
+    bucket_rows = PART_ROWS * max(1, -(-len(ids) // (PART_ROWS * MOST_BUCKETS)))
+    buckets, sizes = _distribute(files, ids, columns, work, "rows", bucket_rows)
+    others = _distribute(beside, ids, [ID, *of_beside], work, "beside", bucket_rows)[0] if of_beside else []
+    for number, bucket in enumerate(buckets):
+        first = number * bucket_rows
+        for start, end in _spans(sizes[first : first + bucket_rows]):
+            part = _read_part(bucket, first + start, first + end)
+            if others:
+                more = _read_part(others[number], first + start, first + end)
+                for name in of_beside:
+                    part = part.append_column(more.schema.field(name), more[name])
+            yield part
+    work.delete()
+
+
+def _distribute(
+    files: Sequence[Location], ids: Ids, columns: Sequence[str], work: Location, name: str, bucket_rows: int
+) -> tuple[list[Location], np.ndarray]:
+    """Write the rows with these ids to one file for each `bucket_rows` ranks; the files, and the bytes of each row by rank."""
     sizes = np.zeros(len(ids), np.int64)
-    count = max(1, -(-len(ids) // PART_ROWS))
-    buckets = [work / f"bucket-{number:05d}.arrow" for number in range(count)]
+    buckets = [work / f"{name}-{number:05d}.arrow" for number in range(max(1, -(-len(ids) // bucket_rows)))]
     with contextlib.ExitStack() as stack:
         writers: dict[int, pa.ipc.RecordBatchStreamWriter] = {}
         for chunk, ranks in chosen_chunks(files, ids, columns):
             sizes[ranks] = row_bytes(chunk)
             ranked = chunk.append_column(_PLACE, pa.array(ranks))
-            for number in np.unique(ranks // PART_ROWS).tolist():
+            for number in np.unique(ranks // bucket_rows).tolist():
                 if number not in writers:
                     stream = stack.enter_context(buckets[number].open_output())
                     writers[number] = stack.enter_context(pa.ipc.new_stream(stream, ranked.schema))
-                writers[number].write_table(ranked.filter(pa.array(ranks // PART_ROWS == number)))
-    for number in range(count):
-        first = number * PART_ROWS
-        for start, end in _spans(sizes[first : first + PART_ROWS]):
-            yield _read_part(buckets[number], first + start, first + end)
-    work.delete()
+                writers[number].write_table(ranked.filter(pa.array(ranks // bucket_rows == number)))
+    return buckets, sizes
 
 
 def row_bytes(rows: pa.Table) -> np.ndarray:
@@ -128,7 +150,7 @@ def _in_parts(chunks: Iterable[pa.Table]) -> Iterator[pa.Table]:
 def _read_part(bucket: Location, start: int, end: int) -> pa.Table:
     """Read the rows of a bucket with ranks from start to end (exclusive), in order."""
     found: list[pa.Table] = []
-    with bucket.open_input() as stream, pa.ipc.open_stream(stream) as reader:
+    with bucket.open_stream() as stream, pa.ipc.open_stream(stream) as reader:
         for batch in reader:
             table = pa.Table.from_batches([batch])
             places = table[_PLACE].to_numpy()

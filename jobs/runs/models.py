@@ -1,6 +1,7 @@
 """Which model a stage loads: the only place that decides the name its workers get and the identity in its fingerprint.
 
-A model is identified by content: a folder by the hash of its files, a hub id by its commit. A run looks up the commit of an
+A model is identified by content: a folder by the hash of its files, one on an object store by the store's marks of its files'
+content, a hub id by its commit. A run looks up the commit of an
 id once and keeps it in `models.json`, so every worker loads the same model, also on a restart after the branch has moved.
 """
 
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
+from raysift.actors.fetched_models import is_remote, look_at, pin
 from raysift.actors.language_model import pinned_name, resolve_model
 from raysift.actors.prompts import stored_type
 from raysift.actors.smol import is_smol
@@ -33,7 +35,7 @@ class Model(NamedTuple):
     """A model as a stage uses it."""
 
     name: str
-    """Name for workers: `nano`, `smol`, an absolute folder, or `owner/name@commit`."""
+    """Name for workers: `nano`, `smol`, an absolute folder, `s3://...#content`, or `owner/name@commit`."""
     identity: dict[str, Any]
     """For the stage's inputs: the content, and whether code shipped with the model may run."""
 
@@ -43,8 +45,11 @@ def find_model(run: Run, config: CommonConfig, name: str | None = None, part: Pa
     name = name or config.model
     if is_nano(name):
         warn_of_toy(run, config, name)
-    place = resolve_model(name)
     trusted = {"trust_remote_code": True} if config.trust_remote_code else {}
+    if is_remote(name):
+        stored = look_at(name)
+        return Model(pin(stored), {"content": stored.identity(part)} | trusted)
+    place = resolve_model(name)
     if os.path.isdir(place):
         named = name if is_nano(name) or is_smol(name) else place
         return Model(named, {"content": folder_fingerprint(open_location(place), part)} | trusted)

@@ -12,7 +12,6 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +23,9 @@ from raysift.errors import ConfigError, DataError, find_cause, system_words
 from raysift.fingerprint import canonical, fingerprint
 from raysift.jobs.on_ray.cluster import gpus_in_reach
 from raysift.jobs.runs.console import Console
+from raysift.jobs.runs.following import Follow
 from raysift.jobs.runs.lease import Lease, take
+from raysift.jobs.runs.peaks import stage_peaks
 from raysift.jobs.runs.progress import Bar
 from raysift.jobs.runs.replay import name_from_anywhere
 from raysift.jobs.runs.reuse import (
@@ -49,6 +50,7 @@ from raysift.manifest import (
     settle,
     write_manifest,
 )
+from raysift.parallel import in_parallel
 from raysift.pool.id_text import exact
 from raysift.storage import Location, extend_name, open_location, refuse_passwords
 
@@ -89,6 +91,7 @@ class Run:
         self._settings: str | None = None
         self.toys: dict[str, float] = {}
         self._plan: tuple[str, ...] = ()
+        self.follow: Follow | None = None
         self._stage = ""
         self._lease: Lease | None = None
         self._depth = 0
@@ -99,9 +102,14 @@ class Run:
         """Name the stages to come, in their order, so that each is shown as number 3 of 8."""
         self._plan = stages
 
-    def progress(self, total: int | None, unit: str = "rows") -> AbstractContextManager[Bar]:
-        """A bar for work of the stage that runs now."""
-        return self.console.progress(self._stage, total, unit, self._step(self._stage))
+    @contextlib.contextmanager
+    def progress(self, total: int | None, unit: str = "rows") -> Iterator[Bar]:
+        """A bar for work of the stage that runs now; what it notes, the run says."""
+        with self.console.progress(self._stage, total, unit, self._step(self._stage)) as bar:
+            bar.note = self.console.note
+            if (follow := self.follow) is not None:
+                bar.watch = follow.look
+            yield bar
 
     def _step(self, stage: str) -> str:
         return f"{self._plan.index(stage) + 1}/{len(self._plan)}" if stage in self._plan else ""
@@ -169,9 +177,12 @@ class Run:
         self.record("continued" if work.exists() else "started", name, fingerprint=identity, **differs, **told)
         self.start()
         self._stage = name
+        if self.follow is not None:
+            self.follow.begin(name)
         started, clock = datetime.now(UTC), time.perf_counter()
         try:
-            result = body(work.make_folder())
+            with stage_peaks() as peaks:
+                result = body(work.make_folder())
         except Exception as error:
             cause = find_cause(error)
             self.record("failed", name, error=str(cause) if cause else type(error).__name__)
@@ -179,7 +190,10 @@ class Run:
                 raise cause from error
             raise
         except BaseException as error:
-            self.record("failed", name, error=type(error).__name__)
+            stopped = self.follow.stopped() if self.follow is not None else None
+            self.record("failed", name, error=str(stopped) if stopped else type(error).__name__)
+            if stopped is not None:
+                raise stopped from None
             raise
         seconds = time.perf_counter() - clock
         files = {kind: [f"{identity}/{file}" for file in files] for kind, files in result.files.items()}
@@ -196,11 +210,14 @@ class Run:
             started=started.isoformat(timespec="seconds"),
             seconds=round(seconds, 3),
             rows_per_second=round(result.rows / seconds, 1) if result.rows else None,
+            peaks=peaks.read(),
         )
         if self._lease is not None:
             self._lease.require()
         manifest = write_manifest(home, manifest)
         self.record("finished", name, seconds=round(seconds, 1), **manifest.counts)
+        if self.follow is not None:
+            self.follow.end(name, seconds)
         return manifest
 
     def adopt(self, name: str, source: str) -> Manifest | None:
@@ -329,7 +346,7 @@ class Run:
         for event in read_events(self.folder):
             if event["stage"] not in order:
                 order.append(event["stage"])
-        found = [read_manifest(self.folder / stage) for stage in order]
+        found = in_parallel(lambda stage: read_manifest(self.folder / stage), order)
         return [manifest for manifest in found if manifest]
 
 

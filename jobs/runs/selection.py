@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
-from raysift.jobs.runs.chosen_rows import chosen_chunks, rows_in_order
+from raysift.jobs.runs.chosen_rows import rows_in_order
 from raysift.jobs.runs.reuse import is_run
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import publish, relative
@@ -45,20 +46,22 @@ def write_selection(
             "is as short as a budget in tokens. Raise the budget, or see the failures of the stages before."
         )
     parts = (folder / "rows").make_folder()
-    files, origins = [], []
-    for number, table in enumerate(rows_in_order(run.files(rows, "rows"), ids, KEPT_ROWS.names, folder / "work")):
-        place = parts / f"part-{number:05d}.parquet"
-        pq.write_table(table.select(ROWS.names), place.path, filesystem=place.fs, compression="zstd")
-        files.append(place)
-        origins.append(table.select([SOURCE, FILE, POSITION]))
-    origin = pa.concat_tables(origins)
-    own = columns_in_order(score_files, selector.columns, ids)
-    ranks = pa.array(np.arange(1, len(ids) + 1))
-    columns = {ID: ids, RANK: ranks, SCORE: scores, SOURCE: origin[SOURCE], **own}
-    selection = pa.table(columns | {FILE: origin[FILE], POSITION: origin[POSITION]})
-    place = folder / SELECTION
-    pq.write_table(selection, place.path, filesystem=place.fs, compression="zstd")
-    by_source = summary_by_source(rows.values["by_source"], origin[SOURCE])
+    files: list[Location] = []
+    picked: Counter[str] = Counter()
+    own, pool, done = selector.columns.names, run.files(rows, "rows"), 0
+    with pq.ParquetWriter(
+        (folder / SELECTION).path, selection_schema(selector), filesystem=folder.fs, compression="zstd"
+    ) as selection:
+        for table in rows_in_order(pool, ids, KEPT_ROWS.names, folder / "work", score_files, own):
+            place, end = parts / f"part-{len(files):05d}.parquet", done + len(table)
+            pq.write_table(table.select(ROWS.names), place.path, filesystem=place.fs, compression="zstd")
+            files.append(place)
+            ranks = {RANK: np.arange(done + 1, end + 1), SCORE: scores[done:end]}
+            columns = ranks | {name: table[name] for name in (ID, SOURCE, *own, FILE, POSITION)}
+            selection.write_table(pa.table([columns[name] for name in selection.schema.names], schema=selection.schema))
+            picked.update({entry["values"]: entry["counts"] for entry in pc.value_counts(table[SOURCE]).to_pylist()})
+            done = end
+    by_source = summary_by_source(rows.values["by_source"], picked)
     card = card_of(config, rows, by_source, scores, rows.counts["kept"])
     exported = write_export(files, (folder / SELECTED).make_folder(), config.output_format, card)
     return StageResult(
@@ -123,25 +126,20 @@ def rows_of_run(source: str) -> list[str]:
     return [extend_name(home, f"/{file}") for file in chosen.files["rows"]]
 
 
-def columns_in_order(files: Sequence[Location], schema: pa.Schema, ids: Ids) -> dict[str, pa.Array]:
-    """Columns of the rows with these ids, in the order of `ids`; the files must hold each id once."""
-    if not schema.names:
-        return {}
-    found = list(chosen_chunks(files, ids, [ID, *schema.names]))
-    order = np.argsort(np.concatenate([places for _, places in found]))
-    table = pa.concat_tables([chunk for chunk, _ in found]).take(pa.array(order))
-    return {name: table[name].combine_chunks() for name in schema.names}
+def selection_schema(selector: Selector) -> pa.Schema:
+    """Columns of `selection.parquet`."""
+    first = [(ID, pa.int64()), (RANK, pa.int64()), (SCORE, pa.float64()), (SOURCE, pa.string())]
+    return pa.schema([*first, *selector.columns, (FILE, pa.string()), (POSITION, pa.int64())])
 
 
-def summary_by_source(pool: dict[str, int], chosen: pa.ChunkedArray) -> dict[str, dict[str, float]]:
+def summary_by_source(pool: Mapping[str, int], picked: Mapping[str, int]) -> dict[str, dict[str, float]]:
     """Per source: rows in the pool, rows chosen, and lift (share of the chosen rows / share of the pool)."""
-    picked = Counter(chosen.to_pylist())
-    pool_rows, chosen_rows = sum(pool.values()), max(1, len(chosen))
+    pool_rows, chosen_rows = sum(pool.values()), max(1, sum(picked.values()))
     return {
         source: {
             "pool": count,
-            "selected": picked[source],
-            "lift": round((picked[source] / chosen_rows) / (count / pool_rows), 3),
+            "selected": picked.get(source, 0),
+            "lift": round((picked.get(source, 0) / chosen_rows) / (count / pool_rows), 3),
         }
         for source, count in sorted(pool.items())
     }

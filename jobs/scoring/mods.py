@@ -7,13 +7,12 @@ the pool.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from raysift.actors.language_model import resolve_model
@@ -22,26 +21,24 @@ from raysift.config import CommonConfig
 from raysift.errors import ConfigError
 from raysift.jobs.coverage.centers import choose_centers, chosen_rows, rows_without_vector, write_centers
 from raysift.jobs.on_ray.cluster import for_role
+from raysift.jobs.runs.chosen_rows import rows_in_order
 from raysift.jobs.runs.models import computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.selection import columns_in_order
-from raysift.jobs.runs.tables import count_answers, count_true, publish, read_chunks, read_ids, read_numbers, relative
+from raysift.jobs.runs.tables import CHUNK_ROWS, Tally, count_answers, publish, read_ids, read_numbers, relative
 from raysift.jobs.scoring.quality import score_answers, score_column
 from raysift.jobs.stages import asked_as_trained, require_answers, trained_model
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.mods import CHOSEN, NECESSITY, QUALITY, ModsConfig, Stages, place_rows
 from raysift.records import ERROR, FATE, ID, MESSAGES, META, ORDER, RADIUS, ROWS
-from raysift.scoring.questions import split_exchange
+from raysift.scoring.questions import with_answers
 from raysift.settings.generation import TRANSFORMERS
 from raysift.storage import Location, open_location
-
-_TOLD = pa.schema([(ANSWER, pa.string()), (ERROR, pa.string())])
 
 
 def check_room(config: CommonConfig, settings: ModsConfig) -> None:
     """Refuse answers so long that no prompt fits before them, if the model's own files state its maximum length."""
-    card = open_location(resolve_model(config.model)) / "config.json"
+    card = open_location(resolve_model(config.model, "tokenizer")) / "config.json"
     described = json.loads(card.read_text()) if card.exists() else {}
     positions, asked = described.get("max_position_embeddings"), settings.generation.max_new_tokens
     if settings.seed_share < 1 and positions and positions <= asked:
@@ -67,8 +64,8 @@ def only_seeds(run: Run, settings: ModsConfig, good: Manifest, seeds: Manifest, 
 def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifest, tuned: Manifest) -> Manifest:
     """Let the model that was tuned on the seeds answer the question of every good row."""
     from raysift.jobs.on_ray.fitting import need_to_answer, with_room
-    from raysift.jobs.scoring.generation import describe_backend, pick_backend, recorded_backend
-    from raysift.jobs.scoring.generation import generate as answer_all
+    from raysift.jobs.on_ray.generation import describe_backend, pick_backend, recorded_backend
+    from raysift.jobs.on_ray.generation import generate as answer_all
 
     base = find_model(run, config)
     model, adapter = trained_model(run, tuned, base.name)
@@ -94,9 +91,10 @@ def generate(run: Run, config: CommonConfig, settings: ModsConfig, rows: Manifes
         need = need_to_answer(config, base.name) if pick_backend(asked, placed) == TRANSFORMERS else None
         answers = with_room(run, "generate", config, need, work, "generate")
         run.console.note(f"generate: {describe_backend(asked, placed, folder)}")
-        counts = count_answers("generate", answers, rows.counts["kept"])
+        finished = Tally(FINISHED)
+        counts = count_answers("generate", answers, rows.counts["kept"], [FINISHED], finished)
         require_answers("generate", run, answers, counts, folder)
-        cut_off = counts["kept"] - count_true(answers, FINISHED)
+        cut_off = counts["kept"] - finished.counts[FINISHED]
         if cut_off:
             run.console.note(
                 f"generate: {cut_off} of {counts['kept']} answers reached max_new_tokens="
@@ -186,8 +184,12 @@ def order(
                 augmented=read_numbers(run.files(augmented, "centers"), RADIUS, RADIUS),
             )
         table = place_rows(found)
-        pq.write_table(table, (folder / "scores.parquet").path, filesystem=folder.fs, compression="zstd")
-        fates = dict(sorted(Counter(table[FATE].to_pylist()).items()))
+        schema = selector.score_schema()
+        with pq.ParquetWriter((folder / "scores.parquet").path, schema, filesystem=folder.fs, compression="zstd") as to:
+            for start in range(0, len(table), CHUNK_ROWS):
+                to.write_table(table.slice(start, CHUNK_ROWS).cast(schema))
+        fates = {fate["values"]: fate["counts"] for fate in pc.value_counts(table[FATE]).to_pylist()}
+        fates = dict(sorted(fates.items()))
         chosen = len(table) - table[ORDER].null_count
         return StageResult(
             files={"scores": ["scores.parquet"]},
@@ -213,28 +215,21 @@ def _own_conversations(
     """The rows with the model's own answer in place of theirs, as files, and how many have none.
 
     They are in the order of the rows: which rows are judged side by side then does not depend on the order of the answers
-    in their files, which differs after a kill.
+    in their files, which differs after a kill. Rows and answers are each read once.
     """
     parts = (folder / "conversations").make_folder()
     files: list[Location] = []
     failed = 0
-    # Both are in slices by id, so a chunk of rows needs only a few files of answers.
-    ranges = [(place, ids.min(), ids.max()) for place in answers if len(ids := read_ids([place]))]
     there = pq.read_schema(rows[0].path, filesystem=rows[0].fs).names if rows else []
-    for chunk in read_chunks(rows, [name for name in (ID, MESSAGES, META) if name in there]):
-        ids = chunk[ID].to_numpy()
-        near = [place for place, low, high in ranges if low <= ids.max() and high >= ids.min()]
-        known = columns_in_order(near, _TOLD, ids)
-        answered = known[ERROR].is_null()
-        sound, own = chunk.filter(answered), known[ANSWER].filter(answered)
-        failed += len(chunk) - len(sound)
-        talks = [
-            split_exchange(messages, text).messages
-            for messages, text in zip(sound[MESSAGES].to_pylist(), own.to_pylist(), strict=True)
-        ]
+    columns = [name for name in (ID, MESSAGES, META) if name in there]
+    ids = read_ids(rows)
+    told = rows_in_order(rows, ids, columns, folder / "work", answers, (ANSWER, ERROR)) if len(ids) else ()
+    for part in told:
+        sound = part.filter(part[ERROR].is_null())
+        failed += len(part) - len(sound)
+        talks = with_answers(*(sound[name].combine_chunks() for name in (MESSAGES, ANSWER)))
         place = parts / f"part-{len(files):05d}.parquet"
-        at = sound.column_names.index(MESSAGES)
-        spoken = sound.set_column(at, MESSAGES, pa.array(talks, ROWS.field(MESSAGES).type))
+        spoken = sound.select(columns).set_column(columns.index(MESSAGES), ROWS.field(MESSAGES), talks)
         pq.write_table(spoken, place.path, filesystem=place.fs, compression="zstd")
         files.append(place)
     return files, failed

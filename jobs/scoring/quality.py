@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from ray.data import Dataset
 
@@ -19,13 +20,14 @@ from raysift.actors.vllm_reward import VllmReward
 from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.jobs.on_ray.fitting import need_to_answer, with_room
+from raysift.jobs.on_ray.generation import require_vllm
+from raysift.jobs.on_ray.lives import Watch
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
 from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, logprobs_of
 from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
-from raysift.jobs.runs.tables import count_answers, count_true, read_chunks, relative
-from raysift.jobs.scoring.generation import require_vllm
+from raysift.jobs.runs.tables import Tally, count_answers, read_chunks, relative
 from raysift.jobs.stages import loading, require_answers
 from raysift.manifest import Manifest
 from raysift.records import ERROR, ID
@@ -74,14 +76,16 @@ def keep(
 
     def body(folder: Location) -> StageResult:
         files = run.files(scored, "answers")
-        scores, unscored = gather_scores(chunk[column] for chunk in read_chunks(files, [column]))
+        held = _Held(column)
+        for chunk in read_chunks(files, [ID, column]):
+            held(chunk)
+        (scores, unscored), ids = held.scores, held.ids
         cut = (cut_above if side == "above" else cut_below)(scores, threshold, unscored)
         if needed_by and len(scores) and not cut.passed:
             raise _nothing_beyond(name, needed_by, threshold, cut, scores)
         for warning in describe_cut(name, cut, threshold):
             run.console.note(warning)
-        passing = _passing_ids(files, column, cut)
-        names = write_rows(run.files(rows, "rows"), passing, folder)
+        names = write_rows(run.files(rows, "rows"), np.sort(ids[cut.passes(scores)]), folder)
         counts = {"rows_in": cut.passed + cut.failed + unscored, "kept": cut.passed, "failed": unscored}
         return StageResult(
             files={"rows": names},
@@ -110,7 +114,7 @@ def score_answers(
 ) -> StageResult:
     """Every row of the files, scored by the scorer for the settings' kind and backend."""
     if settings.backend == "vllm":
-        require_vllm(stage)
+        require_vllm(stage, config.resources)
     score = _judge_through_vllm if (settings.kind, settings.backend) == ("judge", "vllm") else _score_on_actors
     need = None if settings.backend == "vllm" else need_to_answer(config, settings.scorer)
 
@@ -118,20 +122,28 @@ def score_answers(
         return score(stage, run, own, settings, files, expected, folder)
 
     answers = with_room(run, stage, config, need, work, "score", settings.scorer)
-    counts = count_answers(stage, answers, expected) | {"truncated": count_true(answers, TRUNCATED)}
+    column, cut = SCORE_COLUMN[settings.kind], Tally(TRUNCATED)
+    held, unparsable = _Held(column), Unparsable()
+
+    def look_at(chunk: pa.Table) -> None:
+        for each in (held, cut, unparsable):
+            each(chunk)
+
+    counts = count_answers(stage, answers, expected, [TRUNCATED, column], look_at) | {
+        "truncated": cut.counts[TRUNCATED]
+    }
     if counts["truncated"]:
         run.console.note(
             f"{stage}: {counts['truncated']} of {expected} rows were longer than the scorer reads, and cut"
         )
     require_answers(stage, run, answers, counts, folder)
     if settings.kind == "judge":
-        counts["unparsable"] = count_unparsable(answers)
+        counts["unparsable"] = unparsable.count
     if counts.get("unparsable"):
         run.console.note(
             f"{stage}: {counts['unparsable']} of {expected} replies of the judge were no rating, and these rows have no score"
         )
-    column = SCORE_COLUMN[settings.kind]
-    scores, _ = gather_scores(chunk[column] for chunk in read_chunks(answers, [column]))
+    scores, _ = held.scores
     for warning in describe_scale(stage, scores):
         run.console.note(warning)
     return StageResult(
@@ -142,10 +154,37 @@ def score_answers(
     )
 
 
-def count_unparsable(answers: Sequence[Location]) -> int:
-    """Number of rows that failed because the judge's reply was none of those it was asked for."""
-    errors = (chunk[ERROR] for chunk in read_chunks(answers, [ERROR]))
-    return sum(pc.sum(pc.starts_with(error, UNPARSABLE)).as_py() or 0 for error in errors)
+class Unparsable:
+    """Counts rows that failed because the judge's reply was none of those it was asked for, for `count_answers`."""
+
+    count = 0
+
+    def __call__(self, chunk: pa.Table) -> None:
+        self.count += pc.sum(pc.starts_with(chunk[ERROR], UNPARSABLE)).as_py() or 0
+
+
+class _Held:
+    """Ids and scores of the rows that have a score, 16 bytes each: a quantile needs all of them."""
+
+    def __init__(self, column: str) -> None:
+        self.column, self._missing = column, 0
+        self._ids: list[np.ndarray] = [np.empty(0, np.int64)]
+        self._scores: list[np.ndarray] = [np.empty(0)]
+
+    def __call__(self, chunk: pa.Table) -> None:
+        scored = chunk.filter(chunk[self.column].is_valid())
+        self._missing += len(chunk) - len(scored)
+        self._ids.append(scored[ID].to_numpy())
+        self._scores.append(scored[self.column].cast(pa.float64()).to_numpy())
+
+    @property
+    def ids(self) -> np.ndarray:
+        return np.concatenate(self._ids)
+
+    @property
+    def scores(self) -> tuple[np.ndarray, int]:
+        """The scores, none of which is NaN, and the number of rows without one."""
+        return gather_scores(self._scores)[0], self._missing
 
 
 def _score_on_actors(
@@ -227,9 +266,9 @@ def judge_through_vllm(
 
     dtype = number_type(config, model)
 
-    def answer(dataset: Dataset, counts: str | None) -> Dataset:
+    def answer(dataset: Dataset, watch: Watch) -> Dataset:
         engine = build_engine(model, None, request, config.resources, limit, trusted, dtype)
-        return answer_through_engine(dataset, asker, engine, reader, arguments, config.resources, counts)
+        return answer_through_engine(dataset, asker, engine, reader, arguments, config.resources, watch)
 
     columns = [ID, *asker.inputs]
     with explained(stage):
@@ -251,12 +290,3 @@ def _nothing_beyond(name: str, setting: str, threshold: Threshold, cut: Cut, sco
         f"{name}: none of {len(scores)} scores, from {low:.6g} to {high:.6g}, is {cut.side} the bar ({bar}), so no row is "
         f"left. {remedy}; {setting}.quantile=0 keeps all rows that have a score."
     )
-
-
-def _passing_ids(files: Sequence[Location], column: str, cut: Cut) -> np.ndarray:
-    """Ids whose score is beyond the bar, in rising order."""
-    found = [np.empty(0, np.int64)]
-    for chunk in read_chunks(files, [ID, column]):
-        scored = chunk.filter(chunk[column].is_valid())
-        found.append(scored[ID].to_numpy()[cut.passes(scored[column].to_numpy())])
-    return np.sort(np.concatenate(found))

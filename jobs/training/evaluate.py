@@ -6,9 +6,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,11 +33,9 @@ from raysift.evaluation.report import (
 )
 from raysift.jobs.runs.progress import Showing, silent
 from raysift.records import Example
+from raysift.settings.generation import GenerationSettings
 from raysift.settings.resources import Resources
 from raysift.storage import Location
-
-if TYPE_CHECKING:
-    pass
 
 ACTORS: dict[str, type[RowActor]] = {GENERATE: Generator, CHOOSE: Likelihood, LOSS: AnswerLoss}
 ANSWERS_FILE = "answers.parquet"
@@ -60,20 +58,33 @@ def evaluate(
 
     When restarted with the same settings after a kill, it keeps the answers already written.
     """
-    resolve_model(model)
+    from raysift.jobs.on_ray.cluster import spread
+    from raysift.jobs.on_ray.generation import generate, recorded_backend
+    from raysift.jobs.on_ray.raydata import map_rows
+
+    resolve_model(model, "tokenizer")
     started = time.perf_counter()
     chosen = choose_examples(examples, config)
     found: dict[str, dict[int, Record]] = {}
+    answered_by: dict[str, str] = {}
     for name, rows in question_rows(chosen, config).items():
         folder = (out / name).make_folder()
         questions = folder / "questions.parquet"
         with questions.open_output() as stream:
             pq.write_table(rows, stream)
-        arguments = _placed(_arguments(name, config, model, adapter, trust_remote_code), resources)
-        arguments["dtype"] = dtype
-        answers = _on_ray([questions], rows.num_rows, ACTORS[name], arguments, folder, resources, progress)
+        own = spread(resources, rows.num_rows)
+        loads: dict[str, Any] = {"adapter": adapter, "trust_remote_code": trust_remote_code}
+        if name == GENERATE:
+            loads |= {"dtype": dtype, "rows": rows.num_rows, "progress": progress, "whole": False}
+            files = generate([questions], model, folder, _generation(config), own, **loads)
+            answered_by = recorded_backend(folder)
+        else:
+            arguments = _arguments(name, config, model, **loads) | {"device": own.placed_on, "threads": own.threads}
+            arguments["dtype"] = dtype
+            files = map_rows([questions], ACTORS[name], arguments, folder, own, rows=rows.num_rows, progress=progress)
+        answers = pa.concat_tables([pq.read_table(file.path, filesystem=file.fs) for file in files])
         found[name] = answers_by_id(name, rows, answers)
-    report = make_report(chosen, found, config, time.perf_counter() - started)
+    report = replace(make_report(chosen, found, config, time.perf_counter() - started), answered_by=answered_by)
     with (out / ANSWERS_FILE).open_output() as stream:
         pq.write_table(report.answers, stream)
     (out / REPORT_FILE).write(json.dumps(report.values, indent=2) + "\n")
@@ -120,22 +131,7 @@ def _arguments(
     return arguments
 
 
-def _placed(arguments: dict[str, Any], resources: Resources) -> dict[str, Any]:
-    return arguments | {"device": resources.placed_on, "threads": resources.threads}
-
-
-def _on_ray(
-    files: Sequence[Location],
-    count: int,
-    actor: type[RowActor],
-    arguments: dict[str, Any],
-    out: Location,
-    resources: Resources,
-    progress: Showing,
-) -> pa.Table:
-    """All answers of a pool of actors."""
-    from raysift.jobs.on_ray.cluster import spread
-    from raysift.jobs.on_ray.raydata import map_rows
-
-    answers = map_rows(files, actor, arguments, out, spread(resources, count), rows=count, progress=progress)
-    return pa.concat_tables([pq.read_table(file.path, filesystem=file.fs) for file in answers])
+def _generation(config: EvalConfig) -> GenerationSettings:
+    """The same settings as generation names them; a model that leaves no room for a prompt fails row by row, as it does here."""
+    names = ("max_new_tokens", "temperature", "seed", "template", "max_length", "backend")
+    return GenerationSettings.model_construct(**{name: getattr(config, name) for name in names})

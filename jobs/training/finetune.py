@@ -194,7 +194,7 @@ def _train_as_task(rows: Sequence[Location], job: dict[str, Any], counts: Any) -
     class Told(Bar):
         """Sends its steps to the driver."""
 
-        def update(self, done: int, total: int | None = None, words: str = "") -> None:
+        def update(self, done: int, total: int | None = None, words: str = "", tokens: int = 0) -> None:
             if count:
                 count.set(done, total, words)
 
@@ -214,6 +214,7 @@ def _train_on_ray(
 
     from raysift.jobs.on_ray.cluster import cluster_cpus, of_role, present_workers
     from raysift.jobs.on_ray.counts import counted
+    from raysift.jobs.on_ray.peaks import peaks_name
     from raysift.jobs.on_ray.raydata import data_context, map_rows, read_rows
 
     out, place = job["out"], job["place"]
@@ -239,9 +240,10 @@ def _train_on_ray(
     ray_home = (out / "ray").make_folder()
     steps = count_steps(job["config"], account.counts["rows_trained"])[1]
     with data_context(resources), progress(steps, "steps") as bar, counted(bar) as counts:
+        bar.tokens_each = account.counts["tokens"] * job["config"].batch_size / account.counts["rows_trained"]
         trainer = TorchTrainer(
             _train_as_worker,
-            train_loop_config=job | {"counts": counts},
+            train_loop_config=job | {"counts": counts, "peaks": peaks_name()},
             scaling_config=ScalingConfig(
                 num_workers=(least, workers) if least < workers else workers,
                 use_gpu=bool(resources.gpus_per_worker),
@@ -274,9 +276,12 @@ def _train_as_worker(job: dict[str, Any]) -> None:
 
     from raysift.actors.trainee import train
     from raysift.jobs.on_ray.counts import Count
+    from raysift.jobs.on_ray.peaks import own_peak, tell
 
     count = Count(job["counts"], "rank 0") if job["counts"] else None
-    job = {name: value for name, value in job.items() if name != "counts"}
+    peaks = job["peaks"]
+    own_peak(peaks)
+    job = {name: value for name, value in job.items() if name not in ("counts", "peaks")}
     context = ray_train.get_context()
     place = replace(job["place"], rank=context.get_world_rank(), world_size=context.get_world_size())
     blocks = ray_train.get_dataset_shard("train").iter_batches(batch_size=None, batch_format="pyarrow")
@@ -284,6 +289,7 @@ def _train_as_worker(job: dict[str, Any]) -> None:
 
     def report(record: EpochRecord) -> None:
         """All ranks call this; only rank 0 has something to show."""
+        tell(peaks)
         if place.rank:
             ray_train.report(record.model_dump())
             return
@@ -291,11 +297,15 @@ def _train_as_worker(job: dict[str, Any]) -> None:
             (Path(folder) / EPOCH_RECORD).write_text(record.model_dump_json())
             ray_train.report(record.model_dump(), checkpoint=ray_train.Checkpoint.from_directory(folder))
 
-    def tell(step: int, steps: int, loss: float) -> None:
+    def on_step(step: int, steps: int, loss: float) -> None:
+        tell(peaks)
         if count:
             count.set(step, steps, _loss_words(loss))
 
-    train(trainable, **(job | {"place": place}), on_epoch=report, on_step=tell)
+    train(trainable, **(job | {"place": place}), on_epoch=report, on_step=on_step)
+    per_epoch, steps = count_steps(job["config"], len(trainable))
+    read = pc.sum(pc.list_value_length(trainable[INPUT_IDS])).as_py() * steps / per_epoch
+    tell(peaks, 0 if place.rank else round(read))
 
 
 def _given_up(out: Location, resources: Resources, error: BaseException) -> StageError:

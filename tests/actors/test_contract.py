@@ -1,12 +1,14 @@
 """What every actor keeps, shown on actors of a few lines."""
 
 import logging
+import weakref
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from raysift.actors.contract import Failed, RowActor
-from raysift.errors import StageError
+from raysift.errors import DeviceError, ModelError, StageError
 from raysift.records import ERROR, ID
 
 
@@ -101,6 +103,142 @@ def test_an_actor_that_skips_rows_is_stopped():
 
     with pytest.raises(StageError, match="gave 1 answers for 2 rows"):
         Skipping()(batch("a", "b"))
+
+
+class Small(Lengths):
+    """Memory holds `room` rows, and none whose text is `huge`."""
+
+    def __init__(self, room, words="CUDA out of memory. Tried to allocate 2.00 GiB"):
+        super().__init__()
+        self.room, self.words, self.told = room, words, []
+
+    def answer(self, rows):
+        self.batches.append(len(rows))
+        if len(rows) > self.room or any(row["text"] == "huge" for row in rows):
+            raise RuntimeError(self.words)
+        return [{"n": len(row["text"])} for row in rows]
+
+    def tell(self, text):
+        self.told.append(text)
+
+
+def test_out_of_memory_halves_the_batch_and_later_ones_are_no_larger():
+    actor = Small(16)
+    for _ in range(3):
+        assert actor(batch(*["ab"] * 64))["n"].to_pylist() == [2] * 64
+    assert actor.batches == [64, 32, 16, 16, 16, 16] + [16] * 8
+    assert (actor.most_rows, actor.told) == (16, ["batches of 16 rows fit; out of memory with 32"])
+
+
+def test_a_row_that_does_not_fit_alone_fails_and_makes_no_batch_smaller():
+    actor = Small(64)
+    answers = actor(batch(*["ab"] * 40, "huge", *["ab"] * 23))
+    failed = {row[ID]: row[ERROR] for row in answers.to_pylist() if row[ERROR]}
+    assert list(failed) == [40] and failed[40].startswith(
+        "does not fit in memory even alone: RuntimeError: CUDA out of"
+    )
+    assert (actor.most_rows, actor.told) == (None, [])
+
+
+def test_what_a_failed_batch_held_is_free_when_its_halves_are_answered():
+    class Held:
+        pass
+
+    class Holding(Lengths):
+        held = None
+
+        def answer(self, rows):
+            if self.held is not None:
+                assert self.held() is None
+            kept = Held()
+            if len(rows) > 1:
+                self.held = weakref.ref(kept)
+                raise RuntimeError("CUDA out of memory")
+            return [{"n": 1} for _ in rows]
+
+    assert Holding()(batch("a", "b", "c"))[ERROR].null_count == 3
+
+
+def test_the_host_s_memory_is_halved_for_too_but_not_made_a_row_s_fault():
+    words = (
+        "[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
+    actor = Small(2, words)
+    assert actor(batch(*["ab"] * 4))[ERROR].null_count == 4
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        actor(batch("huge"))
+
+
+class ByTokens(Lengths):
+    """Passes of padded tokens, of which memory holds `room`."""
+
+    def __init__(self, room, batch_tokens):
+        super().__init__()
+        self.room, self.batch_tokens, self.told = room, batch_tokens, []
+
+    def answer(self, rows):
+        lengths, found = [len(row["text"]) for row in rows], {}
+
+        def work(members):
+            tokens = len(members) * max(lengths[i] for i in members)
+            self.batches.append(tokens)
+            if tokens > self.room:
+                raise RuntimeError("CUDA out of memory")
+            found.update((i, {"n": lengths[i]}) for i in members)
+
+        self.run_passes(lengths, work)
+        return [found[i] for i in range(len(rows))]
+
+    def tell(self, text):
+        self.told.append(text)
+
+
+def test_an_actor_that_batches_by_tokens_halves_these_for_good():
+    actor, texts = ByTokens(100, 512), ["x" * (1 + i % 10) for i in range(60)]
+    for _ in range(2):
+        assert actor(batch(*texts))["n"].to_pylist() == [len(text) for text in texts]
+    assert actor.batch_tokens <= 100 and actor.most_rows is None
+    assert sum(tokens > 100 for tokens in actor.batches) == len(actor.told) <= 3
+    long = actor(batch("x" * 90, "x" * 120, "x"))
+    assert [row[ERROR] is not None for row in long.to_pylist()] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be asynchronously reported",
+        "CUDA error: device-side assert triggered",
+        "cuDNN error: CUDNN_STATUS_EXECUTION_FAILED",
+        "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`",
+        "NCCL error in: ProcessGroupNCCL.cpp:1970, unhandled system error",
+        "CUDA error: uncorrectable ECC error encountered",
+    ],
+)
+def test_an_error_of_the_device_is_no_row_s_fault(words):
+    class Broken(Lengths):
+        def answer(self, rows):
+            self.batches.append(len(rows))
+            try:
+                raise RuntimeError(words)
+            except RuntimeError as error:
+                raise ModelError("model: cannot go on") from error
+
+    actor = Broken()
+    with pytest.raises(DeviceError, match=r"Broken: .*(CUDA|cuDNN|NCCL)") as caught:
+        actor(batch("a", "b"))
+    assert actor.batches == [2] and "\n" not in str(caught.value)
+
+
+def test_a_column_of_arrays_needs_no_lists():
+    class Vectors(Lengths):
+        outputs = pa.schema([("v", pa.list_(pa.float32())), ("w", pa.list_(pa.float32(), 3))])
+
+        def answer(self, rows):
+            table = np.arange(3 * len(rows), dtype=np.float32).reshape(-1, 3)
+            return [Failed("none") if i == 1 else {"v": one, "w": one} for i, one in enumerate(table)]
+
+    answers = Vectors()(batch("a", "b", "c"))
+    assert answers["v"].to_pylist() == answers["w"].to_pylist() == [[0, 1, 2], None, [6, 7, 8]]
 
 
 def test_stage_errors_and_lack_of_memory_are_no_rows_fault():

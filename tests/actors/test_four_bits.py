@@ -15,12 +15,12 @@ from raysift.actors.checkpointed import CheckpointedModel
 from raysift.actors.language_model import load_language_model
 from raysift.actors.row_gradients import MATCHES, GradientMatch
 from raysift.actors.step_trainer import StepTrainer
-from raysift.actors.target_gradients import TargetGradients, save_targets
+from raysift.actors.target_files import load_targets
+from raysift.actors.target_gradients import TargetGradients
 from raysift.actors.train_checkpoints import epoch_records
 from raysift.actors.trainee import train
 from raysift.actors.validator import Validator
 from raysift.errors import ModelError
-from raysift.gradients.preference import Targets
 from raysift.records import ID, MESSAGES, Message, Pair
 from raysift.settings.gradients import AdamSettings, PreferenceSettings, TargetSettings
 from raysift.storage import open_location
@@ -70,13 +70,12 @@ def test_a_quantised_base_decides_the_vectors_and_stays_near_the_whole_one(tiny,
 
 def test_targets_and_rows_meet_over_four_bits(tiny, tuned, tmp_path):
     points, settings = points_of(tuned), LOADING | {"quantization": "4bit"}
-    actor = TargetGradients(tiny, points, WHOLE, **settings)
-    found: list[Targets] = actor.from_pairs(PAIRS, PreferenceSettings(), TargetSettings(), end_prompt=False)
-    save_targets(open_location(tmp_path), points, found, actor.hash)
+    actor = TargetGradients(tiny, points, WHOLE, files=open_location(tmp_path), **settings)
+    actor.from_pairs(PAIRS, PreferenceSettings(), TargetSettings(), end_prompt=False)
     matched = GradientMatch(tiny, points, AdamSettings(), open_location(tmp_path), **settings)(conversations(6))
     vectors = vectors_of(tiny, tuned, quantization="4bit")
-    for index, target in enumerate(found):
-        expected = vectors[:, index] @ target.vectors.T
+    for index, target in enumerate(load_targets(open_location(tmp_path), points)):
+        expected = vectors[:, index] @ target.numpy().T
         np.testing.assert_allclose([row[index] for row in matched[MATCHES].to_pylist()], expected, atol=1e-3)
 
 

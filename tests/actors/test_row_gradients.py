@@ -16,7 +16,8 @@ from tiny_models import tiny_llama
 from raysift.actors import target_gradients
 from raysift.actors.checkpointed import Checkpoint, CheckpointedModel, find_moments
 from raysift.actors.row_gradients import CUT, MATCHES, VECTORS, GradientMatch, GradientVectors
-from raysift.actors.target_gradients import TargetGradients, save_targets
+from raysift.actors.target_files import load_targets
+from raysift.actors.target_gradients import TargetGradients
 from raysift.errors import DataError, ModelError
 from raysift.gradients.moments import Moments, save_moments
 from raysift.pool.given_input import conversation_of
@@ -74,13 +75,16 @@ ROWS = pa.Table.from_pylist(
 )
 
 
+PROMPT = (Message("user", "which"),)
+PAIRS = [Pair(PROMPT, "this one", "that", "a"), Pair(PROMPT, "one", "two", "a"), Pair(PROMPT, "b", "cc", "b")]
+
+
 def targets_of(world, folder, points):
-    actor = TargetGradients(base(world), points, WHOLE, **LOADING)
-    prompt = (Message("user", "which"),)
-    pairs = [Pair(prompt, "this one", "that", "a"), Pair(prompt, "one", "two", "a"), Pair(prompt, "b", "cc", "b")]
-    found = actor.from_pairs(pairs, PreferenceSettings(), TargetSettings(), end_prompt=True)
-    save_targets(open_location(folder).make_folder(), points, found, actor.hash)
-    return [target.vectors for target in found]
+    place = open_location(folder).make_folder()
+    actor = TargetGradients(base(world), points, WHOLE, files=place, **LOADING)
+    found = actor.from_pairs(PAIRS, PreferenceSettings(), TargetSettings(), end_prompt=True)
+    assert not any(len(target.vectors) for target in found)
+    return [vectors.numpy() for vectors in load_targets(place, points)]
 
 
 def test_a_model_whose_layers_are_misread_is_refused_before_any_target_is_computed(world):

@@ -80,8 +80,7 @@ def _bare(model: str, questions: Location, settings: GenerationSettings, report:
 
 
 def ours(model: str, questions: Location, settings: GenerationSettings, folder: Path, resources: Resources) -> float:
-    from raysift.jobs.on_ray import vllm_stage
-    from raysift.jobs.scoring import generation
+    from raysift.jobs.on_ray import generation, vllm_stage
 
     plain, mark = generation.build_engine, folder / "up"
 
@@ -111,7 +110,7 @@ def _timed(stage: Any, mark: str) -> Any:
 def fallback(
     model: str, questions: Location, settings: GenerationSettings, folder: Path, resources: Resources
 ) -> float:
-    from raysift.jobs.scoring.generation import generate
+    from raysift.jobs.on_ray.generation import generate
 
     settings = settings.model_copy(update={"backend": "transformers"})
     generate([questions], model, open_location(folder / "out"), settings, resources)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 import raysift
 from raysift.actors.checkpointed import CheckpointedModel
-from raysift.actors.target_gradients import load_targets
+from raysift.actors.target_files import load_targets
 from raysift.config import make_selector
 from raysift.gradients.influence import checkpoint_weights, match_rows
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading

@@ -1,6 +1,7 @@
 """Submitting to a cluster: what is planned, and on a real head with tokens, that the code of now runs there."""
 
 import contextlib
+import inspect
 import os
 import re
 import shutil
@@ -66,6 +67,24 @@ def test_arguments_reach_the_job_as_they_were_given(tmp_path):
     command = plan(arguments, tmp_path).entrypoint.removeprefix("python -m raysift.jobs ")
     printed = subprocess.run(f"printf '%s\\n' {command}", shell=True, capture_output=True, text=True, check=True)
     assert printed.stdout.splitlines() == arguments
+
+
+def test_the_drivers_share_of_the_cluster_is_asked_of_ray(tmp_path):
+    """By the settings file and the command, which wins; without either the driver runs on the head as before."""
+    from ray.job_submission import JobSubmissionClient
+
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("run: s3://b/r\nresources: {driver: {cpus: 4, gib: 2}, workers: 3}\n")
+    asked = {"entrypoint_num_cpus": 2.0, "entrypoint_memory": 2 * 2**30, "entrypoint_num_gpus": 0}
+    job = plan(["uniform", "--pool", "/p", "--config", str(settings), "resources.driver.cpus=2"], tmp_path / "job")
+    assert job.driver == asked and plan(UNIFORM, tmp_path / "other").driver == {}
+    assert asked.keys() <= inspect.signature(JobSubmissionClient.submit_job).parameters.keys()
+    sent = []
+    client = SimpleNamespace(submit_job=lambda **named: sent.append(named) or "name")
+    assert submit._submit(client, job, None) == "name"
+    assert {name: sent[0][name] for name in asked} == asked
+    with pytest.raises(ConfigError, match=r"resources\.driver\.cpus"):
+        plan([*UNIFORM, "resources.driver.cpus=-1"], tmp_path / "wrong")
 
 
 @pytest.mark.parametrize("form", [["--config", "{}"], ["--config={}"]])

@@ -5,9 +5,10 @@ import pickle
 from itertools import pairwise
 
 import pytest
+from slow_store import CUT, FAIL, HANG
 
 from raysift import storage
-from raysift.errors import ConfigError, DataError
+from raysift.errors import ConfigError, DataError, StageError, find_cause
 from raysift.storage import Location, extend_name, open_location, refuse_passwords
 
 
@@ -139,3 +140,90 @@ def test_a_copy_that_breaks_off_leaves_what_was_there_wherever_it_goes(tmp_path)
         with pytest.raises(OSError, match="connection lost"):
             target.copy_from(source)
         assert target.read_text() == "old"
+
+
+# --- a store that answers slowly, fails and breaks off -----------------------------------------------------------------
+
+
+def test_small_files_are_one_request_to_write_and_waits_travel_with_a_place(slow_store, monkeypatch):
+    place = open_location(slow_store.uri("travels")) / "x"
+    place.write("1")
+    assert slow_store.count("PUT", "POST") == 1
+    for fs in (place.fs, pickle.loads(pickle.dumps(place)).fs):
+        options = fs.__reduce__()[1][0]
+        assert (options["connect_timeout"], options["request_timeout"]) == (storage.CONNECT_S, storage.SILENT_S)
+    assert pickle.loads(pickle.dumps(place)).fs is open_location(slow_store.uri("other")).fs
+    monkeypatch.setenv("RAYSIFT_S3_TIMEOUT", "7")
+    sent = pickle.dumps(open_location(slow_store.uri("travels")))
+    monkeypatch.delenv("RAYSIFT_S3_TIMEOUT")
+    assert pickle.loads(sent).fs.__reduce__()[1][0]["request_timeout"] == 7
+
+
+@pytest.mark.parametrize("fault", [FAIL, CUT])
+def test_a_store_that_fails_or_breaks_off_is_asked_again(slow_store, fault):
+    place = open_location(slow_store.uri("breaks")) / fault
+    content = bytes(range(256)) * 1000
+    place.write(content)
+    asked = []
+
+    def first_two(method, path, number):
+        if method == "GET" and "breaks" in path:
+            asked.append(path)
+            return fault if len(asked) < 3 else None
+        return None
+
+    slow_store.fault = first_two
+    assert place.read_bytes() == content
+    assert len(asked) >= 3
+
+
+def test_a_store_that_stays_silent_or_broken_ends_with_its_object_and_the_settings(slow_store, monkeypatch):
+    monkeypatch.setenv("RAYSIFT_S3_TIMEOUT", "1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    place = open_location(slow_store.uri("silent")) / "scores.parquet"
+    place.write("x")
+    for fault in (HANG, FAIL):
+        slow_store.fault = lambda method, path, number, fault=fault: fault if "scores" in path else None
+        slow_store.requests.clear()
+        with pytest.raises(OSError, match="AWS Error") as error:
+            place.read_bytes()
+        found = find_cause(error.value)
+        assert isinstance(found, StageError) and "silent/scores.parquet" in str(found)
+        assert "RAYSIFT_S3_TIMEOUT" in str(found) and "AWS_MAX_ATTEMPTS" in str(found)
+        assert 1 <= slow_store.count("HEAD", "GET") <= 2  # a body that fails is not always asked for again
+
+
+def test_what_is_refused_is_not_asked_for_again(slow_store):
+    with pytest.raises(OSError, match="AWS Error") as error:
+        open_location(slow_store.uri("x").replace("s3://bucket", "s3://no-such-bucket")).write("x")
+    assert isinstance(find_cause(error.value), DataError)
+
+
+@pytest.mark.parametrize("given", ["0", "soon"])
+def test_a_wait_that_is_no_number_is_refused(monkeypatch, given):
+    monkeypatch.setenv("RAYSIFT_S3_TIMEOUT", given)
+    with pytest.raises(ConfigError, match=f"RAYSIFT_S3_TIMEOUT={given}"):
+        open_location("s3://bucket/x?region=us-east-1")
+
+
+def test_an_upload_that_fails_leaves_nothing(slow_store, monkeypatch):
+    """Sent whole or in parts; parts without an object are the store's to remove, see docs/cluster.md."""
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    for size in (1000, 30 * 2**20):
+        place = open_location(slow_store.uri("upload")) / f"{size}"
+        slow_store.fault = lambda method, path, number: FAIL if method == "PUT" else None
+        with pytest.raises(OSError, match="AWS Error"):
+            place.write(bytes(size))
+        slow_store.fault = lambda method, path, number: None
+        assert not place.exists()
+
+
+def test_sizes_of_files_side_by_side_are_one_request(slow_store):
+    folder = open_location(slow_store.uri("sizes"))
+    names = [f"answers/{number:03d}" for number in range(40)]
+    for name in names:
+        (folder / name).write(name)
+    slow_store.requests.clear()
+    infos = folder.infos([*names, "answers", "answers/none", "gone/none"])
+    assert [info and info.size for info in infos] == [11] * 40 + [infos[40].size, None, None]
+    assert slow_store.count("GET") <= 3 and slow_store.count("HEAD") <= 3

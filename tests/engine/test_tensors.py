@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -11,7 +13,7 @@ from raysift.policy.network import Acquisition
 from raysift.policy.saved import load_policy, save_policy
 from raysift.policy.settings import PolicySettings
 from raysift.storage import open_location
-from raysift.tensors import load_tensors, save_tensors
+from raysift.tensors import load_tensors, map_tensor, save_tensors, writing_rows
 
 METADATA = {name: f"value of {name}" for name in "zyxwabcd"}
 
@@ -58,3 +60,32 @@ def test_what_is_no_such_file_is_named(tmp_path, content):
     place.write(content)
     with pytest.raises(DataError, match=r"weights: .*damaged\.safetensors is no safetensors file or is damaged"):
         load_tensors(place, "weights")
+
+
+def test_a_matrix_written_row_by_row_is_the_file_of_the_whole_matrix_and_can_be_mapped(tmp_path):
+    matrix = np.arange(12, dtype=np.float32).reshape(3, 4)
+    whole, rows = (open_location(tmp_path / name) for name in ("whole.safetensors", "rows.safetensors"))
+    for metadata in (METADATA, {}):
+        save_tensors(whole, {"m": matrix}, metadata)
+        with writing_rows(rows, "m", matrix.shape, metadata) as write:
+            for row in matrix.astype(np.float64):
+                assert not metadata or not rows.exists()
+                write(row)
+        assert rows.read_bytes() == whole.read_bytes()
+    mapped = map_tensor(rows.path, "m")
+    assert isinstance(mapped, np.memmap)
+    np.testing.assert_array_equal(mapped, matrix)
+    with pytest.raises(DataError, match="no float32 tensor 'other'"):
+        map_tensor(rows.path, "other")
+
+
+def test_a_matrix_that_lacks_rows_or_whose_writing_ends_early_leaves_no_file(tmp_path):
+    place, writing = open_location(tmp_path / "rows.safetensors"), partial(writing_rows, name="m", metadata={})
+    with pytest.raises(DataError, match=r"1 of 2 rows of .* were not written"), writing(place, shape=(2, 4)) as write:
+        write(np.zeros(4))
+    with pytest.raises(DataError, match=r"has shape \(3,\), expected \(4,\)"), writing(place, shape=(1, 4)) as write:
+        write(np.zeros(3))
+    with pytest.raises(KeyError), writing(place, shape=(1, 4)) as write:
+        write(np.zeros(4))
+        raise KeyError
+    assert not place.exists()

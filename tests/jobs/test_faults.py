@@ -2,18 +2,24 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
 
 import orjson
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 import raysift
-from raysift.errors import ConfigError, DataError, ModelError
+from raysift.actors.contract import RowActor
+from raysift.errors import ConfigError, DataError, ModelError, StageError
 from raysift.nano.world import examples, generate_pool
+from raysift.records import ID
+from raysift.settings.resources import Resources
+from raysift.storage import open_location
 
 STAGES = ("ingest", "lengths", "score", "choose", "final", "evaluate")
 
@@ -126,3 +132,38 @@ def test_a_full_disk_is_named_and_the_run_continues_once_there_is_room(tmp_path,
         assert counts["rows_in"] == 20_000 == counts["kept"] + sum(counts["rejected"].values()) + counts["failed"]
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+class Wordy(RowActor):
+    """Three hundred letters that no file format makes fewer."""
+
+    outputs = pa.schema([("text", pa.string())])
+
+    def answer(self, rows):
+        return [{"text": random.Random(row[ID]).randbytes(150).hex()} for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_disk_that_fills_up_under_answers_is_named_and_the_answered_rows_stay(ray_local, tmp_path):
+    from raysift.jobs.on_ray.raydata import map_rows
+
+    disk, rows = tmp_path / "disk", tmp_path / "rows.parquet"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "none", disk], capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    pq.write_table(pa.table({ID: pa.array(range(4000), pa.int64())}), rows)
+    own = Resources(workers=1, cpus_per_worker=0.5, block_rows=500, no_progress_timeout_s=120)
+    try:
+        with pytest.raises(
+            StageError, match=rf"^files: no space is left on node .* for {disk}/out/answers\. Make room"
+        ):
+            map_rows([open_location(rows)], Wordy, {}, open_location(disk / "out"), own)
+        kept = {file.stem for file in (disk / "out" / "done").iterdir() if "pending" not in file.name}
+        subprocess.run(["mount", "-o", "remount,size=20m", disk], check=True)
+        files = map_rows([open_location(rows)], Wordy, {}, open_location(disk / "out"), own)
+        found = pa.concat_tables([pq.read_table(file.path) for file in files])
+        assert sorted(found[ID].to_pylist()) == list(range(4000))
+        assert kept and kept <= {file.name.rpartition("-")[0] for file in files}
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)

@@ -1,6 +1,9 @@
-"""Quick products are exact ones, for models wide enough to gain, and nothing of the switch stays behind."""
+"""Quick products are exact ones on CPUs and TF32 on GPUs, and nothing of either switch stays behind."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,3 +69,24 @@ def test_narrow_half_precision_and_unknown_models_are_left_alone(
     monkeypatch.setattr(cpu_products, "_permission_changes_nothing", lambda: True)
     with quick_products(model):
         assert precision() == usual
+
+
+class OnGpu(torch.nn.Module):
+    """A model whose weights say that they are on a GPU."""
+
+    def parameters(self, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        yield SimpleNamespace(device=torch.device("cuda", 0))  # type: ignore[misc]
+
+
+def test_products_of_a_model_on_a_gpu_use_its_tensor_cores_and_the_switch_is_put_back(usual: str) -> None:
+    switch = torch.backends.cuda.matmul
+    before = switch.fp32_precision
+    assert before != "tf32"
+    with quick_products(OnGpu()):
+        assert switch.fp32_precision == "tf32" and precision() == usual
+    assert switch.fp32_precision == before
+    with pytest.raises(KeyError), quick_products(OnGpu()):
+        raise KeyError
+    assert switch.fp32_precision == before
+    with quick_products(torch.nn.Linear(512, 512)):
+        assert switch.fp32_precision == before

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,13 +19,16 @@ from torch import Tensor, nn
 
 from raysift.errors import DataError, ModelError
 from raysift.gradients import collect, cpu_products
+from raysift.gradients.adam import AdamDirection, FlatMoments
 from raysift.gradients.adapter import adapter_off, find_adapter
 from raysift.gradients.collect import RowGradients, _Sums
 from raysift.gradients.cpu_products import WORTH_IT
 from raysift.gradients.match import ExactMatch
 from raysift.gradients.rows import TokenRow, plan_batches
-from raysift.settings.gradients import ProjectionSettings
+from raysift.settings.gradients import AdamSettings, ProjectionSettings
+from raysift.store.packing import PackedProjection
 from raysift.store.projection import Projection
+from raysift.store.vectors import VectorForm
 from raysift.templates import IGNORED
 
 VOCABULARY = 61
@@ -219,10 +225,12 @@ def test_batch_mates_padding_order_and_batch_size_do_not_matter(budget: int) -> 
 def test_accumulators_of_a_pass_keep_to_their_share_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A whole gradient for every row of a pass is what ends a process where the adapter is large."""
     gradients, sizes = whole(make_model()), []
-    expected, one_batch = gradients.run(make_rows()), gradients._one_batch
+    expected, one_pass = gradients.run(make_rows()), gradients._one_pass
     assert gradients.sink is not None
     monkeypatch.setattr(collect, "ACCUMULATED_BYTES", 4 * 2 * gradients.sink.width)
-    monkeypatch.setattr(gradients, "_one_batch", lambda part, how: sizes.append(len(part)) or one_batch(part, how))
+    monkeypatch.setattr(
+        gradients, "_one_pass", lambda part, reduction: sizes.append(len(part)) or one_pass(part, reduction)
+    )
     found = gradients.run(make_rows())
     assert max(sizes) == 2 and sum(sizes) == len(found.ids)
     assert deviation(found.vectors, expected.vectors) < 1e-5
@@ -308,7 +316,7 @@ class Toy(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         x = self.embed(input_ids)
-        x = (x.cumsum(1) / torch.arange(1, x.shape[1] + 1)[:, None]).tanh()
+        x = (x.cumsum(1) / torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]).tanh()
         if self.arrangement == "routed":
             flat = x.flatten(0, 1)
             order = flat[:, 0].argsort()
@@ -378,6 +386,99 @@ def test_batches_are_halved_until_they_fit_and_a_row_too_large_alone_is_set_asid
     assert result.ids.tolist() == expected.ids.tolist()
     assert deviation(result.vectors, expected.vectors) < 1e-5
     assert gradients.token_budget <= 80
+
+
+def test_losses_without_gradients_halve_their_batches_too_and_remember() -> None:
+    rows = [row for row in make_rows(20) if len(row) <= 19]
+    roomy, tight = (kind("plain").requires_grad_(False) for kind in (Toy, LittleMemory))
+    expected, gradients = whole(roomy).losses(rows), whole(tight)
+    np.testing.assert_allclose(gradients.losses(rows), expected, rtol=1e-5)
+    assert gradients.token_budget <= 80
+    ids = np.full(50, 7)
+    with pytest.raises(MemoryError, match="the 50 tokens of a row alone do not fit"):
+        gradients.losses([TokenRow(1, ids, ids)])
+
+
+def test_a_batch_that_did_not_fit_has_let_go_of_its_tensors_before_the_next_is_tried() -> None:
+    """Tensors held by the traceback of the failed batch would make every smaller one fail too."""
+    gradients = whole(make_model())
+    sink, seen = gradients.sink, []
+    assert isinstance(sink, Projection)
+
+    class Full(Projection):
+        def add(self, accumulator: Tensor, index: int, given: Tensor) -> None:
+            assert not any(held() is not None for held, rows in seen if rows > len(given))
+            seen.extend((weakref.ref(tensor), len(given)) for tensor in (accumulator, given))
+            if len(given) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            super().add(accumulator, index, given)
+
+    expected = gradients.run(make_rows(4))
+    gradients.sink = Full(sink.settings, sink.layout)
+    gc.disable()
+    try:
+        found = gradients.run(make_rows(4))
+    finally:
+        gc.enable()
+    assert deviation(found.vectors, expected.vectors) < 1e-5
+    assert {rows for _, rows in seen} == {4, 2}
+
+
+def test_a_pass_begins_before_the_results_of_the_one_before_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetching waits for the device; the next pass should be queued there by then."""
+    gradients, order = whole(make_model(), token_budget=20), []
+    one_pass, results = gradients._one_pass, collect.Pass.results
+
+    def begin(part: list[TokenRow], reduction: Any) -> collect.Pass:
+        order.append(("begun", part[0].id))
+        return one_pass(part, reduction)
+
+    def fetch(done: collect.Pass) -> Iterator[Any]:
+        order.append(("fetched", done.rows[0].id))
+        return results(done)
+
+    monkeypatch.setattr(gradients, "_one_pass", begin)
+    monkeypatch.setattr(collect.Pass, "results", fetch)
+    gradients.run(make_rows(5))
+    begun = [row for what, row in order if what == "begun"]
+    assert len(begun) > 2
+    expected = [("begun", begun[0])]
+    for last, row in pairwise(begun):
+        expected += [("begun", row), ("fetched", last)]
+    assert order == [*expected, ("fetched", begun[-1])]
+
+
+@pytest.mark.parametrize("kind", ["signs", "sketch", "exact"])
+def test_a_pass_asks_its_device_for_no_number_before_its_results_are_fetched(kind: str) -> None:
+    """On the meta device there are no numbers, so asking for one raises. On a GPU it would wait for all that is queued."""
+    gradients = RowGradients(Toy("plain").requires_grad_(False).to("meta"))
+    layout, meta = gradients.adapter.layout, torch.device("meta")
+    if kind == "exact":
+        gradients.sink = ExactMatch.to_fill(3, layout, [meta] * len(layout.sizes))
+    else:
+        projection = Projection(ProjectionSettings.model_validate({"kind": kind, "dimension": 64}), layout)
+        gradients.sink = PackedProjection(projection, VectorForm(64, signs=kind == "signs"))
+    ones = tuple(torch.ones(size, device=meta) for size in layout.sizes)
+    gradients.direction = AdamDirection(AdamSettings(), FlatMoments(ones, ones, 1))
+    for reduction in ("mean", "sum"):
+        done = gradients._one_pass(make_rows(4), reduction)
+        assert done.vectors.device == meta and len(done.vectors) == 4
+    with pytest.raises((NotImplementedError, RuntimeError)):
+        next(done.results())
+
+
+def test_a_direction_that_a_sink_cannot_hold_is_set_aside() -> None:
+    gradients = whole(make_model())
+
+    class Cancels(Projection):
+        def add(self, accumulator: Tensor, index: int, given: Tensor) -> None:
+            accumulator[1] = float("inf")
+
+    assert isinstance(gradients.sink, Projection)
+    gradients.sink = Cancels(gradients.sink.settings, gradients.sink.layout)
+    result = gradients.run(make_rows(3))
+    assert len(result.ids) == 0 and [why.reason for why in result.set_aside] == ["non_finite"] * 3
+    assert "no direction" in result.set_aside[0].message
 
 
 def test_other_errors_are_not_taken_for_lack_of_memory() -> None:
@@ -470,6 +571,24 @@ def test_exact_match_is_the_cosine_of_whole_gradients() -> None:
     assert np.allclose(gradients.run(rows).vectors, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_targets_that_come_later_and_change_match_as_those_given_at_first() -> None:
+    gradients = whole(make_model())
+    layout = gradients.adapter.layout
+    devices = [torch.device("cpu")] * len(layout.sizes)
+    shared = ExactMatch.to_fill(2, layout, devices)
+    for seed in (1, 2):
+        targets = torch.randn(2, layout.total, generator=torch.Generator().manual_seed(seed))
+        gradients.sink = ExactMatch(targets, layout)
+        expected = gradients.run(make_rows(3)).vectors
+        assert shared.fill(targets) == targets.nbytes
+        gradients.sink = shared
+        assert np.array_equal(gradients.run(make_rows(3)).vectors, expected)
+    with pytest.raises(DataError, match="NaN or infinite"):
+        shared.fill(torch.full((2, layout.total), float("nan")))
+    with pytest.raises(DataError, match=r"have shape \(2, 3\)"):
+        shared.fill(torch.zeros(2, 3))
+
+
 def test_exact_match_refuses_targets_of_another_adapter() -> None:
     layout = find_adapter(make_model()).layout
     with pytest.raises(DataError, match="kind 'none'"):
@@ -522,8 +641,8 @@ def test_sums_over_several_devices_are_those_of_one() -> None:
         for index, part in enumerate(parts):
             sums.receive(index, part.as_subclass(Elsewhere) if spread and index % 3 else part)
         assert len(sums._sums) == 1 + spread
-        found.append(sums.finish())
-    assert np.array_equal(found[0][0], found[1][0])
+        found.append([part.numpy() for part in sums.finish()])
+    assert np.array_equal(found[0][0], found[1][0]) and found[1][2].all()
     assert np.allclose(found[0][1], found[1][1], rtol=1e-6)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 import transformers
 
 from raysift.errors import DataError
+from raysift.gradients import preference
 from raysift.gradients.adam import AdamDirection, FlatMoments
 from raysift.gradients.collect import RowGradients
 from raysift.gradients.preference import (
@@ -235,3 +237,36 @@ def test_repeated_ids_and_empty_targets_are_refused(model: Any) -> None:
         preference_targets(gradients, pairs * 2, PreferenceSettings(), UNITS)
     with pytest.raises(DataError, match="no pairs"):
         preference_targets(gradients, [], PreferenceSettings(), UNITS)
+
+
+@pytest.mark.parametrize("targets", [UNITS, MEAN])
+def test_sums_of_a_few_subtasks_at_a_time_give_the_same_targets_written_in_order(
+    model: Any, targets: TargetSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 57 subtasks of a large adapter, sums for all of them would not fit in memory."""
+    gradients, pairs = make_gradients(model), make_pairs(9, subtasks=("c", "a", "b"))
+    expected = preference_targets(gradients, pairs, PreferenceSettings(), targets)
+    alive: weakref.WeakSet[preference.CompensatedSum] = weakref.WeakSet()
+    most = 0
+
+    class Counted(preference.CompensatedSum):
+        def __init__(self, *given: Any) -> None:
+            nonlocal most
+            super().__init__(*given)
+            alive.add(self)
+            most = max(most, len(alive))
+
+    assert gradients.sink is not None
+    monkeypatch.setattr(preference, "CompensatedSum", Counted)
+    preference_targets(gradients, pairs, PreferenceSettings(), targets)
+    assert most == 3
+    monkeypatch.setattr(preference, "_HELD_NUMBERS", 2 * gradients.sink.width)
+    most, written = 0, []
+    found = preference_targets(gradients, pairs, PreferenceSettings(), targets, write=written.append)
+    assert most == 1 and found.vectors.shape == (0, gradients.sink.width)
+    # A pass of one pair rounds otherwise than one of nine.
+    assert np.allclose(np.stack(written), expected.vectors, atol=1e-6)
+    assert found.subtasks == expected.subtasks == ("a", "b", "c")
+    assert [member.id for member in found.members] == [member.id for member in expected.members]
+    assert found.sketches is not None and expected.sketches is not None
+    assert np.allclose(found.sketches, expected.sketches, atol=1e-5)

@@ -2,17 +2,19 @@
 
 import json
 
+import pyarrow as pa
 import pytest
 
 from raysift.errors import DataError
 from raysift.pool.given_input import conversation_of, join_input, mark_input
-from raysift.records import MESSAGES, META
+from raysift.records import MESSAGE, MESSAGES, META
 from raysift.scoring.questions import (
     embedded_text,
     exchange_of,
     question_text,
     share_room,
     split_exchange,
+    with_answers,
     without_oldest_turns,
 )
 
@@ -41,6 +43,28 @@ def test_last_answer_is_split_from_all_that_precedes_it():
 def test_another_answer_takes_the_place_of_the_rows_own():
     assert split_exchange(SINGLE, "4") == split_exchange(SINGLE[:1], "4") == (SINGLE[:1], "4")
     assert split_exchange(SINGLE, "").answer == ""
+
+
+def test_many_answers_are_put_in_as_one_by_one():
+    """Conversations of every shape, also as slices of a longer array."""
+    turn = lambda role, content: {"role": role, "content": content}  # noqa: E731
+    talks = [
+        [turn("user", "a")],
+        [turn("user", "a"), turn("assistant", "b")],
+        [turn("system", "s"), turn("user", "é"), turn("assistant", "b"), turn("user", "c"), turn("assistant", "")],
+        [turn("assistant", "first"), turn("user", "x")],
+        [turn("user", "x"), turn("assistant", "call"), turn("tool", "result")],
+        [turn("user", "x"), turn("assistant", "one"), turn("assistant", "two")],
+    ]
+    answers = [f"own {number}" for number in range(len(talks))]
+    expected = [split_exchange(*each).messages for each in zip(talks, answers, strict=True)]
+    own, given = pa.array(talks, pa.list_(MESSAGE)), pa.array(answers)
+    assert with_answers(own, given).to_pylist() == expected
+    assert with_answers(own[2:5], given[2:5]).to_pylist() == expected[2:5]
+    assert with_answers(own[:0], given[:0]).to_pylist() == []
+    for nothing in ([], [turn("assistant", "alone")]):
+        with pytest.raises(DataError, match="nothing was asked"):
+            with_answers(pa.array([talks[0], nothing], pa.list_(MESSAGE)), given[:2])
 
 
 @pytest.mark.parametrize(

@@ -52,3 +52,27 @@ def test_a_dimension_alone_counts_numbers_and_the_usual_rows_take_the_same_bytes
     sizes = [VectorForm.of(settings, settings.dimension).bytes for settings in (usual, sketch)]
     assert sizes == [16384, 16384]
     assert ProjectionSettings(**usual.model_dump()) == usual
+
+
+@pytest.mark.parametrize("kind", ["signs", "sketch", "none"])
+def test_vectors_packed_on_their_device_are_those_packed_on_the_host(kind: str) -> None:
+    import torch
+
+    from raysift.store.packing import PackedProjection
+    from raysift.store.projection import ParameterLayout, Projection
+
+    layout = ParameterLayout(("a", "b"), ((8, 9), (7, 8)))
+    settings = ProjectionSettings.model_validate({"kind": kind} | ({} if kind == "none" else {"dimension": 64}))
+    projection = Projection(settings, layout)
+    form = VectorForm.of(settings, projection.width)
+    packed, draw = PackedProjection(projection, form), torch.Generator().manual_seed(0)
+    sums = torch.zeros(5, packed.width)
+    for index, size in enumerate(layout.sizes):
+        packed.add(sums, index, torch.randn(5, size, generator=draw) * 1e-6)
+    found = packed.finish(sums.clone()).numpy()
+    expected = form.pack(projection.finish(sums).numpy())
+    assert found.dtype == form.dtype and found.shape == expected.shape == (5, form.items)
+    if kind == "signs":
+        assert np.array_equal(found, expected)
+    else:
+        np.testing.assert_allclose(found, expected, rtol=1.1e-3)  # one unit in half precision's last place

@@ -255,11 +255,10 @@ def test_shards_that_die_again_and_again_end_the_run_with_the_reason(ray_local, 
         ray.kill(self.actors[0])
         return exchange(self, batch, wanted)
 
-    monkeypatch.setattr(ray_shards, "SHARD_RESTARTS", 2)
     monkeypatch.setattr(ray_shards.RayShards, "exchange", and_kill)
     monkeypatch.setattr(covering, "greedy", lambda *a: _in_small_batches(monkeypatch, *a))
     with pytest.raises(StageError, match=r"shards were lost 3 times, the last .0 of 2. with '.*'"):
-        cover(files, K, resources=Resources(workers=2, **HALF), folder=open_location(tmp_path / "out"))
+        cover(files, K, resources=Resources(workers=2, restarts=2, **HALF), folder=open_location(tmp_path / "out"))
 
 
 DRIVER = """
@@ -291,3 +290,19 @@ def test_a_driver_that_is_killed_again_and_again_ends_with_the_same_centers(file
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) >= 200
     assert pq.read_table(tmp_path / "out/centers.parquet")["id"].to_pylist() == expected.ids.tolist()
+
+
+@pytest.mark.ray
+def test_shards_compute_on_no_device_that_ray_did_not_grant(ray_local, monkeypatch):
+    import ray
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    seen = [
+        ray_shards.granted("auto"),
+        ray_shards.granted("cuda"),
+        ray.get(ray.remote(ray_shards.granted).remote("cuda")),
+    ]
+    assert seen == ["cpu"] * 3
+    monkeypatch.setattr(ray, "get_gpu_ids", lambda: [3])
+    assert (ray_shards.granted("auto"), ray_shards.granted("cpu")) == ("cuda", "cpu")

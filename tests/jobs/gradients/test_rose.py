@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.compute as pc
@@ -14,10 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from raysift.actors.checkpointed import Checkpoint
-from raysift.actors.target_gradients import load_targets
-from raysift.errors import ConfigError, DataError, StaleRunError
+from raysift.actors.target_files import load_targets
+from raysift.errors import ConfigError, DataError, StageError, StaleRunError
 from raysift.jobs.commands.explained import show
 from raysift.jobs.explaining.explain import explain
+from raysift.jobs.gradients import room
 from raysift.jobs.report.why import why
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import open_run
@@ -149,11 +151,15 @@ def test_projected_scores_are_off_by_what_theory_allows_and_by_less_in_more_numb
     assert errors[2] < errors[1] / 2
 
 
-def test_less_takes_examples_and_its_rows_get_their_own_directions(repeat, tmp_path):
+def test_less_takes_examples_and_its_rows_get_their_own_directions(repeat, tmp_path, monkeypatch):
     path = write_lines(tmp_path / "examples.jsonl", list(examples(6, 0, ["add", "subtract"])))
     run = repeat(tmp_path / "run", method="less", target=[path], less__warmup={"recipe": "nano"})
     assert len(selected(run)) == 12
     assert read_manifest(run.folder / "targets").values["subtasks"] == ["add", "subtract"]
+    monkeypatch.setattr(room, "shutil", SimpleNamespace(disk_usage=lambda _path: SimpleNamespace(free=1)))
+    with pytest.raises(StageError, match=r"targets: .* GiB on disk \(2 subtasks at .*less\.matching=store"):
+        repeat(tmp_path / "full", method="less", target=[path], less__warmup={"recipe": "nano"})
+    assert not list((tmp_path / "full").rglob("*.safetensors"))
     with pytest.raises(ConfigError, match=r"target.* is missing. rose needs preference pairs"):
         repeat(tmp_path / "none", target=[])
 
@@ -219,7 +225,7 @@ DRIVER = """
     raysift.select("rose", "{pool}", run="{run}", target=["{pairs}"], budget="20",
                    rose={{"warmup_share": 0.1, "warmup": {{"recipe": "nano", "epochs": 1, "max_length": 128}},
                          "matching": "{matching}", "projection": {{"dimension": 512}}}},
-                   resources={{"train": 0, "workers": 2, "cpus_per_worker": 0.5, "batch_rows": 10, "block_rows": 20}})
+                   resources={{"train": 0, "workers": 2, "cpus_per_worker": 0.5, "block_rows": 10}})
 """
 
 
@@ -270,8 +276,8 @@ def test_killed_gradient_actors_change_nothing(driver, tmp_path, matching):
         os.kill(work(log)[-1][0], signal.SIGKILL)
         finish(process)
         assert selection_of(tmp_path / f"killed-{attempt}") == selection_of(tmp_path / "calm")
-        # The killed actor's blocks, two of 20 rows at most in its queue, are all that is done again.
-        assert count_repeated(log, f"{matching}, actor killed at batch {batches}") <= 40
+        # The killed actor's blocks, two of 10 rows at most in its queue, are all that is done again.
+        assert count_repeated(log, f"{matching}, actor killed at batch {batches}") <= 20
 
 
 @pytest.mark.chaos
@@ -288,8 +294,8 @@ def test_a_killed_driver_continues_without_computing_finished_rows_again(driver,
     process, log = driver("killed", matching)
     finish(process)
     assert selection_of(tmp_path / "killed") == selection_of(tmp_path / "calm")
-    # At each kill two actors had two blocks of 20 rows at most open.
-    assert count_repeated(log, f"{matching}, driver killed three times") <= 3 * 80
+    # At each kill two actors had two blocks of 10 rows at most open.
+    assert count_repeated(log, f"{matching}, driver killed three times") <= 3 * 40
 
 
 def count_repeated(log, where):

@@ -99,7 +99,7 @@ def test_progress_ends_at_all_rows_and_leaves_nothing_in_ray(ray_local, tmp_path
     from raysift.jobs.on_ray.raydata import map_rows
 
     told = []
-    monkeypatch.setattr(Bar, "update", lambda self, done, total=None, words="": told.append(done))
+    monkeypatch.setattr(Bar, "update", lambda self, done, total=None, words="", tokens=0: told.append(done))
     files = write_rows(tmp_path, 300)
 
     def progress(total, unit="rows"):
@@ -140,9 +140,10 @@ def test_our_datasets_draw_no_bars_of_ray_data_and_a_host_s_settings_stay(ray_lo
 
 
 def test_an_actor_that_refuses_later_keeps_its_name(ray_local):
-    from raysift.jobs.on_ray.raydata import refusing_later
+    from raysift.jobs.on_ray.lives import Watch, watched
 
-    assert refusing_later(Lengths)().name == refusing_later(Lengths).__name__ == "Lengths"
+    actor = watched(Lengths, Watch("a-test"))
+    assert actor().name == actor.__name__ == "Lengths"
 
 
 def test_answers_do_not_depend_on_workers_batches_or_blocks(ray_local, tmp_path):

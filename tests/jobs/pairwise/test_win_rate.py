@@ -313,7 +313,7 @@ def test_a_comparing_judge_on_vllm_gives_the_verdicts_of_transformers_also_when_
 @pytest.mark.ray
 @pytest.mark.parametrize("by", ["scores", "comparison"])
 def test_a_judge_on_vllm_is_refused_where_there_is_none(ray_local, test_file, tmp_path, monkeypatch, by):
-    from raysift.jobs.scoring import generation
+    from raysift.jobs.on_ray import generation
 
     monkeypatch.setattr(generation, "vllm_version", lambda: None)
     with pytest.raises(ConfigError, match="judge: backend=vllm is set and vLLM is not installed"):

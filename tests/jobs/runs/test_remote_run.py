@@ -4,20 +4,20 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import safetensors.numpy
 import yaml
 
 import raysift
 from raysift.actors.loaded import load
+from raysift.actors.train_checkpoints import epoch_records, template_of
 from raysift.config import make_config
-from raysift.errors import ConfigError
 from raysift.jobs import stages
 from raysift.jobs.commands.cli import app
 from raysift.jobs.gradients.given_checkpoints import adopt_checkpoints
 from raysift.jobs.gradients.stages import checkpoints_of
 from raysift.jobs.policy.transfer import learned_by
-from raysift.jobs.recipes import run_method
 from raysift.jobs.runs.run import Run, StageResult, open_run
-from raysift.nano.world import examples, generate_pool, write_pool
+from raysift.nano.world import examples, generate_pool
 from raysift.records import ROWS
 from raysift.storage import open_location
 
@@ -87,25 +87,22 @@ def test_a_policy_is_taken_over_from_a_remote_run():
         assert found.settings.policy.classes == 7
 
 
-def test_a_model_that_no_later_stage_could_load_is_not_trained(tmp_path):
-    remote, pool = "memory://full/run", str(tmp_path / "p.jsonl")
-    write_pool(pool, 5, 0)
-    tested = {
-        "run": remote,
-        "pool": pool,
-        "train": TRAIN | {"method": "full"},
-        "test": ["t.jsonl"],
-        "train_on_selection": True,
-    }
-    for changes in (
-        tested | {"method": "uniform"},
-        {"run": remote, "pool": pool, "method": "mods", "mods": {"seed_train": TRAIN | {"method": "full"}}},
-    ):
-        with pytest.raises(
-            ConfigError, match=r"train\.method=full.*Name such a folder with --run, or set train\.method"
-        ):
-            run_method(Run(remote), make_config(changes))
-    assert not (open_location(remote) / "events.jsonl").exists()
+def test_a_full_fine_tune_on_a_store_is_loaded_from_there(tmp_path, monkeypatch):
+    """The name holds its content, so that a worker on another machine loads these very weights."""
+    monkeypatch.setenv("RAYSIFT_CACHE", str(tmp_path))
+    run = Run("memory://whole/run")
+    config = make_config({"train": TRAIN | {"method": "full"}, "resources": HERE})
+    with run.replayable(config.model_dump(mode="json")):
+        trained = stages.finetune(run, config, ingested(run), "final")
+    model, adapter = stages.trained_model(run, trained, "nano")
+    assert adapter is None and model.startswith("memory://whole/run/final/") and "#" in model
+    assert (
+        template_of("train", model, None, "unknown") == epoch_records(trained.home / trained.fingerprint)[-1].template
+    )
+    saved = safetensors.numpy.load((trained.locations("epochs")[-1] / "model/model.safetensors").read_bytes())
+    found = load(model, dtype="fp32").model.state_dict()
+    assert len(saved) > 10 and all((found[name].numpy() == saved[name]).all() for name in saved)
+    assert (tmp_path / "models" / model.partition("#")[2]).is_dir()
 
 
 @pytest.mark.ray
@@ -138,12 +135,19 @@ def test_pool_and_run_on_an_object_store(ray_local, s3_uri, tmp_path):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_model_trained_on_an_object_store_answers_there(ray_local, s3_uri, tmp_path):
+def test_a_model_trained_on_an_object_store_answers_there(ray_local, s3_uri, tmp_path, monkeypatch):
     base, _, query = s3_uri.partition("?")
     pool, test = tmp_path / "pool.jsonl", tmp_path / "test.jsonl"
     pool.write_bytes(b"\n".join(orjson.dumps(row) for row in generate_pool(60, 0)))
     test.write_bytes(b"\n".join(orjson.dumps(line) for line in examples(6, 1, ["add"])))
-    common = ["train.epochs=1", "resources.train=0", "resources.workers=1", "evaluate.max_new_tokens=4"]
+    common = [
+        "train.method=full",
+        "train.epochs=1",
+        "resources.train=0",
+        "resources.workers=1",
+        "evaluate.max_new_tokens=4",
+    ]
+    monkeypatch.setenv("RAYSIFT_CACHE", str(tmp_path / "cache"))
     scores = []
     for run in (f"{base}/trained?{query}", str(tmp_path / "local")):
         app(["finetune", "--pool", str(pool), "--test", str(test), "--run", run, *common], standalone_mode=False)

@@ -187,6 +187,29 @@ def test_choosing_reads_the_pool_once_whatever_its_size(tmp_path, monkeypatch, w
     assert counts == [10, 20, 40]
 
 
+def test_columns_beside_come_with_their_rows_and_a_store_is_asked_for_each_file_once(tmp_path, slow_store, monkeypatch):
+    """Rows and their scores, on a store; what is set aside on the way is read back in few requests, whatever its batches."""
+    monkeypatch.setattr("raysift.jobs.runs.chosen_rows.PART_ROWS", 100)
+    files, ids = numbered_rows(tmp_path, 400, files=5)
+    remote = open_location(slow_store.uri("beside"))
+    scores = []
+    for number, part in enumerate(np.array_split(np.sort(ids), 30)):
+        scores.append(remote / f"{number}.parquet")
+        with scores[-1].open_output() as stream:
+            pq.write_table(pa.table({"id": part, "score": part * 0.5, "said": part.astype(str)}), stream)
+    slow_store.requests.clear()
+    wanted = np.random.default_rng(1).permutation(ids)[:250]
+    parts = list(rows_in_order(files, wanted, ["id", "messages"], remote / "work", scores, ["score", "said"]))
+    table = pa.concat_tables(parts)
+    assert [len(part) for part in parts] == [100, 100, 50] and table["id"].to_pylist() == wanted.tolist()
+    assert table["score"].to_pylist() == [i * 0.5 for i in wanted.tolist()]
+    assert table["said"].to_pylist() == list(map(str, wanted.tolist()))
+    # 30 files of scores and 2 x 3 buckets: to look and to read; to write and, with the folder, to delete.
+    assert (
+        slow_store.count("GET", "HEAD") <= 2 * (30 + 6) + 12 and slow_store.count("PUT", "POST", "DELETE") <= 2 * 6 + 6
+    )
+
+
 def test_rows_that_are_not_there_or_there_twice_are_told(tmp_path):
     files, ids = numbered_rows(tmp_path, 30)
     work = open_location(tmp_path / "work")

@@ -73,7 +73,7 @@ POISONED = [
 
 
 def test_rows_schema_and_failures_do_not_depend_on_the_workers(ray_local, tmp_path):
-    from raysift.jobs.scoring.generation import generate, recorded_backend
+    from raysift.jobs.on_ray.generation import generate, recorded_backend
 
     files = write_questions(tmp_path, 60, POISONED)
     one, two = (open_location(tmp_path / name) for name in ("one", "two"))
@@ -92,7 +92,7 @@ def test_rows_schema_and_failures_do_not_depend_on_the_workers(ray_local, tmp_pa
 def test_answers_with_an_adapter_are_those_of_the_actor_itself(ray_local, tmp_path):
     from raysift.actors.loaded import load
     from raysift.actors.responder import Responder
-    from raysift.jobs.scoring.generation import generate
+    from raysift.jobs.on_ray.generation import generate
 
     files = write_questions(tmp_path, 20)
     place = open_location(write_adapter(tmp_path / "adapter"))
@@ -124,10 +124,9 @@ def write_adapter(folder, rank=4, scale=0.05):
 DRIVER = """
     import sys
     from raysift.settings.generation import GenerationSettings
-    from raysift.jobs.scoring.generation import generate
+    from raysift.jobs.on_ray.generation import generate
     from raysift.jobs.on_ray.raydata import start_ray
-    from raysift.settings.cluster import Cluster, Machine
-from raysift.settings.resources import Resources
+    from raysift.settings.resources import Resources
     from raysift.storage import open_location
 
     start_ray()
@@ -140,7 +139,7 @@ from raysift.settings.resources import Resources
 
 @pytest.mark.slow
 def test_a_killed_driver_leaves_its_answers(joined, tmp_path):
-    from raysift.jobs.scoring.generation import generate
+    from raysift.jobs.on_ray.generation import generate
 
     rows = 400
     files = write_questions(tmp_path, rows)
@@ -185,7 +184,7 @@ def committed(out):
 
 
 def test_answers_of_two_backends_are_not_mixed(ray_local, tmp_path):
-    from raysift.jobs.scoring.generation import BACKEND_FILE, generate
+    from raysift.jobs.on_ray.generation import BACKEND_FILE, generate
 
     out = open_location(tmp_path / "out")
     (out / BACKEND_FILE).write('{"backend": "vllm", "version": "0.32.0"}')
@@ -194,7 +193,7 @@ def test_answers_of_two_backends_are_not_mixed(ray_local, tmp_path):
 
 
 def test_a_model_that_is_not_there_is_said_before_any_work(ray_local, tmp_path):
-    from raysift.jobs.scoring.generation import generate
+    from raysift.jobs.on_ray.generation import generate
 
     with pytest.raises(ModelError, match="there is no folder"):
         generate([], "/nowhere/model", open_location(tmp_path / "out"), settings(), resources())
@@ -205,9 +204,9 @@ def test_rows_with_an_input_are_asked_by_the_prompt_with_an_input(ray_local, tmp
     """From records of Alpaca to the tokens before the model, with the template that tells inputs apart and with another."""
     from raysift.actors.language_model import load_tokenizer
     from raysift.actors.responder import PROMPT, Asker, Responder
+    from raysift.jobs.on_ray.generation import generate
     from raysift.jobs.pool.ingest import ingest_pool
     from raysift.jobs.runs.tables import columns_of
-    from raysift.jobs.scoring.generation import generate
 
     records = [{"instruction": f"Sort {i}.", "input": "b a" if i % 2 else "", "output": "a b"} for i in range(12)]
     (tmp_path / "pool.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -247,7 +246,7 @@ def test_rows_with_an_input_are_asked_by_the_prompt_with_an_input(ray_local, tmp
     ],
 )
 def test_auto_takes_vllm_where_it_is_built_for_the_workers_device(monkeypatch, version, gpus, expected):
-    from raysift.jobs.scoring import generation
+    from raysift.jobs.on_ray import generation
 
     monkeypatch.setattr(generation, "vllm_version", lambda: version)
     assert generation.pick_backend(GenerationSettings(), Resources(gpus_per_worker=gpus)) == expected
@@ -261,7 +260,7 @@ def test_auto_takes_vllm_where_it_is_built_for_the_workers_device(monkeypatch, v
 
 
 def test_auto_leaves_a_beam_search_to_transformers_and_says_so(monkeypatch, tmp_path):
-    from raysift.jobs.scoring import generation
+    from raysift.jobs.on_ray import generation
 
     out = open_location(tmp_path / "out")
     (out.make_folder() / generation.BACKEND_FILE).write('{"backend": "transformers", "version": "5"}')
@@ -303,7 +302,7 @@ def test_beams_count_among_what_identifies_answers_where_they_are_set():
 @pytest.mark.slow
 def test_a_beam_search_resumes_fails_and_counts_as_greedy_answers_do(ray_local, tmp_path):
     from raysift.actors.responder import Responder
-    from raysift.jobs.scoring.generation import generate
+    from raysift.jobs.on_ray.generation import generate
 
     files = write_questions(tmp_path, 30, POISONED)
     out, asked = open_location(tmp_path / "out"), settings(beams=3, backend="auto")
@@ -319,7 +318,7 @@ def test_a_beam_search_resumes_fails_and_counts_as_greedy_answers_do(ray_local, 
 
 
 def test_auto_looks_at_the_device_of_the_engines(monkeypatch):
-    from raysift.jobs.scoring import generation
+    from raysift.jobs.on_ray import generation
 
     monkeypatch.setattr(generation, "vllm_version", lambda: "0.29.0")
     here = Cluster((Machine(8, 2),), 8, 2)
@@ -350,3 +349,22 @@ def test_of_an_engines_reply_the_wanted_part_goes_on():
     logprobs_of(range(MOST_TOKENS))
     with pytest.raises(ModelError, match="of 129 tokens are wanted; vLLM gives those of 128"):
         logprobs_of(range(MOST_TOKENS + 1))
+
+
+def test_on_a_cluster_a_machine_of_the_engines_is_asked_and_not_the_driver(ray_local, monkeypatch):
+    import os
+
+    import ray
+
+    from raysift.jobs.on_ray import vllm_stage
+
+    def who() -> int:
+        return os.getpid()
+
+    ask = vllm_stage.ask_where_engines_run
+    assert ask(who, Resources()) == os.getpid()
+    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True}, {"Alive": True}, {"Alive": False}])
+    assert ask(who, Resources()) != os.getpid()
+    monkeypatch.setattr(vllm_stage, "LEAST_WAIT_S", 0)
+    with pytest.raises(StageError, match=r"no machine with 1 GPUs said within 1 s .* resources\.wait_s"):
+        ask(who, Resources(gpus_per_worker=4, wait_s=1))

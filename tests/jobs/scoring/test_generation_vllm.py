@@ -17,6 +17,9 @@ import psutil
 import pyarrow.fs as pafs
 
 from raysift.errors import StageError
+from raysift.evaluation.examples import parse_example
+from raysift.jobs.on_ray.generation import vllm_version
+from raysift.nano.world import examples
 from raysift.records import ERROR, ID
 from raysift.settings.generation import GenerationSettings
 from raysift.storage import Location, open_location
@@ -83,8 +86,7 @@ def test_settings_reach_the_stage_of_the_engines(ray_local):
 
 
 def test_rows_of_vllm_are_those_of_transformers_and_poisoned_ones_fail_alone(ray_local, tmp_path, monkeypatch):
-    from raysift.jobs.on_ray import vllm_stage
-    from raysift.jobs.scoring import generation
+    from raysift.jobs.on_ray import generation, vllm_stage
 
     # The engine is given less room than the rows were measured by, so it raises at the last of them.
     room = partial(vllm_stage.engine_arguments, max_length=128)
@@ -104,6 +106,24 @@ def test_rows_of_vllm_are_those_of_transformers_and_poisoned_ones_fail_alone(ray
     same = sum(one == other for one, other in zip(rows[:100], expected[:100], strict=True))
     assert same >= 99, f"{same} of 100 greedy answers are the same"
     assert len({row["n_new_tokens"] for row in rows[:100]}) > 3
+
+
+def test_an_evaluation_answers_alike_through_both_and_says_which(ray_local, tmp_path):
+    """`auto` takes the engine that is there; prompts are those of transformers, and so are nearly all greedy answers."""
+    from raysift.evaluation.metrics import EvalConfig
+    from raysift.jobs.training.evaluate import evaluate
+
+    tests = [parse_example(line, "test") for line in examples(60, 1, ["add", "reverse"])]
+    found = {}
+    for backend in ("auto", "transformers"):
+        config = EvalConfig(max_new_tokens=16, backend=backend)
+        found[backend] = evaluate(tests, "nano", open_location(tmp_path / backend), config, resources())
+    assert [found[name].answered_by["backend"] for name in found] == ["vllm", "transformers"]
+    assert found["auto"].values["answered_by"]["version"] == vllm_version()
+    one, two = (report.answers.drop_columns(["answer_loss"]).to_pylist() for report in found.values())
+    assert len(one) == len(tests) and sum(a == b for a, b in zip(one, two, strict=True)) >= 0.98 * len(tests)
+    assert abs(found["auto"].overall.mean - found["transformers"].overall.mean) <= 0.02
+    assert [line.mean for line in found["auto"].losses] == [line.mean for line in found["transformers"].losses]
 
 
 def engine_killer():
@@ -170,7 +190,7 @@ def finished_before(out, mark):
 
 def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_path, monkeypatch):
     """With a LoRA adapter from a place that is not a local disk, whose copy a new engine needs again."""
-    from raysift.jobs.scoring import generation
+    from raysift.jobs.on_ray import generation
 
     write_adapter(tmp_path / "adapters" / "one", rank=4)
     remote = Location(pafs.SubTreeFileSystem(str(tmp_path / "adapters"), pafs.LocalFileSystem()), "one")
@@ -196,9 +216,8 @@ def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_p
 @pytest.mark.parametrize(("asked_by", "restarts"), [("generation", 1), ("quality", 0)])
 def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, monkeypatch, asked_by, restarts):
     from raysift.config import CommonConfig
-    from raysift.jobs.on_ray import vllm_stage
+    from raysift.jobs.on_ray import generation, quality, vllm_stage
     from raysift.jobs.runs.run import Run
-    from raysift.jobs.scoring import generation, quality
     from raysift.scoring.settings import QualitySettings
 
     build, starts, kill = generation.build_engine, tmp_path / "starts", engine_killer()
@@ -233,8 +252,7 @@ def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, m
 
 
 def test_an_engine_that_does_not_start_ends_the_run(ray_local, tmp_path, monkeypatch):
-    from raysift.jobs.on_ray import vllm_stage
-    from raysift.jobs.scoring import generation
+    from raysift.jobs.on_ray import generation, vllm_stage
 
     arguments = vllm_stage.engine_arguments
     monkeypatch.setattr(
@@ -246,7 +264,7 @@ def test_an_engine_that_does_not_start_ends_the_run(ray_local, tmp_path, monkeyp
 
 
 def test_draws_follow_the_row_and_not_its_batch(ray_local, tmp_path):
-    from raysift.jobs.scoring.generation import generate
+    from raysift.jobs.on_ray.generation import generate
 
     files = write_questions(tmp_path, 60)
     drawn = settings(temperature=1.0, top_p=0.9, seed=3)

@@ -402,7 +402,7 @@ def ids_in(file):
 
 @pytest.mark.ray
 def test_a_scorer_through_vllm_is_refused_where_vllm_is_not_installed(ray_local, pool, tmp_path, monkeypatch):
-    monkeypatch.setattr("raysift.jobs.scoring.generation.vllm_version", lambda: None)
+    monkeypatch.setattr("raysift.jobs.on_ray.generation.vllm_version", lambda: None)
     with pytest.raises(ConfigError, match="quality: backend=vllm is set and vLLM is not installed"):
         raysift.quality(str(pool), run=str(tmp_path / "run"), quality={"scorer": {"kind": "judge", "backend": "vllm"}})
     with pytest.raises(ConfigError, match="ifd needs the losses"):

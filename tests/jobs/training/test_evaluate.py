@@ -24,7 +24,7 @@ from raysift.storage import open_location
 
 from ...tiny_models import tiny_llama  # noqa: TID252
 
-CONFIG = EvalConfig(max_new_tokens=6)
+CONFIG = EvalConfig(max_new_tokens=6, backend="transformers")  # whose answers are those of one process
 
 
 @pytest.fixture(scope="module")
@@ -193,6 +193,13 @@ def test_ray_gives_the_answers_of_one_process(ray_local, loaded, tiny, tmp_path)
     assert there.answers.equals(here.answers)
     assert pq.read_table(tmp_path / "run" / "answers.parquet").equals(there.answers)
     assert json.loads((tmp_path / "run" / "report.json").read_text())["counts"] == there.counts
+    assert there.answered_by["backend"] == there.values["answered_by"]["backend"] == "transformers"
+    assert not here.answered_by
+
+
+def test_a_backend_identifies_answers_only_where_it_is_named():
+    assert "backend" not in EvalConfig().deciding() and EvalConfig(backend="vllm").deciding()["backend"] == "vllm"
+    assert EvalConfig().deciding() | {"backend": "auto"} == EvalConfig().model_dump(mode="json")
 
 
 def test_a_missing_model_is_named_before_any_worker_starts(tmp_path):

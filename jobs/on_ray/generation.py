@@ -15,13 +15,22 @@ from typing import Any
 
 from ray.data import Dataset
 
+from raysift.actors.generator import Generator
 from raysift.actors.language_model import resolve_model
 from raysift.actors.prompts import load_prompts
-from raysift.actors.responder import Asker, Reader, Responder
+from raysift.actors.responder import Asker, PromptAsker, Reader, Responder
 from raysift.actors.train_checkpoints import template_of
 from raysift.errors import ConfigError, StageError
+from raysift.jobs.on_ray.lives import Watch
 from raysift.jobs.on_ray.raydata import answer_rows, map_rows
-from raysift.jobs.on_ray.vllm_stage import Request, answer_through_engine, build_engine, explained, sampling_of
+from raysift.jobs.on_ray.vllm_stage import (
+    Request,
+    answer_through_engine,
+    ask_where_engines_run,
+    build_engine,
+    explained,
+    sampling_of,
+)
 from raysift.jobs.runs.progress import Showing, silent
 from raysift.jobs.runs.tables import columns_of
 from raysift.settings.generation import AUTO, TRANSFORMERS, VLLM, GenerationSettings
@@ -43,15 +52,18 @@ def generate(
     trust_remote_code: bool = False,
     rows: int | None = None,
     progress: Showing = silent,
+    whole: bool = True,
 ) -> list[Location]:
     """Answer the question of every conversation (`id`, `messages`) in Parquet files; returns the files of answers.
+
+    `whole` conversations end with an answer, which is left out; others are prompts, and asked as they are.
 
     An answer is a row of `id`, `answer`, `n_new_tokens`, `finished` and `error` (null where all went well). A killed run
     keeps the rows already written; `recorded_backend` names the backend that answers them.
     """
-    resolve_model(model)
+    resolve_model(model, "tokenizer")
     backend = pick_backend(settings, resources)
-    _record_backend(out, backend)
+    _record_backend(out, backend, resources)
     place = None if adapter is None else open_location(adapter)
     rules = {
         "template": template_of(settings.template, model, adapter),
@@ -60,10 +72,12 @@ def generate(
         "trust_remote_code": trust_remote_code,
     }
     if backend == TRANSFORMERS:
-        decoding = settings.model_dump(include={"temperature", "top_p", "seed", "beams"})
+        decoding = settings.model_dump(include={"temperature", "seed", "beams"} | ({"top_p"} if whole else set()))
         placed = {"device": resources.placed_on, "threads": resources.threads, "dtype": dtype}
         arguments = {"model": model, "adapter": place, **rules, **decoding, **placed}
-        return map_rows(files, Responder, arguments, out, resources, rows=rows, progress=progress)
+        return map_rows(
+            files, Responder if whole else Generator, arguments, out, resources, rows=rows, progress=progress
+        )
     answer = partial(
         _answer_through_vllm,
         model=model,
@@ -72,6 +86,7 @@ def generate(
         resources=resources,
         rules=rules,
         dtype=dtype,
+        asker=Asker if whole else PromptAsker,
     )
     with explained("generate"):
         columns = columns_of(files, Asker, rules)
@@ -81,7 +96,7 @@ def generate(
 def pick_backend(settings: GenerationSettings, resources: Resources) -> str:
     """`vllm` or `transformers`: the backend in the settings, or the one that `auto` selects in this environment."""
     if settings.backend == VLLM:
-        require_vllm("generate")
+        require_vllm("generate", resources)
     if settings.backend != AUTO:
         return settings.backend
     return VLLM if settings.beams == 1 and _has_engines(resources) else TRANSFORMERS
@@ -93,8 +108,8 @@ def passes_vllm_over(settings: GenerationSettings, resources: Resources) -> bool
 
 
 def _has_engines(resources: Resources) -> bool:
-    """Whether vLLM is installed for the device of the engines."""
-    installed = vllm_version()
+    """Whether vLLM is installed where the engines run, and for their device."""
+    installed = ask_where_engines_run(vllm_version, resources)
     return bool(installed and ("cpu" in installed) == (not resources.gpus_per_worker))
 
 
@@ -110,10 +125,11 @@ def recorded_backend(out: Location) -> dict[str, str]:
     return dict(json.loads((out / BACKEND_FILE).read_text()))
 
 
-def _record_backend(out: Location, backend: str) -> None:
+def _record_backend(out: Location, backend: str, resources: Resources) -> None:
     """Refuses to mix backends in a folder, since their answers differ in the last bits."""
-    found = {"backend": backend, "version": vllm_version() if backend == VLLM else _version(TRANSFORMERS)}
     if not (out / BACKEND_FILE).exists():
+        version = ask_where_engines_run(vllm_version, resources) if backend == VLLM else _version(TRANSFORMERS)
+        found = {"backend": backend, "version": version}
         (out.make_folder() / BACKEND_FILE).write(json.dumps(found) + "\n")
         return
     begun = recorded_backend(out)
@@ -128,9 +144,9 @@ def _version(package: str) -> str:
     return importlib.metadata.version(package)
 
 
-def require_vllm(stage: str) -> None:
-    """Raises if a stage is to answer through vLLM and vLLM is not installed."""
-    if not vllm_version():
+def require_vllm(stage: str, resources: Resources) -> None:
+    """Raises if a stage is to answer through vLLM and vLLM is not installed where its engines would run."""
+    if not ask_where_engines_run(vllm_version, resources):
         raise ConfigError(
             f"{stage}: backend=vllm is set and vLLM is not installed. Install raysift[vllm] on a GPU machine (without a "
             "GPU see CONTRIBUTING.md), or set backend=transformers."
@@ -150,17 +166,18 @@ def vllm_version() -> str | None:
 
 def _answer_through_vllm(
     dataset: Dataset,
-    counts: str | None,
+    watch: Watch,
     model: str,
     adapter: Location | None,
     settings: GenerationSettings,
     resources: Resources,
     rules: dict[str, Any],
     dtype: str,
+    asker: type[Asker],
 ) -> Dataset:
     request = Request(
         sampling_of(settings, load_prompts(model, **rules).ends),
         seed=settings.seed if settings.temperature > 0 else None,
     )
     engine = build_engine(model, adapter, request, resources, settings.max_length, rules["trust_remote_code"], dtype)
-    return answer_through_engine(dataset, Asker, engine, Reader, {"model": model, **rules}, resources, counts)
+    return answer_through_engine(dataset, asker, engine, Reader, {"model": model, **rules}, resources, watch)
