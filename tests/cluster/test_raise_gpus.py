@@ -27,7 +27,7 @@ from raysift.jobs.policy.episodes import RayFleet
 from raysift.settings.resources import Resources
 
 setup, told = SimpleNamespace(rows=None), {}
-common = {"gpus_per_worker": 1.0, "cpus_per_worker": 0.5, "wait_s": 1}
+common = {"gpus_per_worker": 1.0, "cpus_per_worker": 0.5, "wait_s": 60}
 
 
 def gpus(_):
@@ -41,7 +41,7 @@ with forked_workers(Path(sys.argv[1])):
         told[name] = [ray.get([actor.__ray_call__.remote(gpus) for actor in group]) for group in fleet.groups]
         fleet.close()
     try:
-        RayFleet(setup, Resources(train=4, **common), 1)
+        RayFleet(setup, Resources(train=4, **common | {"wait_s": 1}), 1)
     except StageError as error:
         told["refused"] = str(error)
     ray.shutdown()
