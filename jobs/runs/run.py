@@ -50,9 +50,8 @@ from raysift.manifest import (
     settle,
     write_manifest,
 )
-from raysift.parallel import in_parallel
 from raysift.pool.id_text import exact
-from raysift.storage import Location, extend_name, open_location, refuse_passwords
+from raysift.storage import Location, extend_name, in_parallel, open_location, refuse_passwords
 
 CHANGES_NOTHING = ("skipped", "reused")
 
@@ -107,7 +106,8 @@ class Run:
         """A bar for work of the stage that runs now; what it notes, the run says."""
         with self.console.progress(self._stage, total, unit, self._step(self._stage)) as bar:
             bar.note = self.console.note
-            bar.watch = self.follow.look if self.follow is not None else None
+            if (follow := self.follow) is not None:
+                bar.watch = follow.look
             yield bar
 
     def _step(self, stage: str) -> str:

@@ -8,10 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.parallel import in_parallel
 from raysift.pool.likeness import MOST_TEXTS, evenly
 from raysift.records import ID, MESSAGES
-from raysift.storage import Location
+from raysift.storage import Location, in_parallel
 
 FILES_AT_ONCE = 4
 MOST_FILES = 16  # of the pool, at most some 64 MiB each: a few seconds for a pool of any size

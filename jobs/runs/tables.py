@@ -12,9 +12,8 @@ import pyarrow.parquet as pq
 
 from raysift.actors.contract import RowActor
 from raysift.errors import StageError
-from raysift.parallel import in_parallel
 from raysift.records import ERROR, ID, META, SCORE, TOKENS
-from raysift.storage import COPIED_BYTES, Location
+from raysift.storage import COPIED_BYTES, Location, in_parallel
 
 CHUNK_ROWS = 100_000
 AHEAD_BYTES = 4 * 2**20  # of the columns of a file that is read before it is due

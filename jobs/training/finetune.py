@@ -38,6 +38,7 @@ from raysift.actors.effective_batches import (
     EncodeRows,
     Place,
     split_trainable,
+    tokens_read,
 )
 from raysift.actors.language_model import SPREAD, portable_name
 from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord, delete_steps, epoch_records
@@ -304,9 +305,7 @@ def _train_as_worker(job: dict[str, Any]) -> None:
             count.set(step, steps, _loss_words(loss))
 
     train(trainable, **(job | {"place": place}), on_epoch=report, on_step=on_step)
-    per_epoch, steps = count_steps(job["config"], len(trainable))
-    read = pc.sum(pc.list_value_length(trainable[INPUT_IDS])).as_py() * steps / per_epoch
-    tell(peaks, 0 if place.rank else round(read))
+    tell(peaks, 0 if place.rank else tokens_read(job["config"], trainable))
 
 
 def _given_up(out: Location, resources: Resources, error: BaseException) -> StageError:

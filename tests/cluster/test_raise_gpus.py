@@ -27,7 +27,7 @@ from raysift.jobs.policy.episodes import RayFleet
 from raysift.settings.resources import Resources
 
 setup, told = SimpleNamespace(rows=None), {}
-common = {"gpus_per_worker": 1.0, "cpus_per_worker": 0.5, "wait_s": 1}
+common = {"gpus_per_worker": 1.0, "cpus_per_worker": 0.5, "wait_s": 60}
 
 
 def gpus(_):
@@ -36,12 +36,12 @@ def gpus(_):
 
 with forked_workers(Path(sys.argv[1])):
     start_ray(num_cpus=4, num_gpus=2, object_store_memory=150 * 2**20)
-    for name, episodes in (("a training on both", 1), ("two trainings", 3)):
+    for name, episodes in (("a training on both", 1), ("two trainings", 2)):
         fleet = RayFleet(setup, Resources(**common), episodes)
         told[name] = [ray.get([actor.__ray_call__.remote(gpus) for actor in group]) for group in fleet.groups]
         fleet.close()
     try:
-        RayFleet(setup, Resources(train=4, **common), 1)
+        RayFleet(setup, Resources(train=4, **common | {"wait_s": 1}), 1)
     except StageError as error:
         told["refused"] = str(error)
     ray.shutdown()

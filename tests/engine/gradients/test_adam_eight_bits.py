@@ -97,3 +97,12 @@ def test_moments_take_a_quarter_of_their_bytes_and_return_exactly():
     assert {
         name: torch.equal(tensor, before[name]) for name, tensor in optimizer.state[weight].items() if name in before
     } == dict.fromkeys(before, True)
+
+
+def test_another_optimizer_takes_over_the_state_as_it_is():
+    _, optimizer = stepped(lambda weights: AdamW8bit([{"params": weights}], **SETTINGS))
+    (weight,) = optimizer.param_groups[0]["params"]
+    other = AdamW8bit([{"params": [weight]}], **SETTINGS)
+    other.load_state_dict(optimizer.state_dict())
+    assert other.state[weight]["step"] == 30 and other.state[weight]["exp_avg"].dtype == torch.int8
+    assert torch.equal(other.moment(weight, "exp_avg_sq"), optimizer.moment(weight, "exp_avg_sq"))

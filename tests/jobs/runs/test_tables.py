@@ -11,9 +11,8 @@ from slow_store import CUT
 from raysift.errors import StageError, find_cause
 from raysift.jobs.runs import tables
 from raysift.jobs.runs.tables import Tally, count_answers, publish, read_chunks, sum_tokens, with_tokens
-from raysift.parallel import in_parallel
 from raysift.records import ERROR, ID, SCORE, TOKENS
-from raysift.storage import open_location
+from raysift.storage import in_parallel, open_location
 
 
 def write_answers(folder, count, files, failed=()):
