@@ -19,8 +19,8 @@ from raysift.actors.encoded_rows import COUNTED as COUNTED
 from raysift.actors.encoded_rows import INPUT_IDS as INPUT_IDS
 from raysift.actors.encoded_rows import EncodedRows
 from raysift.actors.language_model import load_tokenizer
-from raysift.dealing import deal_rows
 from raysift.errors import DataError
+from raysift.gradients.dealing import deal_rows
 from raysift.pool.given_input import conversation_of
 from raysift.records import ERROR, ID, MESSAGES, REASON
 from raysift.settings.training import TrainConfig, count_steps
@@ -124,7 +124,7 @@ class EffectiveBatches:
     """The passes of one rank for each optimizer step, from step `first_step` to the last.
 
     Every rank knows all rows, and so how many tokens count in the whole effective batch and which passes the other ranks
-    make (raysift.dealing). The number of passes is that of the step: the same on all ranks, another in another step.
+    make (raysift.gradients.dealing). The number of passes is that of the step: the same on all ranks, another in another step.
     """
 
     def __init__(self, rows: pa.Table, config: TrainConfig, place: Place, first_step: int = 0) -> None:

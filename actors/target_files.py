@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.actors.checkpointed import Checkpoint
-from raysift.local_files import on_this_disk
 from raysift.storage import Location
+from raysift.store.local_files import on_this_disk
 from raysift.tensors import load_tensors, map_tensor, save_tensors, writing_rows
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, get_args
 import yaml
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, create_model
 
-from raysift.errors import ConfigError, system_words
+from raysift.errors import ConfigError
 from raysift.evaluation.entries import CompareSettings
 from raysift.evaluation.metrics import EvalConfig
 from raysift.fingerprint import canonical
@@ -30,9 +30,8 @@ from raysift.settings.generation import GenerationSettings
 from raysift.settings.hardware import Dtype, local_gpus
 from raysift.settings.resources import Resources
 from raysift.settings.training import TrainConfig, recipe, settle_training
-from raysift.storage import open_location
+from raysift.settings.yaml_file import read_yaml
 
-MOST_VALUES = 100_000  # in a settings file, with its aliases expanded
 SHOWN_PROBLEMS, SHOWN_CHARS = 10, 60
 
 
@@ -117,7 +116,7 @@ def gather_settings(
     file: str | None = None, given: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The settings that are named, in the order of `load_config`, unchecked and without defaults."""
-    values = _read_yaml(file) if file else {}
+    values = read_yaml(file) if file else {}
     values |= {key: value for key, value in (given or {}).items() if value is not None}
     for override in overrides:
         _make_way(values, override)
@@ -268,33 +267,6 @@ def _seed(values: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
         return {} if "seed" in own else {"seed": TypeAdapter(Seed).validate_python(values.get("seed", 0))}
     except ValidationError:
         return {}
-
-
-def _read_yaml(file: str) -> dict[str, Any]:
-    place = open_location(file)
-    try:
-        if not place.exists():
-            raise ConfigError(f"config: there is no file '{file}'.")
-        values = yaml.safe_load(place.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ConfigError(f"config: '{file}' is not YAML: {error}") from None
-    except OSError as error:
-        raise ConfigError(f"config: '{file}' cannot be read: {system_words(error)}") from None
-    if _is_huge(values):
-        raise ConfigError(f"config: '{file}' holds more than {MOST_VALUES:,} values, its aliases (*name) followed.")
-    if not isinstance(values, dict):
-        raise ConfigError(f"config: '{file}' holds a {type(values).__name__}, expected `key: value` lines.")
-    return values
-
-
-def _is_huge(values: Any) -> bool:
-    """Whether there are more values than any settings have; aliases of aliases turn a kilobyte into gigabytes."""
-    left, count = [values], 0
-    while left and count <= MOST_VALUES:
-        value = left.pop()
-        count += 1
-        left += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return count > MOST_VALUES
 
 
 def _make_way(values: dict[str, Any], override: str) -> None:

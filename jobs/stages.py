@@ -19,7 +19,7 @@ from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError, StageError
 from raysift.evaluation.examples import read_examples
 from raysift.evaluation.metrics import EvalConfig
-from raysift.jobs.on_ray.cluster import for_role
+from raysift.jobs.cluster.machines import for_role
 from raysift.jobs.runs.models import adapter_input, computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.selection import publish_selection, rows_of_run, write_selection

@@ -60,7 +60,7 @@ def ray_local(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """Four logical CPUs on however many cores: pools, readers and filters each find room."""
     import ray
 
-    from raysift.jobs.on_ray.raydata import start_ray
+    from raysift.jobs.cluster.starting import start_ray
 
     extras = any(item.get_closest_marker("extra") for item in request.session.items)
     with forked_workers(tmp_path_factory.mktemp("ray"), VLLM if extras and importlib.util.find_spec("vllm") else ()):

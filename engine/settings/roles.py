@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from pydantic import Field, field_validator, model_validator
 
 from raysift.settings.base import Settings
 from raysift.settings.cluster import Cluster
-
-if TYPE_CHECKING:
-    from raysift.settings.resources import Resources
 
 ON_CPUS = frozenset({"tokenise", "reduce", "driver"})
 """Roles that load no model: they never ask for a GPU."""
@@ -62,7 +59,24 @@ class TrainRole(Role):
         return gpus
 
 
-def resolve(asked: Resources, role: str, cluster: Cluster, small: bool) -> dict[str, Any]:
+class Asked(Protocol):
+    """What resolving reads of the resources; the settings of each role lie beside these under its name."""
+
+    @property
+    def workers(self) -> int | None: ...
+    @property
+    def cpus_per_worker(self) -> float | None: ...
+    @property
+    def worker_gib(self) -> float | None: ...
+    @property
+    def gpus_per_worker(self) -> float | None: ...
+    @property
+    def gpus(self) -> int | None: ...
+    @property
+    def device(self) -> str: ...
+
+
+def resolve(asked: Asked, role: str, cluster: Cluster, small: bool) -> dict[str, Any]:
     """Workers of a role and what each asks for: the role's own settings, then the general ones, then what the cluster has.
 
     A `small` model gets no GPU unless one is asked for.
@@ -83,7 +97,7 @@ def resolve(asked: Resources, role: str, cluster: Cluster, small: bool) -> dict[
     return found
 
 
-def gpus_of(asked: Resources, role: str, cluster: Cluster, small: bool) -> float:
+def gpus_of(asked: Asked, role: str, cluster: Cluster, small: bool) -> float:
     """GPUs of each worker: as asked for, or one where there are GPUs and the model gains by it."""
     own = role_of(asked, role)
     given = own.gpus if own.gpus is not None else asked.gpus_per_worker
@@ -98,7 +112,7 @@ def gpus_of(asked: Resources, role: str, cluster: Cluster, small: bool) -> float
     return 1.0
 
 
-def role_of(asked: Resources, role: str) -> Role:
+def role_of(asked: Asked, role: str) -> Role:
     """The settings of a role."""
     found: Role = getattr(asked, TRAIN if role == LEARN else role)
     return found

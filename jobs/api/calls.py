@@ -16,8 +16,8 @@ from raysift.errors import ConfigError
 from raysift.jobs.api.inputs import GIVEN, Held, is_ray_dataset, read_given
 from raysift.jobs.api.progress import console_for, no_widget_notices
 from raysift.jobs.api.words import python_words
-from raysift.jobs.on_ray.cluster import gpus_in_reach
-from raysift.jobs.on_ray.session import start_session
+from raysift.jobs.cluster.machines import gpus_in_reach
+from raysift.jobs.cluster.session import start_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.replay import name_from_anywhere
 from raysift.jobs.runs.reuse import EVENTS, is_run

@@ -181,7 +181,7 @@ class Selection:
         """The files of the rows as a Ray dataset, for the next step of a pipeline; starts Ray if none runs."""
         import ray
 
-        from raysift.jobs.on_ray.session import start_session
+        from raysift.jobs.cluster.session import start_session
 
         start_session()
         files = self.files()

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 
 from raysift.config import CommonConfig, replayed
 from raysift.jobs import stages
+from raysift.jobs.cluster.session import own_session
 from raysift.jobs.commands.show import show_evaluation, show_ingest
 from raysift.jobs.commands.show_selection import show_selection
-from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.recipes import run_method
 from raysift.jobs.report.writing import report_at_end
 from raysift.jobs.runs import checks

@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from raysift.config import gather_settings
 from raysift.errors import ConfigError
+from raysift.jobs.cluster.session import own_session
 from raysift.jobs.compare import rendering
 from raysift.jobs.compare.compare import check_claims, compare, require_claims
 from raysift.jobs.compare.plan import Plan, make_plan
-from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.report.writing import report_at_end
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.replay import name_from_anywhere

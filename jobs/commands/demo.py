@@ -16,10 +16,10 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from raysift.jobs.cluster.session import own_session
 from raysift.jobs.compare import rendering
 from raysift.jobs.compare.compare import compare
 from raysift.jobs.compare.plan import make_plan
-from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.report.writing import report_at_end
 from raysift.jobs.runs.console import Console, printable
 from raysift.jobs.runs.run import Run

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import raysift
 from raysift.config import CommonConfig, trains_on_gpu
 from raysift.errors import RaysiftError
-from raysift.jobs.on_ray.cluster import gpus_in_reach
+from raysift.jobs.cluster.machines import gpus_in_reach
 from raysift.jobs.runs.console import Console
 from raysift.settings.hardware import describe_cpu, usual_dtype
 from raysift.storage import open_location
@@ -136,7 +136,7 @@ def _writable(name: str) -> str:
 
 
 def _ray() -> str:
-    from raysift.jobs.on_ray.session import own_session
+    from raysift.jobs.cluster.session import own_session
 
     with own_session() as start:
         import ray

@@ -16,7 +16,7 @@ from raysift.pool.id_text import id_text
 
 def explain_command(folder: str, row_id: str, pairs: bool, text: bool, as_json: bool, console: Console) -> None:
     """Explain a row on screen. Ray starts, and the model is loaded, only for a run by gradient."""
-    from raysift.jobs.on_ray.session import own_session
+    from raysift.jobs.cluster.session import own_session
 
     with own_session() as start:
         if pairs and open_run(folder, console).manifest("influence") is not None:

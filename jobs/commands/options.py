@@ -208,7 +208,7 @@ def make_console(log: str | None, command: str = "") -> Console:
 def prepare(command: str, given: dict[str, Any], more: Sequence[str] = ()) -> tuple[CommonConfig, Console]:
     """Return checked settings and a console before heavy imports; `more` holds overrides that come from options."""
     from raysift.config import load_config
-    from raysift.jobs.on_ray.cluster import gpus_in_reach
+    from raysift.jobs.cluster.machines import gpus_in_reach
 
     named = dict(given)
     console = make_console(named.pop("log", None), "" if command in LOOKS else command)

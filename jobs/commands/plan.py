@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError
-from raysift.jobs.on_ray.session import own_session
+from raysift.jobs.cluster.session import own_session
 from raysift.jobs.planning.follow import Followed, read_factor
 from raysift.jobs.planning.planning import Asked, make_plan
 from raysift.jobs.planning.rendering import show_plan

@@ -22,9 +22,9 @@ import yaml
 from raysift.config import CommonConfig, replayed
 from raysift.errors import ConfigError, StageError
 from raysift.jobs import stages
+from raysift.jobs.cluster.session import own_session
 from raysift.jobs.coverage import centers
 from raysift.jobs.on_ray.fitting import with_room
-from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.policy import features as policy_features
 from raysift.jobs.policy import stages as raise_policy
 from raysift.jobs.policy.setups import make_setup, need_of, place_of

@@ -10,8 +10,8 @@ from raysift.config import CommonConfig, lay_over, make_config, make_selector
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.entries import BASE, ROWS, UNIFORM, YARDSTICKS, CompareSettings
 from raysift.evaluation.examples import read_examples
+from raysift.jobs.cluster.machines import gpus_in_reach
 from raysift.jobs.gradients.targeting import read_targets
-from raysift.jobs.on_ray.cluster import gpus_in_reach
 from raysift.jobs.runs import checks
 from raysift.jobs.runs.reuse import is_run
 from raysift.jobs.runs.run import open_run

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from raysift.actors.embedder import Embedder
 from raysift.config import CommonConfig
 from raysift.errors import DataError
-from raysift.jobs.on_ray.cluster import for_role
+from raysift.jobs.cluster.machines import for_role
 from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import computing, find_model, without_models
 from raysift.jobs.runs.run import Run, StageResult

@@ -232,7 +232,7 @@ def make_shards(
 
 def count_shards(table: EmbeddingTable, resources: Resources) -> int:
     """As many shards as `resources.workers` asks for and the cluster can hold; if unset, none smaller than SHARD_BYTES."""
-    from raysift.jobs.on_ray.cluster import pool_size
+    from raysift.jobs.cluster.machines import pool_size
 
     room = pool_size(resources)
     return room if resources.workers else min(room, -(-table.bytes // SHARD_BYTES))

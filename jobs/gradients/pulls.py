@@ -12,9 +12,9 @@ from typing import Any
 from raysift.config import CommonConfig, make_selector
 from raysift.errors import DataError
 from raysift.evaluation.examples import reference_answer
+from raysift.jobs.cluster.machines import for_role, wait_for_room
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
 from raysift.jobs.gradients.targeting import content_key, read_targets, subtask_of
-from raysift.jobs.on_ray.cluster import for_role, wait_for_room
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
@@ -77,7 +77,7 @@ def compute_pulls(
         run.console.note(f"targets: {note}")
     pinned = config.model_copy(update={"model": find_model(run, config).name})
     pinned = for_role(pinned, "gradients")
-    wait_for_room("explain", pinned.resources, run.console)
+    wait_for_room("explain", pinned.resources, run.console.note)
     own = pinned.resources
     task = ray.remote(num_cpus=min(1.0, own.cpus), num_gpus=own.gpus_per_worker or None)
     by_checkpoint = ray.get(task(_pulls_in_task).remote(list(messages), found.members, points, pinned, selector))

@@ -22,9 +22,9 @@ from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.fingerprint import fingerprint
 from raysift.ids import is_among
+from raysift.jobs.cluster.machines import for_role
 from raysift.jobs.gradients.room import SIGNS, moments_of, room_needed, warmup_recipe
 from raysift.jobs.gradients.stages import checkpoints_of, gradient_loading, handed_over
-from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.runs.models import find_model
 from raysift.jobs.runs.reuse import lineage
 from raysift.jobs.runs.run import Run, StageResult, open_run

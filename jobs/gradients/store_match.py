@@ -21,8 +21,8 @@ from raysift.config import CommonConfig
 from raysift.errors import StageError
 from raysift.gradients.influence import match_rows
 from raysift.ids import is_among
+from raysift.jobs.cluster.machines import for_role
 from raysift.jobs.gradients.store import Store, ids_of, read_inputs, row_ids
-from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.jobs.runs.tables import read_chunks, relative
 from raysift.manifest import Manifest

@@ -202,7 +202,7 @@ def targets(
     def body(folder: Location) -> StageResult:
         import ray
 
-        from raysift.jobs.on_ray.cluster import cluster_cpus, for_role
+        from raysift.jobs.cluster.machines import cluster_cpus, for_role
         from raysift.jobs.on_ray.fitting import fit_cluster, with_room
         from raysift.jobs.on_ray.peaks import telling
 

@@ -15,7 +15,7 @@ import ray
 from raysift.actors.prompts import read_config
 from raysift.config import CommonConfig
 from raysift.errors import StageError
-from raysift.jobs.on_ray.cluster import card_bytes, for_role, pool_size, read_cluster, wait_for_room
+from raysift.jobs.cluster.machines import card_bytes, for_role, pool_size, read_cluster, wait_for_room
 from raysift.jobs.runs.models import number_type
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
@@ -50,7 +50,7 @@ def with_room(
     if not ray.is_initialized():
         return _as_set(stage, config, work)
     config = for_role(config, role, model)
-    wait_for_room(stage, config.resources, run.console)
+    wait_for_room(stage, config.resources, run.console.note)
     found = fit_cluster(config.resources, need, most) if need else None
     if need is None or found is None:
         return _as_set(stage, config, work)

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from raysift.errors import StageError, find_cause
-from raysift.jobs.on_ray.cluster import cluster_cpus
+from raysift.jobs.cluster.machines import cluster_cpus
 from raysift.jobs.on_ray.peaks import telling
 from raysift.settings.resources import Resources
 from raysift.storage import Location

@@ -17,7 +17,6 @@ import contextlib
 import logging
 import os
 import re
-import socket
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -28,8 +27,9 @@ from ray.data import ActorPoolStrategy, DataContext, Dataset
 
 from raysift import errors
 from raysift.actors.contract import RowActor
-from raysift.errors import ConfigError, StageError, find_cause
-from raysift.jobs.on_ray.cluster import IO_CPUS, actor_cpus, first_workers, pool_size
+from raysift.errors import StageError, find_cause
+from raysift.jobs.cluster.machines import IO_CPUS, actor_cpus, first_workers, pool_size
+from raysift.jobs.cluster.starting import TOLD_FROM
 from raysift.jobs.on_ray.counts import counted
 from raysift.jobs.on_ray.lives import Watch, watched, watching
 from raysift.jobs.runs.progress import Showing, silent
@@ -40,60 +40,9 @@ from raysift.storage import Location
 
 log = logging.getLogger(__name__)
 
-HEAD_TIMEOUT_S = 10.0
-OOM_RETRIES = 5  # of a task that memory kills; for ever by default. Actors count their own ends (`lives`)
 
-_TOLD_FROM = {
-    "ray.data": logging.WARNING,
-    "ray.data._internal.progress": logging.ERROR,  # it reports that its bars are off
-}
 _TELLERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 _OF_OUR_ACTORS = ("Exception occurred in user code", "An exception was raised from a task of operator")
-
-
-def start_ray(**options: Any) -> bool:
-    """Join the running Ray (or the cluster of RAY_ADDRESS), or start a local one; return True if this call started it.
-
-    A caller that gets True owns the session and may shut it down. We never shut down a host's session.
-    """
-    if ray.is_initialized():
-        return False
-    # A fresh Ray turns on token authentication by itself, so set it explicitly either way. A session that we start
-    # listens on loopback only.
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_task_oom_retries", str(OOM_RETRIES))
-    settings: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    address = os.environ.get("RAY_ADDRESS", "local")
-    if address == "local":
-        settings["include_dashboard"] = False
-    _require_head(address)
-    try:
-        ray.init(**(settings | options))
-    except ConnectionError as error:
-        raise ConfigError(
-            f"ray: the cluster at RAY_ADDRESS={address} refuses this client (RAY_AUTH_MODE={os.environ['RAY_AUTH_MODE']}). If it "
-            f"asks for tokens, set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH. Ray says: {error}"
-        ) from None
-    level = max(logging.WARNING, logging.getLogger().level)
-    for library in ("ray.data", "ray.train", "ray.tune"):
-        logging.getLogger(library).setLevel(level)  # Ray Data sets its own level at import
-    logging.getLogger("ray.data._internal.progress").setLevel(_TOLD_FROM["ray.data._internal.progress"])
-    return True
-
-
-def _require_head(address: str) -> None:
-    """Refuses HOST:PORT if nothing listens there: Ray would retry silently for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not (host and port.isdigit()):
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=HEAD_TIMEOUT_S).close()
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"ray: nothing answers at RAY_ADDRESS={address}: {error}. Start the cluster, correct the address, or unset "
-            "RAY_ADDRESS to run on this machine."
-        ) from None
 
 
 @contextlib.contextmanager
@@ -116,7 +65,7 @@ def data_context(resources: Resources) -> Iterator[DataContext]:
 @contextlib.contextmanager
 def _quieter() -> Iterator[None]:
     """Hides what Ray Data says of every execution, in a host's session too, whose own level is back afterwards."""
-    levels = {logging.getLogger(name): level for name, level in _TOLD_FROM.items()}
+    levels = {logging.getLogger(name): level for name, level in TOLD_FROM.items()}
     before = {logger: logger.level for logger in levels}
     for logger, level in levels.items():
         logger.setLevel(max(level, logger.level))

@@ -33,10 +33,10 @@ from raysift.actors.prompts import row_seed
 from raysift.actors.responder import ENGINE_ERROR, GENERATED, LOGPROBS, NOT_ASKED, PROMPT
 from raysift.actors.vllm_engine import engine_arguments, engine_environment, offline_batching
 from raysift.errors import ModelError, RaysiftError, StageError
-from raysift.jobs.on_ray.cluster import actor_cpus, first_workers, pool_size
+from raysift.jobs.cluster.machines import actor_cpus, first_workers, pool_size
+from raysift.jobs.cluster.session import start_session
 from raysift.jobs.on_ray.lives import Watch, watched
 from raysift.jobs.on_ray.peaks import own_peak, peaks_name, tell
-from raysift.jobs.on_ray.session import start_session
 from raysift.records import ERROR, ID
 from raysift.settings.generation import GenerationSettings
 from raysift.settings.resources import Resources

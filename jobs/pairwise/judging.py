@@ -44,7 +44,7 @@ def judge(
     inputs: Mapping[str, Any],
 ) -> Manifest:
     """Scores of the answers, or weights of the verdicts."""
-    from raysift.jobs.on_ray.cluster import spread
+    from raysift.jobs.cluster.machines import spread
     from raysift.jobs.pairwise.comparing import compare_answers
     from raysift.jobs.scoring.quality import score_answers
 

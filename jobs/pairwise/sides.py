@@ -14,7 +14,7 @@ from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.evaluation.examples import example_key
 from raysift.fingerprint import file_fingerprint
-from raysift.jobs.on_ray.cluster import for_role
+from raysift.jobs.cluster.machines import for_role
 from raysift.jobs.runs.models import adapter_input, computing, find_model, number_type
 from raysift.jobs.runs.run import Run, StageResult, open_run
 from raysift.jobs.runs.tables import count_answers, relative
@@ -69,7 +69,7 @@ def answer(
     """A side's answers to all examples, read from a file or generated."""
     if source.answers:
         return Side(read_answers(answers_file(source.answers), examples), inputs["answers"])
-    from raysift.jobs.on_ray.cluster import spread
+    from raysift.jobs.cluster.machines import spread
     from raysift.jobs.on_ray.fitting import need_to_answer, with_room
     from raysift.jobs.on_ray.generation import describe_backend, generate, pick_backend, recorded_backend
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from raysift.config import CommonConfig, replayed
 from raysift.errors import ConfigError
 from raysift.evaluation.examples import read_examples, sample_examples
-from raysift.jobs.on_ray.session import own_session
+from raysift.jobs.cluster.session import own_session
 from raysift.jobs.pairwise.judging import RESULT_FILE, count, judge
 from raysift.jobs.pairwise.sides import AGAINST, OWN, Source, answer, answers_file
 from raysift.jobs.runs import checks

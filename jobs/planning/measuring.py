@@ -14,7 +14,7 @@ import ray
 from raysift.actors.effective_batches import EncodeRows
 from raysift.actors.language_model import portable_name
 from raysift.config import CommonConfig
-from raysift.jobs.on_ray.cluster import cluster_cpus, first_workers, for_role, pool_size
+from raysift.jobs.cluster.machines import cluster_cpus, first_workers, for_role, pool_size
 from raysift.jobs.on_ray.fitting import fit_cluster, fitted
 from raysift.jobs.on_ray.peaks import look_at_peaks
 from raysift.jobs.on_ray.raydata import map_rows

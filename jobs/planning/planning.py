@@ -13,9 +13,9 @@ import numpy as np
 from raysift.actors.language_model import load_tokenizer, resolve_model
 from raysift.config import CommonConfig, make_selector, replayed
 from raysift.errors import ConfigError
+from raysift.jobs.cluster.machines import card_bytes, read_cluster
 from raysift.jobs.gradients.room import warmup_recipe
 from raysift.jobs.gradients.targeting import subtask_of
-from raysift.jobs.on_ray.cluster import card_bytes, read_cluster
 from raysift.jobs.on_ray.fitting import model_shape
 from raysift.jobs.on_ray.generation import pick_backend
 from raysift.jobs.planning import described, gradients, learning, preflight, recipes

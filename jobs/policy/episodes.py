@@ -29,7 +29,7 @@ from raysift.actors.peers import ALONE, LANES, Group, Peers, most_processes
 from raysift.actors.token_files import TokenFiles, forget_copies
 from raysift.config import CommonConfig
 from raysift.errors import StageError, find_cause
-from raysift.jobs.on_ray.cluster import on_gpu, pool_size, present_workers
+from raysift.jobs.cluster.machines import on_gpu, pool_size, present_workers
 from raysift.jobs.on_ray.counts import Count
 from raysift.jobs.on_ray.fitting import killed_for_memory
 from raysift.jobs.on_ray.peaks import own_peak, peaks_name, tell

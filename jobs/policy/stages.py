@@ -20,7 +20,7 @@ from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import example_key, read_examples, reference_answer
 from raysift.fingerprint import file_fingerprint
-from raysift.jobs.on_ray.cluster import for_role
+from raysift.jobs.cluster.machines import for_role
 from raysift.jobs.on_ray.counts import counted
 from raysift.jobs.on_ray.fitting import with_room
 from raysift.jobs.policy.episodes import most_processes_of, ray_fleet

@@ -20,7 +20,7 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from raysift.errors import StageError, find_cause
-from raysift.jobs.on_ray.cluster import cluster_cpus, pool_size
+from raysift.jobs.cluster.machines import cluster_cpus, pool_size
 from raysift.jobs.on_ray.fitting import words_of_a_kill
 from raysift.jobs.policy.trials import (
     CRITERION,

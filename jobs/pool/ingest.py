@@ -24,8 +24,8 @@ from ray.data.datasource import FilenameProvider
 
 from raysift.errors import DataError, RaysiftError, StageError, StaleRunError
 from raysift.fingerprint import canonical, differences
+from raysift.jobs.cluster.starting import start_ray
 from raysift.jobs.on_ray.ray_tasks import run_tasks
-from raysift.jobs.on_ray.raydata import start_ray
 from raysift.jobs.pool.ingest_tasks import (
     Counts,
     Origin,

@@ -21,7 +21,7 @@ from raysift.actors.smol import is_smol
 from raysift.config import CommonConfig
 from raysift.errors import DataError
 from raysift.fingerprint import Part, adapter_fingerprint, folder_fingerprint
-from raysift.jobs.on_ray.cluster import on_gpu
+from raysift.jobs.cluster.machines import on_gpu
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.toys import warn_of_toy
 from raysift.nano import is_nano

@@ -21,7 +21,7 @@ import yaml
 from raysift.config import CommonConfig, load_config
 from raysift.errors import ConfigError, DataError, find_cause, system_words
 from raysift.fingerprint import canonical, fingerprint
-from raysift.jobs.on_ray.cluster import gpus_in_reach
+from raysift.jobs.cluster.machines import gpus_in_reach
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.following import Follow
 from raysift.jobs.runs.lease import Lease, take

@@ -19,8 +19,8 @@ from raysift.actors.language_model import resolve_model
 from raysift.actors.prompts import ANSWER, FINISHED
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError
+from raysift.jobs.cluster.machines import for_role
 from raysift.jobs.coverage.centers import choose_centers, chosen_rows, rows_without_vector, write_centers
-from raysift.jobs.on_ray.cluster import for_role
 from raysift.jobs.runs.chosen_rows import rows_in_order
 from raysift.jobs.runs.models import computing, find_model, number_type, without_models
 from raysift.jobs.runs.run import Run, StageResult

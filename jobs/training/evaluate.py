@@ -58,7 +58,7 @@ def evaluate(
 
     When restarted with the same settings after a kill, it keeps the answers already written.
     """
-    from raysift.jobs.on_ray.cluster import spread
+    from raysift.jobs.cluster.machines import spread
     from raysift.jobs.on_ray.generation import generate, recorded_backend
     from raysift.jobs.on_ray.raydata import map_rows
 

@@ -27,7 +27,7 @@ def ranks_of(train: TrainConfig, model: str, resources: Resources, trust_remote_
 
 def _room(resources: Resources) -> int | None:
     """Memory of a worker's GPU; None if workers have none or it is not known."""
-    from raysift.jobs.on_ray.cluster import card_bytes, read_cluster
+    from raysift.jobs.cluster.machines import card_bytes, read_cluster
 
     if not resources.on_gpu or not ray.is_initialized() or not read_cluster().gpus:
         return None
@@ -39,7 +39,7 @@ def need_to_finetune(
     console: Console, stage: str, config: CommonConfig, model: str, longest: int | None
 ) -> Need | None:
     """Memory that a worker of a fine-tune needs; of a full one it is also told, and refused if no setting of passes fits."""
-    from raysift.jobs.on_ray.cluster import for_role
+    from raysift.jobs.cluster.machines import for_role
     from raysift.jobs.on_ray.fitting import fit_cluster, need_to_train
 
     train = config.train

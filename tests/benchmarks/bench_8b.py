@@ -32,7 +32,7 @@ from raysift.actors.effective_batches import Place
 from raysift.actors.peers import LANES
 from raysift.actors.row_gradients import rows_to_sort
 from raysift.actors.step_trainer import deal, plan_passes
-from raysift.dealing import deal_rows
+from raysift.gradients.dealing import deal_rows
 from raysift.gradients.rows import TokenRow, pad_rows, plan_batches
 from raysift.policy.arithmetic import Card, step_seconds
 from raysift.settings.gradients import AdamSettings, ProjectionSettings

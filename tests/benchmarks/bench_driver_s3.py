@@ -171,7 +171,7 @@ def child(given: dict[str, Any]) -> None:
     fitting.with_room = lambda run, stage, config, need, work, *more, **others: work(config)
     fitting.need_to_answer = lambda *given, **others: None
     try:
-        from raysift.jobs.on_ray import cluster
+        from raysift.jobs.cluster import machines as cluster
 
         cluster.for_role = lambda config, role, model=None: config
     except ImportError:  # code that knows no roles

@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--without", nargs="*", default=[], help="sides to leave out")
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
-    from raysift.jobs.on_ray.raydata import start_ray
+    from raysift.jobs.cluster.starting import start_ray
 
     start_ray(num_cpus=args.cores + 2, object_store_memory=300 * 2**20)
     settings = GenerationSettings(max_new_tokens=args.tokens, backend="vllm")

@@ -159,7 +159,7 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     # Ray lowers the priority of its workers, which on a busy machine would hand their share to the other side.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    from raysift.jobs.on_ray.raydata import start_ray
+    from raysift.jobs.cluster.starting import start_ray
 
     clock = time.perf_counter()
     start_ray(num_cpus=PROCESSES)

@@ -32,8 +32,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import raysift
 from raysift.config import make_config
 from raysift.fingerprint import fingerprint
+from raysift.jobs.cluster.session import own_session
 from raysift.jobs.nano_build.training import Conversation, encode_conversations, length_batches, pad
-from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks

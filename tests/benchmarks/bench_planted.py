@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 import raysift
-from raysift.jobs.on_ray.session import own_session
+from raysift.jobs.cluster.session import own_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run, open_run
 

@@ -27,8 +27,8 @@ from raysift.actors.checkpointed import CheckpointedModel
 from raysift.actors.target_files import load_targets
 from raysift.config import make_selector
 from raysift.gradients.influence import checkpoint_weights, match_rows
+from raysift.jobs.cluster.session import own_session
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
-from raysift.jobs.on_ray.session import own_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks

@@ -30,7 +30,7 @@ from trained_cells import Cell, compare_cells, show_comparison, tested_scores
 import raysift
 from raysift.config import make_config
 from raysift.draws import uniform_of
-from raysift.jobs.on_ray.session import own_session
+from raysift.jobs.cluster.session import own_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks

@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.cores])
-    from raysift.jobs.on_ray.raydata import start_ray
+    from raysift.jobs.cluster.starting import start_ray
 
     # Logical CPUs beyond the cores leave room for Ray's readers and writers; the actors are as many as the cores.
     start_ray(num_cpus=args.cores + 2, object_store_memory=200 * 2**20)

@@ -182,7 +182,7 @@ def compare(args: argparse.Namespace, folder: Path, form: VectorForm, targets: n
         "shards": lambda: score_shards(folder, shards, targets, wanted, args.workers),
     }
     if args.ray:
-        from raysift.jobs.on_ray.raydata import start_ray
+        from raysift.jobs.cluster.starting import start_ray
 
         start_ray(num_cpus=args.workers, object_store_memory=200 * 2**20)
         sides["ray"] = lambda: score_by_ray(folder, shards, targets, wanted, args.workers)

@@ -32,7 +32,7 @@ from trained_cells import (
 import raysift
 from raysift.config import CommonConfig, make_config
 from raysift.jobs import stages
-from raysift.jobs.on_ray.session import own_session
+from raysift.jobs.cluster.session import own_session
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest

@@ -3,7 +3,7 @@
     nice python tests/benchmarks/bench_training_batches.py --model smol --ranks 8
 
 Counts only, no time: the same steps of real rows, dealt by the rule before (passes by the longest row of all data, every n-th
-part of the sorted rows to a rank) and by raysift.dealing.
+part of the sorted rows to a rank) and by raysift.gradients.dealing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import numpy as np
 
-from raysift.dealing import deal_rows
+from raysift.gradients.dealing import deal_rows
 from tests.training_lengths import Dealt, by_the_longest_row, measure, pool_lengths, steps_of
 
 

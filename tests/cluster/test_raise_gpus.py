@@ -22,7 +22,7 @@ sys.path.insert(0, sys.argv[2])
 from forked_workers import forked_workers
 
 from raysift.errors import StageError
-from raysift.jobs.on_ray.raydata import start_ray
+from raysift.jobs.cluster.starting import start_ray
 from raysift.jobs.policy.episodes import RayFleet
 from raysift.settings.resources import Resources
 

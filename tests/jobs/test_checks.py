@@ -284,26 +284,26 @@ def test_python_is_refused_with_the_names_of_arguments(world):
 
 
 def test_a_cluster_that_is_not_there_is_told_at_once(monkeypatch):
-    from raysift.jobs.on_ray import raydata
+    from raysift.jobs.cluster import starting
 
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr(raydata.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(raydata.ray, "init", lambda **_: pytest.fail("Ray was asked"))
+    monkeypatch.setattr(starting.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(starting.ray, "init", lambda **_: pytest.fail("Ray was asked"))
     with pytest.raises(ConfigError, match=r"nothing answers at RAY_ADDRESS=127\.0\.0\.1:1"):
-        raydata.start_ray()
+        starting.start_ray()
 
 
 def test_a_cluster_that_refuses_is_told_with_the_settings_of_tokens(monkeypatch):
-    from raysift.jobs.on_ray import raydata
+    from raysift.jobs.cluster import starting
 
     def refuses(**_):
         raise ConnectionError("Failed to connect")
 
     monkeypatch.setenv("RAY_ADDRESS", "auto")
-    monkeypatch.setattr(raydata.ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(raydata.ray, "init", refuses)
+    monkeypatch.setattr(starting.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(starting.ray, "init", refuses)
     with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN_PATH"):
-        raydata.start_ray()
+        starting.start_ray()
 
 
 @pytest.mark.parametrize(("metric", "hint"), [("bleu", ""), ("exact_mach", r" Did you mean 'exact_match'\?")])

@@ -207,7 +207,7 @@ DRIVER = """
     import json, os, sys, time
     import raysift.jobs.{module} as module
     from raysift.actors import row_gradients
-    from raysift.jobs.on_ray.raydata import start_ray
+    from raysift.jobs.cluster.starting import start_ray
 
     class Watched(row_gradients.{actor}):
         "Leaves its process id and the ids of the rows it was asked for; slow enough to be killed in the middle."

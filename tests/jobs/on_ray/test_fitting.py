@@ -6,7 +6,8 @@ import pytest
 
 from raysift.config import make_config
 from raysift.errors import StageError
-from raysift.jobs.on_ray import cluster, fitting
+from raysift.jobs.cluster import machines
+from raysift.jobs.on_ray import fitting
 from raysift.jobs.on_ray.fitting import fitted, killed_for_memory, longest_row, with_room
 from raysift.jobs.runs.run import Run, StageResult
 from raysift.pool.longest import LONGEST
@@ -33,7 +34,7 @@ def notes(tmp_path, monkeypatch):
     """A run whose notes are kept, on a cluster of one machine with 4 cores and 20 GiB."""
     here = Cluster((Machine(4.0, 0.0, 20 * GIB),), 4.0)
     monkeypatch.setattr(fitting, "ray", SimpleNamespace(is_initialized=lambda: True))
-    for module in (fitting, cluster):
+    for module in (fitting, machines):
         monkeypatch.setattr(module, "read_cluster", lambda resources=None: here)
     run, said = Run(tmp_path / "run"), []
     run.claim()
@@ -106,7 +107,7 @@ def test_what_is_set_stays_and_the_rest_is_filled_in(notes):
 def on_gpus(notes, monkeypatch):
     """The same run, on two machines with 64 cores, 200 GiB and 4 GPUs of 40 GiB each."""
     here = Cluster((Machine(64.0, 4.0, 200 * GIB),) * 2, 128.0, 8.0)
-    for module in (fitting, cluster):
+    for module in (fitting, machines):
         monkeypatch.setattr(module, "read_cluster", lambda resources=None: here)
     monkeypatch.setattr(fitting, "card_bytes", lambda gpus: 40 * GIB)
     return notes

@@ -187,7 +187,8 @@ DRIVER = """
     import sys, time
     import pyarrow as pa
     from raysift.actors.contract import RowActor
-    from raysift.jobs.on_ray.raydata import map_rows, start_ray
+    from raysift.jobs.cluster.starting import start_ray
+    from raysift.jobs.on_ray.raydata import map_rows
     from raysift.settings.resources import Resources
     from raysift.storage import open_location
 
@@ -243,8 +244,9 @@ def test_an_actor_is_told_to_compute_on_the_gpu_it_was_granted_and_else_on_the_c
         import json, sys
         import pyarrow as pa, pyarrow.parquet as pq, ray
         from raysift.actors.contract import RowActor
-        from raysift.jobs.on_ray.cluster import for_role
-        from raysift.jobs.on_ray.raydata import map_rows, start_ray
+        from raysift.jobs.cluster.machines import for_role
+        from raysift.jobs.cluster.starting import start_ray
+        from raysift.jobs.on_ray.raydata import map_rows
         from raysift.jobs.stages import placing
         from raysift.config import make_config
         from raysift.storage import open_location

@@ -125,7 +125,7 @@ DRIVER = """
     import sys
     from raysift.settings.generation import GenerationSettings
     from raysift.jobs.on_ray.generation import generate
-    from raysift.jobs.on_ray.raydata import start_ray
+    from raysift.jobs.cluster.starting import start_ray
     from raysift.settings.resources import Resources
     from raysift.storage import open_location
 
@@ -328,7 +328,7 @@ def test_auto_looks_at_the_device_of_the_engines(monkeypatch):
 
 
 def test_engines_are_as_many_as_their_own_setting_says(ray_local):
-    from raysift.jobs.on_ray.cluster import of_role
+    from raysift.jobs.cluster.machines import of_role
     from raysift.jobs.on_ray.vllm_stage import engine_count
 
     assert engine_count(resources()) == 1, "one a machine"

@@ -65,8 +65,8 @@ def resources(**changes):
 
 
 def test_settings_reach_the_stage_of_the_engines(ray_local):
+    from raysift.jobs.cluster.machines import of_role
     from raysift.jobs.on_ray import vllm_stage
-    from raysift.jobs.on_ray.cluster import of_role
 
     own = {"concurrent_blocks": 3, "prefix_caching": False, "arguments": {"max_num_seqs": 8}}
     own = {"engine": own, "restarts": 5, "generate": 2}

@@ -9,8 +9,9 @@ import pytest
 
 from raysift.config import make_config
 from raysift.errors import StageError
-from raysift.jobs.on_ray import cluster, fitting
-from raysift.jobs.on_ray.cluster import for_role
+from raysift.jobs.cluster import machines
+from raysift.jobs.cluster.machines import for_role
+from raysift.jobs.on_ray import fitting
 from raysift.jobs.training import finetune as finetuning
 from raysift.jobs.training import sharding
 from raysift.jobs.training.finetune import finetune
@@ -41,7 +42,7 @@ def eight(tmp_path, monkeypatch):
 
     def machine(gpus: float, card: int = 80 * 10**9) -> str:
         here = Cluster((Machine(192.0, gpus, 1500 * GIB),), 192.0, gpus)
-        for module in (fitting, cluster):
+        for module in (fitting, machines):
             monkeypatch.setattr(module, "read_cluster", lambda resources=None: here)
             monkeypatch.setattr(module, "card_bytes", lambda gpus: card)
         monkeypatch.setattr(sharding, "ray", SimpleNamespace(is_initialized=lambda: True))

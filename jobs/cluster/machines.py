@@ -7,11 +7,11 @@ import functools
 import logging
 import os
 import time
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from raysift.config import CommonConfig
 from raysift.errors import StageError
-from raysift.jobs.runs.console import Console
 from raysift.nano import is_nano
 from raysift.settings.cluster import Cluster, Machine
 from raysift.settings.hardware import local_gpus
@@ -58,7 +58,7 @@ def gpus_in_reach() -> float:
     address = os.environ.get("RAY_ADDRESS", "local")
     if address == "local" and not _connected():
         return local_gpus()
-    from raysift.jobs.on_ray.session import start_session
+    from raysift.jobs.cluster.session import start_session
 
     start_session()
     return read_cluster().most_gpus
@@ -138,7 +138,7 @@ def spread(resources: Resources, count: int) -> Resources:
     return resources.model_copy(update={"block_rows": min(resources.block_rows, max(resources.batch_rows, share))})
 
 
-def wait_for_room(stage: str, resources: Resources, console: Console) -> None:
+def wait_for_room(stage: str, resources: Resources, tell: Callable[[str], None]) -> None:
     """Wait until one worker of the stage fits on a machine, and say what for; raise after `wait_s`, or if none may join."""
     cpus, gpus = min(1.0, resources.cpus), resources.gpus_per_worker or 0.0
     want = f"a machine with {cpus:g} CPUs and {gpus:g} GPUs"
@@ -157,9 +157,7 @@ def wait_for_room(stage: str, resources: Resources, console: Console) -> None:
             )
         if waited - told > TELL_EVERY_S:
             told, since = waited, time.strftime("%H:%M:%S", time.localtime(began))
-            console.note(
-                f"{stage}: waiting for {want} since {since}, at most {resources.wait_s} s (resources.wait_s); {have}"
-            )
+            tell(f"{stage}: waiting for {want} since {since}, at most {resources.wait_s} s (resources.wait_s); {have}")
             _ask_autoscaler({"CPU": cpus, "GPU": gpus})
         time.sleep(LOOK_EVERY_S)
 

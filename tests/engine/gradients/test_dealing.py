@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from raysift.dealing import FEWEST_TOKENS, deal_rows
+from raysift.gradients.dealing import FEWEST_TOKENS, deal_rows
 
 from ..training_lengths import SHARED_POOL, by_the_longest_row, drawn_lengths, measure, pool_lengths, steps_of  # noqa: TID252
 

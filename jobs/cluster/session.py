@@ -8,13 +8,21 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-
-from raysift.jobs.runs.console import Console
+from typing import Protocol
 
 CORE_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
 
 
-def start_session(console: Console | None = None) -> bool:
+class Speaker(Protocol):
+    """Says that a session is starting; a Console, for example."""
+
+    @property
+    def voice(self) -> str: ...
+
+    def line(self, head: str, text: str) -> None: ...
+
+
+def start_session(console: Speaker | None = None) -> bool:
     """Join the running Ray, or start one; True if this call started it. A host's session is left exactly as it is.
 
     A session that we start hides what Ray's core prints into the middle of our lines, and leaves the process its own
@@ -26,7 +34,7 @@ def start_session(console: Console | None = None) -> bool:
         return False
     if console and console.voice in ("rich", "plain"):
         console.line("", "starting Ray ...")
-    from raysift.jobs.on_ray.raydata import start_ray
+    from raysift.jobs.cluster.starting import start_ray
 
     terminated, level = signal.getsignal(signal.SIGTERM), os.environ.get(CORE_LOG_LEVEL)
     os.environ.setdefault(CORE_LOG_LEVEL, "fatal")  # read by the core as it starts, and handed on to its workers
@@ -41,7 +49,7 @@ def start_session(console: Console | None = None) -> bool:
 
 
 @contextlib.contextmanager
-def own_session(console: Console | None = None) -> Iterator[Callable[[], None]]:
+def own_session(console: Speaker | None = None) -> Iterator[Callable[[], None]]:
     """Yield a function that starts Ray on its first call. The session ends with the block, unless it belongs to the host."""
     started: list[bool] = []
 

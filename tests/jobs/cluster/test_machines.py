@@ -8,9 +8,8 @@ import textwrap
 import pytest
 
 from raysift.errors import StageError
-from raysift.jobs.on_ray import cluster
-from raysift.jobs.on_ray.cluster import first_workers, of_role, pool_size, present_workers, wait_for_room
-from raysift.jobs.runs.console import Console
+from raysift.jobs.cluster import machines as cluster
+from raysift.jobs.cluster.machines import first_workers, of_role, pool_size, present_workers, wait_for_room
 from raysift.settings.cluster import Cluster, Machine
 from raysift.settings.resources import Resources
 
@@ -39,10 +38,10 @@ def grows(monkeypatch):
 
 
 @pytest.fixture
-def console(monkeypatch):
-    own, said = Console("quiet"), []
-    monkeypatch.setattr(own, "note", said.append)
-    return own, said
+def console():
+    """Where a wait is told, and what was."""
+    said = []
+    return said.append, said
 
 
 def test_a_stage_waits_for_the_machine_that_was_promised_and_says_so_once_a_minute(grows, console):
@@ -101,9 +100,8 @@ def test_a_node_that_joins_late_is_used():
         from ray.cluster_utils import Cluster
         from raysift.actors.contract import RowActor
         from raysift.config import make_config
-        from raysift.jobs.on_ray.cluster import for_role, wait_for_room
+        from raysift.jobs.cluster.machines import for_role, wait_for_room
         from raysift.jobs.on_ray.raydata import map_rows
-        from raysift.jobs.runs.console import Console
         from raysift.storage import open_location
 
         class Where(RowActor):
@@ -117,14 +115,13 @@ def test_a_node_that_joins_late_is_used():
         folder = open_location(tempfile.mkdtemp())
         pq.write_table(pa.table({"id": [1, 2, 3], "text": ["a", "b", "c"]}), (folder / "rows.parquet").path)
         config = make_config({"model": "some/model", "resources": {"gpus": 2, "wait_s": 120}})
-        own, said, console = for_role(config, "gradients").resources, [], Console("quiet")
+        own, said = for_role(config, "gradients").resources, []
 
         def brings_a_node(text):
             said.append(text)
             cluster.add_node(num_cpus=2, num_gpus=2)
 
-        console.note = brings_a_node
-        wait_for_room("gradients", own, console)
+        wait_for_room("gradients", own, brings_a_node)
         answers = map_rows([folder / "rows.parquet"], Where, {}, folder / "out", own)
         rows = pa.concat_tables([pq.read_table(file.path) for file in answers]).to_pylist()
         print(json.dumps([len(rows), {len(row["gpus"]) for row in rows} == {1}, len(said), said[0][:45]]))
