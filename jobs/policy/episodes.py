@@ -108,7 +108,7 @@ class RankProcess:
     def run(self, training: KeptTraining, address: str) -> Episode | None:
         """Train with the other processes of the group."""
         if self.runner is None:
-            if self.size > 1 and self.peers is ALONE:
+            if self.peers.size < self.size:
                 on_gpu = pick_device(self.setup.place.device) != "cpu"
                 self.peers = Group(self.rank, self.size, address, on_gpu, self.timeout_s)
             self.runner = EpisodeRunner(self.setup, on_step=self._count, peers=self.peers)
