@@ -92,7 +92,7 @@ class Resources(Settings):
     wait_s: int = Field(default=900, ge=0)
     """Seconds that a stage waits for a machine that may still join."""
     restarts: int = Field(default=10, ge=0)
-    """Restarts of one worker after crashes, before the run ends. Workers lost with a machine that Ray was told of do not count."""
+    """Restarts of one worker after crashes, before the run ends. Workers lost with their machine do not count."""
     tokenise: WorkerRole = Field(default_factory=WorkerRole)
     """Counts tokens and encodes rows; never on GPUs."""
     score: WorkerRole = Field(default_factory=WorkerRole)
@@ -111,7 +111,8 @@ class Resources(Settings):
     driver: Role = Field(default_factory=Role)
     """What a job that `raysift submit` starts reserves for the driver itself."""
     batch_rows: int = Field(default=64, ge=1)
-    """Rows handed to an actor at once; the actor splits them into its own batches by length."""
+    """Rows handed to an actor at once; the actor splits them into its own batches by length. Gradients take more at once, and on
+    GPUs all stages take a block."""
     block_rows: int = Field(default=2000, ge=1)
     """Rows in a block, the unit that is retried, checkpointed or lost. Aim at one to five minutes of work."""
     tokens_per_pass: int | None = Field(default=None, ge=1)

@@ -208,8 +208,8 @@ def empty_scores(schema: pa.Schema, ids: np.ndarray) -> pa.Table:
 
 
 def handed_over(resources: Resources) -> Resources:
-    """The resources with more rows for an actor at once: enough to sort by length, on a GPU a whole block."""
-    rows = resources.block_rows if resources.on_gpu else min(resources.block_rows, rows_to_sort(resources.tokens))
+    """The resources with more rows for an actor at once: enough to sort by length."""
+    rows = min(resources.block_rows, rows_to_sort(resources.tokens))
     return resources.model_copy(update={"batch_rows": max(resources.batch_rows, rows)})
 
 

@@ -133,7 +133,7 @@ def map_rows(
             watched(actor, watch),
             fn_constructor_kwargs=arguments,
             batch_format="pyarrow",
-            batch_size=resources.batch_rows,
+            batch_size=rows_at_once(resources),
             compute=actor_pool(resources),
             num_cpus=actor_cpus(resources),
             num_gpus=resources.gpus_per_worker or None,
@@ -143,6 +143,12 @@ def map_rows(
 
     columns = columns_of(files, actor, arguments)
     return answer_rows(files, columns, answer, out, resources, rows=rows, progress=progress)
+
+
+def rows_at_once(resources: Resources) -> int:
+    """Rows that an actor gets in a call. On GPUs, whose passes hold many tokens, these are a block: passes of rows of like
+    length, sorted among few, would mostly be padding."""
+    return max(resources.batch_rows, resources.block_rows) if resources.on_gpu else resources.batch_rows
 
 
 def actor_pool(resources: Resources) -> ActorPoolStrategy:

@@ -55,6 +55,7 @@ def stage_peaks() -> Iterator[StagePeaks]:
         yield found
     finally:
         _stage.reset(before)
+        found.read()  # a stage that failed leaves nothing behind either
 
 
 def name_for_workers(reader: Reader) -> str | None:

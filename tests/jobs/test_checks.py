@@ -199,7 +199,7 @@ def test_a_file_may_name_a_target_for_several_methods(world, monkeypatch):
     from raysift.jobs.commands import actions
 
     seen = []
-    monkeypatch.setattr(actions, "run_selection", lambda settings, console: seen.append(settings.run))
+    monkeypatch.setattr(actions, "run_selection", lambda settings, console, *follow: seen.append(settings.run))
     (world / "mine.yaml").write_text("pool: pool.jsonl\ntarget: examples.jsonl\ntest: examples.jsonl\n")
     for name in ("uniform", "less"):
         assert command(name, "--config", "mine.yaml") == 0

@@ -7,7 +7,7 @@ import pytest
 
 from raysift.gradients.dealing import FEWEST_TOKENS, deal_rows
 
-from ..training_lengths import SHARED_POOL, by_the_longest_row, drawn_lengths, measure, pool_lengths, steps_of  # noqa: TID252
+from ...training_lengths import SHARED_POOL, by_the_longest_row, drawn_lengths, measure, pool_lengths, steps_of  # noqa: TID252
 
 RANKS, MOST_ROWS = 8, 64
 

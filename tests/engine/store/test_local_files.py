@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from raysift import local_files
 from raysift.storage import open_location
+from raysift.store import local_files
 from raysift.store.local_files import on_this_disk
 
 pytest.importorskip("fsspec")

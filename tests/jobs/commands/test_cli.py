@@ -58,7 +58,7 @@ def test_a_preset_named_beside_a_complete_run_yaml_has_its_effect(tmp_path, monk
     from raysift.jobs.commands import actions as commands
 
     file, seen = tmp_path / "run.yaml", []
-    monkeypatch.setattr(commands, "run_selection", lambda settings, console: seen.append(settings))
+    monkeypatch.setattr(commands, "run_selection", lambda settings, console, *follow: seen.append(settings))
     made = make_config({"method": "rose", "pool": ["p.jsonl"], "model": "./llama", "rose": {"preset": "official"}})
     file.write_text(yaml.safe_dump(made.model_dump(mode="json")))
     for more in ([], ["rose.preset=paper"], ["rose.preset=paper", "rose.adam.form=official", "train.recipe=mods"]):
@@ -183,7 +183,7 @@ def test_steps_take_runs_to_reuse(monkeypatch):
 
     seen = []
     for name in ("run_ingest", "run_evaluate"):
-        monkeypatch.setattr(commands, name, lambda settings, console: seen.append(settings.reuse))
+        monkeypatch.setattr(commands, name, lambda settings, console, *follow: seen.append(settings.reuse))
     monkeypatch.setattr(commands, "run_rescore", lambda *given: seen.append(given[-1]))
     for command in (["ingest", "p.jsonl"], ["evaluate", "--test", "t.jsonl"], ["rescore", "r", "--target", "t.jsonl"]):
         cli.app(args=[*command, *spread_multiple(["--reuse", "a", "b"])], standalone_mode=False)

@@ -34,7 +34,7 @@ def test_a_methods_help_tells_its_needs_an_example_and_its_main_settings(name, c
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_the_example_in_the_help_is_a_command_that_is_taken(name, monkeypatch):
     seen = []
-    monkeypatch.setattr(actions, "run_selection", lambda settings, console: seen.append(settings))
+    monkeypatch.setattr(actions, "run_selection", lambda settings, console, *follow: seen.append(settings))
     example = next(line for line in method_help(name).splitlines() if line.startswith("Example: raysift "))
     assert command(*example.removeprefix("Example: raysift ").split()) == 0
     assert (seen[0].method, seen[0].run) == (name, f"runs/{name}")

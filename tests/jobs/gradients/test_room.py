@@ -13,6 +13,7 @@ from raysift.errors import StageError
 from raysift.jobs.gradients import room
 from raysift.jobs.gradients.stages import handed_over
 from raysift.jobs.on_ray import fitting
+from raysift.jobs.on_ray.raydata import rows_at_once
 from raysift.methods.less import LessConfig
 from raysift.settings.cluster import Cluster, Machine
 from raysift.settings.memory import GIB, Shape, fit, fit_card
@@ -136,4 +137,4 @@ def test_actors_get_rows_enough_to_sort_and_on_a_gpu_a_whole_block():
     assert handed_over(Resources(batch_rows=700)).batch_rows == 700
     gpus = Cluster((Machine(64, 8, 10**12),), 64, 8)
     on_gpu = handed_over(Resources().of("gradients", gpus))
-    assert on_gpu.on_gpu and on_gpu.batch_rows == on_gpu.block_rows == 2000
+    assert rows_at_once(on_gpu) == on_gpu.block_rows == 2000

@@ -273,3 +273,14 @@ def test_an_actor_is_told_to_compute_on_the_gpu_it_was_granted_and_else_on_the_c
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == {"0": [["cpu", 0]], "1": [["auto", 1]]}
+
+
+def test_on_gpus_an_actor_sorts_a_block_of_rows_at_once():
+    """Passes of 16,384 tokens out of 64 rows of real lengths would be padding for the most part."""
+    from raysift.jobs.on_ray.raydata import rows_at_once
+    from raysift.settings.cluster import Cluster, Machine
+
+    here = Cluster((Machine(64, 4),), 64, 4)
+    assert rows_at_once(Resources(block_rows=500).of("score", here)) == 500
+    assert rows_at_once(Resources(block_rows=500).of("tokenise", here)) == 64
+    assert rows_at_once(Resources(gpus=0).of("score", here)) == 64

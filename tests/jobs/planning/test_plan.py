@@ -268,4 +268,4 @@ def test_a_run_far_over_its_plan_stops_and_the_same_call_without_the_plan_contin
     with pytest.raises(StageError, match=r"ingest: .* allows 1\.5"):
         raysift.uniform(files["pool"], run=run, report=False, plan=str(place), stop_over=1.5)
     done = raysift.uniform(files["pool"], run=run, report=False)
-    assert len(done) == 45
+    assert len(done) == 43, "5 % of the 877 rows that differ"

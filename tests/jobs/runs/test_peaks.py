@@ -75,8 +75,11 @@ def test_a_worker_s_memory_and_tokens_are_told_once_for_each_process_and_forgott
             for _ in range(3):
                 tell(self.name, 7)
 
+    names = []
+
     def body(folder):
-        reader = Reader.remote(peaks_name())
+        names.append(peaks_name())
+        reader = Reader.remote(names[0])
         ray.get(reader.read.remote())
         task = ray.remote(num_cpus=1)(telling(work))
         ray.get([task.remote(size) for size in (1, 300 * MIB)])
@@ -85,7 +88,7 @@ def test_a_worker_s_memory_and_tokens_are_told_once_for_each_process_and_forgott
     peaks = Run(tmp_path / "run").stage("count", {}, {}, body).peaks
     assert peaks["tokens"] == 21 and 2 <= peaks["workers"] <= 3
     assert 300 * MIB < peaks["host"] < 3000 * MIB
-    assert _internal_kv_list(b"raysift-peaks") == []
+    assert names and _internal_kv_list(names[0].encode()) == []
 
 
 def test_tokens_a_second_count_from_the_first_row_and_are_shown():

@@ -220,7 +220,7 @@ def test_a_finished_run_can_be_asked_where_nothing_can_be_written(tmp_path, monk
     def refuses(*_):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Location, "_whole", refuses)  # as root may write anywhere
+    monkeypatch.setattr(Location, "whole", refuses)  # as root may write anywhere
     run = Run(tmp_path / "r")
     with run.replayable({"method": "uniform"}):
         assert stage(run) == first
