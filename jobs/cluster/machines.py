@@ -30,8 +30,8 @@ LOOK_EVERY_S, TELL_EVERY_S = 1.0, 60.0
 def read_cluster(resources: Resources | None = None) -> Cluster:
     """The cluster as Ray sees it now, or this machine without Ray; `resources` may promise GPUs that are not there yet."""
     if not _connected():
-        here = Machine(float(os.cpu_count() or 1), local_gpus())
-        return Cluster((here,), here.cpus, here.gpus)
+        alone = Machine(float(os.cpu_count() or 1), local_gpus())
+        return Cluster((alone,), alone.cpus, alone.gpus)
     import ray
 
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]

@@ -30,6 +30,7 @@ class StagePeaks:
     def __init__(self) -> None:
         self.name = f"raysift-peaks-{uuid.uuid4().hex}"
         self._readers: dict[Reader, None] = {}
+        self._account: dict[str, int] | None = None
 
     def read_by(self, reader: Reader) -> str:
         """Register who reads what workers tell; returns the name under which they do."""
@@ -37,10 +38,13 @@ class StagePeaks:
         return self.name
 
     def read(self) -> dict[str, int]:
-        """The account for the manifest."""
-        with contextlib.suppress(Exception):
-            return gather([told for reader in self._readers for told in reader(self.name)], peak_memory()["host"])
-        return {}
+        """The account for the manifest; what workers told is forgotten when it is first read."""
+        if self._account is None:
+            self._account = {}
+            with contextlib.suppress(Exception):
+                told = [one for reader in self._readers for one in reader(self.name)]
+                self._account = gather(told, peak_memory()["host"])
+        return self._account
 
 
 _stage: ContextVar[StagePeaks | None] = ContextVar("raysift-stage-peaks", default=None)
