@@ -7,7 +7,7 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 from raysift.config import CommonConfig
@@ -25,6 +25,8 @@ BLOCKS_PER_WORKER = 4
 FILTER_CPUS = 1.0  # reserved by Ray's checkpoint filter
 IO_CPUS = 0.25  # reserved by each of our readers and writers
 LOOK_EVERY_S, TELL_EVERY_S = 1.0, 60.0
+HELD_S = 10.0  # until a wait for what others hold is told
+CARD_S = 120.0  # until the memory of a GPU is given up on
 
 
 def read_cluster(resources: Resources | None = None) -> Cluster:
@@ -165,6 +167,37 @@ def wait_for_room(stage: str, resources: Resources, tell: Callable[[str], None])
         time.sleep(LOOK_EVERY_S)
 
 
+@contextlib.contextmanager
+def room_for_one(stage: str, resources: Resources, tell: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+    """Options of a task that runs alone, in room that is kept for it: others may hold what the cluster has, and Ray itself would
+    wait without an end."""
+    from ray.util.placement_group import placement_group, remove_placement_group
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    gpus, memory = resources.gpus_per_worker or 0.0, resources.memory or 0
+    asked = {"CPU": min(cluster_cpus(), resources.cpus), "GPU": gpus, "memory": memory}
+    bundle = {kind: amount for kind, amount in asked.items() if amount}
+    room = placement_group([bundle])
+    try:
+        if not room.wait(max(1.0, min(HELD_S, resources.wait_s))):
+            want = f"{asked['CPU']:g} CPUs, {gpus:g} GPUs and {memory / 2**30:.1f} GiB"
+            tell(f"{stage}: waiting for {want}, which others hold, at most {resources.wait_s} s (resources.wait_s)")
+            if not room.wait(max(1.0, resources.wait_s - HELD_S)):
+                raise StageError(
+                    f"{stage}: no room for a worker of {want} after {resources.wait_s} s; other work holds the machines. Start "
+                    "again when it is done, or raise resources.wait_s. The same command continues."
+                )
+        strategy = PlacementGroupSchedulingStrategy(room, placement_group_bundle_index=0)
+        yield {
+            "num_cpus": asked["CPU"],
+            "num_gpus": gpus or None,
+            "memory": memory or None,
+            "scheduling_strategy": strategy,
+        }
+    finally:
+        remove_placement_group(room)
+
+
 def _ask_autoscaler(asked: dict[str, float]) -> None:
     """Ask for one machine that holds a worker; without an autoscaler nothing happens."""
     with contextlib.suppress(Exception):
@@ -175,10 +208,14 @@ def _ask_autoscaler(asked: dict[str, float]) -> None:
 
 @functools.cache
 def card_bytes(gpus: float) -> int | None:
-    """Memory of the GPU that a worker with so many of them is granted; None if torch sees none there."""
+    """Memory of the GPU that a worker with so many of them is granted; None if torch sees none there, or none is free."""
     import ray
 
-    found: int | None = ray.get(ray.remote(num_cpus=0.01, num_gpus=gpus, max_retries=2)(_granted_bytes).remote())
+    asked = ray.remote(num_cpus=0.01, num_gpus=gpus, max_retries=2)(_granted_bytes).remote()
+    if not ray.wait([asked], timeout=CARD_S)[0]:  # others hold all GPUs
+        ray.cancel(asked)
+        return None
+    found: int | None = ray.get(asked)
     return found
 
 

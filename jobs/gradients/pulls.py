@@ -12,7 +12,7 @@ from typing import Any
 from raysift.config import CommonConfig, make_selector
 from raysift.errors import DataError
 from raysift.evaluation.examples import reference_answer
-from raysift.jobs.cluster.machines import for_role, wait_for_room
+from raysift.jobs.cluster.machines import for_role, room_for_one, wait_for_room
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
 from raysift.jobs.gradients.targeting import content_key, read_targets, subtask_of
 from raysift.jobs.runs.models import find_model
@@ -79,8 +79,9 @@ def compute_pulls(
     pinned = for_role(pinned, "gradients")
     wait_for_room("explain", pinned.resources, run.console.note)
     own = pinned.resources
-    task = ray.remote(num_cpus=min(1.0, own.cpus), num_gpus=own.gpus_per_worker or None)
-    by_checkpoint = ray.get(task(_pulls_in_task).remote(list(messages), found.members, points, pinned, selector))
+    with room_for_one("explain", own, run.console.note) as placed:
+        task = ray.remote(**placed)(_pulls_in_task)
+        by_checkpoint = ray.get(task.remote(list(messages), found.members, points, pinned, selector))
     weights = scores.values["checkpoint_weights"]
     pulls = []
     for number, (member, (file, record)) in enumerate(zip(found.members, found.places, strict=True)):

@@ -202,7 +202,7 @@ def targets(
     def body(folder: Location) -> StageResult:
         import ray
 
-        from raysift.jobs.cluster.machines import cluster_cpus, for_role
+        from raysift.jobs.cluster.machines import for_role, room_for_one
         from raysift.jobs.on_ray.fitting import fit_cluster, with_room
         from raysift.jobs.on_ray.peaks import telling
 
@@ -217,12 +217,11 @@ def targets(
                 there = for_role(config, "gradients").resources
                 room = fit_cluster(there, asked, most=1)
                 require_exact_room(selector.name, asked, room, there.on_gpu, subtasks, len(points), folder)
-            placed: dict[str, Any] = {
-                "num_cpus": min(cluster_cpus(), own.resources.cpus),
-                "num_gpus": own.resources.gpus_per_worker or None,
-            }
-            task = ray.remote(**placed, memory=own.resources.memory, max_retries=2)(telling(_compute_targets))
-            found: dict[str, Any] = ray.get(task.remote(members, points, own, selector, projection, model.name, folder))
+            with room_for_one("targets", own.resources, run.console.note) as placed:
+                task = ray.remote(**placed, max_retries=own.resources.restarts)(telling(_compute_targets))
+                found: dict[str, Any] = ray.get(
+                    task.remote(members, points, own, selector, projection, model.name, folder)
+                )
             return found
 
         width = None if projection.kind == "none" else projection.dimension

@@ -33,6 +33,8 @@ from raysift.storage import Location
 
 log = logging.getLogger(__name__)
 
+START_S = 60.0  # after which Ray Train tries again to start workers
+NOT_STARTED = "WorkerGroupStartupTimeoutError"
 ENCODED_COLUMNS = [ID, INPUT_IDS, COUNTED, TRUNCATED, DOUBLED, ERROR]
 
 
@@ -56,16 +58,19 @@ def train_in_a_task(
     """One Ray task that is granted several GPUs; Ray Train would take each of its workers for a rank of one GPU."""
     import ray
 
+    from raysift.jobs.cluster.machines import room_for_one
     from raysift.jobs.on_ray.counts import counted
     from raysift.jobs.on_ray.peaks import telling
 
-    asked = {"num_cpus": resources.cpus, "num_gpus": resources.gpus_per_worker or 0, "max_retries": resources.restarts}
-    asked |= {"memory": resources.memory} if resources.memory else {}
-    with progress(None, "steps") as bar, counted(bar) as counts:
+    with (
+        progress(None, "steps") as bar,
+        counted(bar) as counts,
+        room_for_one("finetune", resources, bar.note) as placed,
+    ):
         # A lost process starts again and continues from its checkpoint; an error of ours would only come again.
-        task = ray.remote(**asked)(telling(_train_as_task)).remote(rows, job, counts)
+        task = ray.remote(**placed, max_retries=resources.restarts)(telling(_train_as_task))
         try:
-            return dict(ray.get(task))
+            return dict(ray.get(task.remote(rows, job, counts)))
         except Exception as error:
             raise _given_up(job["out"], resources, error) from error
 
@@ -134,7 +139,10 @@ def train_on_ray(
                 name=f"finetune-{uuid.uuid4().hex}",
                 storage_path=ray_home.path,
                 storage_filesystem=ray_home.fs,
-                failure_config=FailureConfig(max_failures=resources.restarts),
+                # Ray Train would try for ever to start workers whose room others hold.
+                failure_config=FailureConfig(
+                    max_failures=resources.restarts, controller_failure_limit=int(resources.wait_s / START_S)
+                ),
                 checkpoint_config=CheckpointConfig(num_to_keep=1),
             ),
             # Read before the workers take the CPUs that reading needs, and only once for all workers and restarts.
@@ -187,6 +195,11 @@ def _train_as_worker(job: dict[str, Any]) -> None:
 
 
 def _given_up(out: Location, resources: Resources, error: BaseException) -> StageError:
+    if type(getattr(error, "controller_failure", None)).__name__ == NOT_STARTED:
+        return StageError(
+            f"finetune: {resources.workers} workers found no room for {resources.wait_s} s (resources.wait_s); other work holds "
+            "the machines. Start again when it is done, or ask for fewer (resources.train). The same command continues."
+        )
     return StageError(
         f"finetune: training failed, or its workers were lost more than {resources.restarts} times (resources.restarts): "
         f"{_cause(error)} Finished epochs are in {out}; the same command continues from the last one."

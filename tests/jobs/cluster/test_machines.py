@@ -9,7 +9,14 @@ import pytest
 
 from raysift.errors import StageError
 from raysift.jobs.cluster import machines as cluster
-from raysift.jobs.cluster.machines import first_workers, of_role, pool_size, present_workers, wait_for_room
+from raysift.jobs.cluster.machines import (
+    first_workers,
+    of_role,
+    pool_size,
+    present_workers,
+    room_for_one,
+    wait_for_room,
+)
 from raysift.settings.cluster import Cluster, Machine
 from raysift.settings.resources import Resources
 
@@ -89,6 +96,28 @@ def test_a_training_begins_with_the_gpus_there_are(grows):
     grows[:] = [Cluster((Machine(16, 4), HEAD), 16, 8)]
     own = of_role(Resources(), "train", REAL)
     assert (own.workers, present_workers(own)) == (8, 4)
+
+
+@pytest.mark.ray
+def test_room_that_others_hold_is_waited_for_with_a_bound(ray_local, console):
+    """Ray alone would never start the task, and never say so."""
+    tell, said = console
+    asked = Resources(worker_gib=10**6, wait_s=2).of("gradients", Cluster((Machine(2, 0),), 2))
+    with (
+        pytest.raises(
+            StageError, match=r"targets: no room for a worker of .* after 2 s; other work holds the machines"
+        ),
+        room_for_one("targets", asked, tell),
+    ):
+        pytest.fail("there is no machine of a million GiB")
+    assert said[0].startswith("targets: waiting for ")
+    import ray
+
+    sound = Resources(cpus_per_worker=0.5).of("gradients", Cluster((Machine(2, 0),), 2))
+    for _ in range(3):  # the room is given back each time
+        with room_for_one("targets", sound, tell) as placed:
+            assert ray.get(ray.remote(**placed)(lambda: 7).remote()) == 7
+    assert len(said) == 1
 
 
 @pytest.mark.slow

@@ -230,6 +230,15 @@ def test_nothing_to_train_on_is_an_error_that_says_why(tmp_path, model):
         finetune(write_rows(tmp_path, rows), tmp_path / "out", CONFIG, model, HERE)
 
 
+@pytest.mark.slow
+def test_workers_that_find_no_room_end_the_training_in_one_sentence(tmp_path, model, ray_local, monkeypatch):
+    """Ray Train by itself tries for ever; the driver's own wait of a minute is two of its attempts here."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "3")
+    asked = Resources(train={"workers": 1, "gib": 10**6}, wait_s=60, cpus_per_worker=0.5)
+    with pytest.raises(StageError, match=r"^finetune: 1 workers found no room for 60 s \(resources\.wait_s\)"):
+        finetune(write_rows(tmp_path, some_rows()), tmp_path / "out", CONFIG, model, asked)
+
+
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path, model):
     config = CONFIG.model_copy(update={"learning_rate": 1e30, "max_grad_norm": 0.0})
     with pytest.raises(StageError, match="Lower the learning rate"):
