@@ -17,6 +17,7 @@ import contextlib
 import logging
 import os
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -189,7 +190,10 @@ def answer_rows(
                 dataset = answer(read_rows(files, columns, resources), replace(watch, counts=counts))
                 dataset.write_parquet(answers.path, filesystem=answers.fs, ray_remote_args={"num_cpus": IO_CPUS})
         except Exception as error:
-            raise _full_disk(error, answers) or find_cause(error) or _named_in(error) or error from None
+            said = _full_disk(error, answers) or find_cause(error) or _named_in(error) or error
+            # Frames of Ray Data hold its actors, and with them CPUs and GPUs, for as long as a host keeps the error.
+            traceback.clear_frames(error.__traceback__)
+            raise said from None
     return answers.files(".parquet")
 
 

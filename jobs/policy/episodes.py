@@ -203,11 +203,17 @@ class RayFleet:
             each = {"CPU": own.cpus, "GPU": own.gpus_per_worker or 0.0, "memory": min(own.memory or 0, share)}
             bundles = [{name: amount for name, amount in each.items() if amount}] * total
             room = placement_group(bundles, strategy="PACK" if self.ranks > 1 else "SPREAD")
-            if room.wait(max(SETTLE_S, min(TELL_S, own.wait_s))):
-                return room
-            log.warning("episodes: waiting for room, at most %s s (resources.wait_s): %s", own.wait_s, self._asked())
-            if room.wait(max(0.0, own.wait_s - TELL_S)):
-                return room
+            try:
+                if room.wait(max(SETTLE_S, min(TELL_S, own.wait_s))):
+                    return room
+                log.warning(
+                    "episodes: waiting for room, at most %s s (resources.wait_s): %s", own.wait_s, self._asked()
+                )
+                if room.wait(max(0.0, own.wait_s - TELL_S)):
+                    return room
+            except BaseException:  # an interrupt, too: nobody else would give the room back
+                remove_placement_group(room)
+                raise
             remove_placement_group(room)
         raise StageError(
             f"episodes: no room after {own.wait_s} s (resources.wait_s): {self._asked()}. Lower resources.train, "

@@ -126,7 +126,7 @@ def without_nccl() -> None:
 
 def joins_when_asked(cluster: Any) -> None:
     """Stand in for an autoscaler: a machine with GPUs joins when a stage asks for one, and not before."""
-    from raysift.jobs.on_ray import cluster as ours
+    from raysift.jobs.cluster import machines as ours
 
     asked: list[dict[str, float]] = []
 
