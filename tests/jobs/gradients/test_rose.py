@@ -139,16 +139,19 @@ def test_beta_changes_scores_only_where_pairs_are_not_normalised(rose_run, repea
 
 @pytest.mark.slow
 def test_projected_scores_are_off_by_what_theory_allows_and_by_less_in_more_numbers(repeat, stored_run, tmp_path):
-    """One standard deviation of a cosine with target t is that of a unit vector times |t|, where |t| <= 1."""
-    errors = []
+    """One standard deviation of a cosine with target t is that of a unit vector times |t|, where |t| <= 1.
+
+    Errors fall as theory says, within a factor of two: these are of 27 rows at three checkpoints with one target.
+    """
+    errors, theories = [], []
     for kind, dimension in (("sketch", 512), ("sketch", 8192), ("signs", 131072)):
         drawn = {"rose__projection__kind": kind, "rose__projection__dimension": dimension}
         run = repeat(tmp_path / f"{kind}-{dimension}", rose__matching="store", **drawn)
         errors.append((numbers(run) - numbers(stored_run)).std())
-        theory = estimate_distortion(ProjectionSettings(kind=kind, dimension=dimension), 1)
-        assert errors[-1] < theory.cosine_sd()
-    assert errors[1] < errors[0] / 2
-    assert errors[2] < errors[1] / 2
+        theories.append(estimate_distortion(ProjectionSettings(kind=kind, dimension=dimension), 1).cosine_sd())
+        assert errors[-1] < theories[-1]
+    for fewer, more in ((0, 1), (1, 2)):
+        assert errors[more] / errors[fewer] < 2 * theories[more] / theories[fewer]
 
 
 def test_less_takes_examples_and_its_rows_get_their_own_directions(repeat, tmp_path, monkeypatch):
