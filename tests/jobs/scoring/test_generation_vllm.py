@@ -216,8 +216,9 @@ def test_an_engine_killed_in_the_middle_repeats_no_finished_row(ray_local, tmp_p
 @pytest.mark.parametrize(("asked_by", "restarts"), [("generation", 1), ("quality", 0)])
 def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, monkeypatch, asked_by, restarts):
     from raysift.config import CommonConfig
-    from raysift.jobs.on_ray import generation, quality, vllm_stage
+    from raysift.jobs.on_ray import generation, vllm_stage
     from raysift.jobs.runs.run import Run
+    from raysift.jobs.scoring import quality
     from raysift.scoring.settings import QualitySettings
 
     build, starts, kill = generation.build_engine, tmp_path / "starts", engine_killer()
@@ -239,10 +240,8 @@ def test_an_engine_that_dies_again_and_again_ends_the_run(ray_local, tmp_path, m
 
     monkeypatch.setattr({"generation": generation, "quality": quality}[asked_by], "build_engine", doomed)
     files = write_questions(tmp_path, 20)
-    one_batch = resources(block_rows=100, batch_rows=100, engine={"restarts": restarts})
-    with pytest.raises(
-        StageError, match=r"could not go on through vLLM .* as often as resources\.engine\.restarts says"
-    ):
+    one_batch = resources(block_rows=100, batch_rows=100, restarts=restarts)
+    with pytest.raises(StageError, match=r"could not go on through vLLM .* as often as resources\.restarts says"):
         if asked_by == "generation":
             generation.generate(files, "nano", open_location(tmp_path / "out"), settings(), one_batch)
         else:
