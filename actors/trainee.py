@@ -96,7 +96,7 @@ def loading_device(config: TrainConfig, place: Place) -> str:
         if place.world_size > 1:
             raise StageError(
                 f"training: {place.world_size} ranks cannot share a model that is spread over the GPUs. Set "
-                "resources.train_workers to 1, or resources.device to auto."
+                "resources.train to 1, or resources.device to auto."
             )
         return SPREAD
     if config.quantization == "none":

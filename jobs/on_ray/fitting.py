@@ -15,6 +15,7 @@ import ray
 from raysift.actors.prompts import read_config
 from raysift.config import CommonConfig
 from raysift.errors import StageError
+from raysift.faults import GPU_FULL
 from raysift.jobs.cluster.machines import card_bytes, for_role, pool_size, read_cluster, wait_for_room
 from raysift.jobs.runs.models import number_type
 from raysift.jobs.runs.run import Run
@@ -30,7 +31,6 @@ Result = TypeVar("Result")
 
 KILLED = ("MemoryError", "OUT_OF_MEMORY", "memory monitor", "running low on memory", "can't allocate memory")
 """Words in Ray's and torch's errors that a process had no memory left; several classes have them, only in their text."""
-GPU_FULL = ("CUDA out of memory", "CUDA error: out of memory")
 
 
 def with_room(
@@ -89,7 +89,7 @@ def _as_set(stage: str, config: CommonConfig, work: Callable[[CommonConfig], Res
     try:
         return work(config)
     except Exception as error:
-        if not killed_for_memory(error, GPU_FULL):
+        if not killed_for_memory(error, GPU_FULL if config.resources.on_gpu else ()):
             raise
         own = config.resources
         raise StageError(

@@ -1,6 +1,7 @@
 """What a worker is expected to take, and how many, how large and with how many threads they are then."""
 
 import pytest
+from wide_models import LLAMA_8B
 
 from raysift.settings.memory import (
     FEWEST_TOKENS,
@@ -18,10 +19,6 @@ from raysift.settings.memory import (
 SMOL = {
     "hidden_size": 576, "num_hidden_layers": 30, "vocab_size": 49152, "num_attention_heads": 9, "num_key_value_heads": 3,
     "intermediate_size": 1536, "hidden_act": "silu", "tie_word_embeddings": True, "max_position_embeddings": 8192,
-}  # fmt: skip
-LLAMA_8B = {
-    "hidden_size": 4096, "num_hidden_layers": 32, "vocab_size": 128256, "num_attention_heads": 32, "num_key_value_heads": 8,
-    "intermediate_size": 14336, "hidden_act": "silu", "tie_word_embeddings": False, "max_position_embeddings": 131072,
 }  # fmt: skip
 BERT = {
     "hidden_size": 384,

@@ -6,6 +6,7 @@ import shutil
 from collections import namedtuple
 
 import pytest
+from wide_models import SHAPE_8B
 
 from raysift.actors.row_gradients import rows_to_sort
 from raysift.config import CommonConfig
@@ -31,23 +32,12 @@ LLAMA_2_7B = Shape(
     tied=False,
     positions=4096,
 )
-LLAMA_3_8B = Shape(
-    hidden=4096,
-    layers=32,
-    vocabulary=128256,
-    attention=4096,
-    keys=1024,
-    feed_forward=14336,
-    gated=True,
-    tied=False,
-    positions=8192,
-)
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 MMLU, EPOCHS = 57, 4
 H100, SMALL_CARD = 80 * 10**9, 24 * 10**9
 
 
-@pytest.fixture(params=[LLAMA_2_7B, LLAMA_3_8B], ids=["7B", "8B"])
+@pytest.fixture(params=[LLAMA_2_7B, SHAPE_8B], ids=["7B", "8B"])
 def world(request, monkeypatch):
     """LESS's own training, rank 128 on the attention and 2048 tokens, at the widths of a real model instead of one on disk."""
     monkeypatch.setattr(fitting, "model_shape", lambda *_: request.param)

@@ -260,7 +260,7 @@ def test_a_comparing_judge_on_vllm_gives_the_verdicts_of_transformers_also_when_
     from raysift.jobs.on_ray import vllm_stage
     from raysift.jobs.scoring import quality
 
-    from ..scoring.test_generation_vllm import finished_before, killed_once  # noqa: TID252
+    from ..on_ray.test_generation_vllm import finished_before, killed_once  # noqa: TID252
 
     room = partial(vllm_stage.engine_arguments, max_length=900)
     monkeypatch.setattr(vllm_stage, "engine_arguments", lambda model, max_length, **others: room(model, **others))

@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from wide_models import LLAMA_8B
 
 from raysift.config import make_config
 from raysift.errors import StageError
@@ -20,19 +21,6 @@ from raysift.settings.cluster import Cluster, Machine
 from raysift.settings.memory import GIB
 from raysift.settings.resources import Resources
 from raysift.storage import open_location
-
-LLAMA_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "num_hidden_layers": 32,
-    "vocab_size": 128256,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "intermediate_size": 14336,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "max_position_embeddings": 131072,
-}
 
 
 @pytest.fixture
