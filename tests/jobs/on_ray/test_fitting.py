@@ -165,6 +165,7 @@ def test_what_does_not_fit_is_told_part_by_part(notes):
             RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"),
             "on its GPU with 4096",
         ),
+        ({"gpus_per_worker": 1}, RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "on its GPU with 4096"),
         ({"tokens_per_pass": 100}, killed(), r"with 100 tokens in a pass. Set resources\.tokens_per_pass=50"),
     ],
 )
