@@ -34,7 +34,9 @@ from raysift.actors.row_gradients import rows_to_sort
 from raysift.actors.step_trainer import deal, plan_passes
 from raysift.gradients.dealing import deal_rows
 from raysift.gradients.rows import TokenRow, pad_rows, plan_batches
+from raysift.jobs.on_ray.raydata import rows_at_once
 from raysift.policy.arithmetic import Card, step_seconds
+from raysift.settings.cluster import Cluster, Machine
 from raysift.settings.gradients import AdamSettings, ProjectionSettings
 from raysift.settings.memory import Shape
 from raysift.settings.resources import Resources
@@ -43,6 +45,7 @@ from raysift.templates import IGNORED
 
 POOL = Path(__file__).resolve().parents[3] / "shared" / "data" / "pool" / "pool_public.parquet"
 MEAN_TOKENS, LONGEST = 300, 2048
+AT_ONCE = rows_at_once(Resources().of("score", Cluster((Machine(192, 8),), 192, 8)))
 BLOCKS_TAIL = 0.5
 """Of its last block a GPU works alone for half the block's time, on average, while others have ended."""
 LLAMA_8B = {
@@ -386,10 +389,10 @@ class Account:
 
     def read(self, name: str, passes: float, weights: float, tokens: int, share: float = 1.0) -> Stage:
         """A stage that only reads: a row costs `passes` times its tokens."""
-        padding, read = padding_of(self.lengths, tokens, Resources().batch_rows), self.tokens * passes * share
+        padding, read = padding_of(self.lengths, tokens, AT_ONCE), self.tokens * passes * share
         cost, size = forward_pass(), weights / WEIGHTS
         held = both(lambda apart: self.answered(read, padding, cost.seconds_a_token(apart) * size, passes))
-        why = f"padding {padding - 1:.0%}: passes are planned for {Resources().batch_rows} rows at a time"
+        why = f"padding {padding - 1:.0%}: passes are planned for {AT_ONCE} rows at a time"
         return Stage(name, self.floor(read, 2 * weights), held, why)
 
 
