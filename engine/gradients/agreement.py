@@ -8,7 +8,7 @@ off = |S|^2 - diag, for random halves A, B of the n members (no halves need to b
     h = E<A, B> / E|A|^2                 agreement of halves, near their mean cosine
     full = 2 h / (1 + h)                 of all n with n others like them (Spearman, Brown)
     rho = off / ((n - 1) diag)           the mean cosine between two members
-    n for R = R (1 - rho) / (rho (1 - R))      members for which `full` is R
+    n for H = 2 H (1 - rho) / (rho (1 - H))    members whose halves agree at H
 
 Subtasks are pooled by sums of numerators and of denominators. The interval is the jackknife's over members, subtask by
 subtask. Members with the same text are one member: repeats are no evidence.
@@ -43,7 +43,7 @@ LEAST_HALVES = 0.2  # below: noise
 MOST_CHANCE = 0.02  # p of the sign test; above: noise. Below .05, so that 95 of 100 swapped targets are surely found
 FEWEST = 7  # different members of one subtask; fewer are never clear: with 6 pairs, p is at least 1/32
 WORKED = 0.9  # agreement of halves in targets whose selection served them
-WANTED_FULL = 0.8  # the `full` for which needed members are counted
+WANTED_HALVES = 0.7  # agreement for which the members needed are counted: clear, and not just so
 ALIKE = 0.98  # mean cosine between members from which they are one member, as repeats are
 CANCELS = 0.9  # mean cosine of the gradients of chosen and rejected from which most of both cancels
 CONFIDENCE = 0.95
@@ -94,7 +94,7 @@ class Halves:
     full: float | None = None
     mean_cosine: float | None = None
     needed: int | None = None
-    """Members per subtask for `WANTED_FULL`; None if the interval reaches 0."""
+    """Members per subtask for `WANTED_HALVES`; None if the interval reaches 0."""
     chance: float | None = None
     """The sign test's p; pairs only."""
     level: Level = "unknown"
@@ -231,7 +231,7 @@ def compare_halves(sums: Sequence[Sums], chance: float | None = None) -> Halves:
     rho = off / sum((len(one.squares) - 1) * float(one.squares.sum()) for one in split)
     needed = None
     if low is not None and low > 0 and rho > 0:
-        needed = max(2, math.ceil(WANTED_FULL * (1 - rho) / (rho * (1 - WANTED_FULL)) - 1e-9))
+        needed = max(2, math.ceil(2 * WANTED_HALVES * (1 - rho) / (rho * (1 - WANTED_HALVES)) - 1e-9))
     full = 2 * h / (1 + h) if h > -1 else -1.0
     few = sum(len(one.squares) - 1 for one in split) < FEWEST - 1
     level = "unknown" if low is None or rho >= ALIKE else _level(h, low, chance, few)
@@ -273,12 +273,15 @@ def chances(members: Members) -> tuple[float, list[float | None]]:
     groups = range(len(members.subtasks))
     widest = max(len(members.keys), *(block.shape[1] for block in members.blocks))
     step = max(1, _HELD_NUMBERS // widest)
-    seeds = [seed_for(draw, "signs of pairs") for draw in range(DRAWS)]
+    draws = uniform_of(np.arange(DRAWS), seed_for(0, "signs of pairs"))
+    moved = (draws * 2**62).astype(np.int64)[
+        :, None
+    ]  # of keys, which are mixed afterwards: each draw has its own signs
     reached, reached_by = 0, np.zeros(len(groups), np.int64)
     observed = _squares(members, np.ones((1, len(members.keys)), np.float32))[0]
     for start in range(0, DRAWS, step):
-        signs = np.stack([np.where(uniform_of(members.keys, seed) < 0.5, -1.0, 1.0) for seed in seeds[start:][:step]])
-        found = _squares(members, signs.astype(np.float32))
+        signs = np.where(uniform_of(members.keys + moved[start : start + step], 0) < 0.5, np.float32(-1), np.float32(1))
+        found = _squares(members, signs)
         # Equal signs on both sides must count as equal, and their sums were rounded apart.
         reached += int((found.sum(axis=1) >= observed.sum() * (1 - 1e-5)).sum())
         reached_by += (found >= observed * (1 - 1e-5)).sum(axis=0)

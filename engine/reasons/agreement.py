@@ -11,7 +11,7 @@ from raysift.gradients.agreement import (
     CLEAR_HALVES,
     FEWEST,
     MOST_CHANCE,
-    WANTED_FULL,
+    WANTED_HALVES,
     WORKED,
 )
 
@@ -30,10 +30,9 @@ def tell_agreement(found: Found) -> str:
 
 def tell_refusal(found: Found, least: float, setting: str) -> str:
     """Why the run ends here, for a setting that asks for more agreement."""
-    at = "an unknown value" if found["halves"] is None else f"{found['halves']:.2f}"
     return (
-        f"targets: the halves of this target agree at {at}, and {setting} asks for {least:g}, so the run ends before its pass "
-        f"over the pool. {_capital(tell_agreement(found))} The same command goes on with a lower {setting}, or with null."
+        f"targets: {tell_agreement(found)} {setting} asks for {least:g}, so the run ends before its pass over the pool. With a "
+        "lower value, or null, the same command goes on."
     )
 
 
@@ -91,14 +90,17 @@ def _advice(found: Found) -> str:
     if level in ("clear", "unknown"):
         return ""
     each = " in each subtask" if len(found["subtasks"]) > 1 else ""
-    needed = f"about {_about(found['needed'])}{each} for {WANTED_FULL:g}" if found["needed"] else ""
+    enough = (found["needed"] or 0) <= found["members"] / len(found["subtasks"])
+    needed = "" if enough else f"about {_about(found['needed'])}{each} for {WANTED_HALVES:g}"
+    if enough and _is_few(found):
+        needed = f"at least {FEWEST}"
     there = f"the files have {found['left_out']:,} more, see targets.limit" if found["left_out"] else ""
     told = "; ".join(part for part in (needed, there) if part)
     more = f"more {kind}" + (f" ({told})" if told else "")
     if level == "weak":
         return f"What helps: {more}."
     if kind == "pairs":
-        return f"Use pairs whose answers differ in more than a number, {more}, or `less` with the chosen answers."
+        return f"Use pairs whose answers differ in more than a word or a number, {more}, or `less` with the chosen answers."
     return f"Use examples whose answers are of one kind, or {more}."
 
 
@@ -109,13 +111,17 @@ def _cancels(found: Found) -> str:
     return f"The gradients of chosen and rejected are nearly the same (cosine {between:.2f}): most of both cancels."
 
 
-def _weak_subtasks(found: Found) -> str:
+def weak_subtasks(found: Found) -> list[tuple[float, str]]:
+    """Agreement and name of the subtasks that may be noise, lowest first, where there are several subtasks."""
     subtasks = found["subtasks"]
-    weak = sorted((own["halves"], name) for name, own in subtasks.items() if own["level"] == "noise")
-    if not weak or len(subtasks) < 2:
-        return ""
-    told = [f"'{name}' ({h:.2f})" for h, name in weak]
-    return f"Subtasks that may be noise: {_first(told)}."
+    if len(subtasks) < 2:
+        return []
+    return sorted((own["halves"], name) for name, own in subtasks.items() if own["level"] == "noise")
+
+
+def _weak_subtasks(found: Found) -> str:
+    told = [f"'{name}' ({h:.2f})" for h, name in weak_subtasks(found)]
+    return f"Subtasks that may be noise: {_first(told)}." if told else ""
 
 
 def _against(found: Found) -> str:
@@ -145,7 +151,3 @@ def _about(count: int) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.0f} %"
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raysift.gradients.agreement import CLEAR_HALVES
-from raysift.reasons.agreement import tell_agreement
+from raysift.reasons.agreement import tell_agreement, weak_subtasks
 from raysift.report.blocks import Alert
 
 LENGTH_RANK = 0.5
@@ -158,7 +158,7 @@ def checkpoint_weights(weights: Sequence[float], names: Sequence[str]) -> Alert 
 
 def target_agreement(found: Mapping[str, Any]) -> Alert | None:
     """Whether the pairs or examples of the target agree too little, or are too few, to say something."""
-    if found["level"] == "clear":
+    if found["level"] == "clear" and not weak_subtasks(found):
         return None
     told = tell_agreement(found)
     return Alert(

@@ -9,7 +9,7 @@ import pytest
 from raysift.gradients.agreement import (
     DRAWS,
     MOST_CHANCE,
-    WANTED_FULL,
+    WANTED_HALVES,
     agreement,
     as_values,
     chances,
@@ -154,13 +154,13 @@ def test_the_interval_is_that_of_leaving_out_one_member_at_a_time(sizes):
     assert (found.low, found.high) == pytest.approx((max(-1, h(parts) - half), min(1, h(parts) + half)))
 
 
-def test_so_many_members_as_are_needed_agree_as_much_as_is_wanted():
+def test_halves_of_so_many_members_as_are_needed_agree_as_much_as_is_wanted():
     found = found_in(planted(40, 0.06)).whole
-    reached = [n * found.mean_cosine / (1 + (n - 1) * found.mean_cosine) for n in (found.needed - 1, found.needed)]
-    assert reached[0] < WANTED_FULL <= reached[1]
+    half = np.array([found.needed - 1, found.needed]) / 2
+    before, reached = half * found.mean_cosine / (1 + (half - 1) * found.mean_cosine)
+    assert before < WANTED_HALVES <= reached
+    assert found_in(planted(found.needed, 0.06, seed=5)).whole.halves == pytest.approx(WANTED_HALVES, abs=0.05)
     assert found_in(planted(40, 0.0)).whole.needed is None
-    more = found_in(planted(found.needed, 0.06, seed=5)).whole
-    assert more.full == pytest.approx(WANTED_FULL, abs=0.05)
 
 
 def test_the_order_of_members_changes_nothing_at_all():

@@ -67,7 +67,9 @@ def test_show_and_report_say_the_same_sentence(rose_run, found, capsys):
     assert stage["values"]["agreement"]["halves"] == found["halves"]
     sections = {section["key"]: section for section in as_json(report_of(run, with_text=False))["sections"]}
     (table,) = [block for block in sections["why"]["blocks"] if block["title"] == "Agreement of the target's halves"]
-    assert table["note"] == told and [row[0] for row in table["rows"]] == ["all", "epoch-1", "epoch-2"]
+    parts = [row[0] for row in table["rows"]]
+    assert table["note"] == told and parts[0] == "all" and parts[3:] == ["epoch-1", "epoch-2"]
+    assert sorted(parts[1:3]) == sorted(found["subtasks"]) == ["add", "subtract"]
     assert table["rows"][0][1:3] == [PAIRS, found["halves"]]
     alerts = [alert for block in sections["alerts"]["blocks"] for alert in block["items"]]
     assert any(told in alert["text"] for alert in alerts) == (found["level"] != "clear")
@@ -104,7 +106,7 @@ def test_look_says_it_without_a_run_and_only_if_a_model_is_named(ray_local, tmp_
     from raysift.nano.world import generate_pool
 
     pool = write_lines(tmp_path / "pool.jsonl", list(generate_pool(20, 0)))
-    pairs = write_lines(tmp_path / "pairs.jsonl", nano_pairs(7, 0))
+    pairs = write_lines(tmp_path / "pairs.jsonl", nano_pairs(14, 0))
 
     def look(*more):
         arguments = ["look", pool, "--target", pairs, "--log", "plain", *more]
@@ -112,10 +114,9 @@ def test_look_says_it_without_a_run_and_only_if_a_model_is_named(ray_local, tmp_
         return capsys.readouterr().err
 
     assert "halves" not in look()
-    shown = look("--model", "nano", "rose.targets.limit=6")
-    assert "6 of 7 pairs" in shown
-    assert f"target {pairs}: halves of these 6 pairs agree at " in shown
-    assert "; 6 pairs are too few to be sure" in shown and BEFORE_WARMUP in shown
+    shown = look("--model", "nano", "rose.targets.limit=10")
+    assert "10 of 14 pairs" in shown and BEFORE_WARMUP in shown
+    assert f"target {pairs}: halves of these 10 pairs, subtask by subtask, agree at " in shown
     assert not list(tmp_path.glob("runs*"))
 
 
@@ -126,5 +127,5 @@ def test_a_target_of_equal_answers_alone_ends_with_a_sentence(ray_local, rose_ru
     run, selector = Run(tmp_path / "run", reuse=[rose_run]), make_selector(config)
     with run.replayable(config.model_dump(mode="json")):
         warm = run.adopt("warmup", rose_run)
-        with pytest.raises(DataError, match="no pair or example of subtask 'all' has a gradient; 3 were set aside"):
+        with pytest.raises(DataError, match="no pair or example of subtask 'add' has a gradient; 3 were set aside"):
             targets(run, config, selector, read_targets(config, selector), warm)
