@@ -198,7 +198,8 @@ def weights_of(target: Targets, aggregation: str) -> Floats:
     norms = np.array([member.norm for member in target.members])
     own = np.array([member.subtask for member in target.members], object)
     for name in set(own.tolist()):
-        norms[own == name] /= np.sqrt(np.mean(norms[own == name] ** 2))
+        squares = norms[own == name] ** 2
+        norms[own == name] /= math.sqrt(math.fsum(squares) / len(squares))
     return norms
 
 

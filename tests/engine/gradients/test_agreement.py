@@ -168,12 +168,12 @@ def test_the_order_of_members_changes_nothing_at_all():
     keys = [int(key) for key in np.random.default_rng(1).integers(-(2**62), 2**62, 20)]
     found = found_in(blocks, keys, subtasks=subtasks)
     order = np.random.default_rng(2).permutation(20)
-    moved = found_in(
-        [block[order] for block in blocks],
-        [keys[k] for k in order],
-        subtasks=[subtasks[k] for k in order],
-    )
-    assert moved == found
+    moved = {"subtasks": [subtasks[k] for k in order]}
+    assert found_in([block[order] for block in blocks], [keys[k] for k in order], **moved) == found
+    norms = np.random.default_rng(3).uniform(1, 9, (2, 20))
+    weighed = found_in(blocks, keys, "unit_of_mean", subtasks=subtasks, norms=norms)
+    moved["norms"] = norms[:, order]
+    assert found_in([block[order] for block in blocks], [keys[k] for k in order], "unit_of_mean", **moved) == weighed
 
 
 def test_a_text_that_repeats_is_one_member_and_no_evidence():
