@@ -41,7 +41,7 @@ Level = Literal["clear", "weak", "noise", "unknown"]
 CLEAR_HALVES = 0.6  # agreement of halves from which a target is clear
 LEAST_HALVES = 0.2  # below: noise
 MOST_CHANCE = 0.02  # p of the sign test; above: noise. Below .05, so that 95 of 100 swapped targets are surely found
-FEWEST = 7  # different members of one subtask; fewer are never clear: with 6 pairs, p is at least 1/32
+FEWEST = 8  # different members of one subtask; fewer are never clear: of 7 pairs that agree, p is 1/64 give or take
 WORKED = 0.9  # agreement of halves in targets whose selection served them
 WANTED_HALVES = 0.7  # agreement for which the members needed are counted: clear, and not just so
 ALIKE = 0.98  # mean cosine between members from which they are one member, as repeats are
@@ -49,7 +49,7 @@ CANCELS = 0.9  # mean cosine of the gradients of chosen and rejected from which 
 CONFIDENCE = 0.95
 DRAWS = 1000
 SHOWN_AGAINST = 3
-_HELD_NUMBERS = 2**22  # of signs and of their sums at once: 32 MiB each
+_HELD_NUMBERS = 2**20  # of signs and of their sums at once: 8 MiB each
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import pytest
 
 from raysift.gradients.agreement import (
     DRAWS,
+    FEWEST,
     MOST_CHANCE,
     WANTED_HALVES,
     agreement,
@@ -192,12 +193,12 @@ def test_members_that_hardly_differ_are_no_certainty():
 
 
 def test_the_sign_test_is_the_share_of_all_signs_that_do_as_well():
-    blocks = planted(8, 0.08, seed=3)
+    blocks = planted(8, 0.02, seed=3, width=24)
     vectors = side_by_side(blocks)
     signs = np.array(list(itertools.product([-1, 1], repeat=8)))
     squares = ((signs @ vectors) ** 2).sum(axis=1)
     exact = float(np.mean(squares >= squares[-1] * (1 - 1e-9)))
-    assert 0.01 < exact < 0.5
+    assert 0.02 < exact < 0.5
     found = found_in(blocks).whole.chance
     assert found == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / DRAWS) + 2 / DRAWS)
 
@@ -229,9 +230,11 @@ def test_examples_have_no_sides_and_are_judged_by_the_interval():
 
 
 def test_few_pairs_are_never_clear_because_chance_does_as_well():
-    assert 2.0**-6 < MOST_CHANCE < 2.0**-5
-    assert found_in(planted(6, 0.5)).whole.level == "weak"
-    assert found_in(planted(7, 0.5)).whole.level == "clear"
+    least = [2.0 ** (1 - count) for count in (FEWEST, FEWEST - 1)]  # p of pairs that all agree
+    spread = [np.sqrt(p / DRAWS) for p in least]
+    assert least[0] + 4 * spread[0] < MOST_CHANCE < least[1] + 4 * spread[1]
+    assert found_in(planted(FEWEST - 1, 0.5)).whole.level == "weak"
+    assert found_in(planted(FEWEST, 0.5)).whole.level == "clear"
     two = found_in(planted(2, 0.5)).whole
     assert two.halves is not None and two.low is None and two.level == "unknown"
 

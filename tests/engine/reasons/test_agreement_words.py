@@ -36,12 +36,12 @@ def test_chance_is_told_where_it_decides():
 
 
 def test_few_say_that_they_are_few():
-    told = tell_agreement(found(count=3, members=3, **NOISE | {"chance": 0.25}, low=-0.9, high=1.0))
+    told = tell_agreement(found(count=3, members=3, **NOISE | {"chance": 0.25, "low": -0.9, "high": 1.0}))
     assert "agree at only 0.20 (-0.90 to 1.00; 0.9 in targets that worked); 3 pairs are too few to be sure" in told
     assert "sides" not in told
     weak = tell_agreement(found(count=5, members=5, **NOISE | {"level": "weak", "halves": 0.9, "needed": 2}))
     assert weak.endswith(
-        "5 pairs are too few to be sure: a part of what follows may be noise. What helps: more pairs (at least 7)."
+        "5 pairs are too few to be sure: a part of what follows may be noise. What helps: more pairs (at least 8)."
     )
 
 
