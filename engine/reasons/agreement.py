@@ -133,8 +133,8 @@ def _against(found: Found) -> str:
         files.setdefault(one["file"], []).append(str(one["record"]))
     word = "record" if found["kind"] == "pairs" else "id"
     told = "; ".join(f"{file}, {word} {', '.join(records)}" for file, records in files.items())
-    most = "" if count == len(first) else " most of all"
-    return f"{count:,} of them {'pulls' if count == 1 else 'pull'} against the rest{most}: {told}."
+    before = ": " if count == len(first) else ", most of all "
+    return f"{count:,} of them {'pulls' if count == 1 else 'pull'} against the rest{before}{told}."
 
 
 def _first(told: Sequence[str]) -> str:

@@ -79,7 +79,7 @@ def test_weak_subtasks_and_members_that_pull_against_the_rest_are_named_at_most_
     assert "Subtasks that may be noise: 's0' (0.00), 's1' (0.01), 's2' (0.02) and 2 others." in told
     first = [{"file": "a.jsonl", "record": 4}, {"file": "b.jsonl", "record": 1}, {"file": "a.jsonl", "record": 7}]
     told = tell_agreement(found(against={"count": 12, "first": first}))
-    assert told.endswith("12 of them pull against the rest most of all: a.jsonl, record 4, 7; b.jsonl, record 1.")
+    assert told.endswith("12 of them pull against the rest, most of all a.jsonl, record 4, 7; b.jsonl, record 1.")
     told = tell_agreement(found(against={"count": 1, "first": first[:1]}))
     assert told.endswith("1 of them pulls against the rest: a.jsonl, record 4.")
 
