@@ -84,6 +84,9 @@ class TargetSettings(Settings):
     """Column of preference files that names the subtask. Default: `subtask`, if there is one. ROSE only."""
     split: str | None = None
     """Use only examples of this split as the target. Default: all. LESS only."""
+    least_agreement: float | None = Field(None, ge=0, le=1)
+    """End the run before its pass over the pool if random halves of the target agree less than this; 0.2 refuses what is likely
+    to be noise. Default: say how far they agree and go on."""
 
 
 class MatchSettings(Settings):

@@ -296,13 +296,24 @@ def look(
         str | None, typer.Option("--write", help="YAML file to make: the settings that matter, commented.")
     ] = None,
 ) -> None:
-    """Show what is in a pool and its targets, and which methods can use them. Needs no model and no Ray."""
-    settings, console = prepare("look", *with_paths(given, paths))
+    """Show what is in a pool and its targets, and which methods can use them. Needs no model and no Ray.
+
+    With --target and --model, that model computes how far the target's pairs or examples agree, as a run of `rose` or `less`
+    says before its pass over the pool.
+    """
+    named, overrides = with_paths(given, paths)
+    settings, console = prepare("look", named, overrides)
     from raysift.jobs.commands.look import look as look_at
     from raysift.jobs.runs.checks import check_pool
 
     check_pool(settings)
-    look_at(settings, write, console)
+    computes = given["model"] is not None and settings.target
+    look_at(
+        settings,
+        write,
+        console,
+        (lambda method: prepare("look", named | {"method": method}, overrides)[0]) if computes else None,
+    )
 
 
 @app.command(rich_help_panel="Look")

@@ -24,6 +24,7 @@ from raysift.jobs.runs.stage_names import WHAT_IT_DOES
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
 from raysift.pool.likeness import remarks
+from raysift.reasons.agreement import AGREEMENT, tell_agreement
 from raysift.records import ERROR
 from raysift.storage import Location
 
@@ -156,7 +157,7 @@ def show_ingest(run: Run, manifest: Manifest, console: Console) -> None:
 
 
 def show_targets(manifest: Manifest, console: Console) -> None:
-    """Print how many records of the target files have a gradient, and why the others have none."""
+    """Print how many records of the target files have a gradient, why the others have none, and how far they agree."""
     counts = manifest.counts
     without = [
         [f"{kind}: {reason}", count]
@@ -169,6 +170,8 @@ def show_targets(manifest: Manifest, console: Console) -> None:
     if counts.get("truncated"):
         rows.append(["with a gradient, of a part of the answer", counts["truncated"]])
     console.table("Targets", ["", "records"], [*rows, *without, ["records in", counts["rows_in"]]])
+    if found := manifest.values.get(AGREEMENT):
+        console.note(f"targets: {tell_agreement(found)}")
 
 
 def show_failures(run: Run, manifest: Manifest, console: Console) -> None:

@@ -19,6 +19,7 @@ from raysift.actors.checkpointed import Checkpoint
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import reference_answer
+from raysift.jobs.gradients.agreement import agreement_of, require_agreement
 from raysift.jobs.gradients.room import exact_room, require_exact_room, targets_room, warmup_recipe
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
 from raysift.jobs.pool.target_check import compare_with_pool
@@ -33,6 +34,7 @@ from raysift.pool.id_text import exact
 from raysift.pool.likeness import evenly
 from raysift.pool.longest import most_tokens_of
 from raysift.pool.row_ids import row_id
+from raysift.reasons.agreement import AGREEMENT
 from raysift.records import Example, Message, Pair
 from raysift.settings.gradients import ProjectionSettings
 from raysift.storage import Location
@@ -154,7 +156,8 @@ def like_pool(
 
     if told := tell_drawn(found, selector):
         run.console.note(told)
-    decides = selector.config.targets.model_dump(exclude_none=True, exclude={"limit"}) | dict(found.drawn)
+    decides = selector.config.targets.model_dump(exclude_none=True, exclude={"limit", "least_agreement"})
+    decides |= dict(found.drawn)
     return compare_with_pool(run, rows, target_files(config), decides, texts)
 
 
@@ -219,15 +222,16 @@ def targets(
                 require_exact_room(selector.name, asked, room, there.on_gpu, subtasks, len(points), folder)
             with room_for_one("targets", own.resources, run.console.note) as placed:
                 task = ray.remote(**placed, max_retries=own.resources.restarts)(telling(_compute_targets))
-                found: dict[str, Any] = ray.get(
-                    task.remote(members, points, own, selector, projection, model.name, folder)
+                values: dict[str, Any] = ray.get(
+                    task.remote(members, found.places, points, own, selector, projection, model.name, folder)
                 )
-            return found
+            return values
 
         width = None if projection.kind == "none" else projection.dimension
         longest = max(map(most_tokens_of, members))
         need = targets_room(config, settings, model.name, len(points), width, longest)
         values = with_room(run, "targets", config, need, compute, "gradients", most=1)
+        values[AGREEMENT]["left_out"] = found.left_out
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")
@@ -256,7 +260,8 @@ def targets(
     }
     decides: dict[str, Any] = {
         "projection": projection,
-        "targets": settings.targets.model_dump(exclude_none=True, exclude={"split", "limit"}) | dict(found.drawn),
+        "targets": settings.targets.model_dump(exclude_none=True, exclude={"split", "limit", "least_agreement"})
+        | dict(found.drawn),
         "checkpoints": settings.checkpoints,
         "template": train.template,
         "max_length": train.max_length,
@@ -266,11 +271,15 @@ def targets(
         "apart": settings.match.target_weights is not None,
     }
     decides |= {name: getattr(settings, name) for name in selector.of_target}
-    return run.stage("targets", decides, inputs, body, version=2)  # 2: shows inputs apart, as rows do
+    # 2: shows inputs apart, as rows do; 3: tells how far its members agree
+    manifest = run.stage("targets", decides, inputs, body, version=3)
+    require_agreement(run, selector, manifest)
+    return manifest
 
 
 def _compute_targets(
     members: Sequence[Any],
+    places: Sequence[tuple[str, int | str]],
     points: Sequence[Checkpoint],
     config: CommonConfig,
     selector: GradientSelector,
@@ -288,7 +297,8 @@ def _compute_targets(
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
     (folder / "members.json").write(json.dumps(exact(account)))
-    save_examples(folder / EXAMPLES_FILE, points, found, [content_key(member) for member in members])
+    keys = [content_key(member) for member in members]
+    save_examples(folder / EXAMPLES_FILE, points, found, keys)
     TargetFiles(folder, actor.hash).tidy(points)
     set_aside, truncated = count_members(found)
     return {
@@ -300,6 +310,7 @@ def _compute_targets(
         "truncated": truncated,
         "longest_input": actor.model.max_length,
         "deviation_from_autograd": actor.deviation,
+        AGREEMENT: agreement_of(found, points, keys, places, selector),
         "mean_losses": [float(np.mean([member.loss for member in target.members])) for target in found],
     }
 

@@ -13,7 +13,7 @@ import numpy as np
 from raysift.actors.row_gradients import MATCHES
 from raysift.ids import is_among
 from raysift.jobs.report.why_policy import why_policy
-from raysift.jobs.report.why_target import strongest, why_similarity
+from raysift.jobs.report.why_target import agreeing, strongest, why_similarity
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks, read_ids
 from raysift.manifest import Manifest
@@ -78,7 +78,7 @@ def why_gradient(run: Run, with_text: bool) -> tuple[str, list[Block]]:
     if pool is not None:
         blocks.append(_heatmap("Mean cosine of all rows with the target", names, subtasks, pool))
     blocks.append(_checkpoints(scores, target))
-    return lead, [*blocks, *strongest(run, target, scores, with_text)]
+    return lead, [*blocks, *agreeing(target), *strongest(run, target, scores, with_text)]
 
 
 def mean_cosines(
