@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 
 from raysift.config import CommonConfig
@@ -54,21 +55,44 @@ def exact_room(
     settings: GradientConfig,
     model: str,
     points: int,
-    subtasks: int,
+    columns: int,
     longest: int | None = None,
 ) -> Need | None:
-    """Memory an actor needs for exact matching: the targets of one checkpoint at a time, whatever the number of checkpoints."""
+    """Memory an actor needs for exact matching: the targets of one checkpoint at a time, whatever the number of checkpoints.
+
+    `columns` are the subtasks' own vectors and their null ones.
+    """
     each = moments_of(settings)
-    need = room_needed(config, settings, model, points, each, subtasks, longest)
-    return need and replace(need, rows=subtasks * (need.trained // (points * (1 + each))))
+    need = room_needed(config, settings, model, points, each, columns, longest)
+    return need and replace(need, rows=columns * (need.trained // (points * (1 + each))))
 
 
 def targets_room(
-    config: CommonConfig, settings: GradientConfig, model: str, points: int, width: int | None, longest: int
+    config: CommonConfig,
+    settings: GradientConfig,
+    model: str,
+    points: int,
+    width: int | None,
+    longest: int,
+    nulls: int = 0,
 ) -> Need | None:
-    """Memory the task needs that computes targets: sums of one subtask at a time, and the vectors of one of its members."""
+    """Memory the task needs that computes targets: sums of one subtask and its null columns at a time, and the vectors of one of
+    its members."""
     need = room_needed(config, settings, model, points, 0, width, longest)
-    return need and replace(need, rows=MEMBER_VECTORS * (need.accumulators // 3))
+    return need and replace(need, rows=(MEMBER_VECTORS + nulls) * (need.accumulators // 3))
+
+
+def null_fits(without: Need, whole: Need, fit: Callable[[Need], Fit | None], points: int, folder: Location) -> bool:
+    """Whether exact matching has room for null targets, too: as many workers with as long passes as without them, and disk.
+
+    `fit` tells how a need fits the cluster. GPUs of unknown memory count as too small: a null must not end a run.
+    """
+    one, other = fit(without), fit(whole)
+    if one is None or other is None:
+        return False
+    if not other.small and (other.too_large or (one.workers, one.tokens) != (other.workers, other.tokens)):
+        return False
+    return not folder.is_local or whole.rows * points <= shutil.disk_usage(folder.path).free
 
 
 def require_exact_room(

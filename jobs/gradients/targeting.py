@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +20,10 @@ from raysift.actors.checkpointed import Checkpoint
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import reference_answer
-from raysift.jobs.gradients.room import exact_room, require_exact_room, targets_room, warmup_recipe
+from raysift.gradients.null import without_null
+from raysift.gradients.null_columns import NO_ROOM, ROWS
+from raysift.jobs.gradients.null import NULL, NULL_ROWS, null_values, plan_null, save_null_rows
+from raysift.jobs.gradients.room import exact_room, null_fits, require_exact_room, targets_room, warmup_recipe
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
 from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs.models import find_model
@@ -38,6 +42,7 @@ from raysift.settings.gradients import ProjectionSettings
 from raysift.storage import Location
 
 if TYPE_CHECKING:
+    from raysift.gradients.null_columns import NullPlan
     from raysift.gradients.preference import Targets
 
 EXAMPLES_FILE = "examples.parquet"
@@ -191,9 +196,10 @@ def targets(
     config: CommonConfig,
     selector: GradientSelector,
     found: TargetMembers,
+    rows: Manifest,
     trained: Manifest,
 ) -> Manifest:
-    """The gradient of the target loss at each checkpoint, one vector per subtask."""
+    """The gradient of the target loss at each checkpoint, one vector per subtask, and null ones beside it."""
     settings = selector.config
     model, points = find_model(run, config), checkpoints_of(run, trained, settings.checkpoints)
     projection = settings.projection if settings.matching == "store" else WHOLE
@@ -209,30 +215,50 @@ def targets(
         for note in found.notes:
             run.console.note(f"targets: {note}")
         members, problems = found.members, found.problems
-        subtasks = len({subtask_of(member) for member in members})
+        names = [subtask_of(member) for member in members]
+        subtasks = len(set(names))
+        null, why = plan_null(run, config, selector, [content_key(member) for member in members], names, rows)
+        tries = 0
+
+        def room_for_null(columns: int) -> bool:
+            """Not after a kill, nor where it takes room that the run needs: a null never ends a run that works without it."""
+            wanted = (subtasks, subtasks * (1 + columns))
+            without, whole = (exact_room(config, settings, model.name, len(points), count) for count in wanted)
+            if tries > 1 or projection is not WHOLE or without is None or whole is None:
+                return tries == 1
+            there = for_role(config, "gradients").resources
+            return null_fits(without, whole, partial(fit_cluster, there), len(points), folder)
 
         def compute(own: CommonConfig) -> dict[str, Any]:
+            nonlocal null, why, tries
+            tries += 1
             asked = exact_room(config, settings, model.name, 1, subtasks) if projection is WHOLE else None
             if asked:
                 there = for_role(config, "gradients").resources
                 room = fit_cluster(there, asked, most=1)
                 require_exact_room(selector.name, asked, room, there.on_gpu, subtasks, len(points), folder)
+            if null and not room_for_null(null.columns):
+                null, why = None, NO_ROOM
             with room_for_one("targets", own.resources, run.console.note) as placed:
                 task = ray.remote(**placed, max_retries=own.resources.restarts)(telling(_compute_targets))
                 found: dict[str, Any] = ray.get(
-                    task.remote(members, points, own, selector, projection, model.name, folder)
+                    task.remote(members, points, own, selector, projection, model.name, folder, null, why)
                 )
             return found
 
         width = None if projection.kind == "none" else projection.dimension
         longest = max(map(most_tokens_of, members))
-        need = targets_room(config, settings, model.name, len(points), width, longest)
+        nulls = null.columns if null else 0
+        need = targets_room(config, settings, model.name, len(points), width, longest, nulls)
         values = with_room(run, "targets", config, need, compute, "gradients", most=1)
+        if values["null"]["why"]:
+            run.console.note(f"targets: {without_null(values['null']['why'])}")
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")
         files = {"targets": [f"{point.name}.safetensors" for point in points], "members": ["members.json"]}
         files["examples"] = [EXAMPLES_FILE]
+        files |= {NULL: [NULL_ROWS]} if null and null.kind == ROWS else {}
         aside, truncated = values["set_aside"], values.pop("truncated")
         if truncated:
             run.console.note(
@@ -264,9 +290,12 @@ def targets(
         "dtype": train.dtype,
         "quantization": train.quantization,
         "apart": settings.match.target_weights is not None,
+        "null": {"kind": selector.null_kind, "seed": config.seed},
     }
+    if selector.null_kind == ROWS:
+        inputs["rows"] = rows.fingerprint
     decides |= {name: getattr(settings, name) for name in selector.of_target}
-    return run.stage("targets", decides, inputs, body, version=2)  # 2: shows inputs apart, as rows do
+    return run.stage("targets", decides, inputs, body, version=3)  # 2: shows inputs apart, as rows do; 3: a null
 
 
 def _compute_targets(
@@ -277,18 +306,23 @@ def _compute_targets(
     projection: ProjectionSettings,
     model: str,
     folder: Location,
+    null: NullPlan | None,
+    why: str,
 ) -> dict[str, Any]:
     """Runs in its own task because it needs the model: writes the vectors, returns the manifest's values."""
     from raysift.actors.target_files import TargetFiles, save_examples
     from raysift.actors.target_gradients import TargetGradients
 
     actor = TargetGradients(model, points, projection, files=folder, **gradient_loading(config, selector.config))
-    found = selector.target_gradients(actor, members)
+    more = {"null": null} if null else {}
+    found = selector.target_gradients(actor, members, **more)
     account = {
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
     (folder / "members.json").write(json.dumps(exact(account)))
     save_examples(folder / EXAMPLES_FILE, points, found, [content_key(member) for member in members])
+    if null and null.kind == ROWS:
+        save_null_rows(folder / NULL_ROWS, actor.null_rows)
     TargetFiles(folder, actor.hash).tidy(points)
     set_aside, truncated = count_members(found)
     return {
@@ -300,6 +334,7 @@ def _compute_targets(
         "truncated": truncated,
         "longest_input": actor.model.max_length,
         "deviation_from_autograd": actor.deviation,
+        "null": null_values(selector.null_kind, null, why, found),
         "mean_losses": [float(np.mean([member.loss for member in target.members])) for target in found],
     }
 
