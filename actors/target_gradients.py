@@ -98,7 +98,7 @@ class TargetGradients:
 
         tokens = [self.model.encode_pair(number, pair, end_prompt) for number, pair in enumerate(pairs)]
         self.deviation = self.check([pair.chosen for pair in tokens])
-        signs = NullSigns(null.columns, null.seed, dict(enumerate(null.keys))) if null else None
+        signs = NullSigns(null.columns, dict(enumerate(null.keys))) if null else None
 
         def at(gradients: RowGradients, write: Write | None) -> Targets:
             return preference_targets(gradients, tokens, preference, targets, keep_units, write, signs)

@@ -96,8 +96,7 @@ class Tally:
         bits = (scores.astype(np.float32) + np.float32(0)).view(np.uint32)  # the sum turns -0 into 0
         # Bits of floats in the order of the floats: all of them inverted below zero, the sign's alone above.
         rising = np.where(bits >> np.uint32(31), ~bits, bits | np.uint32(1 << 31)) >> self._shift
-        bins, counts = np.unique(rising, return_counts=True)
-        self._counts[column, bins] += counts.astype(np.uint32)
+        np.add.at(self._counts[column], rising, 1)
 
     def found(self, column: int) -> Weighted:
         """The bins that hold a row, each told by its lowest number."""

@@ -17,13 +17,12 @@ class NullSigns:
     """Null columns of pairs: the same contributions with signs drawn by content."""
 
     columns: int
-    seed: int
     keys: Mapping[int, int]
     """Content key of each pair, by its id."""
 
     def of(self, ids: Sequence[int]) -> dict[int, list[int]]:
         """The signs of these pairs, by id."""
-        drawn = random_signs([self.keys[id_] for id_ in ids], self.columns, self.seed).tolist()
+        drawn = random_signs([self.keys[id_] for id_ in ids], self.columns).tolist()
         return dict(zip(ids, drawn, strict=True))
 
 

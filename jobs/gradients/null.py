@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from raysift.config import CommonConfig
 from raysift.draws import seed_for, uniform_of
 from raysift.gradients.influence import TargetColumns, weigh_checkpoints
 from raysift.gradients.null import WHOLE, NullReduce, excess, stands_above, verdict, without_null
@@ -25,6 +24,7 @@ from raysift.gradients.null_columns import (
     NO_KIND,
     NO_ROWS,
     ROWS,
+    SEED,
     SIGNS,
     TOO_FEW,
     Kind,
@@ -57,7 +57,6 @@ OF_ROWS = pa.schema([("replicate", pa.int32()), (ID, pa.int64())])
 
 def plan_null(
     run: Run,
-    config: CommonConfig,
     selector: GradientSelector,
     keys: Sequence[int],
     subtasks: Sequence[str],
@@ -69,20 +68,20 @@ def plan_null(
     if selector.null_kind == SIGNS:
         if len(set(keys)) < FEWEST_PAIRS:
             return None, TOO_FEW
-        return NullPlan(SIGNS, columns, config.seed, keys=tuple(keys)), ""
+        return NullPlan(SIGNS, columns, keys=tuple(keys)), ""
     if selector.null_kind == ROWS:
         most = most_rows(rows.counts["kept"])
         sizes = sizes_for(counts, columns, most)
         wanted = min(most, columns * sum(sizes.values()))
-        drawn = _draw_rows(run.files(rows, "rows"), wanted + max(SPARE, wanted // 4), config.seed)
-        return NullPlan(ROWS, columns, config.seed, candidates=drawn, sizes=sizes, most=most), ""
+        drawn = _draw_rows(run.files(rows, "rows"), wanted + max(SPARE, wanted // 4))
+        return NullPlan(ROWS, columns, candidates=drawn, sizes=sizes, most=most), ""
     return None, NO_KIND
 
 
-def _draw_rows(files: Sequence[Location], count: int, seed: int) -> tuple[dict[str, Any], ...]:
+def _draw_rows(files: Sequence[Location], count: int) -> tuple[dict[str, Any], ...]:
     """Rows of the pool in the order of a draw by id."""
     ids = read_ids(files)
-    chosen, _ = top_k(ids, uniform_of(ids, seed_for(seed, "null rows")), count)
+    chosen, _ = top_k(ids, uniform_of(ids, seed_for(SEED, "null rows")), count)
     found: dict[int, dict[str, Any]] = {}
     known = pq.read_schema(files[0].path, filesystem=files[0].fs).names
     columns = [ID, MESSAGES, *([META] if META in known else [])]

@@ -217,7 +217,7 @@ def targets(
         members, problems = found.members, found.problems
         names = [subtask_of(member) for member in members]
         subtasks = len(set(names))
-        null, why = plan_null(run, config, selector, [content_key(member) for member in members], names, rows)
+        null, why = plan_null(run, selector, [content_key(member) for member in members], names, rows)
         tries = 0
 
         def room_for_null(columns: int) -> bool:
@@ -290,7 +290,7 @@ def targets(
         "dtype": train.dtype,
         "quantization": train.quantization,
         "apart": settings.match.target_weights is not None,
-        "null": {"kind": selector.null_kind, "seed": config.seed},
+        "null": selector.null_kind,
     }
     if selector.null_kind == ROWS:
         inputs["rows"] = rows.fingerprint

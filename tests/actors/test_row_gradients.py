@@ -338,7 +338,7 @@ def test_projected_cosines_stray_no_further_than_theory_says_with_maps_of_their_
             assert np.abs(matrix @ near[index] - targets[index] @ exact[index]).max() < 5 / np.sqrt(width)
 
 
-KEYS = NullPlan("signs", 2, 0, keys=tuple(range(3)))
+KEYS = NullPlan("signs", 2, keys=tuple(range(3)))
 
 
 def test_exact_and_stored_null_scores_agree_and_readers_of_targets_see_none(world, tmp_path):
@@ -367,13 +367,13 @@ def test_exact_and_stored_null_scores_agree_and_readers_of_targets_see_none(worl
 def test_random_rows_without_a_token_that_counts_are_passed_over_and_those_taken_are_told(world, tmp_path):
     examples = [Example(str(i), "t", PROMPT, "exact_match", reference=f"this {i}") for i in range(3)]
     rows = [*ROWS.to_pylist(), *(conversation(10 + i, f"word {i}") for i in range(12))]
-    null = NullPlan("rows", 4, 0, candidates=tuple(rows[::-1]), sizes={"t": 3}, most=12)
+    null = NullPlan("rows", 4, candidates=tuple(rows[::-1]), sizes={"t": 3}, most=12)
     folder = open_location(tmp_path).make_folder()
     actor = TargetGradients(base(world), [checkpoint(world)], WHOLE, files=folder, **LOADING)
     (found,) = actor.from_examples(examples, TargetSettings(), null=null)
     assert found.empty_nulls == 0
     assert [row for own in actor.null_rows for row in sorted(own, reverse=True)] == [21 - i for i in range(12)]
-    mute = NullPlan("rows", 4, 0, candidates=(rows[2],), sizes={"t": 3}, most=12)
+    mute = NullPlan("rows", 4, candidates=(rows[2],), sizes={"t": 3}, most=12)
     (none,) = TargetGradients(base(world), [checkpoint(world)], WHOLE, **LOADING).from_examples(
         examples, TargetSettings(), null=mute
     )
