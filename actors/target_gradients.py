@@ -130,7 +130,8 @@ class TargetGradients:
         from raysift.gradients.null_columns import deal
         from raysift.gradients.null_sums import NullRows
 
-        wanted, usable = min(null.most, null.columns * sum(null.sizes.values())), {}
+        wanted = min(null.most, null.columns * sum(null.sizes.values()))
+        usable: dict[int, TokenRow] = {}
         for row in null.candidates:
             if len(usable) == wanted:
                 break

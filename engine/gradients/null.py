@@ -10,7 +10,7 @@ Random rows share the pool's common direction, and their cosines have another sc
 spread from its own median (`scale_of`).
 
 Scores are counted in bins by the leading bits of their float32: at most 2^24 counts whatever the number of rows, the same in
-any order of shards, with bins of one relative width (2^-10 or finer for up to 32 columns).
+any order of shards, with bins of one relative width (2^-9 for up to 64 columns).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from raysift.gradients.influence import TargetColumns, aggregate_subtasks
 from raysift.gradients.null_columns import (
+    FEWEST_OF_SUBTASK,
     FEWEST_PAIRS,
     NO_KIND,
     NO_ROOM,
@@ -43,7 +44,7 @@ MOST_FALSE = 0.1
 """Of the rows that stand above the null, at most this share is expected to do so by chance."""
 CLEAR_SHARE = 0.5
 """A selection of which a smaller share stands above the null is called doubtful."""
-MOST_COUNTS, MOST_BITS, FEWEST_BITS = 2**24, 20, 12
+MOST_COUNTS, MOST_BITS, FEWEST_BITS = 2**24, 18, 12
 MAD_TO_SD = 1.4826
 WHOLE = ""
 """Name of the scores that rows are chosen by, beside the names of the subtasks."""
@@ -75,12 +76,12 @@ class Weighted:
         """The smallest value that at least such a share of the rows does not exceed."""
         upto = np.cumsum(self.counts)
         places = np.searchsorted(upto, levels * upto[-1] * (1 - 1e-12))
-        return self.values[np.minimum(places, len(self.values) - 1)]
+        return np.asarray(self.values[np.minimum(places, len(self.values) - 1)])
 
     def from_on(self, values: Floats) -> Floats:
         """The share of rows at each of these values or above."""
         upto = np.concatenate([[0.0], np.cumsum(self.counts)])
-        return (upto[-1] - upto[np.searchsorted(self.values, values)]) / upto[-1]
+        return np.asarray((upto[-1] - upto[np.searchsorted(self.values, values)]) / upto[-1])
 
 
 class Tally:
@@ -213,7 +214,7 @@ def excess(found: Mapping[str, Any], scores: Floats) -> float | None:
     middle = float(np.median(scores))
     level = np.interp(middle, found["real"], LEVELS)
     expected = float(np.interp(level, LEVELS, found["null"]))
-    return ((middle - found["middle"]) / found["unit"] - expected) / float(found["null_spread"])
+    return float(((middle - found["middle"]) / found["unit"] - expected) / found["null_spread"])
 
 
 def stands_above(found: Mapping[str, Any], scores: NDArray[np.floating]) -> NDArray[np.bool_]:
@@ -227,7 +228,7 @@ def null_counts(found: Mapping[str, Any], edges: Floats) -> NDArray[np.int64]:
     """How many rows the null would have between these scores, if it had as many as the pool; by its kept quantiles."""
     at = np.array(found["null"]) * found["unit"] + found["middle"]
     upto = np.interp(edges, at, LEVELS, left=0.0, right=1.0)
-    return np.rint(np.diff(upto) * found["rows"]).astype(np.int64)
+    return np.asarray(np.rint(np.diff(upto) * found["rows"]), np.int64)
 
 
 # --- in words --------------------------------------------------------------------------------------------------------
@@ -238,8 +239,8 @@ GIVEN_BY = {
 }
 NO_NULL = {
     TOO_FEW: (
-        f"random signs of so few pairs say nothing; with {FEWEST_PAIRS} pairs or more the run tells whether its scores stand above "
-        "noise"
+        f"random signs of so few pairs say nothing; it takes {FEWEST_PAIRS} different pairs, and {FEWEST_OF_SUBTASK} of each "
+        "subtask"
     ),
     NO_ROOM: (
         "there was no memory or disk for null targets beside those of the run; matching=store in the method's section, whose "

@@ -1,6 +1,6 @@
 """Targets that mean nothing, computed beside the real ones: what random signs of the same pairs, or random rows, give.
 
-    signs   v_r = aggregate of e_ri g_i         g_i: what pair i adds to the real target; e_ri: 1 or -1 at random
+    signs   v_r = aggregate of e_ri g_i         g_i: what pair i adds to the real target; e_ri: 1 or -1 at random, half of each
     rows    v_r = aggregate of the gradients of random rows of the pool, as many as the subtask has examples
 
 A run has `each` columns for every subtask: its real target first, then its null ones. Replicate r is the r-th null column of
@@ -26,8 +26,8 @@ ROWS: Kind = "rows"
 
 FEWEST_REPLICATES = 4
 """Null columns of all subtasks together, at least."""
-FEWEST_PAIRS = 6
-"""With fewer pairs, random signs are too often those of the pairs themselves, or all of them turned round."""
+FEWEST_PAIRS, FEWEST_OF_SUBTASK = 6, 2
+"""With fewer pairs in all, or of a subtask, random signs are too often the target itself, or all of it turned round."""
 ROWS_SHARE, FEWEST_ROWS = 0.02, 8
 """Random rows of all null columns together: at most this share of the pool, so that their passes cost next to nothing."""
 
@@ -91,10 +91,22 @@ def replicates(subtasks: int) -> int:
 
 
 def random_signs(keys: Sequence[int], columns: int, seed: int = SEED) -> NDArray[np.int8]:
-    """(members, columns) of 1 and -1, decided by a member's content, the column and the seed alone."""
+    """(members, columns) of 1 and -1 for the members of one subtask, decided by their contents and the column alone.
+
+    Members take turns in the order of a draw, so half of them have either sign. What they have in common cancels: else a null
+    of few pairs would hold much of the target.
+    """
     ids = np.array(keys, np.int64)
-    draws = [uniform_of(ids, seed_for(seed, f"null signs {column}")) for column in range(columns)]
-    return np.where(np.stack(draws, axis=1) < 0.5, -1, 1).astype(np.int8)
+    signs = np.empty((len(ids), columns), np.int8)
+    for column in range(columns):
+        order = np.lexsort((ids, uniform_of(ids, seed_for(seed, f"null signs {column}"))))
+        signs[order, column] = np.where(np.arange(len(ids)) % 2, -1, 1)
+    return signs
+
+
+def enough_pairs(counts: Sequence[int]) -> bool:
+    """Whether random signs of so many pairs of each subtask say anything."""
+    return sum(counts) >= FEWEST_PAIRS and min(counts) >= FEWEST_OF_SUBTASK
 
 
 def most_rows(pool_rows: int) -> int:

@@ -20,10 +20,14 @@ class NullSigns:
     keys: Mapping[int, int]
     """Content key of each pair, by its id."""
 
-    def of(self, ids: Sequence[int]) -> dict[int, list[int]]:
+    def of(self, subtask_of: Mapping[int, str]) -> dict[int, list[int]]:
         """The signs of these pairs, by id."""
-        drawn = random_signs([self.keys[id_] for id_ in ids], self.columns).tolist()
-        return dict(zip(ids, drawn, strict=True))
+        found: dict[int, list[int]] = {}
+        for name in sorted(set(subtask_of.values())):
+            own = [id_ for id_, subtask in subtask_of.items() if subtask == name]
+            drawn = random_signs([self.keys[id_] for id_ in own], self.columns).tolist()
+            found |= dict(zip(own, drawn, strict=True))
+        return found
 
 
 @dataclass(frozen=True)

@@ -133,7 +133,7 @@ def preference_targets(
         # Null columns are plain sums: taken in the order of content, they do not depend on that of the files.
         keys = null.keys
         kept.sort(key=lambda pair: (keys[pair.id], pair.id))
-        means.nulls.signs = null.of([pair.id for pair in kept])
+        means.nulls.signs = null.of({pair.id: pair.subtask for pair in kept})
     for why in set_aside:
         if why.reason in (SAME_ANSWERS, SAME_UNTIL_CUT):
             means.count_zero(why.id)

@@ -20,7 +20,6 @@ from raysift.draws import seed_for, uniform_of
 from raysift.gradients.influence import TargetColumns, weigh_checkpoints
 from raysift.gradients.null import WHOLE, NullReduce, excess, stands_above, verdict, without_null
 from raysift.gradients.null_columns import (
-    FEWEST_PAIRS,
     NO_KIND,
     NO_ROWS,
     ROWS,
@@ -30,6 +29,7 @@ from raysift.gradients.null_columns import (
     Kind,
     NullColumns,
     NullPlan,
+    enough_pairs,
     most_rows,
     replicates,
     sizes_for,
@@ -66,7 +66,8 @@ def plan_null(
     counts = Counter(subtasks)
     columns = replicates(len(counts))
     if selector.null_kind == SIGNS:
-        if len(set(keys)) < FEWEST_PAIRS:
+        different = Counter(subtask for subtask, _ in set(zip(subtasks, keys, strict=True)))
+        if not enough_pairs(list(different.values())):
             return None, TOO_FEW
         return NullPlan(SIGNS, columns, keys=tuple(keys)), ""
     if selector.null_kind == ROWS:
@@ -94,7 +95,7 @@ def null_values(kind: Kind | None, plan: NullPlan | None, why: str, found: Seque
     """What the manifest of the targets tells of the null, from the targets at all checkpoints (see `NullColumns`)."""
     counts = Counter(member.subtask for member in found[0].members)
     members = [counts[name] for name in found[0].subtasks]
-    if plan and plan.kind == SIGNS and sum(members) < FEWEST_PAIRS:
+    if plan and plan.kind == SIGNS and not enough_pairs(members):
         why = TOO_FEW
     if any(target.empty_nulls for target in found):
         why = NO_ROWS

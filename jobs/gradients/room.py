@@ -14,6 +14,8 @@ from raysift.settings.training import TrainConfig
 from raysift.storage import Location
 
 SIGNS = 0.25  # vectors of the size of the adapter: one byte per number of a gradient
+LONG_PASS = 2048
+"""Tokens of a pass that keep any device busy; longer ones hardly save time."""
 MEMBER_VECTORS = (
     6  # a pair's two gradients, their difference and its unit; a subtask's sum and what rounding took from it
 )
@@ -83,14 +85,16 @@ def targets_room(
 
 
 def null_fits(without: Need, whole: Need, fit: Callable[[Need], Fit | None], points: int, folder: Location) -> bool:
-    """Whether exact matching has room for null targets, too: as many workers with as long passes as without them, and disk.
+    """Whether exact matching has room for null targets, too: as many workers as without them, passes that are long enough, and
+    disk.
 
     `fit` tells how a need fits the cluster. GPUs of unknown memory count as too small: a null must not end a run.
     """
     one, other = fit(without), fit(whole)
     if one is None or other is None:
         return False
-    if not other.small and (other.too_large or (one.workers, one.tokens) != (other.workers, other.tokens)):
+    slower = other.workers < one.workers or other.tokens < min(one.tokens, LONG_PASS)
+    if not other.small and (other.too_large or slower):
         return False
     return not folder.is_local or whole.rows * points <= shutil.disk_usage(folder.path).free
 

@@ -21,7 +21,7 @@ from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import reference_answer
 from raysift.gradients.null import without_null
-from raysift.gradients.null_columns import NO_ROOM, ROWS
+from raysift.gradients.null_columns import NO_KIND, NO_ROOM, ROWS
 from raysift.jobs.gradients.null import NULL, NULL_ROWS, null_values, plan_null, save_null_rows
 from raysift.jobs.gradients.room import exact_room, null_fits, require_exact_room, targets_room, warmup_recipe
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
@@ -251,8 +251,8 @@ def targets(
         nulls = null.columns if null else 0
         need = targets_room(config, settings, model.name, len(points), width, longest, nulls)
         values = with_room(run, "targets", config, need, compute, "gradients", most=1)
-        if values["null"]["why"]:
-            run.console.note(f"targets: {without_null(values['null']['why'])}")
+        if (missing := values["null"]["why"]) and missing != NO_KIND:
+            run.console.note(f"targets: {without_null(missing)}")
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")
@@ -314,7 +314,7 @@ def _compute_targets(
     from raysift.actors.target_gradients import TargetGradients
 
     actor = TargetGradients(model, points, projection, files=folder, **gradient_loading(config, selector.config))
-    more = {"null": null} if null else {}
+    more: dict[str, Any] = {"null": null} if null else {}
     found = selector.target_gradients(actor, members, **more)
     account = {
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)

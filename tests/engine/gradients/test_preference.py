@@ -295,7 +295,10 @@ def test_null_columns_are_the_pairs_own_contributions_with_signs_by_content(
     real, nulls = found.vectors[::4], found.vectors.reshape(2, 4, -1)[:, 1:]
     assert np.allclose(real, plain.vectors, atol=1e-6) and found.empty_nulls == 0
     norms, units = {member.id: member.norm for member in plain.members}, units_of(model, pairs)
-    signs = random_signs([keys[id_] for id_ in norms], 3)
+    signs = np.empty((len(norms), 3), int)
+    for parity in (0, 1):
+        mine = [place for place, id_ in enumerate(norms) if id_ % 2 == parity]
+        signs[mine] = random_signs([keys[list(norms)[place]] for place in mine], 3)
     for number, name in enumerate(found.subtasks):
         for column in range(3):
             own = [(id_, sign) for id_, sign in zip(norms, signs[:, column], strict=True) if id_ % 2 == number ^ 1]
