@@ -153,5 +153,5 @@ def independent(kind: Kind, columns: int) -> int:
 
 def split(matches: NDArray[Any], each: int) -> tuple[NDArray[Any], NDArray[Any]]:
     """Real columns (..., subtasks) and null ones (..., subtasks, each - 1) of numbers whose last axis holds all columns."""
-    cells = matches.reshape(*matches.shape[:-1], -1, each)
+    cells = matches.reshape(*matches.shape[:-1], matches.shape[-1] // each, each)
     return cells[..., 0], cells[..., 1:]

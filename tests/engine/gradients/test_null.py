@@ -283,6 +283,7 @@ def test_columns_of_a_subtask_lie_side_by_side_its_own_first():
     np.testing.assert_array_equal(nulls[0], [[1, 2, 3], [5, 6, 7], [9, 10, 11]])
     alone, none = split(matches, 1)
     assert alone.shape == (2, 12) and none.shape == (2, 12, 0)
+    assert split(matches[:0], 4)[1].shape == (0, 3, 3)  # a file of failed rows alone
 
 
 def test_a_sentence_says_what_stands_above_and_never_more_than_is_known():

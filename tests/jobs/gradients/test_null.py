@@ -14,7 +14,7 @@ from raysift.actors.row_gradients import MATCHES
 from raysift.evaluation.entries import UNIFORM
 from raysift.gradients.null import WHOLE
 from raysift.gradients.null_columns import NO_ROOM, OLD, TOO_FEW, NullColumns, mixes
-from raysift.jobs.commands.show import show_run
+from raysift.jobs.commands.show_selection import show_selection
 from raysift.jobs.compare import rendering
 from raysift.jobs.compare.compare import tell_null
 from raysift.jobs.compare.selections import Chosen
@@ -41,7 +41,7 @@ def shown(run):
     console = Console("plain")
     console.out = RichConsole(file=io.StringIO(), width=200, highlight=False)
     console.err = RichConsole(file=io.StringIO(), width=200, highlight=False)
-    show_run(str(run.folder.path), console)
+    show_selection(run, run.manifest("choose"), console, whole=True)
     return console.out.file.getvalue() + console.err.file.getvalue()
 
 
