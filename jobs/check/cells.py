@@ -33,6 +33,8 @@ from raysift.storage import Location, extend_name
 
 VERSION = 1
 """Raised when a change of this code changes a figure."""
+CONCLUDES = ("confidence", "limit", "split", "answer_loss")
+"""Settings of an evaluation that decide which examples are measured, which have an entry of their own, or what is made of them."""
 TAUGHT_FILE = "taught.parquet"
 Weights = tuple[str, str | Location | None]
 """A model's name, and its adapter."""
@@ -85,7 +87,7 @@ def plan_cells(run: Run, plan: Plan, draws: Sequence[Drawn]) -> list[Cell]:
         "model": computing(config, model),
         "measured": fingerprint(keys_of(held.measured)),
         "taught": fingerprint(keys_of(held.taught)) if held.taught else None,
-        "evaluate": config.evaluate.deciding(),
+        "evaluate": {name: value for name, value in config.evaluate.deciding().items() if name not in CONCLUDES},
     } | adapter_input(config.adapter)
 
     def cell(number: int, seed: int, rows: Location | None, digest: str | None) -> Cell:

@@ -69,7 +69,9 @@ def test_only_examples_that_every_model_was_measured_on_count():
 def test_an_order_of_skill_is_told_in_both_states_and_by_the_metric():
     found, said = checked(FALLING, FLAT)
     assert orders(found) == {PLAIN: 1, TAUGHT: 1}
-    assert said[0].startswith("less: rows that score higher teach more; rank correlation of bin and loss 1.00 (0.96 to 1.00)")
+    assert said[0].startswith(
+        "less: rows that score higher teach more; rank correlation of bin and loss 1.00 (0.96 to 1.00)"
+    )
     assert "By score: ordered as the score is" in said[-1]
     assert not any("format of" in one for one in said)
 
