@@ -89,7 +89,7 @@ def share_told(bins, confidence):
 
 @pytest.mark.parametrize("bins", [4, 5, 6, 7, 8])
 def test_an_order_is_told_of_few_orders_drawn_at_random(bins):
-    """The exact test, by permutation of the bins, is the slow reference: never more than its share, and near it with bins enough."""
+    """The exact test, by permutation of the bins, is the slow reference: never more than its share, near it with bins enough."""
     assert share_told(bins, 0.95) <= 0.05
     if bins >= 7:
         assert share_told(bins, 0.95) >= 0.02
