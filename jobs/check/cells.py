@@ -7,8 +7,9 @@ are measured.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -162,13 +163,13 @@ def _do(run: Run, plan: Plan, cells: Sequence[Cell], own: CommonConfig) -> None:
     left = [replace(cell, resources=resources) for cell in cells if cell.figures() is None]
     together = (resources.asked.train.workers or 1) <= 1
     finished = side_by_side(finish, left, resources, held) if together else _one_by_one(left, held)
-    with run.console.progress("check", len(left), "models") as bar:
-        for cell in finished:
+    with contextlib.closing(finished) as done, run.console.progress("check", len(left), "models") as bar:
+        for cell in done:
             run.record("finished", "check", bin=cell.bin, seed=cell.seed)
             bar.advance()
 
 
-def _one_by_one(cells: Sequence[Cell], held: Sequence[Member]) -> Any:
+def _one_by_one(cells: Sequence[Cell], held: Sequence[Member]) -> Generator[Cell, None, None]:
     for cell in cells:
         finish(cell, held, on_ray=True)
         yield cell

@@ -7,10 +7,11 @@ fit. If one training takes several workers, cells run one at a time on Ray Train
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -134,13 +135,13 @@ def _do(run: Run, cells: Sequence[Cell], resources: Resources) -> None:
     todo = [replace(cell, resources=resources) for cell in todo]
     alone = (resources.asked.train.workers or 1) > 1
     done = _one_by_one(todo) if alone else side_by_side(train_and_test, todo, resources)
-    with run.console.progress("train and test", len(todo), "trainings") as bar:
-        for cell in done:
+    with contextlib.closing(done) as finished, run.console.progress("train and test", len(todo), "trainings") as bar:
+        for cell in finished:
             run.record("finished", "train", rows_of=cell.name, seed=cell.seed)
             bar.advance()
 
 
-def _one_by_one(cells: Sequence[Cell]) -> Iterator[Cell]:
+def _one_by_one(cells: Sequence[Cell]) -> Generator[Cell, None, None]:
     for cell in cells:
         train_and_test(cell, on_ray=True)
         yield cell

@@ -27,7 +27,7 @@ from raysift.nano.world import examples, generate_pool, preference_pairs
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 SMALL = ["check.quantiles=3", "check.rows=6", "check.taught=2", "check.taught_steps=1", "check.seeds=1"]
-QUICK = ["train.epochs=1", "evaluate.max_new_tokens=3", "resources.train=0", "resources.threads=1"]
+QUICK = ["train.epochs=2", "train.warmup_ratio=0", "evaluate.max_new_tokens=3", "resources.train=0", "resources.threads=1"]
 
 
 def lines(path, records):
@@ -39,12 +39,12 @@ def lines(path, records):
 def home(tmp_path_factory):
     """A finished run over 60 rows in two files, and files to measure on."""
     folder = tmp_path_factory.mktemp("checked")
-    rows = list(generate_pool(60, 3))
+    rows = [*{str(row["messages"]): row for row in generate_pool(90, 3)}.values()][:60]
     lines(folder / "test.jsonl", examples(8, 5, ["add"], "test"))
     lines(folder / "pairs.jsonl", preference_pairs(6, 5, ["add"]))
     pool = [lines(folder / "a.jsonl", rows[:23]), lines(folder / "b.jsonl", rows[23:])]
-    raysift.longest(pool, budget="8", run=folder / "run", unit="chars")
-    raysift.longest([*pool[::-1]], budget="8", run=folder / "turned", unit="chars")
+    raysift.uniform(pool, budget="8", run=folder / "run")
+    raysift.uniform([*pool[::-1]], budget="8", run=folder / "turned")
     return folder
 
 
@@ -174,7 +174,7 @@ def test_the_command_and_the_function_give_the_same_result(done, home, capsys):
         taught=2,
         log="quiet",
         check={"taught_steps": 1},
-        train={"epochs": 1},
+        train={"epochs": 2, "warmup_ratio": 0.0},
         evaluate={"max_new_tokens": 3},
         resources={"train": 0, "threads": 1},
     )
@@ -189,7 +189,7 @@ def test_the_command_and_the_function_give_the_same_result(done, home, capsys):
     ("overrides", "more", "error", "message"),
     [
         (["budget=5"], {}, ConfigError, "'budget' decided the scores"),
-        (["longest.unit=tokens"], {}, ConfigError, "'longest.unit' decided the scores"),
+        (["less.checkpoints=1"], {}, ConfigError, "'less.checkpoints' decided the scores"),
         ([], {"held": None}, ConfigError, "nothing is held out"),
         (["check.rows=21"], {}, DataError, "21 rows of each bin were asked for.*a bin of 3 has 20"),
         (["check.quantiles=61"], {}, DataError, "60 rows have a score, 61 bins"),
