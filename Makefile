@@ -37,8 +37,11 @@ docs: $(VENV)/.runtime          ## The reference pages, the list of pages and ll
 test: $(VENV)/.dev              ## All tests but the slow ones.
 	$(BIN)/python -m pytest $(SPREAD) --durations=10
 
-test-slow: $(VENV)/.dev         ## Clusters, kills, several workers, notebooks.
+test-slow: $(VENV)/.dev         ## Kills, several workers, pages of the docs, notebooks.
 	$(BIN)/python -m pytest $(SPREAD) -m slow --durations=10
+
+test-cluster: $(VENV)/.dev      ## Clusters of several nodes and logical GPUs, one after the other: each keeps all cores busy.
+	$(BIN)/python -m pytest -m cluster --durations=10
 
 browser:         ## Chromium and its driver, for the slow tests of the report's page; they are skipped where there is none.
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null && exit 0; \
@@ -63,7 +66,7 @@ chaos: $(VENV)/.dev             ## Long runs whose actors and drivers are killed
 	$(BIN)/python -m pytest -m chaos
 
 check: lint types               ## Lint, types and the tests that need no Ray.
-	$(BIN)/python -m pytest -m "not ray and not slow and not chaos and not extra and not gpu and not bench"
+	$(BIN)/python -m pytest -m "not ray and not slow and not cluster and not chaos and not extra and not gpu and not bench"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

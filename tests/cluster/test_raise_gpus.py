@@ -50,7 +50,7 @@ print(json.dumps(told))
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(300)
 def test_trainings_share_the_gpus_and_more_processes_than_gpus_end_with_a_message(tmp_path):
     command = [sys.executable, "-c", DRIVER, str(tmp_path), str(Path(__file__).parents[1])]

@@ -91,7 +91,7 @@ def world(tmp_path_factory) -> Path:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(1100)
 def test_two_nodes_share_trainings_and_select_what_one_selects(world):
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}

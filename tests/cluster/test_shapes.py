@@ -64,7 +64,7 @@ def on_cpus(world) -> dict[str, list[int]]:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
+@pytest.mark.cluster
 @pytest.mark.timeout(2 * SECONDS + 60)
 @pytest.mark.parametrize("shape", list(GPUS))
 def test_each_stage_finds_its_devices_and_selects_what_cpus_select(world, on_cpus, shape):

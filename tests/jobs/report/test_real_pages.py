@@ -49,7 +49,7 @@ def test_the_page_of_several_runs(browser, tmp_path, record_property):
 
 @pytest.mark.ray
 def test_the_page_of_all_real_rows(browser, tmp_path, shared_data, ray_local, record_property):
-    chosen = raysift.longest(shared_data / "pool", unit="chars", run=tmp_path / "run", log="quiet")
+    chosen = raysift.uniform(shared_data / "pool", run=tmp_path / "run", log="quiet")
     assert chosen.manifest.counts["rows_in"] > 100_000
     began = time.perf_counter()
     page = page_of(tmp_path / "page", tmp_path / "run")
