@@ -14,7 +14,9 @@ ENDED_S = 30.0
 """A cancelled task is gone long before that."""
 
 
-def side_by_side(work: Callable[..., Any], each: Sequence[One], own: Resources, *shared: Any) -> Generator[One, None, None]:
+def side_by_side(
+    work: Callable[..., Any], each: Sequence[One], own: Resources, *shared: Any
+) -> Generator[One, None, None]:
     """Call `work` with each thing, and with what all share, in tasks of their own; yield the things as they are done.
 
     Whoever stops before the end closes this (`contextlib.closing`): then no task is left that would go on writing beside those of

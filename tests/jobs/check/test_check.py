@@ -27,7 +27,13 @@ from raysift.nano.world import examples, generate_pool, preference_pairs
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 SMALL = ["check.quantiles=3", "check.rows=6", "check.taught=2", "check.taught_steps=1", "check.seeds=1"]
-QUICK = ["train.epochs=2", "train.warmup_ratio=0", "evaluate.max_new_tokens=3", "resources.train=0", "resources.threads=1"]
+QUICK = [
+    "train.epochs=2",
+    "train.warmup_ratio=0",
+    "evaluate.max_new_tokens=3",
+    "resources.train=0",
+    "resources.threads=1",
+]
 
 
 def lines(path, records):
