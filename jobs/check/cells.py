@@ -137,7 +137,7 @@ def run_cells(run: Run, plan: Plan, draws: Sequence[Drawn], cells: Sequence[Cell
         for drawn in draws:
             if any(cell.seed == drawn.seed and cell.rows for cell in todo):
                 write_drawn(plan, drawn)
-        _write_taught(plan.held.taught, todo[0].taught)
+        write_taught(plan.held.taught, todo[0].taught)
         run.start()
         from raysift.jobs.on_ray.fitting import longest_row, need_to_train, with_room
 
@@ -148,7 +148,8 @@ def run_cells(run: Run, plan: Plan, draws: Sequence[Drawn], cells: Sequence[Cell
     return [cell.figures() or {} for cell in cells]
 
 
-def _write_taught(members: Sequence[Member], place: Location | None) -> None:
+def write_taught(members: Sequence[Member], place: Location | None) -> None:
+    """Write the rows that teach the format, unless they lie there."""
     if place is not None and not place.exists():
         place.parent.make_folder()
         with place.open_output() as stream:
@@ -264,4 +265,4 @@ def _measured_on_ray(cell: Cell, weights: Weights, held: Sequence[Member]) -> di
     return found
 
 
-__all__ = ["Cell", "finish", "plan_cells", "run_cells"]
+__all__ = ["Cell", "finish", "plan_cells", "run_cells", "write_taught"]
