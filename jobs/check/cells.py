@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.config import CommonConfig
@@ -152,8 +153,9 @@ def write_taught(members: Sequence[Member], place: Location | None) -> None:
     """Write the rows that teach the format, unless they lie there."""
     if place is not None and not place.exists():
         place.parent.make_folder()
-        with place.open_output() as stream:
-            pq.write_table(conversations(members), stream)
+        sink = pa.BufferOutputStream()
+        pq.write_table(conversations(members), sink)
+        place.write(sink.getvalue().to_pybytes())  # whole or not at all
 
 
 def _do(run: Run, plan: Plan, cells: Sequence[Cell], own: CommonConfig) -> None:
