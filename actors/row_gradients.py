@@ -118,7 +118,7 @@ def _common(entries: list[tuple[Any, float, float]]) -> Row:
 
 
 class GradientMatch(_RowGradients):
-    """Computes exact scores without a store: (checkpoints x subtasks) cosines of each row with the targets.
+    """Computes exact scores without a store: (checkpoints x columns) cosines of each row with the targets and their null ones.
 
     Targets are mapped from their files. On a GPU they stay if all fit; if not, those of one checkpoint at a time are there, for
     all rows of a call: then a call should have many.
@@ -137,7 +137,7 @@ class GradientMatch(_RowGradients):
             self.model.layout,
             [modules[0].weight.device for modules in self.model.gradients.adapter.modules],
         )
-        self._targets = load_targets(targets, checkpoints)
+        self._targets = load_targets(targets, checkpoints, null=True)
         self.copied = 0
         """Bytes of targets copied to the devices, where these hold one checkpoint's at a time."""
         self._now: int | None = None

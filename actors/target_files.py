@@ -1,6 +1,7 @@
 """The files of the targets stage: per checkpoint its vectors and an account of its members; all members' figures at the end.
 
-CHECKPOINT.safetensors          one vector per subtask, written one after the other
+CHECKPOINT.safetensors          one vector per subtask, written one after the other; with null columns each is followed by its
+                                null ones: (subtasks, 1 + columns, width)
 CHECKPOINT.account.safetensors  members, those set aside, and sketches; written last, so it says that the vectors are there
 members.json, examples.parquet  the members at all checkpoints
 """
@@ -48,37 +49,45 @@ class TargetFiles:
     def __init__(self, folder: Location, projection: str) -> None:
         self.folder = folder
         self.projection = projection
+        self.nulls = 0
+        """Null columns of each subtask."""
 
     @contextlib.contextmanager
     def writing(
         self, checkpoint: Checkpoint, subtasks: Sequence[str], width: int
     ) -> Iterator[Callable[[np.ndarray], None]]:
-        """Inside the block, each call writes the vector of the next subtask."""
+        """Inside the block, each call writes the next vector: that of a subtask, then its null ones."""
         metadata = {"subtasks": json.dumps(list(subtasks)), "projection": self.projection}
-        place, shape = self.folder / f"{checkpoint.name}.safetensors", (len(subtasks), width)
+        place = self.folder / f"{checkpoint.name}.safetensors"
+        shape = (len(subtasks), 1 + self.nulls, width) if self.nulls else (len(subtasks), width)
         with writing_rows(place, TARGETS, shape, metadata) as write:
             yield write
 
     def account(self, checkpoint: Checkpoint, targets: Targets) -> None:
         """Write what else there is to know; the checkpoint is then done."""
         told = {name: [asdict(entry) for entry in getattr(targets, name)] for name in ("members", "set_aside")}
-        metadata = {name: json.dumps(value) for name, value in {"subtasks": targets.subtasks, **told}.items()}
+        own = {"subtasks": targets.subtasks, "nulls": [self.nulls, targets.empty_nulls]}
+        metadata = {name: json.dumps(value) for name, value in {**own, **told}.items()}
         save_tensors(self._account(checkpoint), {"sketches": np.asarray(targets.sketches, np.float32)}, metadata)
 
     def done(self, checkpoint: Checkpoint, width: int) -> Targets | None:
-        """The targets of a checkpoint that is done, without their vectors; None if it is not."""
+        """The targets of a checkpoint that is done, without their vectors; None if it is not, or has other null columns."""
         from raysift.gradients.preference import Member, Targets
         from raysift.gradients.rows import SetAside
 
         if not self._account(checkpoint).exists():
             return None
         tensors, told = load_tensors(self._account(checkpoint), "targets")
+        nulls, empty = json.loads(told.get("nulls", "[0, 0]"))
+        if nulls != self.nulls:
+            return None
         return Targets(
             subtasks=tuple(json.loads(told["subtasks"])),
             vectors=np.empty((0, width), np.float32),
             members=[Member(**entry) for entry in json.loads(told["members"])],
             set_aside=[SetAside(**entry) for entry in json.loads(told["set_aside"])],
             sketches=tensors["sketches"],
+            empty_nulls=empty,
         )
 
     def tidy(self, checkpoints: Sequence[Checkpoint]) -> None:
@@ -108,9 +117,17 @@ def save_examples(
         pq.write_table(pa.concat_tables(tables), stream, compression="zstd")
 
 
-def load_targets(folder: Location, checkpoints: Sequence[Checkpoint]) -> list[Any]:
-    """The target matrices (subtasks, width) of these checkpoints, in their order, read from disk where they are used."""
+def load_targets(folder: Location, checkpoints: Sequence[Checkpoint], null: bool = False) -> list[Any]:
+    """The target matrices (subtasks, width) of these checkpoints, in their order, read from disk where they are used.
+
+    With `null`, each subtask's vector is followed by its null ones: (subtasks x (1 + columns), width).
+    """
     import torch
 
-    places = (folder / f"{checkpoint.name}.safetensors" for checkpoint in checkpoints)
-    return [torch.from_numpy(map_tensor(on_this_disk(place), TARGETS)) for place in places]
+    found = []
+    for checkpoint in checkpoints:
+        vectors = torch.from_numpy(map_tensor(on_this_disk(folder / f"{checkpoint.name}.safetensors"), TARGETS))
+        if vectors.dim() == 3:
+            vectors = vectors.flatten(0, 1) if null else vectors[:, 0]
+        found.append(vectors)
+    return found

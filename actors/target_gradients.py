@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,12 +10,15 @@ from raysift.actors.checkpointed import Checkpoint, CheckpointedModel
 from raysift.actors.target_files import TargetFiles
 from raysift.errors import DataError, ModelError
 from raysift.evaluation.examples import reference_answer
-from raysift.records import Example, Pair
+from raysift.pool.given_input import conversation_of
+from raysift.records import ID, Example, Pair
 from raysift.settings.gradients import AdamSettings, PreferenceSettings, ProjectionSettings, TargetSettings
 from raysift.storage import Location
 
 if TYPE_CHECKING:
     from raysift.gradients.collect import RowGradients
+    from raysift.gradients.null_columns import NullPlan
+    from raysift.gradients.null_sums import NullRows
     from raysift.gradients.preference import Targets, TokenExample, Write
     from raysift.gradients.rows import TokenRow
 
@@ -41,6 +45,8 @@ class TargetGradients:
         **loading: Any,
     ) -> None:
         self.model = CheckpointedModel(model, checkpoints, adam, **loading)
+        self.null_rows: list[list[int]] = []
+        """Ids of the rows that the null columns last computed are made of, by replicate; none for signs."""
         self.deviation: float | None = None
         """How far the gradients last computed deviate from autograd's (see `check`)."""
         self.project(projection)
@@ -84,37 +90,70 @@ class TargetGradients:
         targets: TargetSettings,
         end_prompt: bool,
         keep_units: bool = False,
+        null: NullPlan | None = None,
     ) -> list[Targets]:
-        """The `raysift.gradients.preference.Targets` at each checkpoint, from preference pairs."""
+        """The `raysift.gradients.preference.Targets` at each checkpoint, from preference pairs; with `null` also null columns."""
+        from raysift.gradients.null_sums import NullSigns
         from raysift.gradients.preference import preference_targets
 
         tokens = [self.model.encode_pair(number, pair, end_prompt) for number, pair in enumerate(pairs)]
         self.deviation = self.check([pair.chosen for pair in tokens])
+        signs = NullSigns(null.columns, dict(enumerate(null.keys))) if null else None
 
         def at(gradients: RowGradients, write: Write | None) -> Targets:
-            return preference_targets(gradients, tokens, preference, targets, keep_units, write)
+            return preference_targets(gradients, tokens, preference, targets, keep_units, write, signs)
 
-        return self._at_each([pair.subtask for pair in tokens], at)
+        return self._at_each([pair.subtask for pair in tokens], at, null)
 
     def from_examples(
-        self, examples: Sequence[Example], targets: TargetSettings, keep_units: bool = False
+        self,
+        examples: Sequence[Example],
+        targets: TargetSettings,
+        keep_units: bool = False,
+        null: NullPlan | None = None,
     ) -> list[Targets]:
-        """The `Targets` at each checkpoint from the cross-entropy of the examples' reference answers."""
+        """The `Targets` at each checkpoint from the cross-entropy of the examples' reference answers; with `null` also null
+        columns, of rows that are taken as the pool's rows are."""
         from raysift.gradients.preference import cross_entropy_targets
 
         tokens = [self._encode(number, example) for number, example in enumerate(examples)]
         self.deviation = self.check([example.row for example in tokens])
+        rows = self._null_rows(null) if null else None
 
         def at(gradients: RowGradients, write: Write | None) -> Targets:
-            return cross_entropy_targets(gradients, tokens, targets, keep_units, write)
+            return cross_entropy_targets(gradients, tokens, targets, keep_units, write, rows)
 
-        return self._at_each([example.subtask for example in tokens], at)
+        return self._at_each([example.subtask for example in tokens], at, null)
+
+    def _null_rows(self, null: NullPlan) -> NullRows:
+        """The first rows drawn that have a token that counts, dealt out to the null columns."""
+        from raysift.gradients.null_columns import deal
+        from raysift.gradients.null_sums import NullRows
+
+        wanted = min(null.most, null.columns * sum(null.sizes.values()))
+        usable: dict[int, TokenRow] = {}
+        for row in null.candidates:
+            if len(usable) == wanted:
+                break
+            with contextlib.suppress(DataError):  # the template refuses it, as it will where the pool is passed
+                tokens = self.model.encode(row[ID], conversation_of(row))
+                if tokens.n_labels:
+                    usable[tokens.id] = tokens
+        dealt = deal(list(usable), null.sizes, null.columns)
+        self.null_rows = [sorted({id_ for ids in own.values() for id_ in ids}) for own in dealt]
+        by_subtask = {name: [[usable[id_] for id_ in own[name]] for own in dealt] for name in null.sizes}
+        return NullRows(null.columns, by_subtask)
 
     def _at_each(
-        self, subtasks: Sequence[str], targets_at: Callable[[RowGradients, Write | None], Targets]
+        self,
+        subtasks: Sequence[str],
+        targets_at: Callable[[RowGradients, Write | None], Targets],
+        null: NullPlan | None,
     ) -> list[Targets]:
         """The targets at each checkpoint, one after the other. With `files`, each is on disk before the next begins."""
         found = []
+        if self.files:
+            self.files.nulls = null.columns if null else 0
         for index, checkpoint in enumerate(self.model.checkpoints):
             width = self.sinks[index].width
             done = self.files.done(checkpoint, width) if self.files else None

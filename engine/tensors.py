@@ -57,27 +57,29 @@ def write_floats(
 
 @contextlib.contextmanager
 def writing_rows(
-    place: Location, name: str, shape: tuple[int, int], metadata: Mapping[str, str]
+    place: Location, name: str, shape: tuple[int, ...], metadata: Mapping[str, str]
 ) -> Iterator[Callable[[NDArray[Any]], None]]:
-    """Inside the block, each call writes the next row of one float32 matrix; the same file as `save_tensors` of all rows.
+    """Inside the block, each call writes the next row (along the last axis) of one float32 array; the same file as
+    `save_tensors` of all rows.
 
-    The matrix is never in memory. The file appears when the block ends, and must have all rows then.
+    The array is never in memory. The file appears when the block ends, and must have all rows then.
     """
-    left, size = shape[0], 4 * shape[0] * shape[1]
+    rows, size = math.prod(shape[:-1]), 4 * math.prod(shape)
+    left = rows
     header: dict[str, Any] = {name: {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}}
     with place.whole() as stream:
         stream.write(_packed(header | ({"__metadata__": dict(metadata)} if metadata else {})))
 
         def write(row: NDArray[Any]) -> None:
             nonlocal left
-            if row.shape != shape[1:]:
-                raise DataError(f"tensors: a row of {place} has shape {row.shape}, expected {shape[1:]}.")
+            if row.shape != shape[-1:]:
+                raise DataError(f"tensors: a row of {place} has shape {row.shape}, expected {shape[-1:]}.")
             stream.write(np.ascontiguousarray(row, "<f4").data.cast("B"))
             left -= 1
 
         yield write
         if left:
-            raise DataError(f"tensors: {left} of {shape[0]} rows of {place} were not written.")
+            raise DataError(f"tensors: {left} of {rows} rows of {place} were not written.")
 
 
 def map_tensor(path: str, name: str) -> NDArray[Any]:

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from raysift.errors import DataError
 from raysift.gradients.adapter import adapter_off
 from raysift.gradients.collect import RowGradients, RowVectors
+from raysift.gradients.null_sums import NullRows, NullSigns, NullSums
 from raysift.gradients.rows import NOT_FINITE, ZERO, SetAside, TokenRow, check_row
 from raysift.gradients.sketches import Sketcher, Sketches, cosines_with_sum
 from raysift.gradients.sums import CompensatedSum
@@ -85,6 +86,8 @@ class Member:
 class Targets:
     """One vector per subtask, (subtasks, width), sorted by subtask name, and the pairs or examples that contributed.
 
+    With null columns, each subtask's vector is followed by its null ones: (subtasks x (1 + columns), width).
+
     `set_aside` lists pairs and examples without a gradient. Pairs with equal answers count as zero in a mean, as in the
     official code; the others are left out of it. `vectors` has no rows if they were written instead. `units` holds each
     member's normalised gradient, if requested; if not, `sketches` holds small projections of them (see `sketches.py`).
@@ -96,6 +99,8 @@ class Targets:
     set_aside: list[SetAside]
     units: NDArray[np.floating] | None = None
     sketches: Sketches | None = None
+    empty_nulls: int = 0
+    """Null columns that no row contributed to; they are zero."""
 
 
 def preference_loss(margin: NDArray[np.float64], beta: float) -> NDArray[np.float64]:
@@ -115,13 +120,20 @@ def preference_targets(
     targets: TargetSettings,
     keep_units: bool = False,
     write: Write | None = None,
+    null: NullSigns | None = None,
 ) -> Targets:
     """Targets of ROSE, computed with the sink of `gradients`: a projection, of kind none for exact matching.
 
-    With `write`, each subtask's vector goes there as soon as it is complete, in the order of `subtasks`, and is not kept.
+    With `write`, each subtask's vectors go there as soon as they are complete, in the order of `subtasks`, and are not kept.
     """
     kept, set_aside = _checked_pairs(gradients, pairs)
-    means = _SubtaskMeans(targets, {pair.id: pair.subtask for pair in pairs}, keep_units, write)
+    subtask_of = {pair.id: pair.subtask for pair in pairs}
+    means = _SubtaskMeans(targets, subtask_of, keep_units, write, null.columns if null else 0)
+    if null:
+        # Null columns are plain sums: taken in the order of content, they do not depend on that of the files.
+        keys = null.keys
+        kept.sort(key=lambda pair: (keys[pair.id], pair.id))
+        means.nulls.signs = null.of({pair.id: pair.subtask for pair in kept})
     for why in set_aside:
         if why.reason in (SAME_ANSWERS, SAME_UNTIL_CUT):
             means.count_zero(why.id)
@@ -139,10 +151,12 @@ def cross_entropy_targets(
     targets: TargetSettings,
     keep_units: bool = False,
     write: Write | None = None,
+    null: NullRows | None = None,
 ) -> Targets:
     """Targets of LESS, from the mean token loss of each example; `write` as for `preference_targets`."""
     _refuse_repeats([example.row.id for example in examples])
-    means = _SubtaskMeans(targets, {example.row.id: example.subtask for example in examples}, keep_units, write)
+    subtask_of = {example.row.id: example.subtask for example in examples}
+    means = _SubtaskMeans(targets, subtask_of, keep_units, write, null.columns if null else 0)
     set_aside: list[SetAside] = []
     with _plain(gradients):
         for names in means.groups(_width(gradients)):
@@ -154,8 +168,25 @@ def cross_entropy_targets(
                     norm, cut = float(np.linalg.norm(vector)), by_id[id_].truncated
                     means.add(vector, Member(id_, by_id[id_].subtask, float(loss), norm, truncated=cut))
                 set_aside += result.set_aside
+            if null:
+                _add_null_rows(gradients, names, null, means)
             means.close(names, set_aside)
     return means.finish(set_aside)
+
+
+def _add_null_rows(gradients: RowGradients, names: frozenset[str], null: NullRows, means: _SubtaskMeans) -> None:
+    """Adds rows to the null columns of these subtasks; a row of several columns is passed once for all of them."""
+    columns_of: dict[int, list[tuple[str, int]]] = {}
+    rows: dict[int, TokenRow] = {}
+    for name in sorted(names):
+        for column, own in enumerate(null.rows[name]):
+            for row in own:
+                rows[row.id] = row
+                columns_of.setdefault(row.id, []).append((name, column))
+    for chunk in _chunks([rows[id_] for id_ in sorted(rows)], gradients, per_item=1):
+        result = gradients.run(chunk)
+        for id_, vector in zip(result.ids.tolist(), result.vectors, strict=True):
+            means.add_null(vector, columns_of[id_])
 
 
 def _add_pairs(
@@ -206,7 +237,12 @@ class _SubtaskMeans:
     """Running sums of a few subtasks at a time, compensated so that the order of members does not matter."""
 
     def __init__(
-        self, settings: TargetSettings, subtask_of: Mapping[int, str], keep_units: bool, write: Write | None
+        self,
+        settings: TargetSettings,
+        subtask_of: Mapping[int, str],
+        keep_units: bool,
+        write: Write | None,
+        nulls: int = 0,
     ) -> None:
         if not subtask_of:
             raise DataError("target: no pairs or examples were given.")
@@ -221,11 +257,12 @@ class _SubtaskMeans:
         self._vectors: list[NDArray[np.floating]] = []
         self._write = write or self._vectors.append
         self._width = 0
+        self.nulls = NullSums(nulls)
 
     def groups(self, width: int) -> Iterator[frozenset[str]]:
         """The subtasks' names in order, as many at a time as have room for their sums of `width` numbers."""
         self._width = width
-        step = max(1, _HELD_NUMBERS // (2 * width))
+        step = max(1, _HELD_NUMBERS // ((2 + self.nulls.columns) * width))
         for start in range(0, len(self._names), step):
             yield frozenset(self._names[start : start + step])
 
@@ -236,9 +273,17 @@ class _SubtaskMeans:
         unit = vector / np.linalg.norm(vector)
         if member.subtask not in self._sums:
             self._sums[member.subtask] = CompensatedSum(len(vector), vector.dtype)
-        self._sums[member.subtask].add(unit if self._settings.aggregation == "mean_of_units" else vector)
+        added = unit if self._settings.aggregation == "mean_of_units" else vector
+        self._sums[member.subtask].add(added)
         self._counts[member.subtask] += 1
         self._members[member.id] = member, unit if self._keep_units else self._sketch(unit)
+        self.nulls.add_signed(member.id, member.subtask, added)
+
+    def add_null(self, vector: NDArray[np.floating], columns: Sequence[tuple[str, int]]) -> None:
+        """Adds the gradient of a row to null columns of subtasks."""
+        added = vector / np.linalg.norm(vector) if self._settings.aggregation == "mean_of_units" else vector
+        for name, column in columns:
+            self.nulls.add(name, column, added)
 
     def close(self, names: frozenset[str], set_aside: list[SetAside]) -> None:
         """Passes on the vectors of these subtasks, to which nothing is added any more, and frees their sums."""
@@ -250,13 +295,15 @@ class _SubtaskMeans:
                     f"({', '.join(reasons)}). Give it others, or drop the subtask."
                 )
             vector = self._sums.pop(name).total()
+            nulls = [self.nulls.close(name, i, vector, self._counts[name]) for i in range(self.nulls.columns)]
             vector /= self._counts[name]
             if self._settings.aggregation == "unit_of_mean":
-                norm = np.linalg.norm(vector)
-                if not norm:
+                if not np.any(vector):
                     raise DataError(f"target: the gradients of subtask {name!r} cancel out.")
-                vector /= norm
-            self._write(vector)
+                for own in (vector, *nulls):
+                    own /= np.linalg.norm(own) or 1.0
+            for own in (vector, *nulls):
+                self._write(own)
 
     def finish(self, set_aside: list[SetAside]) -> Targets:
         """The targets; members in the order in which they were given."""
@@ -266,7 +313,8 @@ class _SubtaskMeans:
         numbers = np.stack(held)
         if self._keep_units:
             return Targets(self._names, vectors, list(members), set_aside, units=numbers)
-        return Targets(self._names, vectors, self._compared(members, numbers), set_aside, sketches=numbers)
+        told = self._compared(members, numbers)
+        return Targets(self._names, vectors, told, set_aside, sketches=numbers, empty_nulls=self.nulls.empty)
 
     def _compared(self, members: Sequence[Member], sketches: Sketches) -> list[Member]:
         """The members with their cosines: a subtask's target is the sum of units, or of whole gradients."""

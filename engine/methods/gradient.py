@@ -17,14 +17,16 @@ import pyarrow as pa
 from pydantic import Field
 
 from raysift.errors import ConfigError
+from raysift.gradients.null_columns import Kind
 from raysift.methods.base import MethodConfig, Selector
-from raysift.records import ID, SCORE
+from raysift.records import ABOVE_NULL, ID, SCORE
 from raysift.settings.budget import Budget
 from raysift.settings.gradients import AdamSettings, MatchSettings, ProjectionSettings, TargetSettings
 from raysift.settings.training import TrainConfig
 from raysift.topk import Ids, Scores
 
 if TYPE_CHECKING:
+    from raysift.gradients.null_columns import NullPlan
     from raysift.gradients.preference import Targets
 
 
@@ -88,10 +90,16 @@ class GradientSelector(BySubtask):
     takes_target = True
     reading = (
         "score: how far training on the row goes where the target asks, as a cosine from -1 to 1; subtask: the part of the "
-        "target that it helps most."
+        "target that it helps most; above_null: whether the score stands above what targets without meaning give."
     )
-    columns: ClassVar[pa.Schema] = pa.schema([("subtask", pa.string()), ("by_subtask", pa.list_(pa.float64()))])
-    """The subtask that a row helps most, and the row's score for each subtask."""
+    columns: ClassVar[pa.Schema] = pa.schema(
+        [("subtask", pa.string()), ("by_subtask", pa.list_(pa.float64())), (ABOVE_NULL, pa.bool_())]
+    )
+    """The subtask that a row helps most, the row's score for each subtask, and whether its score stands above what targets
+    without meaning give; null where there is no such null."""
+    null_kind: ClassVar[Kind | None] = None
+    """What its null targets are made of (see `raysift.gradients.null_columns`); None: it has none, and `target_gradients` is
+    not asked for any."""
     target_kind: ClassVar[str]
     """Content of a target file, in words for messages: a name, a colon, its fields."""
     unread: ClassVar[tuple[str, ...]]
@@ -110,8 +118,11 @@ class GradientSelector(BySubtask):
         """The members of a target path, and the problems of its other records."""
         raise NotImplementedError(f"{self.name} does not say what a target of it is")
 
-    def target_gradients(self, actor: Any, members: Sequence[Any], keep_units: bool = False) -> list[Targets]:
-        """The target's gradients at each checkpoint, from an actor `TargetGradients`; with `keep_units` also each member's."""
+    def target_gradients(
+        self, actor: Any, members: Sequence[Any], keep_units: bool = False, null: NullPlan | None = None
+    ) -> list[Targets]:
+        """The target's gradients at each checkpoint, from an actor `TargetGradients`; with `keep_units` also each member's, with
+        `null` also those of null targets."""
         raise NotImplementedError(f"{self.name} does not say what gradient a target has")
 
 

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from raysift.errors import DataError
 from raysift.evaluation.examples import read_examples, reference_answer
+from raysift.gradients.null_columns import ROWS
 from raysift.methods.gradient import GradientConfig, GradientSelector, TargetFile
 
 if TYPE_CHECKING:
+    from raysift.gradients.null_columns import NullPlan
     from raysift.gradients.preference import Targets
 
 PAPER: dict[str, Any] = {
@@ -44,13 +46,16 @@ class Less(GradientSelector):
         "examples with a right answer: prompt and reference, or choices and answer_index, or records of a pool's layout"
     )
     unread = ("columns", "subtask")
+    null_kind = ROWS
     config: LessConfig
 
     def read_target(self, path: str) -> TargetFile:
         return read_answered(path, self.config.targets.split)
 
-    def target_gradients(self, actor: Any, members: Sequence[Any], keep_units: bool = False) -> list[Targets]:
-        found: list[Targets] = actor.from_examples(members, self.config.targets, keep_units)
+    def target_gradients(
+        self, actor: Any, members: Sequence[Any], keep_units: bool = False, null: NullPlan | None = None
+    ) -> list[Targets]:
+        found: list[Targets] = actor.from_examples(members, self.config.targets, keep_units, null)
         return found
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
+from raysift.gradients.null_columns import SIGNS
 from raysift.methods.gradient import GradientConfig, GradientSelector, TargetFile
 from raysift.methods.less import PAPER
 from raysift.pool.files import find_files
@@ -19,6 +20,7 @@ from raysift.pool.pairs import PAIR_PROBLEMS, PairReader
 from raysift.settings.gradients import PreferenceSettings
 
 if TYPE_CHECKING:
+    from raysift.gradients.null_columns import NullPlan
     from raysift.gradients.preference import Targets
 
 SHOWN = 3  # records listed in a note
@@ -50,6 +52,7 @@ class Rose(GradientSelector):
     )
     unread = ("split",)
     of_target = ("preference", "end_prompt")
+    null_kind = SIGNS
     config: RoseConfig
 
     def read_target(self, path: str) -> TargetFile:
@@ -70,7 +73,9 @@ class Rose(GradientSelector):
             )
         return found
 
-    def target_gradients(self, actor: Any, members: Sequence[Any], keep_units: bool = False) -> list[Targets]:
+    def target_gradients(
+        self, actor: Any, members: Sequence[Any], keep_units: bool = False, null: NullPlan | None = None
+    ) -> list[Targets]:
         own = self.config
-        found: list[Targets] = actor.from_pairs(members, own.preference, own.targets, own.end_prompt, keep_units)
+        found: list[Targets] = actor.from_pairs(members, own.preference, own.targets, own.end_prompt, keep_units, null)
         return found

@@ -18,6 +18,7 @@ FAILED_SHARE = 0.01
 TIED_SHARE = 0.01
 WEIGHT_SHARE = 0.95
 DISTINCT_SHARE = 0.25
+NOISE_SHARE = 0.5
 
 WARNING, NOTE = "warning", "note"
 
@@ -195,3 +196,14 @@ def fewer_than_asked(chosen: int, asked: int | None) -> Alert | None:
         return None
     text = f"{asked:,} rows were asked for and {chosen:,} chosen: no other row has a score or a place."
     return Alert(key="fewer_than_asked", level=NOTE, text=text, count=chosen, threshold=asked)
+
+
+def noise(sentence: str, above: int | None, selected: int | None) -> Alert | None:
+    """Whether much of the selection does not stand above what targets without meaning give, or nothing tells."""
+    text = f"{sentence[:1].upper()}{sentence[1:]}."
+    if above is None or not selected:
+        return Alert(key="no_null", level=NOTE, text=text)
+    share = above / selected
+    if share >= NOISE_SHARE:
+        return None
+    return Alert(key="noise", level=WARNING, text=text, count=share, threshold=NOISE_SHARE, chip="top")

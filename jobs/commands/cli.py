@@ -24,6 +24,7 @@ import typer
 
 from raysift.errors import ConfigError
 from raysift.jobs.commands import nano
+from raysift.jobs.commands.check_options import add_check
 from raysift.jobs.commands.guard import run_guarded
 from raysift.jobs.commands.methods import add_methods
 from raysift.jobs.commands.options import (
@@ -149,6 +150,9 @@ def compare(
     from raysift.jobs.commands.compare import compare_command
 
     compare_command(places, given, overrides, claims or [], "json" if as_json else form, folder, console)
+
+
+add_check(app)
 
 
 @app.command("win-rate", rich_help_panel="Steps")

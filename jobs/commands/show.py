@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from raysift.errors import ConfigError
 from raysift.evaluation.lift import sparkline
+from raysift.jobs.check import rendering as check_rendering
+from raysift.jobs.check.result import read_result as read_check
 from raysift.jobs.commands.show_selection import show_selection
 from raysift.jobs.compare import rendering
 from raysift.jobs.compare.result import is_comparison, read_result
@@ -42,6 +44,9 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
     run = open_run(folder, console)
     if is_comparison(run.folder):
         show_comparison(run, console)
+        return
+    if (check := read_check(run.folder)) is not None:
+        check_rendering.show(check, console)
         return
     manifests = run.manifests()
     has_policy = (run.folder / "learn").exists() or any("curriculum" in manifest.files for manifest in manifests)

@@ -47,6 +47,7 @@ def show_selection(run: Run, manifest: Manifest, console: Console, whole: bool =
         console.warn(tell_toy(name, share))
     if asked := counts.get("tokens_asked"):
         console.note(f"tokens: {counts['tokens']:,} selected, {asked:,} asked for")
+    show_null(run, console, whole)
     place = run.files(manifest, "selection")[0]
     chosen = pq.read_table(place.path, filesystem=place.fs)
     ingested = run.manifest("ingest") if whole else None
@@ -65,6 +66,24 @@ def show_selection(run: Run, manifest: Manifest, console: Console, whole: bool =
         console.note(
             f"more of it: raysift show {run.folder}; why a row: raysift explain {run.folder} {short_id(chosen[ID][0].as_py())}"
         )
+
+
+def show_null(run: Run, console: Console, whole: bool) -> None:
+    """Print whether the selection stands above noise; `whole` adds the subtasks."""
+    from raysift.jobs.gradients.null import found_null
+
+    found = found_null(run)
+    if found is None:
+        return
+    far = "" if found.excess is None else f" (the median selected row: {found.excess:.1f} spreads of the null above it)"
+    console.note(f"null: {found.sentence}{far}")
+    if whole and found.parts:
+        heads = ["subtask", "rows of the pool above", "selected", "of these above", "spreads above"]
+        rows = [
+            [p.subtask, p.pool, p.selected, p.above, None if p.excess is None else round(p.excess, 1)]
+            for p in found.parts
+        ]
+        console.table("Against the null", heads, rows)
 
 
 def _groups(name: str, pool: Counter[str], selected: Counter[str]) -> tuple[list[str], list[list[Any]]]:

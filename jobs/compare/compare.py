@@ -52,6 +52,7 @@ def _compare(
     measured = measure(plan.names, selections, cells, results)
     pool_rows = max(chosen.pool_rows for chosen in selections)
     found = standings(measured, pool_rows, plan.settings.gain, plan.shared.evaluate.confidence)
+    tell_null(found["methods"], selections)
     found["claims"] = [
         dict(zip(("claim", "holds", "verdict"), (text, *claim_holds(claim, measured, plan.settings.gain)), strict=True))
         for text, claim in zip(claims, checked, strict=True)
@@ -59,6 +60,15 @@ def _compare(
     found["seconds"] = {"selections": selected - began, "training and testing": clock() - selected}
     write_result(run.folder, found)
     return found
+
+
+def tell_null(lines: Sequence[dict[str, Any]], selections: Sequence[Chosen]) -> None:
+    """Add to each method by gradient the share of its rows that stand above the null, and what is said of them."""
+    for line in lines:
+        own = [chosen.null for chosen in selections if chosen.name == line["name"] and chosen.null]
+        shares = [null.above / null.selected for null in own if null.above is not None and null.selected]
+        line["above_null"] = sum(shares) / len(shares) if shares else None
+        line["null"] = own[0].sentence if own else None
 
 
 def check_claims(plan: Plan, claims: Sequence[str]) -> list[tuple[str, str, str]]:

@@ -17,7 +17,7 @@ Table = tuple[str, list[str], list[list[str]]]
 COLUMNS = (
     *("name", "seeds", "rows", "tokens", "steps", "selection_seconds", "training_seconds", "score", "low", "high"),
     *("difference", "difference_low", "difference_high", "overlap_uniform", "chance_uniform", "overlap_longest"),
-    *("chance_longest", "length_rank", "loss", "verdict"),
+    *("chance_longest", "length_rank", "above_null", "loss", "verdict"),
 )
 
 
@@ -54,7 +54,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
     )
     chosen: Table = (
         "How like each other the rows are",
-        ["trained on", f"shared with {UNIFORM}", f"with {LONGEST}", "by chance", "rank by length"],
+        ["trained on", f"shared with {UNIFORM}", f"with {LONGEST}", "by chance", "rank by length", "above the null"],
         [
             [
                 line["name"],
@@ -62,6 +62,7 @@ def tables(found: Mapping[str, Any]) -> list[Table]:
                 _share(line["overlap_longest"]),
                 _share(line["chance_uniform"] if line["chance_uniform"] is not None else line["chance_longest"]),
                 _number(line["length_rank"], 2),
+                _share(line.get("above_null")),  # comparisons from before there was a null have none
             ]
             for line in lines
             if line["name"] != BASE
@@ -94,6 +95,7 @@ def details(found: Mapping[str, Any]) -> list[Table]:
 def sentences(found: Mapping[str, Any]) -> list[str]:
     """The verdict on each method, and a caveat if there are few seeds."""
     said = [line["verdict"] for line in found["methods"] if line["name"] != UNIFORM]
+    said += [f"{line['name']}: {line['null']}" for line in found["methods"] if line.get("null")]
     if found["indicative"]:
         said.append(f"{found['seeds']} seeds are few: take the figures as a hint, and compare with 3 or more.")
     return said

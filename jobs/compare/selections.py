@@ -12,6 +12,7 @@ from raysift.draws import uniform_of
 from raysift.evaluation.standings import Ranked
 from raysift.jobs import stages
 from raysift.jobs.compare.plan import Contender, Plan
+from raysift.jobs.gradients.null import FoundNull, found_null
 from raysift.jobs.recipes import run_method
 from raysift.jobs.runs.console import Console
 from raysift.jobs.runs.reuse import is_run
@@ -42,6 +43,8 @@ class Chosen:
     seconds: float
     """What the selection would have taken alone: stages shared with other methods count in full."""
     ranked: Ranked | None
+    null: FoundNull | None = None
+    """How the rows stand against targets without meaning, for methods by gradient."""
 
 
 def make_selections(run: Run, plan: Plan, every_stage: bool) -> Iterator[Chosen]:
@@ -97,6 +100,7 @@ def _chosen(own: Run, contender: Contender, seed: int, chosen: Manifest) -> Chos
         pool_rows=chosen.counts["kept"] if contender.takes_all else chosen.counts["rows_in"],
         seconds=sum(manifest.seconds for manifest in before),
         ranked=_ranked(scores) if scores.exists() and not contender.takes_all else None,
+        null=None if contender.takes_all else found_null(own),
     )
 
 

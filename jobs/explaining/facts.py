@@ -10,6 +10,7 @@ import numpy as np
 
 from raysift.actors.row_gradients import MATCHES
 from raysift.config import CommonConfig
+from raysift.gradients.null_columns import NullColumns
 from raysift.jobs.explaining.finding import columns_in, failure_of, find_row
 from raysift.jobs.explaining.record import Neighbour, Standing
 from raysift.jobs.runs.run import Run
@@ -90,9 +91,9 @@ def matches_at(run: Run, scores: Manifest, row_id: int) -> dict[str, Any]:
     if matched is None or target is None or "checkpoints" not in scores.values:
         return {}
     line = find_row(run.files(matched, "answers"), row_id, [MATCHES])
-    by_target = scores.values.get("target_weights", [])
+    by_target, each = scores.values.get("target_weights", []), NullColumns.of(target.values).each
     return {
-        "matches": line[MATCHES] if line else None,
+        "matches": [at[::each] for at in line[MATCHES]] if line and line[MATCHES] else None,
         "checkpoints": scores.values["checkpoints"],
         "weights": scores.values["checkpoint_weights"],
         "subtasks": target.values["subtasks"],
@@ -100,14 +101,14 @@ def matches_at(run: Run, scores: Manifest, row_id: int) -> dict[str, Any]:
     }
 
 
-def place_among(files: Sequence[Any], checkpoint: int, subtask: int, value: float) -> tuple[int, int]:
-    """How many rows have a lower cosine at this checkpoint with this subtask, and how many have one at all."""
+def place_among(files: Sequence[Any], checkpoint: int, column: int, value: float) -> tuple[int, int]:
+    """How many rows have a lower cosine at this checkpoint in this column of the matches, and how many have one at all."""
     worse = scored = 0
     for chunk in read_chunks(files, [MATCHES]):
         cells = chunk[MATCHES].drop_null().combine_chunks()
         if len(cells):
             numbers = np.asarray(cells.flatten().flatten()).reshape(len(cells), len(cells[0]), -1)[
-                :, checkpoint, subtask
+                :, checkpoint, column
             ]
             worse, scored = worse + int((numbers < value).sum()), scored + len(numbers)
     return worse, scored

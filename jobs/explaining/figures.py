@@ -6,7 +6,10 @@ from functools import singledispatch
 
 import numpy as np
 
+from raysift.gradients.null import of_row
+from raysift.gradients.null_columns import NullColumns
 from raysift.jobs.explaining.facts import Facts, place_among
+from raysift.jobs.gradients.null import NULL
 from raysift.methods import Selector
 from raysift.methods.coverage import CENTER, COVERED, Coverage
 from raysift.methods.gradient import BySubtask, GradientSelector
@@ -14,7 +17,7 @@ from raysift.methods.mods import AUGMENTED, NECESSITY, QUALITY, SEED, Mods
 from raysift.methods.raise_policy import PICKED, Raise
 from raysift.policy.verdict import DOUBT
 from raysift.reasons import words
-from raysift.records import FATE, RADIUS
+from raysift.records import ABOVE_NULL, FATE, RADIUS
 
 SHOWN_SUBTASKS = 6
 
@@ -52,13 +55,17 @@ def _by_gradient(selector: GradientSelector, facts: Facts) -> list[str]:
         last, cosines = len(found["checkpoints"]) - 1, np.array(found["matches"])
         best = found["subtasks"].index(facts.own["subtask"])
         value = float(cosines[last, best])
-        among = place_among(facts.run.files(matched, "answers"), last, best, value)
+        target = facts.run.manifest("targets")
+        each = NullColumns.of(target.values).each if target else 1
+        among = place_among(facts.run.files(matched, "answers"), last, best * each, value)
         subtask = facts.own["subtask"] if len(found["subtasks"]) > 1 else None
         told.append(words.cosine(value, f"at the last checkpoint ({found['checkpoints'][last]})", subtask, *among))
         if (cosines[:, best] < 0).any() and (cosines[:, best] > 0).any():
             told.append("The checkpoints disagree: at some it helps the target, at others it works against it.")
         elif facts.standing and facts.standing.score < 0:
             told.append("Below 0, training on it works against the target.")
+    if facts.own.get(ABOVE_NULL) is not None and (null := facts.value(NULL, "influence")):
+        told.append(of_row(null["kind"], facts.own[ABOVE_NULL]))
     return told
 
 

@@ -23,7 +23,7 @@ def match_and_choose(
 ) -> Manifest:
     """Match exactly or through a store (`stored_in` if given), then score and choose."""
     settings = selector.config
-    target = targeting.targets(run, config, selector, found, warm)
+    target = targeting.targets(run, config, selector, found, rows, warm)
     if settings.matching == "store":
         kept = store.store_of(run, config, settings, warm, target, stored_in)
         stored = store.fill(run, config, settings, rows, kept)

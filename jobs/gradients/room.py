@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 
 from raysift.config import CommonConfig
@@ -13,6 +14,8 @@ from raysift.settings.training import TrainConfig
 from raysift.storage import Location
 
 SIGNS = 0.25  # vectors of the size of the adapter: one byte per number of a gradient
+LONG_PASS = 2048
+"""Tokens of a pass that keep any device busy; longer ones hardly save time."""
 MEMBER_VECTORS = (
     6  # a pair's two gradients, their difference and its unit; a subtask's sum and what rounding took from it
 )
@@ -54,21 +57,46 @@ def exact_room(
     settings: GradientConfig,
     model: str,
     points: int,
-    subtasks: int,
+    columns: int,
     longest: int | None = None,
 ) -> Need | None:
-    """Memory an actor needs for exact matching: the targets of one checkpoint at a time, whatever the number of checkpoints."""
+    """Memory an actor needs for exact matching: the targets of one checkpoint at a time, whatever the number of checkpoints.
+
+    `columns` are the subtasks' own vectors and their null ones.
+    """
     each = moments_of(settings)
-    need = room_needed(config, settings, model, points, each, subtasks, longest)
-    return need and replace(need, rows=subtasks * (need.trained // (points * (1 + each))))
+    need = room_needed(config, settings, model, points, each, columns, longest)
+    return need and replace(need, rows=columns * (need.trained // (points * (1 + each))))
 
 
 def targets_room(
-    config: CommonConfig, settings: GradientConfig, model: str, points: int, width: int | None, longest: int
+    config: CommonConfig,
+    settings: GradientConfig,
+    model: str,
+    points: int,
+    width: int | None,
+    longest: int,
+    nulls: int = 0,
 ) -> Need | None:
-    """Memory the task needs that computes targets: sums of one subtask at a time, and the vectors of one of its members."""
+    """Memory the task needs that computes targets: sums of one subtask and its null columns at a time, and the vectors of one of
+    its members."""
     need = room_needed(config, settings, model, points, 0, width, longest)
-    return need and replace(need, rows=MEMBER_VECTORS * (need.accumulators // 3))
+    return need and replace(need, rows=(MEMBER_VECTORS + nulls) * (need.accumulators // 3))
+
+
+def null_fits(without: Need, whole: Need, fit: Callable[[Need], Fit | None], points: int, folder: Location) -> bool:
+    """Whether exact matching has room for null targets, too: as many workers as without them, passes that are long enough, and
+    disk.
+
+    `fit` tells how a need fits the cluster. GPUs of unknown memory count as too small: a null must not end a run.
+    """
+    one, other = fit(without), fit(whole)
+    if one is None or other is None:
+        return False
+    slower = other.workers < one.workers or other.tokens < min(one.tokens, LONG_PASS)
+    if not other.small and (other.too_large or slower):
+        return False
+    return not folder.is_local or whole.rows * points <= shutil.disk_usage(folder.path).free
 
 
 def require_exact_room(

@@ -5,7 +5,8 @@ Row gradients are matched at once (`matching: exact`), or stored and reduced (`m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,12 @@ from raysift.actors.train_checkpoints import EPOCH_RECORD, EpochRecord
 from raysift.config import CommonConfig
 from raysift.draws import seed_for, uniform_of
 from raysift.errors import ConfigError, StageError
-from raysift.gradients.influence import TargetColumns, aggregate_subtasks, checkpoint_weights, weigh_checkpoints
+from raysift.gradients.influence import TargetColumns, aggregate_subtasks, checkpoint_weights
+from raysift.gradients.null import WHOLE as WHOLE_NULL
+from raysift.gradients.null import stands_above
+from raysift.gradients.null_columns import NO_ROWS, NullColumns
 from raysift.jobs import stages
+from raysift.jobs.gradients.null import NULL, NULL_FILE, hold_against_null, null_rows, weigh
 from raysift.jobs.gradients.room import exact_room, warmup_recipe
 from raysift.jobs.runs.chosen_rows import write_rows
 from raysift.jobs.runs.models import find_model
@@ -28,7 +33,7 @@ from raysift.jobs.runs.tables import count_answers, count_true, publish, read_ch
 from raysift.manifest import Manifest
 from raysift.methods import Selector
 from raysift.methods.gradient import GradientConfig
-from raysift.records import ERROR, ID, SCORE
+from raysift.records import ABOVE_NULL, ERROR, ID, SCORE
 from raysift.settings.gradients import MatchSettings, ProjectionSettings
 from raysift.settings.resources import Resources
 from raysift.storage import Location, open_location
@@ -120,9 +125,9 @@ def gradients(
             handed = handed_over(own.resources)
             return map_rows(files, GradientMatch, loaded, folder, handed, rows=total, progress=run.progress)
 
-        subtasks = len(target.values["subtasks"])
+        columns = len(target.values["subtasks"]) * NullColumns.of(target.values).each
         longest = longest_row(run, rows, warmup_recipe(config, settings))
-        need = exact_room(config, settings, model.name, len(points), subtasks, longest)
+        need = exact_room(config, settings, model.name, len(points), columns, longest)
         answers = with_room(run, "gradients", config, need, match, "gradients")
         counts = count_answers("gradients", answers, rows.counts["kept"]) | {"truncated": count_true(answers, CUT)}
         return StageResult(files={"answers": relative(answers, folder)}, counts=counts, rows=counts["rows_in"])
@@ -145,21 +150,30 @@ def influence(
     target: Manifest,
     matched: Manifest,
 ) -> Manifest:
-    """Weigh the checkpoints, reduce over subtasks: one score per row."""
+    """Weigh the checkpoints, reduce over subtasks: one score per row, and whether it stands above the null."""
     points = checkpoints_of(run, trained, settings.checkpoints)
     weights = checkpoint_weights([p.learning_rate for p in points])
     by_target = settings.match.target_weights or (1.0,)
     columns = TargetColumns(tuple(target.values["subtasks"]), tuple(target.values["target_of"]), by_target)
 
+    null = NullColumns.of(target.values)
+
     def body(folder: Location) -> StageResult:
-        place = folder / "scores.parquet"
+        def chunks() -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+            return matches_of(run.files(matched, "answers"), len(points), len(columns.subtasks) * null.each)
+
+        stands: dict[str, dict[str, Any]] = {}
+        if null.usable:
+            members = null_rows(run, target, null.columns)
+            stands = hold_against_null(chunks(), weights, null, columns, settings.match.subtasks, members)
+            (folder / NULL_FILE).write(json.dumps(stands))
+        place, whole = folder / "scores.parquet", stands.get(WHOLE_NULL)
         written = failed = 0
         with pq.ParquetWriter(place.path, selector.score_schema(), filesystem=place.fs, compression="zstd") as writer:
-            for ids, matches, unmatched in matches_of(
-                run.files(matched, "answers"), len(points), len(columns.subtasks)
-            ):
-                by_subtask = weigh_checkpoints(matches, weights)
-                writer.write_table(score_table(selector.score_schema(), ids, by_subtask, columns, settings.match))
+            for ids, matches, unmatched in chunks():
+                by_subtask, _ = weigh(matches, weights, null)
+                own = score_table(selector.score_schema(), ids, by_subtask, columns, settings.match, whole)
+                writer.write_table(own)
                 writer.write_table(empty_scores(selector.score_schema(), unmatched))
                 written, failed = written + len(ids), failed + len(unmatched)
         if written + failed != rows.counts["kept"]:
@@ -167,38 +181,50 @@ def influence(
         counts = {"rows_in": written + failed, "kept": written, "failed": failed}
         values = {"checkpoint_weights": weights.tolist(), "checkpoints": [p.name for p in points]}
         values["target_weights"] = list(by_target)
-        return StageResult(files={"scores": ["scores.parquet"]}, counts=counts, values=values, rows=written)
+        why = null.why or ("" if whole else NO_ROWS)
+        values[NULL] = {"kind": null.kind, "columns": null.columns, "why": why, "subtasks": list(columns.subtasks)}
+        if whole:
+            values[NULL] |= {"rows": whole["rows"], "above": whole["above"]}
+        files = {"scores": ["scores.parquet"]} | ({NULL: [NULL_FILE]} if whole else {})
+        return StageResult(files=files, counts=counts, values=values, rows=written)
 
     inputs = {"rows": rows.fingerprint, "matched": matched.fingerprint, "targets": target.fingerprint}
-    manifest = run.stage("influence", {"match": settings.match, "method": selector.name}, inputs, body)
+    decides = {"match": settings.match, "method": selector.name}
+    manifest = run.stage("influence", decides, inputs, body, version=2)  # 2: says which rows stand above the null
     publish(run.files(manifest, "scores")[0], run.folder / "scores.parquet")
     return manifest
 
 
 def matches_of(
-    files: Sequence[Location], checkpoints: int, subtasks: int
+    files: Sequence[Location], checkpoints: int, columns: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Ids and cosines (rows, checkpoints, subtasks) of the answered rows, and the ids of the failed ones."""
+    """Ids and cosines (rows, checkpoints, columns) of the answered rows, and the ids of the failed ones."""
     for chunk in read_chunks(files, [ID, MATCHES, ERROR]):
         good = chunk.filter(chunk[ERROR].is_null()).combine_chunks()
         bad = chunk.filter(chunk[ERROR].is_valid())
         numbers = np.empty((0,), np.float32)
         if len(good):
             numbers = good[MATCHES].combine_chunks().flatten().flatten().to_numpy()
-        yield good[ID].to_numpy(), numbers.reshape(len(good), checkpoints, subtasks), bad[ID].to_numpy()
+        yield good[ID].to_numpy(), numbers.reshape(len(good), checkpoints, columns), bad[ID].to_numpy()
 
 
 def score_table(
-    schema: pa.Schema, ids: np.ndarray, by_subtask: np.ndarray, columns: TargetColumns, match: MatchSettings
+    schema: pa.Schema,
+    ids: np.ndarray,
+    by_subtask: np.ndarray,
+    columns: TargetColumns,
+    match: MatchSettings,
+    null: Mapping[str, Any] | None = None,
 ) -> pa.Table:
-    """Scores of rows, with the subtask that each helps most."""
+    """Scores of rows, with the subtask that each helps most, and how they stand against the null if there is one."""
     rule = "max" if match.subtasks == "round_robin" else match.subtasks
     scores = aggregate_subtasks(by_subtask, columns, rule)
     pulls = by_subtask * np.array([columns.weights[of] for of in columns.target_of])
     best = np.asarray(columns.subtasks, dtype=object)[pulls.argmax(axis=1)] if len(ids) else []
-    return pa.table(
-        {ID: ids, SCORE: scores, "subtask": pa.array(best, pa.string()), "by_subtask": list(by_subtask)}, schema=schema
-    )
+    found = {ID: ids, SCORE: scores, "subtask": pa.array(best, pa.string()), "by_subtask": list(by_subtask)}
+    if ABOVE_NULL in schema.names:
+        found[ABOVE_NULL] = stands_above(null, scores) if null else pa.nulls(len(ids), pa.bool_())
+    return pa.table(found, schema=schema)
 
 
 def empty_scores(schema: pa.Schema, ids: np.ndarray) -> pa.Table:

@@ -1,6 +1,7 @@
 """The sharded reduce over the store: Ray tasks match shards with the target vectors, without the model.
 
-The result has the form of exact matching: cosines per row, checkpoint and subtask, which `influence` reduces to scores.
+The result has the form of exact matching: cosines per row, checkpoint and column (a subtask's target, or a null one), which
+`influence` reduces to scores.
 A row's numbers depend neither on the number of tasks nor on the order of the shards. If a row's checkpoints are in
 several segments, they are joined by id.
 """
@@ -47,14 +48,14 @@ def match(run: Run, config: CommonConfig, rows: Manifest, target: Manifest, stor
         plan = share_reading(wanted, names, ids_of(held, inputs))
         failed = _failures(plan, {segment.name: index for segment, index in held})
         place = run.files(target, "targets")[0]
-        targets = load_targets(place.parent, list(store.points.values()))
+        targets = load_targets(place.parent, list(store.points.values()), null=True)
         vectors = {name: matrix.numpy() for name, matrix in zip(names, targets, strict=True)}
         own = for_role(config, "reduce").resources
         parts = match_segments(store, plan, vectors, folder, own)
         if all(share.checkpoints == tuple(names) for _, share in plan):
             files = [file for file, _ in parts]
         else:
-            files = merge(parts, names, len(target.values["subtasks"]), wanted, failed, folder, own)
+            files = merge(parts, names, len(targets[0]), wanted, failed, folder, own)
         files.append(_write_failures(failed, folder / "failed.parquet"))
         counts = {"rows_in": len(wanted), "kept": len(wanted) - len(failed), "failed": len(failed)}
         return StageResult(files={"answers": relative(files, folder)}, counts=counts, rows=len(wanted))
@@ -108,7 +109,7 @@ def match_shard(
 def merge(
     parts: Sequence[tuple[Location, tuple[str, ...]]],
     names: Sequence[str],
-    subtasks: int,
+    columns: int,
     wanted: Ids,
     failed: dict[int, str],
     out: Location,
@@ -121,36 +122,36 @@ def merge(
     tasks: list[tuple[Any, ...]] = []
     for start in range(0, len(good), MERGED_ROWS):
         place = out / f"merged-{len(tasks):05d}.parquet"
-        tasks.append((list(parts), tuple(names), subtasks, good[start : start + MERGED_ROWS], place))
+        tasks.append((list(parts), tuple(names), columns, good[start : start + MERGED_ROWS], place))
     for _ in run_tasks(merge_rows, tasks, resources, "match: bringing checkpoints together"):
         pass
     return [task[-1] for task in tasks]
 
 
 def merge_rows(
-    parts: Sequence[tuple[Location, tuple[str, ...]]], names: Sequence[str], subtasks: int, wanted: Ids, out: Location
+    parts: Sequence[tuple[Location, tuple[str, ...]]], names: Sequence[str], columns: int, wanted: Ids, out: Location
 ) -> None:
     """Write the cosines of the wanted rows at all checkpoints into one file."""
-    matches = np.zeros((len(wanted), len(names), subtasks), np.float32)
+    matches = np.zeros((len(wanted), len(names), columns), np.float32)
     seen = np.zeros((len(wanted), len(names)), bool)
     for place, own in parts:
-        columns = [names.index(name) for name in own]
+        points = [names.index(name) for name in own]
         for chunk in read_chunks([place], [ID, MATCHES]):
             ids = chunk[ID].to_numpy()
             mine = is_among(ids, wanted)
             where = np.searchsorted(wanted, ids[mine])[:, None]
             numbers = chunk[MATCHES].combine_chunks().flatten().flatten().to_numpy()
-            matches[where, columns] = numbers.reshape(len(ids), len(own), subtasks)[mine]
-            seen[where, columns] = True
+            matches[where, points] = numbers.reshape(len(ids), len(own), columns)[mine]
+            seen[where, points] = True
     if not seen.all():
         raise StageError(f"match: {int((~seen.all(axis=1)).sum())} rows lack a checkpoint in the store; run again.")
     pq.write_table(match_table(wanted, matches), out.path, filesystem=out.fs)
 
 
 def match_table(ids: Ids, matches: NDArray[np.float32]) -> pa.Table:
-    """Answers in the form of exact matching; `matches` is (rows, checkpoints, subtasks)."""
-    rows, checkpoints, subtasks = matches.shape
-    inner = pa.ListArray.from_arrays(np.arange(rows * checkpoints + 1, dtype=np.int32) * subtasks, matches.reshape(-1))
+    """Answers in the form of exact matching; `matches` is (rows, checkpoints, columns)."""
+    rows, checkpoints, columns = matches.shape
+    inner = pa.ListArray.from_arrays(np.arange(rows * checkpoints + 1, dtype=np.int32) * columns, matches.reshape(-1))
     outer = pa.ListArray.from_arrays(np.arange(rows + 1, dtype=np.int32) * checkpoints, inner)
     return pa.Table.from_arrays([pa.array(ids), outer, pa.nulls(rows, pa.string())], schema=MATCH_COLUMNS)
 

@@ -9,6 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,8 +20,11 @@ from raysift.actors.checkpointed import Checkpoint
 from raysift.config import CommonConfig
 from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import reference_answer
+from raysift.gradients.null import without_null
+from raysift.gradients.null_columns import NO_KIND, NO_ROOM, ROWS
 from raysift.jobs.gradients.agreement import agreement_of, require_agreement
-from raysift.jobs.gradients.room import exact_room, require_exact_room, targets_room, warmup_recipe
+from raysift.jobs.gradients.null import NULL, NULL_ROWS, null_values, plan_null, save_null_rows
+from raysift.jobs.gradients.room import exact_room, null_fits, require_exact_room, targets_room, warmup_recipe
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
 from raysift.jobs.pool.target_check import compare_with_pool
 from raysift.jobs.runs.models import find_model
@@ -40,6 +44,7 @@ from raysift.settings.gradients import ProjectionSettings
 from raysift.storage import Location
 
 if TYPE_CHECKING:
+    from raysift.gradients.null_columns import NullPlan
     from raysift.gradients.preference import Targets
 
 EXAMPLES_FILE = "examples.parquet"
@@ -194,9 +199,10 @@ def targets(
     config: CommonConfig,
     selector: GradientSelector,
     found: TargetMembers,
+    rows: Manifest,
     trained: Manifest,
 ) -> Manifest:
-    """The gradient of the target loss at each checkpoint, one vector per subtask."""
+    """The gradient of the target loss at each checkpoint, one vector per subtask, and null ones beside it."""
     settings = selector.config
     model, points = find_model(run, config), checkpoints_of(run, trained, settings.checkpoints)
     projection = settings.projection if settings.matching == "store" else WHOLE
@@ -212,31 +218,51 @@ def targets(
         for note in found.notes:
             run.console.note(f"targets: {note}")
         members, problems = found.members, found.problems
-        subtasks = len({subtask_of(member) for member in members})
+        names = [subtask_of(member) for member in members]
+        subtasks = len(set(names))
+        null, why = plan_null(run, selector, [content_key(member) for member in members], names, rows)
+        tries = 0
+
+        def room_for_null(columns: int) -> bool:
+            """Not after a kill, nor where it takes room that the run needs: a null never ends a run that works without it."""
+            wanted = (subtasks, subtasks * (1 + columns))
+            without, whole = (exact_room(config, settings, model.name, len(points), count) for count in wanted)
+            if tries > 1 or projection is not WHOLE or without is None or whole is None:
+                return tries == 1
+            there = for_role(config, "gradients").resources
+            return null_fits(without, whole, partial(fit_cluster, there), len(points), folder)
 
         def compute(own: CommonConfig) -> dict[str, Any]:
+            nonlocal null, why, tries
+            tries += 1
             asked = exact_room(config, settings, model.name, 1, subtasks) if projection is WHOLE else None
             if asked:
                 there = for_role(config, "gradients").resources
                 room = fit_cluster(there, asked, most=1)
                 require_exact_room(selector.name, asked, room, there.on_gpu, subtasks, len(points), folder)
+            if null and not room_for_null(null.columns):
+                null, why = None, NO_ROOM
             with room_for_one("targets", own.resources, run.console.note) as placed:
                 task = ray.remote(**placed, max_retries=own.resources.restarts)(telling(_compute_targets))
                 values: dict[str, Any] = ray.get(
-                    task.remote(members, found.places, points, own, selector, projection, model.name, folder)
+                    task.remote(members, found.places, points, own, selector, projection, model.name, folder, null, why)
                 )
             return values
 
         width = None if projection.kind == "none" else projection.dimension
         longest = max(map(most_tokens_of, members))
-        need = targets_room(config, settings, model.name, len(points), width, longest)
+        nulls = null.columns if null else 0
+        need = targets_room(config, settings, model.name, len(points), width, longest, nulls)
         values = with_room(run, "targets", config, need, compute, "gradients", most=1)
         values[AGREEMENT]["left_out"] = found.left_out
+        if (missing := values["null"]["why"]) and missing != NO_KIND:
+            run.console.note(f"targets: {without_null(missing)}")
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
         for reason, count in values["set_aside"].items():
             run.console.note(f"targets: {count} of {len(members)}: {reason}")
         files = {"targets": [f"{point.name}.safetensors" for point in points], "members": ["members.json"]}
         files["examples"] = [EXAMPLES_FILE]
+        files |= {NULL: [NULL_ROWS]} if null and null.kind == ROWS else {}
         aside, truncated = values["set_aside"], values.pop("truncated")
         if truncated:
             run.console.note(
@@ -269,9 +295,12 @@ def targets(
         "dtype": train.dtype,
         "quantization": train.quantization,
         "apart": settings.match.target_weights is not None,
+        "null": selector.null_kind,
     }
+    if selector.null_kind == ROWS:
+        inputs["rows"] = rows.fingerprint
     decides |= {name: getattr(settings, name) for name in selector.of_target}
-    # 2: shows inputs apart, as rows do; 3: tells how far its members agree
+    # 2: shows inputs apart, as rows do; 3: tells how far its members agree, and has a null
     manifest = run.stage("targets", decides, inputs, body, version=3)
     require_agreement(run, selector, manifest)
     return manifest
@@ -286,19 +315,24 @@ def _compute_targets(
     projection: ProjectionSettings,
     model: str,
     folder: Location,
+    null: NullPlan | None,
+    why: str,
 ) -> dict[str, Any]:
     """Runs in its own task because it needs the model: writes the vectors, returns the manifest's values."""
     from raysift.actors.target_files import TargetFiles, save_examples
     from raysift.actors.target_gradients import TargetGradients
 
     actor = TargetGradients(model, points, projection, files=folder, **gradient_loading(config, selector.config))
-    found = selector.target_gradients(actor, members)
+    more: dict[str, Any] = {"null": null} if null else {}
+    found = selector.target_gradients(actor, members, **more)
     account = {
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
     (folder / "members.json").write(json.dumps(exact(account)))
     keys = [content_key(member) for member in members]
     save_examples(folder / EXAMPLES_FILE, points, found, keys)
+    if null and null.kind == ROWS:
+        save_null_rows(folder / NULL_ROWS, actor.null_rows)
     TargetFiles(folder, actor.hash).tidy(points)
     set_aside, truncated = count_members(found)
     return {
@@ -311,6 +345,7 @@ def _compute_targets(
         "longest_input": actor.model.max_length,
         "deviation_from_autograd": actor.deviation,
         AGREEMENT: agreement_of(found, points, keys, places, selector),
+        "null": null_values(selector.null_kind, null, why, found),
         "mean_losses": [float(np.mean([member.loss for member in target.members])) for target in found],
     }
 

@@ -7,6 +7,7 @@ from typing import Any
 from raysift.actors.state_match import StateMatch
 from raysift.config import CommonConfig
 from raysift.evaluation.examples import reference_answer
+from raysift.gradients.null_columns import ROWS, most_rows, replicates
 from raysift.jobs.gradients.room import SIGNS, exact_room, moments_of, room_needed, warmup_recipe
 from raysift.jobs.gradients.stages import WHOLE, gradient_loading
 from raysift.jobs.on_ray.fitting import need_to_answer, need_to_train
@@ -60,13 +61,14 @@ def _gradient(selector: GradientSelector, facts: Facts) -> list[Work]:
         [] if settings.warmup_from else [facts.train("warmup", warm, train, "warmup", need_to_train(own, config.model))]
     )
     exact, need = settings.matching == "exact", gradient_need(config, settings, facts.subtasks)
+    nulls = replicates(facts.subtasks) if selector.null_kind else 0
+    columns = facts.subtasks * (1 + nulls)
+    drawn = min(nulls * len(facts.members), most_rows(int(rows))) if selector.null_kind == ROWS else 0
     width = (
-        4.0 * facts.subtasks
-        if exact
-        else settings.projection.dimension / (8 if settings.projection.kind == "signs" else 0.5)
+        4.0 * columns if exact else settings.projection.dimension / (8 if settings.projection.kind == "signs" else 0.5)
     )
     held = int(4 * adapter * (1 + moments_of(settings)) * (points - 1))
-    target_bytes = points * facts.subtasks * (4.0 * adapter if exact else 4.0 * settings.projection.dimension)
+    target_bytes = points * columns * (4.0 * adapter if exact else 4.0 * settings.projection.dimension)
     gradients = facts.map(
         "gradients",
         "gradients",
@@ -79,13 +81,15 @@ def _gradient(selector: GradientSelector, facts: Facts) -> list[Work]:
         row_bytes=ANSWER_BYTES + points * (8.0 + width),
         more_host=0 if facts.speeds["gradients"].gpu else held,
     )
-    matched = [] if exact else [facts.driver("match", rows, rows, rows * points * width / 2e8, 4 * rows * points)]
+    matched = (
+        [] if exact else [facts.driver("match", rows, rows, rows * points * width / 2e8, 4 * rows * points * columns)]
+    )
     return [
         facts.ingest(),
         facts.driver("likeness", len(facts.members), len(facts.members)),
         *counted,
         *begun,
-        facts.task("targets", "targets", len(facts.members), points, "gradients", need, target_bytes),
+        facts.task("targets", "targets", len(facts.members) + drawn, points, "gradients", need, target_bytes),
         gradients,
         *matched,
         *score_and_choose(facts, "influence"),

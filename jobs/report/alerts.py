@@ -107,6 +107,8 @@ def _of_selection(found: Gathered) -> Iterator[Alert | None]:
             yield alerts.asked_in(len(asked.found), len(asked.questions), name, where, chip)
     if found.choose is None:
         return
+    if found.null:
+        yield alerts.noise(found.null.sentence, found.null.above, found.null.selected)
     yield alerts.one_source(*source_counts(found))
     counts = found.choose.counts
     yield alerts.fewer_than_asked(counts["kept"], counts.get("asked"))

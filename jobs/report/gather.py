@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 
 from raysift.config import CommonConfig
 from raysift.errors import RaysiftError
+from raysift.jobs.gradients.null import FoundNull, found_null
 from raysift.jobs.report.asked import questions_of
 from raysift.jobs.report.features import Looked, read_rows
 from raysift.jobs.report.scored import SAMPLED, Scored, failed_lines, read_scored
@@ -102,6 +103,11 @@ class Gathered:
             return None
         values = self.selection[SCORE].to_numpy().astype(np.float64)
         return read_scored(self.run.files(self.scores, "scores"), self.ids, values, sampled=SAMPLED)
+
+    @cached_property
+    def null(self) -> FoundNull | None:
+        """What the run tells of noise."""
+        return found_null(self.run)
 
     @cached_property
     def failures(self) -> dict[str, list[dict[str, Any]]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 
+from raysift.gradients.null import null_counts
 from raysift.jobs.report.features import ANSWER, PROMPT
 from raysift.jobs.report.gather import Gathered
 from raysift.jobs.report.scored import Scored
@@ -33,6 +34,9 @@ def _histogram(found: Gathered, scored: Scored) -> Histogram:
     series = [Counts(name="pool", counts=tuple(scored.pool.tolist()))]
     if found.choose:
         series.append(Counts(name="selected", counts=tuple(scored.selected.tolist())))
+    if found.null and found.null.whole:
+        expected = null_counts(found.null.whole, scored.edges)
+        series.append(Counts(name="null", counts=tuple(expected.tolist())))
     marks = (Mark(value=scored.cut, label=CUT),) if scored.cut is not None else ()
     note = "" if scored.cut is not None or not found.choose else "The selection does not follow these scores alone."
     return Histogram(

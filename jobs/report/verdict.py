@@ -45,6 +45,7 @@ def _selected(found: Gathered) -> str:
         told = f"{share(shared, 1)}, {share(by_chance, 1)} by chance"
         like_it = shared >= LIKE_LONGEST
         parts.append(f"{'hardly told from' if like_it else 'little like'} taking the longest answers (overlap {told})")
+    parts += [found.null.sentence] if found.null and found.null.above is not None else []
     return "; ".join(parts) + "."
 
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from raysift.actors.row_gradients import MATCHES
+from raysift.gradients.null_columns import NullColumns
 from raysift.ids import is_among
+from raysift.jobs.gradients.null import found_null
 from raysift.jobs.report.why_policy import why_policy
 from raysift.jobs.report.why_target import agreeing, strongest, why_similarity
 from raysift.jobs.runs.run import Run
@@ -29,6 +31,7 @@ from raysift.report.blocks import (
     Mark,
     Section,
     Table,
+    Text,
 )
 from raysift.settings.gradients import ProjectionSettings
 from raysift.store.distortion import estimate_distortion
@@ -72,24 +75,47 @@ def why_gradient(run: Run, with_text: bool) -> tuple[str, list[Block]]:
     names, subtasks = scores.values["checkpoints"], target.values["subtasks"]
     chosen = run.manifest("choose")
     ids = read_ids(run.files(chosen, "selection")) if chosen else np.empty(0, np.int64)
-    pool, own = mean_cosines(run, matched, ids, (len(names), len(subtasks)))
+    each = NullColumns.of(target.values).each
+    pool, own = mean_cosines(run, matched, ids, (len(names), len(subtasks)), each)
     if own is not None:
         blocks.append(_heatmap("Mean cosine of the chosen rows with the target", names, subtasks, own))
     if pool is not None:
         blocks.append(_heatmap("Mean cosine of all rows with the target", names, subtasks, pool))
     blocks.append(_checkpoints(scores, target))
+    blocks += null_blocks(run)
     return lead, [*blocks, *agreeing(target), *strongest(run, target, scores, with_text)]
 
 
+def null_blocks(run: Run) -> list[Block]:
+    """How the chosen rows stand against the null, by subtask."""
+    found = found_null(run)
+    if found is None:
+        return []
+    if found.above is None or found.selected is None:
+        return [Text(title="Against noise", text=found.sentence)]
+    whole = ("all", found.pool, found.selected, found.above, found.excess)
+    parts = sorted(found.parts, key=lambda part: (-part.selected, part.subtask))[:SHOWN_SUBTASKS]
+    rows = [whole, *((p.subtask, p.pool, p.selected, p.above, p.excess) for p in parts)]
+    columns = (
+        Column(name="subtask"),
+        Column(name="rows of the pool above", type="count"),
+        Column(name="selected", type="count"),
+        Column(name="of these above", type="count"),
+        Column(name="median above the null, in its spreads", type="number"),
+    )
+    note = f"{found.sentence[:1].upper()}{found.sentence[1:]}."
+    return [Table(title="Against noise", note=note, columns=columns, rows=tuple(rows))]
+
+
 def mean_cosines(
-    run: Run, matched: Manifest, chosen: np.ndarray, shape: tuple[int, int]
+    run: Run, matched: Manifest, chosen: np.ndarray, shape: tuple[int, int], each: int = 1
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Means over all rows and over the chosen ones, by checkpoint and subtask; None over no row."""
+    """Means over all rows and over the chosen ones, by checkpoint and subtask; None over no row. `each`: columns of a subtask."""
     sums, counts = np.zeros((2, *shape)), [0, 0]
     for chunk in read_chunks(run.files(matched, "answers"), [ID, MATCHES]):
         good = chunk.filter(chunk[MATCHES].is_valid())
         cells = good[MATCHES].combine_chunks().flatten().flatten()
-        numbers = np.asarray(cells, np.float64).reshape(len(good), *shape)
+        numbers = np.asarray(cells, np.float64).reshape(len(good), *shape, each)[..., 0]
         mine = is_among(good[ID].to_numpy(), chosen)
         for place, part in enumerate((numbers, numbers[mine])):
             sums[place] += part.sum(axis=0)

@@ -20,6 +20,7 @@ from raysift.actors.target_files import load_targets
 from raysift.actors.target_gradients import TargetGradients
 from raysift.errors import DataError, ModelError
 from raysift.gradients.moments import Moments, save_moments
+from raysift.gradients.null_columns import NullPlan
 from raysift.pool.given_input import conversation_of
 from raysift.pool.pairs import make_pair
 from raysift.records import ERROR, ID, MESSAGES, Example, Message, Pair
@@ -335,3 +336,54 @@ def test_projected_cosines_stray_no_further_than_theory_says_with_maps_of_their_
         for index, sink in enumerate(actor.sinks):
             matrix = sink.project(torch.from_numpy(targets[index])).numpy()
             assert np.abs(matrix @ near[index] - targets[index] @ exact[index]).max() < 5 / np.sqrt(width)
+
+
+KEYS = NullPlan("signs", 2, keys=tuple(range(3)))
+
+
+def test_exact_and_stored_null_scores_agree_and_readers_of_targets_see_none(world, tmp_path):
+    """Null vectors are projected like the others, each to the map of its checkpoint."""
+    points, folder = [checkpoint(world), checkpoint(world, 2)], open_location(tmp_path).make_folder()
+    actor = TargetGradients(base(world), points, WHOLE, files=folder, **LOADING)
+    actor.from_pairs(PAIRS, PreferenceSettings(), TargetSettings(), end_prompt=True, null=KEYS)
+    plain = targets_of(world, tmp_path / "plain", points)
+    both = [vectors.numpy() for vectors in load_targets(folder, points, null=True)]
+    for own, whole, without in zip(load_targets(folder, points), both, plain, strict=True):
+        assert (own.shape[0], whole.shape[0]) == (2, 6)
+        np.testing.assert_array_equal(own, whole[::3])
+        np.testing.assert_allclose(own, without, atol=1e-6)
+    matched = GradientMatch(base(world), points, ADAM, folder, **LOADING)(ROWS).to_pylist()
+    width = 4096
+    sketch = ProjectionSettings(dimension=width)
+    small = GradientVectors(base(world), points, ADAM, sketch, **LOADING)(ROWS).to_pylist()
+    short = TargetGradients(base(world), points, sketch, **LOADING)
+    projected = short.from_pairs(PAIRS, PreferenceSettings(), TargetSettings(), end_prompt=True, null=KEYS)
+    for row, stored in zip(matched[:2], small[:2], strict=True):
+        near = np.frombuffer(stored[VECTORS], "<f2").reshape(2, -1).astype(np.float32)
+        for index in range(2):
+            assert np.abs(projected[index].vectors @ near[index] - row[MATCHES][index]).max() < 5 / np.sqrt(width)
+
+
+def test_random_rows_without_a_token_that_counts_are_passed_over_and_those_taken_are_told(world, tmp_path):
+    examples = [Example(str(i), "t", PROMPT, "exact_match", reference=f"this {i}") for i in range(3)]
+    rows = [*ROWS.to_pylist(), *(conversation(10 + i, f"word {i}") for i in range(12))]
+    null = NullPlan("rows", 4, candidates=tuple(rows[::-1]), sizes={"t": 3}, most=12)
+    folder = open_location(tmp_path).make_folder()
+    actor = TargetGradients(base(world), [checkpoint(world)], WHOLE, files=folder, **LOADING)
+    (found,) = actor.from_examples(examples, TargetSettings(), null=null)
+    assert found.empty_nulls == 0
+    assert [row for own in actor.null_rows for row in sorted(own, reverse=True)] == [21 - i for i in range(12)]
+    mute = NullPlan("rows", 4, candidates=(rows[2],), sizes={"t": 3}, most=12)
+    (none,) = TargetGradients(base(world), [checkpoint(world)], WHOLE, **LOADING).from_examples(
+        examples, TargetSettings(), null=mute
+    )
+    assert none.empty_nulls == 4 and not none.vectors[1:].any()
+
+
+def test_a_checkpoint_done_with_other_null_columns_is_computed_again(world, tmp_path):
+    """After a kill for memory the null is left out: no file may keep its columns."""
+    points, folder = [checkpoint(world)], open_location(tmp_path).make_folder()
+    for null, shape in ((KEYS, (2, 3)), (None, (2,)), (KEYS, (2, 3))):
+        actor = TargetGradients(base(world), points, WHOLE, files=folder, **LOADING)
+        actor.from_pairs(PAIRS, PreferenceSettings(), TargetSettings(), end_prompt=True, null=null)
+        assert load_file(tmp_path / "epoch-1.safetensors")["targets"].shape[:-1] == shape

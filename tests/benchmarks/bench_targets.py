@@ -34,7 +34,7 @@ from raysift.pool.row_ids import row_id
 from raysift.records import Message
 
 SHORTEST, LONGEST = 100, 350
-"""Characters of a pool's rows, question and answer together."""
+"""Size of a pool's rows, question and answer together (see `_size`)."""
 BUDGET = "10%"
 MEMBERS = 24
 
@@ -72,12 +72,15 @@ def main() -> None:
     parser.add_argument("--nano", action="store_true", help="pools and targets of the nano world, on its model")
     parser.add_argument("--pools", nargs="+", default=sorted(POOLS), choices=sorted(POOLS))
     parser.add_argument("--targets", nargs="*", help="only these")
+    parser.add_argument("--share", type=float, default=1.0, help="of each source's rows, for a smaller pool")
     options = parser.parse_args()
     if not options.nano and not options.data:
         parser.error("name the folder of data, or give --nano")
     out, console, lines = Path(options.out), Console("plain"), []
     with own_session():
-        for pool, rows, targets in nano_pools() if options.nano else real_pools(Path(options.data), options.pools):
+        for pool, rows, targets in (
+            nano_pools() if options.nano else real_pools(Path(options.data), options.pools, options.share)
+        ):
             wanted = [target for target in targets if not options.targets or target.name in options.targets]
             lines += list(run_pool(out / pool, rows, wanted, nano=options.nano))
             (out / "lines.json").write_text(json.dumps(lines, indent=1))
@@ -194,17 +197,23 @@ def rank_correlation(pairs: np.ndarray, draws: int = 2000) -> tuple[float, float
 # --- real rows -----------------------------------------------------------------------------------------------------------
 
 
-def real_pools(data: Path, names: Sequence[str]) -> Iterator[tuple[str, list[Record], list[Target]]]:
+def real_pools(
+    data: Path, names: Sequence[str], share: float = 1.0
+) -> Iterator[tuple[str, list[Record], list[Target]]]:
     """Name, rows and targets of each pool. Pools share no row."""
     by_source: dict[str, list[Record]] = {}
     for row in pq.read_table(data / "pool/pool_public.parquet", columns=["source", "messages"]).to_pylist():
-        size = sum(len(message["content"]) for message in row["messages"])
+        size = sum(map(_size, row["messages"]))
         if len(row["messages"]) == 2 and SHORTEST < size <= LONGEST and all(m["content"] for m in row["messages"]):
             by_source.setdefault(row["source"], []).append(row)
     drawn = {source: draw(rows, _text_of_row) for source, rows in by_source.items()}
     for name in names:
         place = sorted(POOLS).index(name)
-        rows = [row for source, count in POOLS[name].items() for row in drawn[source][place :: len(POOLS)][:count]]
+        rows = [
+            row
+            for source, count in POOLS[name].items()
+            for row in drawn[source][place :: len(POOLS)][: round(share * count)]
+        ]
         yield name, rows, real_targets(data, drawn)
 
 
@@ -289,6 +298,11 @@ def write(place: Path, records: Sequence[Record]) -> Path:
     """The records as JSON lines."""
     place.write_bytes(b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records))
     return place
+
+
+def _size(message: Record) -> int:
+    """Characters; one that is not ASCII counts three, as it is about as many tokens."""
+    return sum(1 if letter.isascii() else 3 for letter in message["content"])
 
 
 def _text_of_row(row: Record) -> str:

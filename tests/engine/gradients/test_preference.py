@@ -16,6 +16,8 @@ from raysift.errors import DataError
 from raysift.gradients import preference
 from raysift.gradients.adam import AdamDirection, FlatMoments
 from raysift.gradients.collect import RowGradients
+from raysift.gradients.null_columns import random_signs
+from raysift.gradients.null_sums import NullRows, NullSigns
 from raysift.gradients.preference import (
     TokenExample,
     TokenPair,
@@ -270,3 +272,86 @@ def test_sums_of_a_few_subtasks_at_a_time_give_the_same_targets_written_in_order
     assert [member.id for member in found.members] == [member.id for member in expected.members]
     assert found.sketches is not None and expected.sketches is not None
     assert np.allclose(found.sketches, expected.sketches, atol=1e-5)
+
+
+def units_of(model: Any, pairs: list[TokenPair]) -> dict[int, np.ndarray]:
+    """Each pair's unit gradient, as the targets are made of them."""
+    found = preference_targets(make_gradients(model), pairs, PreferenceSettings(), UNITS, keep_units=True)
+    assert found.units is not None
+    return {member.id: unit for member, unit in zip(found.members, found.units, strict=True)}
+
+
+@pytest.mark.parametrize("targets", [UNITS, MEAN])
+def test_null_columns_are_the_pairs_own_contributions_with_signs_by_content(
+    model: Any, targets: TargetSettings
+) -> None:
+    gradients, pairs = make_gradients(model), make_pairs(9, subtasks=("b", "a"))
+    pairs.append(with_equal_answers(pairs[0], 99))  # counts as a zero in the mean
+    settings = PreferenceSettings(beta=1.0)
+    keys = {pair.id: 7 * pair.id**3 for pair in pairs}
+    null = NullSigns(3, keys)
+    plain = preference_targets(gradients, pairs, settings, targets)
+    found = preference_targets(gradients, pairs, settings, targets, null=null)
+    real, nulls = found.vectors[::4], found.vectors.reshape(2, 4, -1)[:, 1:]
+    assert np.allclose(real, plain.vectors, atol=1e-6) and found.empty_nulls == 0
+    norms, units = {member.id: member.norm for member in plain.members}, units_of(model, pairs)
+    signs = np.empty((len(norms), 3), int)
+    for parity in (0, 1):
+        mine = [place for place, id_ in enumerate(norms) if id_ % 2 == parity]
+        signs[mine] = random_signs([keys[list(norms)[place]] for place in mine], 3)
+    for number, name in enumerate(found.subtasks):
+        for column in range(3):
+            own = [(id_, sign) for id_, sign in zip(norms, signs[:, column], strict=True) if id_ % 2 == number ^ 1]
+            total = sum(sign * units[id_] * (norms[id_] if targets is MEAN else 1) for id_, sign in own)
+            expected = total / (len(own) + (name == "b"))
+            if targets is MEAN:
+                expected /= np.linalg.norm(expected)
+            assert np.linalg.norm(nulls[number, column] - expected) < 1e-4 * np.linalg.norm(expected)
+    assert len(set(map(tuple, signs.tolist()))) > 3
+
+
+def test_null_columns_do_not_depend_on_the_order_of_pairs_nor_on_groups_of_subtasks(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gradients, pairs = make_gradients(model), make_pairs(12, subtasks=("b", "a", "c"))
+    null = NullSigns(2, {pair.id: pair.id * 2654435761 % 1009 for pair in pairs})
+    written: list[np.ndarray] = []
+    found = preference_targets(gradients, pairs, PreferenceSettings(), UNITS, null=null)
+    other = preference_targets(gradients, pairs[::-1], PreferenceSettings(), UNITS, null=null)
+    assert np.array_equal(found.vectors, other.vectors)
+    assert [member.id for member in found.members] == [pair.id for pair in pairs]
+    assert gradients.sink is not None
+    monkeypatch.setattr(preference, "_HELD_NUMBERS", 2 * gradients.sink.width)
+    preference_targets(gradients, pairs, PreferenceSettings(), UNITS, write=written.append, null=null)
+    assert np.allclose(np.stack(written), found.vectors, atol=1e-6)  # smaller passes round otherwise
+
+
+@pytest.mark.parametrize("targets", [UNITS, MEAN])
+def test_null_columns_of_examples_are_means_of_rows_and_cost_a_pass_for_each_row_once(
+    model: Any, targets: TargetSettings
+) -> None:
+    gradients = make_gradients(model)
+    rows = [TokenRow(100 + i, pair.chosen.input_ids, pair.chosen.labels) for i, pair in enumerate(make_pairs(9))]
+    examples = [TokenExample(row, "even" if i % 2 == 0 else "odd") for i, row in enumerate(rows[:4])]
+    dealt = {"even": [rows[4:6], rows[6:7]], "odd": [rows[6:9], []]}
+    passed = []
+    run = gradients.run
+
+    def counted(given: Any, *more: Any) -> Any:
+        passed.extend(row.id for row in given)
+        return run(given, *more)
+
+    gradients.run = counted  # type: ignore[method-assign]
+    found = cross_entropy_targets(gradients, examples, targets, null=NullRows(2, dealt))
+    assert sorted(passed) == [row.id for row in rows]
+    assert found.empty_nulls == 1
+    vectors = {row.id: vector for row, vector in zip(rows, run(rows).vectors, strict=True)}
+    for number, name in enumerate(("even", "odd")):
+        for column, own in enumerate(dealt[name]):
+            parts = [vectors[row.id] / (np.linalg.norm(vectors[row.id]) if targets is UNITS else 1) for row in own]
+            expected = np.mean(parts, axis=0) if parts else np.zeros(found.vectors.shape[1])
+            if targets is MEAN and parts:
+                expected /= np.linalg.norm(expected)
+            assert np.allclose(found.vectors[3 * number + 1 + column], expected, atol=1e-5)
+    plain = cross_entropy_targets(make_gradients(model), examples, targets)
+    assert np.allclose(found.vectors[::3], plain.vectors, atol=1e-6)

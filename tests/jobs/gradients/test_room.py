@@ -128,3 +128,25 @@ def test_actors_get_rows_enough_to_sort_and_on_a_gpu_a_whole_block():
     gpus = Cluster((Machine(64, 8, 10**12),), 64, 8)
     on_gpu = handed_over(Resources().of("gradients", gpus))
     assert rows_at_once(on_gpu) == on_gpu.block_rows == 2000
+
+
+def test_a_null_is_left_out_where_it_would_cost_memory_workers_or_shorter_passes(world, tmp_path, monkeypatch):
+    def fits(subtasks, whole, fit_on, disk=10**15):
+        disk_of(monkeypatch, disk)
+        needs = exact(world, EPOCHS, subtasks), exact(world, EPOCHS, whole)
+        return room.null_fits(*needs, fit_on, EPOCHS, open_location(tmp_path))
+
+    def card(need):
+        return fit_card(need, H100, workers=1, host=200 * GIB)
+
+    def small_card(need):
+        return fit_card(need, SMALL_CARD, workers=1, host=200 * GIB)
+
+    assert fits(1, 5, card)
+    assert not fits(1, 5, card, disk=exact(world, EPOCHS, 5).rows * EPOCHS - 1)
+    assert not fits(400, 800, card)
+    assert not fits(1, 5, lambda _need: None)
+    alone, both = (card(exact(world, EPOCHS, count)) for count in (1, 5))
+    assert min(alone.tokens, 2048) <= both.tokens
+    assert not fits(1, 5, small_card)
+    assert not fits(MMLU, 2 * MMLU, lambda need: fit(need, 32, 64 * GIB))

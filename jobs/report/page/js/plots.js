@@ -3,6 +3,7 @@
 const COLOURS = ["var(--s1)", "var(--s2)", "var(--s3)", "var(--s4)", "var(--s5)", "var(--s6)", "var(--s7)"];
 const POOL = "var(--s0)";
 const BACKGROUND = /^(pool|all rows|the pool|kept pool)$/i;
+const OUTLINE = /^null$/i; // what was expected is a line over what was found
 
 /** The pool stands back in grey, as does a curve among single points; what was chosen has a colour. */
 function coloursOf(series) {
@@ -131,7 +132,8 @@ function histogram(block, { width, height, view = "rows" }) {
     y: { label: null, type: log ? "log" : "linear", domain: log ? [0.8, Math.max(2, ...data.map(({ y }) => y))] : [0, Math.max(1e-9, ...data.map(({ y }) => y))], grid: true, ticks: 5, tickFormat: log ? (value) => (Number.isInteger(Math.log10(value)) ? axisNumber(value) : "") : view === "share" ? format.percent : axisNumber },
     color: { type: "identity" },
     marks: [
-      Plot.rectY(data, { x1: "x1", x2: "x2", y1: log ? 0.8 : 0, y2: "y", fill: "fill", fillOpacity: (d) => (d.fill === POOL || block.series.length === 1 ? 1 : 0.85), insetLeft: 0.5, insetRight: 0.5 }),
+      Plot.rectY(data.filter(({ series }) => !OUTLINE.test(series)), { x1: "x1", x2: "x2", y1: log ? 0.8 : 0, y2: "y", fill: "fill", fillOpacity: (d) => (d.fill === POOL || block.series.length === 1 ? 1 : 0.85), insetLeft: 0.5, insetRight: 0.5 }),
+      Plot.ruleY(data.filter(({ series }) => OUTLINE.test(series)), { x1: "x1", x2: "x2", y: "y", stroke: "fill", strokeWidth: 2 }),
       Plot.ruleY([log ? 0.8 : 0], { stroke: "var(--muted)" }),
       ...marked(block.marks ?? [], low, high),
       Plot.tip(together, Plot.pointerX({ x: "x", y: "y", title: "title", ...TIP })),

@@ -1,0 +1,182 @@
+"""The null of ROSE and LESS from end to end: its columns, what the tables say, what is told, and runs that have none."""
+
+import io
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from laid_runs import lay_gradient
+from rich.console import Console as RichConsole
+
+from raysift.actors.row_gradients import MATCHES
+from raysift.evaluation.entries import UNIFORM
+from raysift.gradients.null import WHOLE
+from raysift.gradients.null_columns import NO_ROOM, OLD, TOO_FEW, NullColumns, mixes
+from raysift.jobs.commands.show_selection import show_selection
+from raysift.jobs.compare import rendering
+from raysift.jobs.compare.compare import tell_null
+from raysift.jobs.compare.selections import Chosen
+from raysift.jobs.explaining.explain import explain
+from raysift.jobs.gradients import targeting
+from raysift.jobs.gradients.null import FoundNull, found_null, null_rows
+from raysift.jobs.report.gather import Gathered
+from raysift.jobs.report.scores import scores_section
+from raysift.jobs.report.writing import record_of
+from raysift.jobs.runs.console import Console
+from raysift.jobs.runs.run import open_run
+from raysift.nano.world import examples
+
+from ..conftest import PAIRS, nano_pairs, write_lines  # noqa: TID252
+
+ray_test = pytest.mark.ray
+
+
+def table(run, name="scores"):
+    return pq.read_table(f"{run.folder.path}/{name}.parquet").sort_by("id")
+
+
+def shown(run):
+    console = Console("plain")
+    console.out = RichConsole(file=io.StringIO(), width=200, highlight=False)
+    console.err = RichConsole(file=io.StringIO(), width=200, highlight=False)
+    show_selection(run, run.manifest("choose"), console, whole=True)
+    return console.out.file.getvalue() + console.err.file.getvalue()
+
+
+def stands(run):
+    return json.loads(run.files(run.manifest("influence"), "null")[0].read_text())
+
+
+def columns_of(run):
+    """Ids and the columns (rows, subtasks, 1 + null columns) of a run, weighed over its checkpoints."""
+    scores, target = run.manifest("influence"), run.manifest("targets")
+    found = pa.concat_tables(
+        [
+            pq.read_table(f.path, columns=["id", MATCHES])
+            for f in run.files(run.manifest("match", "gradients"), "answers")
+        ]
+    ).drop_null()
+    cells = np.array(found[MATCHES].to_pylist(), np.float64)
+    weighed = np.tensordot(scores.values["checkpoint_weights"], cells, (0, 1))
+    each = 1 + target.values["null"]["columns"]
+    return found["id"].to_numpy(), weighed.reshape(len(weighed), -1, each)
+
+
+@ray_test
+def test_rows_stand_above_the_null_by_the_rule_on_the_columns_that_the_pass_left(rose_run):
+    run = open_run(rose_run)
+    told = run.manifest("targets").values["null"]
+    assert (told["kind"], told["columns"], told["why"], sum(told["members"])) == ("signs", 2, "", PAIRS)
+    ids, cells = columns_of(run)
+    real = cells[..., 0].max(axis=1)
+    pools = np.stack([(cells[..., 1:] @ mix).max(axis=1) for mix in mixes("signs", 2)])
+    lowest = np.inf
+    for score in sorted(real, reverse=True):
+        if ((pools >= score).mean() * len(real) + 1 / 4) / (real >= score).sum() <= 0.1:
+            lowest = score
+    scores = table(run)
+    assert scores["above_null"].null_count == scores["score"].null_count == 1
+    above = dict(zip(scores["id"].to_pylist(), scores["above_null"].to_pylist(), strict=True))
+    assert {row for row, is_above in above.items() if is_above} == set(ids[real >= lowest * (1 - 1e-6)].tolist())
+    chosen = table(run, "selection")
+    assert chosen["above_null"].to_pylist() == [above[row] for row in chosen["id"].to_pylist()]
+    found = found_null(run)
+    assert (found.selected, found.above) == (12, sum(chosen["above_null"].to_pylist()))
+    assert found.pool == stands(run)[WHOLE]["above"] == sum(value is True for value in above.values())
+
+
+@ray_test
+def test_a_store_without_projection_has_the_null_of_exact_matching(rose_run, stored_run):
+    exact = open_run(rose_run)
+    assert table(stored_run)["above_null"].equals(table(exact)["above_null"])
+    one, other = (columns_of(run) for run in (exact, stored_run))
+    order, again = np.argsort(one[0]), np.argsort(other[0])
+    np.testing.assert_allclose(one[1][order], other[1][again], atol=1e-5)
+
+
+@ray_test
+def test_the_verdict_is_told_wherever_the_selection_is(rose_run):
+    run = open_run(rose_run)
+    found = found_null(run)
+    assert f"null: {found.sentence}" in " ".join(shown(run).split())
+    told = explain(str(run.folder.path), table(run)["id"][0].as_py(), pairs=False)
+    assert sum("random signs of the same pairs" in reason for reason in told.reasons) == 1
+    page = json.dumps(record_of([run]), ensure_ascii=False)
+    assert page.count(found.sentence) >= 1
+    assert found.excess is not None and np.isfinite(found.excess)
+    (pool, _, null) = next(block.series for block in scores_section(Gathered(run)).blocks if block.kind == "histogram")
+    assert null.name == "null" and sum(null.counts) == pytest.approx(sum(pool.counts), rel=0.2)
+
+
+@ray_test
+def test_a_run_without_room_for_a_null_selects_the_same_and_says_so(rose_run, repeat, tmp_path, monkeypatch):
+    monkeypatch.setattr(targeting, "null_fits", lambda *_: False)
+    run, exact = repeat(tmp_path / "run"), open_run(rose_run)
+    assert run.manifest("targets").values["null"] | {"members": []} == {
+        "kind": "signs", "columns": 0, "why": NO_ROOM, "members": [],
+    }  # fmt: skip
+    scores, whole = table(run), table(exact)
+    assert scores["above_null"].null_count == len(scores)
+    np.testing.assert_allclose(scores["score"].drop_null(), whole["score"].drop_null(), atol=1e-5)
+    assert table(run, "selection")["id"].equals(table(exact, "selection")["id"])
+    assert "not known: there was no memory or disk" in " ".join(shown(run).split())
+
+
+@ray_test
+@pytest.mark.slow
+def test_one_pair_is_too_few_for_a_verdict(repeat, tmp_path):
+    run = repeat(tmp_path / "run", target=[write_lines(tmp_path / "pairs.jsonl", nano_pairs(1, 0))])
+    assert run.manifest("targets").values["null"]["why"] == TOO_FEW
+    assert "random signs of so few pairs say nothing" in found_null(run).sentence
+    assert table(run)["above_null"].null_count == len(table(run))
+
+
+@ray_test
+@pytest.mark.slow
+def test_random_rows_are_a_null_of_less_and_do_not_count_against_themselves(repeat, tmp_path):
+    path = write_lines(tmp_path / "examples.jsonl", list(examples(6, 0, ["add", "subtract"])))
+    run = repeat(tmp_path / "run", method="less", target=[path], less__warmup={"recipe": "nano"})
+    target = run.manifest("targets")
+    told = target.values["null"]
+    assert (told["kind"], told["columns"], told["members"]) == ("rows", 2, [3, 3])
+    own = null_rows(run, target, 2)
+    assert [len(rows) for rows in own] == [4, 4] and len({*own[0].tolist(), *own[1].tolist()}) == 8
+    ids, cells = columns_of(run)
+    for number, rows in enumerate(own):
+        matched = cells[..., 1 + number].max(axis=1)
+        mine = np.isin(ids, rows)
+        assert matched[mine].min() > np.quantile(matched[~mine], 0.9)
+    assert found_null(run).kind == "rows" and "random rows of the pool" in found_null(run).sentence
+    again = repeat(
+        tmp_path / "again", method="less", target=[path], less__warmup={"recipe": "nano"}, less__matching="store",
+        less__projection__kind="none", resources__workers=2, resources__batch_rows=7, resources__tokens_per_pass=700,
+    )  # fmt: skip
+    assert [rows.tolist() for rows in null_rows(again, again.manifest("targets"), 2)] == [o.tolist() for o in own]
+    assert table(again)["above_null"].equals(table(run)["above_null"])
+
+
+def test_a_run_from_before_there_was_a_null_is_shown_as_ever(tmp_path):
+    scores = np.random.default_rng(0).standard_normal((40, 3)) / 5
+    run = lay_gradient(tmp_path / "run", scores, "7")
+    assert found_null(run).sentence.endswith("`raysift rescore` or a new run has one")
+    assert found_null(run).above is None
+    assert "made before runs had a null" in " ".join(shown(run).split())
+    told = explain(str(run.folder.path), table(run)["id"][0].as_py(), pairs=False)
+    assert len(told.matches[0]) == 3 and not any("stand above" in reason for reason in told.reasons)
+    assert "made before runs had a null" in json.dumps(record_of([run]))
+    assert NullColumns.of(run.manifest("targets").values).why == OLD
+
+
+def test_a_comparison_has_the_share_above_the_null_of_each_method_by_gradient():
+    def chosen(name, seed, null):
+        return Chosen(name, seed, None, (), "", np.arange(3), 9, 1.0, None, null)
+
+    own = [FoundNull("three of four", "signs", 9, 9, 4, above) for above in (3, 1)]
+    lines = [{"name": "rose", "length_rank": None}, {"name": UNIFORM, "length_rank": None}]
+    tell_null(lines, [chosen("rose", 0, own[0]), chosen("rose", 1, own[1]), chosen(UNIFORM, 0, None)])
+    assert [(line["above_null"], line["null"]) for line in lines] == [(0.5, "three of four"), (None, None)]
+    found = {"methods": [line | {"verdict": "v"} for line in lines], "indicative": False}
+    assert rendering.sentences(found) == ["v", "rose: three of four"]
+    assert rendering.sentences({"methods": [{"name": "rose", "verdict": "v"}], "indicative": False}) == ["v"]
