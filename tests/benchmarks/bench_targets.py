@@ -27,10 +27,12 @@ import pyarrow.parquet as pq
 import raysift
 from raysift.draws import uniform_of
 from raysift.jobs.cluster.session import own_session
+from raysift.jobs.gradients.null import found_null
 from raysift.jobs.runs.console import Console
 from raysift.nano.world import examples as nano_examples
 from raysift.nano.world import generate_pool, preference_pairs
 from raysift.pool.row_ids import row_id
+from raysift.reasons.agreement import AGREEMENT
 from raysift.records import Message
 
 SHORTEST, LONGEST = 100, 350
@@ -115,13 +117,13 @@ def run_pool(out: Path, rows: Sequence[Record], targets: Sequence[Target], nano:
 
 def line_of(target: Target, selection: raysift.Selection, rows: Sequence[Record]) -> Record:
     """Shares, lift, scores, what was foretold and what the null says."""
-    by_source, stages = selection.by_source, selection.run.stages
+    by_source = selection.by_source
     chosen = sum(by_source[source]["selected"] for source in target.serves if source in by_source)
     there = sum(by_source[source]["pool"] for source in target.serves if source in by_source)
     total = sum(line["pool"] for line in by_source.values())
     scores = selection.scores()["score"].drop_null().to_numpy()
     share, expected = chosen / len(selection), there / total
-    agreement, null = (stages[name].values.get(key) for name, key in (("targets", "agreement"), ("influence", "null")))
+    agreement, null = selection.run.stages["targets"].values[AGREEMENT], found_null(selection.run.opened)
     return {
         "target": target.name,
         "method": target.method,
@@ -132,7 +134,8 @@ def line_of(target: Target, selection: raysift.Selection, rows: Sequence[Record]
         "best": float(scores.max()),
         "median": float(np.median(scores)),
         "agreement": agreement,
-        "null": null,
+        "above": null.above / len(selection) if null and null.above is not None else None,
+        "null": null.sentence if null else None,
         "run": selection.run.name,
     }
 
@@ -173,12 +176,11 @@ def show(lines: Sequence[Record], console: Console) -> None:
 
 
 def told(line: Record) -> list[str]:
-    """Agreement of halves, the sign test, and the share of selected rows above the null."""
-    agreement, null = line["agreement"] or {}, line["null"] or {}
-    return [
-        *("–" if agreement.get(name) is None else f"{agreement[name]:.2f}" for name in ("halves", "sign_p")),
-        "–" if null.get("selected_above") is None else f"{null['selected_above']:.0%}",
-    ]
+    """Agreement of halves, the sign test, the verdict before the pass, and the share of selected rows above the null."""
+    found = line["agreement"]
+    figures = [found["halves"], found["chance"], line["above"]]
+    halves, chance, above = ("–" if figure is None else f"{figure:.2f}" for figure in figures)
+    return [halves, chance, found["level"], above]
 
 
 def rank_correlation(pairs: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
