@@ -122,15 +122,16 @@ def agreement(
     shares: Sequence[float],
     keys: Sequence[int],
     aggregation: str,
+    turns_with_sides: bool = True,
 ) -> Agreement:
     """The agreement of a target from its gradients at each checkpoint, by name and weight; `keys` holds the content key of
-    each member."""
+    each member. Pairs that do not turn with their sides are judged by the interval alone, as examples are."""
     are_pairs = any(member.margin is not None for target in targets for member in target.members)
     members = gather(targets, shares, keys, aggregation)
     groups = range(len(members.subtasks))
     by_checkpoint = [[sums_of(block[members.of(group)]) for group in groups] for block in members.blocks]
     by_subtask = [_weighted([at[group] for at in by_checkpoint], members.shares) for group in groups]
-    p, each = chances(members) if are_pairs else (None, [None] * len(groups))
+    p, each = chances(members) if are_pairs and turns_with_sides else (None, [None] * len(groups))
     return Agreement(
         kind="pairs" if are_pairs else "examples",
         count=len({member.id for target in targets for member in target.members}),

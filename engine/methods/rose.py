@@ -60,6 +60,11 @@ class Rose(GradientSelector):
     null_kind = SIGNS
     config: RoseConfig
 
+    @property
+    def turns_with_sides(self) -> bool:
+        """Not where the chosen answer's own gradient is added: it stays as it is."""
+        return self.config.preference.answer_weight == 0
+
     def read_target(self, path: str) -> TargetFile:
         found, wanted, problems = TargetFile(), self.config.targets, []
         for file in find_files([path]):

@@ -28,7 +28,8 @@ def agreement_of(
 ) -> dict[str, Any]:
     """The value `agreement` of a manifest, from a target's gradients at each checkpoint; `keys` and `places` are its members'."""
     shares = checkpoint_weights([point.learning_rate for point in points]).tolist()
-    told = agreement(found, [point.name for point in points], shares, keys, selector.config.targets.aggregation)
+    names, aggregation = [point.name for point in points], selector.config.targets.aggregation
+    told = agreement(found, names, shares, keys, aggregation, selector.turns_with_sides)
     first: dict[int, tuple[str, int | str]] = {}
     for key, place in sorted(zip(keys, places, strict=True), key=lambda one: (one[1][0], str(one[1][1]))):
         first.setdefault(key, place)

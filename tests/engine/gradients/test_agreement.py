@@ -229,6 +229,15 @@ def test_examples_have_no_sides_and_are_judged_by_the_interval():
     assert noise.level == "noise" and noise.low < 0 < noise.high
 
 
+def test_pairs_that_do_not_turn_with_their_sides_are_not_judged_by_signs():
+    from raysift.methods.rose import Rose, RoseConfig
+
+    told = agreement(targets_of(planted(24, 0.3)), NAMES, SHARES, list(range(24)), "mean_of_units", False)
+    assert told.kind == "pairs" and told.whole.chance is None and told.whole.level == "clear"
+    assert Rose(RoseConfig(), 0).turns_with_sides
+    assert not Rose(RoseConfig(preference={"answer_weight": 1.0}), 0).turns_with_sides
+
+
 def test_few_pairs_are_never_clear_because_chance_does_as_well():
     least = [2.0 ** (1 - count) for count in (FEWEST, FEWEST - 1)]  # p of pairs that all agree
     spread = [np.sqrt(p / DRAWS) for p in least]
