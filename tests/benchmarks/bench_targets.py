@@ -38,6 +38,12 @@ from raysift.records import Message
 SHORTEST, LONGEST = 100, 350
 """Size of a pool's rows, question and answer together (see `_size`)."""
 BUDGET = "10%"
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    "anchored": {"preference": {"answer_weight": 1.0}},
+    "per token": {"preference": {"log_probability": "mean"}},
+}
+"""Settings of ROSE by name; the first is the paper's."""
 MEMBERS = 24
 
 Record = dict[str, Any]
@@ -74,6 +80,7 @@ def main() -> None:
     parser.add_argument("--nano", action="store_true", help="pools and targets of the nano world, on its model")
     parser.add_argument("--pools", nargs="+", default=sorted(POOLS), choices=sorted(POOLS))
     parser.add_argument("--targets", nargs="*", help="only these")
+    parser.add_argument("--variants", action="store_true", help="also what departs from the paper's ROSE")
     parser.add_argument("--share", type=float, default=1.0, help="of each source's rows, for a smaller pool")
     options = parser.parse_args()
     if not options.nano and not options.data:
@@ -84,35 +91,43 @@ def main() -> None:
             nano_pools() if options.nano else real_pools(Path(options.data), options.pools, options.share)
         ):
             wanted = [target for target in targets if not options.targets or target.name in options.targets]
-            lines += list(run_pool(out / pool, rows, wanted, nano=options.nano))
+            lines += list(
+                run_pool(out / pool, rows, wanted, options.nano, list(VARIANTS) if options.variants else [""])
+            )
             (out / "lines.json").write_text(json.dumps(lines, indent=1))
     show(lines, console)
 
 
-def run_pool(out: Path, rows: Sequence[Record], targets: Sequence[Target], nano: bool) -> Iterator[Record]:
-    """A line per target; the first target's run makes the store that all share."""
+def run_pool(
+    out: Path, rows: Sequence[Record], targets: Sequence[Target], nano: bool, variants: Sequence[str]
+) -> Iterator[Record]:
+    """A line per target and variant; the first run makes the store that all share."""
     out.mkdir(parents=True, exist_ok=True)
     pool = write(out / "pool.jsonl", rows)
+    warmup: Record = {"epochs": 2} | ({"recipe": "nano-warmup"} if nano else {})
     first = None
     for target in sorted(targets, key=lambda target: target.method):  # LESS first: its warm-up is the store's
         place = write(out / f"{target.name}.jsonl", target.records())
-        warmup: Record = {"epochs": 2} | ({"recipe": "nano-warmup"} if nano else {})
-        own = {"matching": "store", "warmup_share": 0.1, "warmup": warmup}
-        selection = raysift.select(
-            target.method,
-            str(pool),
-            [str(place)],
-            budget=BUDGET,
-            model="nano" if nano else "smol",
-            run=str(out / target.name),
-            reuse=[first] if first else [],
-            log="plain",
-            resources={"store": str(out / "store")},
-            report=False,
-            **own,
-        )
-        first = first or str(out / target.name)
-        yield {"pool": out.name, **line_of(target, selection, rows)}
+        for variant in variants if target.method == "rose" else [""]:
+            name = f"{target.name} {variant}".strip().replace(" ", "-")
+            selection = raysift.select(
+                target.method,
+                str(pool),
+                [str(place)],
+                budget=BUDGET,
+                model="nano" if nano else "smol",
+                run=str(out / name),
+                reuse=[first] if first else [],
+                log="plain",
+                resources={"store": str(out / "store")},
+                report=False,
+                matching="store",
+                warmup_share=0.1,
+                warmup=warmup,
+                **VARIANTS[variant],
+            )
+            first = first or str(out / name)
+            yield {"pool": out.name, **line_of(target, selection, rows), "variant": variant}
 
 
 def line_of(target: Target, selection: raysift.Selection, rows: Sequence[Record]) -> Record:
@@ -158,7 +173,7 @@ def show(lines: Sequence[Record], console: Console) -> None:
     ]
     table = [
         [
-            line["pool"], line["target"], line["method"], line["nature"], f"{line['share']:.0%}", f"{line['in_pool']:.0%}",
+            line["pool"], f"{line['target']} {line['variant']}", line["method"], line["nature"], f"{line['share']:.0%}", f"{line['in_pool']:.0%}",
             "–" if line["lift"] is None else f"{line['lift']:.1f}", f"{line['best']:.3f}", f"{line['median']:.3f}",
             *told(line),
         ]

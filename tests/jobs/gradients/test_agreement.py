@@ -97,8 +97,8 @@ def test_too_little_agreement_ends_a_run_before_its_pass_also_where_the_stage_is
         assert run._events and json.loads(run._events[-1])["event"] == "failed"
     capsys.readouterr()
     enough = max(0.0, found["halves"])
-    with with_least(rose_run, tmp_path / "run", enough) as (run, config, selector, members, _, warm):
-        assert targets(run, config, selector, members, warm).reused_from
+    with with_least(rose_run, tmp_path / "run", enough) as (run, config, selector, members, rows, warm):
+        assert targets(run, config, selector, members, rows, warm).reused_from
         assert f"targets: {tell_agreement(found)}" in capsys.readouterr().err
 
 
@@ -126,6 +126,6 @@ def test_a_target_of_equal_answers_alone_ends_with_a_sentence(ray_local, rose_ru
     config = source.config({"run": str(tmp_path / "run"), "target": [target]})
     run, selector = Run(tmp_path / "run", reuse=[rose_run]), make_selector(config)
     with run.replayable(config.model_dump(mode="json")):
-        warm = run.adopt("warmup", rose_run)
+        rows, warm = (run.adopt(stage, rose_run) for stage in ("ingest", "warmup"))
         with pytest.raises(DataError, match="no pair or example of subtask 'add' has a gradient; 3 were set aside"):
-            targets(run, config, selector, read_targets(config, selector), warm)
+            targets(run, config, selector, read_targets(config, selector), rows, warm)
