@@ -173,7 +173,8 @@ def show(lines: Sequence[Record], console: Console) -> None:
     ]
     table = [
         [
-            line["pool"], f"{line['target']} {line['variant']}", line["method"], line["nature"], f"{line['share']:.0%}", f"{line['in_pool']:.0%}",
+            line["pool"], f"{line['target']} {line['variant']}", line["method"], line["nature"],
+            f"{line['share']:.0%}", f"{line['in_pool']:.0%}",
             "–" if line["lift"] is None else f"{line['lift']:.1f}", f"{line['best']:.3f}", f"{line['median']:.3f}",
             *told(line),
         ]
