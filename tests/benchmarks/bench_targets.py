@@ -1,7 +1,7 @@
 """Which targets say anything? Lift of the sources that serve a target, what was foretold before the pass, and the null after it.
 
     python tests/benchmarks/bench_targets.py ../shared/data --out runs/targets [--pools everyday rare] [--variants]
-    python tests/benchmarks/bench_targets.py --nano --out runs/targets-nano          # the same path in two minutes
+    python tests/benchmarks/bench_targets.py --nano --variants --out runs/targets-nano   # the same path in two minutes
 
 Pools are short real rows of sources that are known. One run of LESS per pool keeps its gradients in a store; each other target
 reuses them and costs its own gradients alone. A target *serves* the sources of its own kind: lift is their share of the
@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 
 import raysift
 from raysift.draws import uniform_of
+from raysift.evaluation.comparison import rank_correlation
 from raysift.jobs.cluster.session import own_session
 from raysift.jobs.gradients.null import found_null
 from raysift.jobs.runs.console import Console
@@ -169,7 +170,8 @@ def show(lines: Sequence[Record], console: Console) -> None:
         "median",
         "halves",
         "sign p",
-        "null",
+        "before",
+        "above",
     ]
     table = [
         [
@@ -185,7 +187,7 @@ def show(lines: Sequence[Record], console: Console) -> None:
         (line["agreement"]["halves"], line["lift"]) for line in lines if line["agreement"] and line["lift"] is not None
     ]
     if len(pairs) > 3:
-        found, low, high = rank_correlation(np.array(pairs))
+        found, low, high = with_interval(np.array(pairs))
         console.note(
             f"rank correlation of agreement and lift over {len(pairs)} targets: {found:.2f} ({low:.2f} to {high:.2f})"
         )
@@ -199,17 +201,14 @@ def told(line: Record) -> list[str]:
     return [halves, chance, found["level"], above]
 
 
-def rank_correlation(pairs: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
-    """Spearman's rank correlation of two columns, with a bootstrap interval of 95 %."""
-    from scipy.stats import spearmanr
-
+def with_interval(pairs: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
+    """The rank correlation of two columns, with a bootstrap interval of 95 %."""
     rng, found = np.random.default_rng(0), []
     for _ in range(draws):
-        own = pairs[rng.integers(len(pairs), size=len(pairs))]
-        if len(set(own[:, 0])) > 1 and len(set(own[:, 1])) > 1:
-            found.append(spearmanr(*own.T).statistic)
+        one = rank_correlation(*pairs[rng.integers(len(pairs), size=len(pairs))].T)
+        found += [] if one is None else [one]
     low, high = np.quantile(found, [0.025, 0.975])
-    return float(spearmanr(*pairs.T).statistic), float(low), float(high)
+    return float(rank_correlation(*pairs.T) or 0.0), float(low), float(high)
 
 
 # --- real rows -----------------------------------------------------------------------------------------------------------
