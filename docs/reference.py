@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from raysift.config import CommonConfig
 from raysift.errors import RaysiftError
+from raysift.evaluation.check import CheckSettings
 from raysift.evaluation.entries import CompareSettings
 from raysift.evaluation.metrics import EvalConfig
 from raysift.jobs.commands.cli import app
@@ -40,6 +41,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "train": TrainConfig,
     "evaluate": EvalConfig,
     "compare": CompareSettings,
+    "check": CheckSettings,
     "win_rate": WinRateSettings,
     "search": SearchSettings,
     "resources": Resources,
@@ -49,7 +51,7 @@ GROUPS = {
     "Begin": ["start", "choose", "faq"],
     "Methods": [f"methods/{name}" for name in ("less", "rose", "mods", "raise", "rds", "yardsticks")],
     "Guides": [
-        *(f"guides/{name}" for name in ("pools", "targets", "budgets", "settings", "compare", "hand-off")),
+        *(f"guides/{name}" for name in ("pools", "targets", "budgets", "settings", "compare", "check", "hand-off")),
         *("runs", "guides/resume-and-reuse", "gpus", "cluster", "python"),
     ],
     "Reference": [f"reference/{name}" for name in ("cli", "settings", "files", "exit-codes")],

@@ -32,11 +32,13 @@ if TYPE_CHECKING:  # what the names below are, for type checkers and editors
     from raysift.jobs.api.records import Run as Run
     from raysift.jobs.api.records import Selection as Selection
     from raysift.jobs.api.records import load_run as load_run
+    from raysift.jobs.api.results import Check as Check
     from raysift.jobs.api.results import Comparison as Comparison
     from raysift.jobs.api.results import Evaluation as Evaluation
     from raysift.jobs.api.results import Search as Search
     from raysift.jobs.api.results import Training as Training
     from raysift.jobs.api.results import WinRate as WinRate
+    from raysift.jobs.api.work import check as check
     from raysift.jobs.api.work import compare as compare
     from raysift.jobs.api.work import evaluate as evaluate
     from raysift.jobs.api.work import explain as explain
@@ -62,6 +64,7 @@ _HOMES = {
     "finetune": "raysift.jobs.api",
     "evaluate": "raysift.jobs.api",
     "compare": "raysift.jobs.api",
+    "check": "raysift.jobs.api",
     "win_rate": "raysift.jobs.api",
     "rescore": "raysift.jobs.api",
     "search": "raysift.jobs.api",
@@ -72,6 +75,7 @@ _HOMES = {
     "Training": "raysift.jobs.api",
     "Evaluation": "raysift.jobs.api",
     "Comparison": "raysift.jobs.api",
+    "Check": "raysift.jobs.api",
     "WinRate": "raysift.jobs.api",
     "Search": "raysift.jobs.api",
     "Explanation": "raysift.jobs.explaining.record",

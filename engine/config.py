@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, Field, TypeAdapter, ValidationError, create_model
 
 from raysift.errors import ConfigError
+from raysift.evaluation.check import CheckSettings
 from raysift.evaluation.entries import CompareSettings
 from raysift.evaluation.metrics import EvalConfig
 from raysift.fingerprint import canonical
@@ -89,6 +90,8 @@ class CommonConfig(Settings):
     """Settings of `raysift search`."""
     compare: CompareSettings | None = None
     """Settings of `raysift compare`."""
+    check: CheckSettings | None = None
+    """Settings of `raysift check`."""
     resources: Resources = Field(default_factory=Resources)
 
 
@@ -171,7 +174,7 @@ def replayed(config: CommonConfig) -> dict[str, Any]:
     """The content of `run.yaml`: every setting that the run's method reads, so that changed defaults change no replay.
     Settings that differ from the method's defaults for this model come first."""
     unread = METHODS.keys() - {config.method} | {
-        name for name in ("win_rate", "search", "compare") if not getattr(config, name)
+        name for name in ("win_rate", "search", "compare", "check") if not getattr(config, name)
     }
     usual = make_config({"method": config.method, "model": config.model, "seed": config.seed})
     found, default = (one.model_dump(mode="json", exclude=unread) for one in (config, usual))

@@ -8,7 +8,7 @@ from typing import Any
 from raysift.report.blocks import COLUMN_TYPES, LINE_POINTS, ROW_ITEMS, TABLE_ROWS, TEXT_CHARACTERS, Record, as_json
 
 ORDER = ["differences", "verdict", "alerts", "standings", "matrices", "cost_curve", "funnel", "scores", "groups", "map"]
-ORDER += ["rows", "why", "training", "evaluation", "cost", "reproduction"]
+ORDER += ["rows", "why", "training", "evaluation", "check", "cost", "reproduction"]
 MORE = 40  # characters that say how much of a text is left out
 
 

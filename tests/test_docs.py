@@ -44,7 +44,7 @@ KINDS = {"bash", "console", "python", "yaml", "json", ""}
 LINES_OF_README, LINES_OF_A_PAGE = 120, 90
 
 POOL_ROWS, SKILL = 160, ["last_letters"]
-TRAINING = {"less", "rose", "mods", "raise", "search", "compare", "finetune"}
+TRAINING = {"less", "rose", "mods", "raise", "search", "compare", "check", "finetune"}
 SLOW = TRAINING | {"quality", "coverage", "rds", "evaluate", "win-rate"}
 """They train, or load models into actors."""
 DEMO = "demo"
@@ -53,6 +53,7 @@ SMALL = {
     "raise": ["raise.learning.rounds=2"],
     "search": ["search.trials=2", "search.rounds=2"],
     "compare": ["--seeds", "1"],
+    "check": ["check.quantiles=3", "check.seeds=1"],
 }
 TAKES_ROWS = re.compile(r"--rows \d+")
 

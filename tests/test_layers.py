@@ -25,7 +25,7 @@ TENSOR_MATHS = (
     "raysift.store.rotation",
     "raysift.store.sign_products",
 )
-LIGHT_MATHS = ("raysift.gradients.influence", "raysift.gradients.moments")
+LIGHT_MATHS = ("raysift.gradients.agreement", "raysift.gradients.influence", "raysift.gradients.moments")
 # What runs before a command's settings are checked: no heavy library may be loaded by then.
 LIGHT_JOBS = [
     "raysift.jobs.api",

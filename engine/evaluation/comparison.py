@@ -93,13 +93,14 @@ def overlap(first: ArrayLike, second: ArrayLike, pool_rows: int) -> Overlap:
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float | None:
     """Spearman's correlation, ties at their mean rank; None where one side is constant."""
-    a, b = _mean_ranks(np.asarray(first)), _mean_ranks(np.asarray(second))
+    a, b = mean_ranks(np.asarray(first)), mean_ranks(np.asarray(second))
     if len(a) < 2 or a.std() == 0 or b.std() == 0:
         return None
     return float(np.corrcoef(a, b)[0, 1])
 
 
-def _mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def mean_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks from 1, equal values at the mean of theirs."""
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     ends = np.cumsum(counts)
     return np.asarray((ends - (counts - 1) / 2)[place])

@@ -208,7 +208,7 @@ def _add_pairs(
         chosen, rejected = where[2 * i], where[2 * i + 1]
         # Losses are -log p, so the signs are the opposite of those in the module's formulas.
         gain = (result.losses[rejected] - reference[2 * i + 1]) - (result.losses[chosen] - reference[2 * i])
-        vector, member = _pair_gradient(pair, result, chosen, rejected, float(gain), settings.beta)
+        vector, member = _pair_gradient(pair, result, chosen, rejected, float(gain), settings)
         if not (np.isfinite(member.norm) and np.isfinite(member.loss)):
             set_aside.append(SetAside(pair.id, NOT_FINITE, f"loss {member.loss}, gradient norm {member.norm}"))
         elif member.norm == 0:
@@ -219,18 +219,28 @@ def _add_pairs(
 
 
 def _pair_gradient(
-    pair: TokenPair, result: RowVectors, chosen: int, rejected: int, margin: float, beta: float
+    pair: TokenPair, result: RowVectors, chosen: int, rejected: int, margin: float, settings: PreferenceSettings
 ) -> tuple[NDArray[np.floating], Member]:
-    pull, loss = preference_pull(np.array(margin), beta), preference_loss(np.array(margin), beta)
+    pull, loss = (of(np.array(margin), settings.beta) for of in (preference_pull, preference_loss))
     better, worse = result.vectors[chosen], result.vectors[rejected]
-    difference = better - worse
-    norm, lengths = float(np.linalg.norm(difference)), float(np.linalg.norm(better)) * float(np.linalg.norm(worse))
+    contrast = better - worse
+    lengths = float(np.linalg.norm(better)) * float(np.linalg.norm(worse))
     between = float(better @ worse) / lengths if lengths else None
+    # The pull underflows if the model clearly prefers `chosen`; the direction is still that of the contrast.
+    vector = with_answer(contrast, better, settings.answer_weight)
+    norm = float(np.linalg.norm(vector))
     member = Member(pair.id, pair.subtask, float(loss), norm, margin, pair.truncated, between)
     if norm == 0 or pull > 0:
-        return difference * pull.astype(difference.dtype), replace(member, norm=norm * float(pull))
-    # The pull underflows if the model clearly prefers `chosen`; the direction is still that of the difference.
-    return difference, member
+        return vector * pull.astype(vector.dtype), replace(member, norm=norm * float(pull))
+    return vector, member
+
+
+def with_answer(contrast: NDArray[np.floating], answer: NDArray[np.floating], weight: float) -> NDArray[np.floating]:
+    """The contrast, with `weight` times its length added in the direction of the chosen answer's own gradient."""
+    length = float(np.linalg.norm(answer))
+    if not weight or not length:
+        return contrast
+    return contrast + answer * np.asarray(weight * float(np.linalg.norm(contrast)) / length, answer.dtype)
 
 
 class _SubtaskMeans:

@@ -109,6 +109,11 @@ class GradientSelector(BySubtask):
     config: GradientConfig
 
     @property
+    def turns_with_sides(self) -> bool:
+        """Whether a pair with its answers swapped has the opposite gradient; without effect where members are no pairs."""
+        return True
+
+    @property
     def score_words(self) -> str:
         if self.config.match.target_weights:
             return "Its score, the weighted sum of its cosines with the targets over all checkpoints,"

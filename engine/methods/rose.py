@@ -3,6 +3,10 @@
 Like LESS, except that the target is the gradient of the preference loss of the warmed-up model against its base. With pairs
 normalised one by one (`mean_of_units`, the official code) beta and the reference cancel; they matter in `preset: paper`.
 The preset of the official code keeps two of its departures: an end token between prompt and answer, and batches of 4.
+
+`preset: anchored` departs from the paper: it adds the chosen answer's own gradient to the contrast. If both answers are of the
+target's kind, the worse one, which the model finds less likely, has the larger gradient in the direction of that kind; so the
+contrast alone points away from it, and ranks the rows that serve the target last.
 """
 
 from __future__ import annotations
@@ -46,6 +50,7 @@ class Rose(GradientSelector):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "official": {"end_prompt": True, "train": {"recipe": "rose-official"}},
         "paper": PAPER,
+        "anchored": {"preference": {"answer_weight": 1.0}},
     }
     target_kind = (
         "preference pairs: prompt, chosen and rejected (rose.targets.columns.chosen=NAME names another column)"
@@ -54,6 +59,11 @@ class Rose(GradientSelector):
     of_target = ("preference", "end_prompt")
     null_kind = SIGNS
     config: RoseConfig
+
+    @property
+    def turns_with_sides(self) -> bool:
+        """Not where the chosen answer's own gradient is added: it stays as it is."""
+        return self.config.preference.answer_weight == 0
 
     def read_target(self, path: str) -> TargetFile:
         found, wanted, problems = TargetFile(), self.config.targets, []

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+from raysift.gradients.agreement import CLEAR_HALVES
+from raysift.reasons.agreement import tell_agreement, weak_subtasks
 from raysift.report.blocks import Alert
 
 LENGTH_RANK = 0.5
@@ -152,6 +155,20 @@ def checkpoint_weights(weights: Sequence[float], names: Sequence[str]) -> Alert 
     name, share = names[max(range(len(weights)), key=weights.__getitem__)], max(weights) / total
     text = f"{name} has {share:.0%} of the weight of all checkpoints: the others hardly count. See the learning rates."
     return Alert(key="checkpoint_weights", level=WARNING, text=text, count=share, threshold=WEIGHT_SHARE)
+
+
+def target_agreement(found: Mapping[str, Any]) -> Alert | None:
+    """Whether the pairs or examples of the target agree too little, or are too few, to say something."""
+    if found["level"] == "clear" and not weak_subtasks(found):
+        return None
+    told = tell_agreement(found)
+    return Alert(
+        key="target_agreement",
+        level=WARNING if found["level"] == "noise" else NOTE,
+        text=f"Target: {told}",
+        count=found["halves"],
+        threshold=CLEAR_HALVES,
+    )
 
 
 def collapsed(distinct: int, picks: int, rows: int) -> Alert | None:

@@ -14,6 +14,8 @@ from pydantic import BaseModel
 
 UNDECIDING = ("resources", "run", "reuse", "report")
 """Sections and settings for where and how fast; no result depends on them."""
+ENDS_A_RUN = (".least_agreement",)
+"""Settings that can end a run and change no result."""
 
 
 class Setting(NamedTuple):
@@ -39,7 +41,7 @@ def describe(
         if isinstance(value, BaseModel):
             yield from describe(type(value), value, skip, f"{key}.")
             continue
-        decides = not key.startswith(UNDECIDING)
+        decides = not key.startswith(UNDECIDING) and not key.endswith(ENDS_A_RUN)
         yield Setting(key, value, meanings.get(name, ""), allowed_by(field.annotation), decides)
 
 

@@ -67,6 +67,9 @@ class PreferenceSettings(Settings):
     the official code."""
     reference: Literal["base", "none"] = "base"
     """`base`: the same model with the adapter off. `none`: skip it; margins and losses are then the policy's alone."""
+    answer_weight: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Not in the paper: so many times the direction of the chosen answer's own gradient is added to that of the contrast. Where
+    both answers are of the target's kind, their contrast alone points away from it; `rose.preset=anchored` sets 1."""
 
 
 class TargetSettings(Settings):
@@ -84,6 +87,9 @@ class TargetSettings(Settings):
     """Column of preference files that names the subtask. Default: `subtask`, if there is one. ROSE only."""
     split: str | None = None
     """Use only examples of this split as the target. Default: all. LESS only."""
+    least_agreement: float | None = Field(None, ge=0, le=1)
+    """End the run before its pass over the pool if random halves of the target agree less than this; 0.2 refuses what is likely
+    to be noise. Default: say how far they agree and go on."""
 
 
 class MatchSettings(Settings):

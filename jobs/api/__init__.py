@@ -5,10 +5,11 @@
 
 from raysift.jobs.api.methods import method_function, select
 from raysift.jobs.api.records import Run, Selection, load_run
-from raysift.jobs.api.results import Comparison, Evaluation, Search, Training, WinRate
-from raysift.jobs.api.work import compare, evaluate, explain, finetune, rescore, search, win_rate
+from raysift.jobs.api.results import Check, Comparison, Evaluation, Search, Training, WinRate
+from raysift.jobs.api.work import check, compare, evaluate, explain, finetune, rescore, search, win_rate
 
 __all__ = [
+    "Check",
     "Comparison",
     "Evaluation",
     "Run",
@@ -16,6 +17,7 @@ __all__ = [
     "Selection",
     "Training",
     "WinRate",
+    "check",
     "compare",
     "evaluate",
     "explain",

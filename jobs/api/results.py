@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.jobs.api.showing import as_html, near
+from raysift.jobs.check import rendering as check_rendering
 from raysift.jobs.compare import rendering
 from raysift.jobs.pairwise.judging import RESULT_FILE
 from raysift.jobs.runs.run import Run as OpenRun
@@ -195,6 +196,47 @@ class Comparison:
     def markdown(self) -> str:
         """All tables and verdicts as a page."""
         return rendering.as_markdown(self.result)
+
+
+class Check:
+    """Whether the order of a run's scores says how much its rows teach."""
+
+    def __init__(self, opened: OpenRun, result: Mapping[str, Any]) -> None:
+        self.opened = opened
+        self.result = dict(result)
+        """All figures, as in `check.json`."""
+
+    def __repr__(self) -> str:
+        return f"Check({self.verdicts[0]} {near(self.folder)})"
+
+    def _repr_html_(self) -> str:
+        said = "".join(as_html("", {"": verdict}) for verdict in self.verdicts)
+        title, heads, rows = check_rendering.tables(self.result)[0]
+        return as_html(title, {"run": near(self.folder)}, heads, rows) + said
+
+    @property
+    def folder(self) -> str:
+        """The folder or URI of the check."""
+        return str(self.opened.name)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """What the check says, the sentence that matters most first."""
+        return list(self.result["verdicts"])
+
+    @property
+    def correlations(self) -> dict[str, float | None]:
+        """Rank correlation of score and loss, by state; 1 where rows that score higher teach more."""
+        orders = {state: one["loss"]["order"] for state, one in self.result["states"].items()}
+        return {state: order and order["correlation"] for state, order in orders.items()}
+
+    def table(self) -> pa.Table:
+        """A line for the base model (bin 0) and for each bin: bounds of the scores, and the mean of each measurement."""
+        return pa.Table.from_pylist(check_rendering.bin_lines(self.result))
+
+    def markdown(self) -> str:
+        """All tables and sentences as a page."""
+        return check_rendering.as_markdown(self.result)
 
 
 def _lines(table: pa.Table) -> list[list[Any]]:

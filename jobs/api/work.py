@@ -13,7 +13,7 @@ from raysift.jobs.api.calls import RunName, as_overrides, begin, in_section, nes
 from raysift.jobs.api.inputs import Data, Held, as_names, is_ray_dataset, read_given
 from raysift.jobs.api.progress import console_for
 from raysift.jobs.api.records import Run, Selection, load_run
-from raysift.jobs.api.results import Comparison, Evaluation, Search, Training, WinRate
+from raysift.jobs.api.results import Check, Comparison, Evaluation, Search, Training, WinRate
 from raysift.jobs.api.words import python_words
 from raysift.jobs.runs.run import Run as OpenRun
 
@@ -134,6 +134,48 @@ def compare(
         report_at_end(opened, plan.shared.report)
         opened.console.line("done", repr(found))
         return found
+
+
+def check(
+    run: RunName,
+    *,
+    held_out: Data | None = None,
+    quantiles: int | None = None,
+    rows: int | None = None,
+    seeds: int | None = None,
+    taught: int | None = None,
+    out: RunName | None = None,
+    log: str | None = None,
+    **settings: Any,
+) -> Check:
+    """Test whether rows that score higher teach more: train on bins of a finished run's ranked rows, measure on held-out ones.
+
+    `run` is a folder, a Run or a Selection of any method; `held_out` are examples or pairs that its target does not hold, by
+    default its test files. `taught` examples teach every model the target's format before it is measured a second time.
+    `settings` may change what is trained and measured: `train={...}`, `evaluate={...}`, `check={...}`. Without `out`: the
+    folder `check` of the run, where the same call continues.
+    """
+    from raysift.jobs.commands import check as checking
+
+    name, console = fspath(run), console_for(log)
+    named = {"quantiles": quantiles, "rows": rows, "seeds": seeds, "taught": taught}
+    folder = checking.checking_name(name) if out is None else fspath(out)
+    with python_words(), tempfile.TemporaryDirectory(prefix="raysift-") as work:
+        given = None if held_out is None else read_given("held_out", held_out, work)
+        held = [given] if isinstance(given, Held) else []
+        files = [given.place(folder)] if isinstance(given, Held) else given
+        section = lay_over(nested(settings).get("check") or {}, _without_none(named | {"held_out": files}))
+        others = {key: value for key, value in nested(settings).items() if key != "check"}
+        with without_leftovers(OpenRun(folder), held):
+            found, opened = checking.check_run(
+                *(name, {}, as_overrides(others | {"check": section})),
+                None if out is None else folder,
+                console,
+                lambda: start(console),
+            )
+    done = Check(opened, found)
+    console.line("done", repr(done))
+    return done
 
 
 def win_rate(

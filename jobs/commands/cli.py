@@ -24,6 +24,7 @@ import typer
 
 from raysift.errors import ConfigError
 from raysift.jobs.commands import nano
+from raysift.jobs.commands.check_options import add_check
 from raysift.jobs.commands.guard import run_guarded
 from raysift.jobs.commands.methods import add_methods
 from raysift.jobs.commands.options import (
@@ -149,6 +150,9 @@ def compare(
     from raysift.jobs.commands.compare import compare_command
 
     compare_command(places, given, overrides, claims or [], "json" if as_json else form, folder, console)
+
+
+add_check(app)
 
 
 @app.command("win-rate", rich_help_panel="Steps")
@@ -296,13 +300,24 @@ def look(
         str | None, typer.Option("--write", help="YAML file to make: the settings that matter, commented.")
     ] = None,
 ) -> None:
-    """Show what is in a pool and its targets, and which methods can use them. Needs no model and no Ray."""
-    settings, console = prepare("look", *with_paths(given, paths))
+    """Show what is in a pool and its targets, and which methods can use them. Needs no model and no Ray.
+
+    With --target and --model, that model computes how far the target's pairs or examples agree, as a run of `rose` or `less`
+    says before its pass over the pool.
+    """
+    named, overrides = with_paths(given, paths)
+    settings, console = prepare("look", named, overrides)
     from raysift.jobs.commands.look import look as look_at
     from raysift.jobs.runs.checks import check_pool
 
     check_pool(settings)
-    look_at(settings, write, console)
+    computes = given["model"] is not None and settings.target
+    look_at(
+        settings,
+        write,
+        console,
+        (lambda method: prepare("look", named | {"method": method}, overrides)[0]) if computes else None,
+    )
 
 
 @app.command(rich_help_panel="Look")

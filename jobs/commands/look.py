@@ -1,26 +1,29 @@
 """`raysift look POOL [--target FILE]`: what is in the files, and which methods can use them; no model, no Ray.
 
-The only command that prints row texts without being asked, since it is for looking at them. It can write a YAML of the
-settings that matter.
+With `--model` as well, the model and Ray are used to say how far the target's pairs or examples agree. It is the only command
+that prints row texts without being asked, since it is for looking at them. It can write a YAML of the settings that matter.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from raysift.config import CommonConfig
+from raysift.config import CommonConfig, make_selector
 from raysift.errors import ConfigError, RaysiftError
 from raysift.evaluation.examples import read_examples, reference_answer
 from raysift.jobs.runs.console import Console, printable
+from raysift.methods import METHODS
+from raysift.methods.gradient import GradientSelector
 from raysift.pool.checks import REASONS
 from raysift.pool.files import find_files
 from raysift.pool.likeness import Sample, compare_samples, remarks, sample_of
 from raysift.pool.pairs import read_pairs
 from raysift.pool.survey import Survey, survey_pool
+from raysift.reasons.agreement import BEFORE_WARMUP, tell_agreement
 from raysift.records import Message
 from raysift.storage import open_location
 
@@ -39,8 +42,16 @@ class TargetLook:
     problem: str = ""
 
 
-def look(config: CommonConfig, write: str | None, console: Console) -> None:
-    """Print what is in the pool and the targets; `write` names the YAML file to make from it."""
+def look(
+    config: CommonConfig,
+    write: str | None,
+    console: Console,
+    settings_for: Callable[[str], CommonConfig] | None = None,
+) -> None:
+    """Print what is in the pool and the targets; `write` names the YAML file to make from it.
+
+    `settings_for` gives the settings of a method; with it, the model computes how far a target's members agree.
+    """
     if write and open_location(write).exists():
         raise ConfigError(f"look: '{write}' exists. Name another file with --write, or delete it.")
     found = survey_pool(find_files(config.pool), config.ingest)
@@ -48,6 +59,8 @@ def look(config: CommonConfig, write: str | None, console: Console) -> None:
     show_survey(found, console)
     for target in targets:
         show_target(target, found, console)
+    if settings_for is not None:
+        show_agreement(targets, settings_for, console)
     methods = served_methods(targets)
     console.note(f"these files serve: {', '.join(methods)}")
     if write:
@@ -119,6 +132,31 @@ def show_target(target: TargetLook, pool: Survey, console: Console) -> None:
     console.note(f"target {target.file}: {target.what}")
     for remark in remarks(target.file, compare_samples(pool.language, target.language)):
         console.note(remark)
+
+
+def show_agreement(
+    targets: Sequence[TargetLook], settings_for: Callable[[str], CommonConfig], console: Console
+) -> None:
+    """Load the model and say how far the gradients of the targets' pairs and examples agree, as the run of a method would."""
+    from raysift.jobs.cluster.session import own_session
+    from raysift.jobs.gradients.fresh_targets import fresh_agreement
+    from raysift.jobs.gradients.targeting import read_targets, tell_drawn
+    from raysift.jobs.runs.checks import check_models
+
+    with own_session(console) as start:
+        for name in (name for name, method in METHODS.items() if issubclass(method, GradientSelector)):
+            files = [target.file for target in targets if name in target.methods]
+            if not files:
+                continue
+            config = settings_for(name).model_copy(update={"target": files})
+            selector: Any = make_selector(config)
+            members = read_targets(config, selector)
+            check_models(config)
+            for note in filter(None, [*members.notes, tell_drawn(members, selector).removeprefix("targets: ")]):
+                console.note(note)
+            start()
+            told = tell_agreement(fresh_agreement(config, selector, members, console.note))
+            console.note(f"target {', '.join(files)}: {told} {BEFORE_WARMUP}")
 
 
 def starter_yaml(config: CommonConfig, methods: Sequence[str]) -> str:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from raysift.config import CommonConfig
     from raysift.jobs.runs.console import Console
 
-MULTIPLE = ("--pool", "--target", "--test", "--reuse")
+MULTIPLE = ("--pool", "--target", "--test", "--reuse", "--held-out")
 OVERRIDE = re.compile(r"^([a-z_][a-z0-9_]*)(\.[a-z_][a-z0-9_]*)*=")
 
 LOOKS = ("look", "doctor")  # commands that start no Ray

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 
 from raysift.errors import ConfigError
 from raysift.evaluation.lift import sparkline
+from raysift.jobs.check import rendering as check_rendering
+from raysift.jobs.check.result import read_result as read_check
 from raysift.jobs.commands.show_selection import show_selection
 from raysift.jobs.compare import rendering
 from raysift.jobs.compare.result import is_comparison, read_result
@@ -24,6 +26,7 @@ from raysift.jobs.runs.stage_names import WHAT_IT_DOES
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest, read_manifest
 from raysift.pool.likeness import remarks
+from raysift.reasons.agreement import AGREEMENT, tell_agreement
 from raysift.records import ERROR
 from raysift.storage import Location
 
@@ -41,6 +44,9 @@ def show_run(folder: str, console: Console, by: str | None = None) -> None:
     run = open_run(folder, console)
     if is_comparison(run.folder):
         show_comparison(run, console)
+        return
+    if (check := read_check(run.folder)) is not None:
+        check_rendering.show(check, console)
         return
     manifests = run.manifests()
     has_policy = (run.folder / "learn").exists() or any("curriculum" in manifest.files for manifest in manifests)
@@ -156,7 +162,7 @@ def show_ingest(run: Run, manifest: Manifest, console: Console) -> None:
 
 
 def show_targets(manifest: Manifest, console: Console) -> None:
-    """Print how many records of the target files have a gradient, and why the others have none."""
+    """Print how many records of the target files have a gradient, why the others have none, and how far they agree."""
     counts = manifest.counts
     without = [
         [f"{kind}: {reason}", count]
@@ -169,6 +175,8 @@ def show_targets(manifest: Manifest, console: Console) -> None:
     if counts.get("truncated"):
         rows.append(["with a gradient, of a part of the answer", counts["truncated"]])
     console.table("Targets", ["", "records"], [*rows, *without, ["records in", counts["rows_in"]]])
+    if found := manifest.values.get(AGREEMENT):
+        console.note(f"targets: {tell_agreement(found)}")
 
 
 def show_failures(run: Run, manifest: Manifest, console: Console) -> None:

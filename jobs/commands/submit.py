@@ -48,11 +48,11 @@ RAY_VERSIONS = ">=2.60,<2.64"
 PYTHON_VERSIONS = ">=3.11"
 EXCLUDES = ["__pycache__", "*.pyc"]
 ENV_NAMES = "RAYSIFT_SUBMIT_ENV"
-PATH_OPTIONS = ("pool", "target", "test", "run", "reuse", "out", "RUN")
+PATH_OPTIONS = ("pool", "target", "test", "held-out", "run", "reuse", "out", "RUN")
 WRITES_A_RUN = ("ingest", "finetune", "evaluate", "demo", "run", "compare", "search", "win-rate")
 TAKE_POOL, TAKE_YAML = ("ingest", "look"), ("run", "compare")
-TAKE_RUN = ("export", "show", "explain", "rescore")
-FLAGS = ("train", "fresh", "json", "pairs", "no-pairs", "text", "no-text", "help")
+TAKE_RUN = ("export", "show", "explain", "rescore", "check")
+FLAGS = ("train", "fresh", "json", "pairs", "no-pairs", "text", "no-text", "report", "no-report", "help")
 INTERRUPTED = 130
 RECONNECT_S = 2.0
 MAX_RECONNECTS = 30

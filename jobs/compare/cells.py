@@ -7,10 +7,11 @@ fit. If one training takes several workers, cells run one at a time on Ray Train
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -128,32 +129,22 @@ def run_cells(run: Run, shared: CommonConfig, cells: Sequence[Cell]) -> list[dic
 
 def _do(run: Run, cells: Sequence[Cell], resources: Resources) -> None:
     """Run the unfinished cells, those of equal identity only once."""
+    from raysift.jobs.on_ray.side_by_side import side_by_side
+
     todo = [*{cell.place.path: cell for cell in cells if cell.result() is None}.values()]
     todo = [replace(cell, resources=resources) for cell in todo]
-    done = _one_by_one(todo) if (resources.asked.train.workers or 1) > 1 else _side_by_side(todo, resources)
-    with run.console.progress("train and test", len(todo), "trainings") as bar:
-        for cell in done:
+    alone = (resources.asked.train.workers or 1) > 1
+    done = _one_by_one(todo) if alone else side_by_side(train_and_test, todo, resources)
+    with contextlib.closing(done) as finished, run.console.progress("train and test", len(todo), "trainings") as bar:
+        for cell in finished:
             run.record("finished", "train", rows_of=cell.name, seed=cell.seed)
             bar.advance()
 
 
-def _one_by_one(cells: Sequence[Cell]) -> Iterator[Cell]:
+def _one_by_one(cells: Sequence[Cell]) -> Generator[Cell, None, None]:
     for cell in cells:
         train_and_test(cell, on_ray=True)
         yield cell
-
-
-def _side_by_side(cells: Sequence[Cell], own: Resources) -> Iterator[Cell]:
-    import ray
-
-    task = ray.remote(train_and_test).options(
-        num_cpus=own.cpus, num_gpus=own.gpus_per_worker or None, memory=own.memory, max_retries=own.restarts
-    )
-    waiting = {task.remote(cell): cell for cell in cells}
-    while waiting:
-        done, _ = ray.wait(list(waiting))
-        ray.get(done)
-        yield waiting.pop(done[0])
 
 
 def train_and_test(cell: Cell, on_ray: bool = False) -> None:

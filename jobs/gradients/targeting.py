@@ -22,6 +22,7 @@ from raysift.errors import ConfigError, DataError
 from raysift.evaluation.examples import reference_answer
 from raysift.gradients.null import without_null
 from raysift.gradients.null_columns import NO_KIND, NO_ROOM, ROWS
+from raysift.jobs.gradients.agreement import agreement_of, require_agreement
 from raysift.jobs.gradients.null import NULL, NULL_ROWS, null_values, plan_null, save_null_rows
 from raysift.jobs.gradients.room import exact_room, null_fits, require_exact_room, targets_room, warmup_recipe
 from raysift.jobs.gradients.stages import WHOLE, checkpoints_of, gradient_loading
@@ -37,6 +38,7 @@ from raysift.pool.id_text import exact
 from raysift.pool.likeness import evenly
 from raysift.pool.longest import most_tokens_of
 from raysift.pool.row_ids import row_id
+from raysift.reasons.agreement import AGREEMENT
 from raysift.records import Example, Message, Pair
 from raysift.settings.gradients import ProjectionSettings
 from raysift.storage import Location
@@ -159,7 +161,8 @@ def like_pool(
 
     if told := tell_drawn(found, selector):
         run.console.note(told)
-    decides = selector.config.targets.model_dump(exclude_none=True, exclude={"limit"}) | dict(found.drawn)
+    decides = selector.config.targets.model_dump(exclude_none=True, exclude={"limit", "least_agreement"})
+    decides |= dict(found.drawn)
     return compare_with_pool(run, rows, target_files(config), decides, texts)
 
 
@@ -241,16 +244,17 @@ def targets(
                 null, why = None, NO_ROOM
             with room_for_one("targets", own.resources, run.console.note) as placed:
                 task = ray.remote(**placed, max_retries=own.resources.restarts)(telling(_compute_targets))
-                found: dict[str, Any] = ray.get(
-                    task.remote(members, points, own, selector, projection, model.name, folder, null, why)
+                values: dict[str, Any] = ray.get(
+                    task.remote(members, found.places, points, own, selector, projection, model.name, folder, null, why)
                 )
-            return found
+            return values
 
         width = None if projection.kind == "none" else projection.dimension
         longest = max(map(most_tokens_of, members))
         nulls = null.columns if null else 0
         need = targets_room(config, settings, model.name, len(points), width, longest, nulls)
         values = with_room(run, "targets", config, need, compute, "gradients", most=1)
+        values[AGREEMENT]["left_out"] = found.left_out
         if (missing := values["null"]["why"]) and missing != NO_KIND:
             run.console.note(f"targets: {without_null(missing)}")
         values["target_of"] = [found.target_of.get(subtask, 0) for subtask in values["subtasks"]]
@@ -282,7 +286,8 @@ def targets(
     }
     decides: dict[str, Any] = {
         "projection": projection,
-        "targets": settings.targets.model_dump(exclude_none=True, exclude={"split", "limit"}) | dict(found.drawn),
+        "targets": settings.targets.model_dump(exclude_none=True, exclude={"split", "limit", "least_agreement"})
+        | dict(found.drawn),
         "checkpoints": settings.checkpoints,
         "template": train.template,
         "max_length": train.max_length,
@@ -295,11 +300,15 @@ def targets(
     if selector.null_kind == ROWS:
         inputs["rows"] = rows.fingerprint
     decides |= {name: getattr(settings, name) for name in selector.of_target}
-    return run.stage("targets", decides, inputs, body, version=3)  # 2: shows inputs apart, as rows do; 3: a null
+    # 2: shows inputs apart, as rows do; 3: tells how far its members agree, and has a null
+    manifest = run.stage("targets", decides, inputs, body, version=3)
+    require_agreement(run, selector, manifest)
+    return manifest
 
 
 def _compute_targets(
     members: Sequence[Any],
+    places: Sequence[tuple[str, int | str]],
     points: Sequence[Checkpoint],
     config: CommonConfig,
     selector: GradientSelector,
@@ -320,7 +329,8 @@ def _compute_targets(
         point.name: [vars(member) for member in target.members] for point, target in zip(points, found, strict=True)
     }
     (folder / "members.json").write(json.dumps(exact(account)))
-    save_examples(folder / EXAMPLES_FILE, points, found, [content_key(member) for member in members])
+    keys = [content_key(member) for member in members]
+    save_examples(folder / EXAMPLES_FILE, points, found, keys)
     if null and null.kind == ROWS:
         save_null_rows(folder / NULL_ROWS, actor.null_rows)
     TargetFiles(folder, actor.hash).tidy(points)
@@ -334,6 +344,7 @@ def _compute_targets(
         "truncated": truncated,
         "longest_input": actor.model.max_length,
         "deviation_from_autograd": actor.deviation,
+        AGREEMENT: agreement_of(found, points, keys, places, selector),
         "null": null_values(selector.null_kind, null, why, found),
         "mean_losses": [float(np.mean([member.loss for member in target.members])) for target in found],
     }

@@ -18,6 +18,7 @@ from raysift.jobs.report.scores import joined_scores
 from raysift.jobs.report.verdict import stopped_in
 from raysift.manifest import Manifest
 from raysift.pool.likeness import remarks
+from raysift.reasons.agreement import AGREEMENT
 from raysift.report import alerts
 from raysift.report.alerts import NOTE, WARNING
 from raysift.report.blocks import Alert, Alerts, Section
@@ -74,6 +75,8 @@ def _of_values(manifest: Manifest) -> Iterator[Alert | None]:
             yield Alert(key="toy", level=WARNING, text=text[:1].upper() + text[1:], count=share)
     if weights := values.get("checkpoint_weights"):
         yield alerts.checkpoint_weights(weights, values["checkpoints"])
+    if found := values.get(AGREEMENT):
+        yield alerts.target_agreement(found)
     if "performance" in values and "start" in values:
         yield alerts.learned_nothing(values["start"], values["performance"])
     if "picks" in manifest.counts:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from raysift.jobs.compare.result import is_comparison
 from raysift.jobs.report.alerts import alerts_section
+from raysift.jobs.report.check import check_section
 from raysift.jobs.report.comparison import comparison_sections
 from raysift.jobs.report.cost import cost_section, reproduction_section
 from raysift.jobs.report.differences import differing_sections
@@ -32,6 +33,7 @@ SECTIONS: tuple[Callable[[Gathered], Section | None], ...] = (
     lambda found: why(found.run, found.with_text),
     training_section,
     evaluation_section,
+    check_section,
     cost_section,
     reproduction_section,
 )

@@ -15,7 +15,7 @@ from raysift.gradients.null_columns import NullColumns
 from raysift.ids import is_among
 from raysift.jobs.gradients.null import found_null
 from raysift.jobs.report.why_policy import why_policy
-from raysift.jobs.report.why_target import strongest, why_similarity
+from raysift.jobs.report.why_target import agreeing, strongest, why_similarity
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks, read_ids
 from raysift.manifest import Manifest
@@ -83,7 +83,7 @@ def why_gradient(run: Run, with_text: bool) -> tuple[str, list[Block]]:
         blocks.append(_heatmap("Mean cosine of all rows with the target", names, subtasks, pool))
     blocks.append(_checkpoints(scores, target))
     blocks += null_blocks(run)
-    return lead, [*blocks, *strongest(run, target, scores, with_text)]
+    return lead, [*blocks, *agreeing(target), *strongest(run, target, scores, with_text)]
 
 
 def null_blocks(run: Run) -> list[Block]:

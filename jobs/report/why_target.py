@@ -19,10 +19,40 @@ from raysift.jobs.gradients.targeting import content_key, read_targets
 from raysift.jobs.runs.run import Run
 from raysift.jobs.runs.tables import read_chunks
 from raysift.manifest import Manifest
+from raysift.reasons.agreement import AGREEMENT, tell_agreement
 from raysift.records import ID
-from raysift.report.blocks import Block, Quote, Texts, cut
+from raysift.report.blocks import Block, Column, Quote, Table, Texts, cut
 
-SHOWN = 5
+SHOWN, SHOWN_SUBTASKS = 5, 40
+
+
+def agreeing(target: Manifest) -> list[Block]:
+    """How far random halves of the target agree, in all, by subtask and by checkpoint; nothing for runs made before."""
+    found = target.values.get(AGREEMENT)
+    if not found:
+        return []
+    parts = [("all", found)]
+    if len(found["subtasks"]) > 1:
+        lowest = sorted(
+            found["subtasks"].items(), key=lambda one: (one[1]["halves"] is None, one[1]["halves"] or 0, one[0])
+        )
+        parts += lowest[:SHOWN_SUBTASKS]
+    if len(found["checkpoints"]) > 1:
+        parts += found["checkpoints"].items()
+    names = ("members", "halves", "low", "high", "full", "chance")
+    heads = (found["kind"], "agreement of halves", "from", "to", "of all, estimated", "chance does as well")
+    kinds = ("count", "number", "number", "number", "number", "percent")
+    return [
+        Table(
+            title="Agreement of the target's halves",
+            note=tell_agreement(found),
+            columns=(
+                Column(name="part"),
+                *(Column(name=head, type=kind) for head, kind in zip(heads, kinds, strict=True)),
+            ),
+            rows=tuple((part, *(own[name] for name in names)) for part, own in parts),
+        )
+    ]
 
 
 def strongest(run: Run, target: Manifest, scores: Manifest, with_text: bool) -> list[Block]:

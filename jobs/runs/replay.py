@@ -9,7 +9,7 @@ from typing import Any
 
 from raysift.actors.language_model import portable_name
 
-FILES = ("pool", "target", "test", "rows", "loss_on", "runs")
+FILES = ("pool", "target", "test", "rows", "loss_on", "runs", "held_out")
 MODELS = ("model", "adapter")
 RUNS = ("answers", "policy_from", "warmup_from")
 

@@ -37,5 +37,6 @@ WHAT_IT_DOES = {
     "against": "lets the model it is compared with answer the questions",
     "judge": "asks the judge which answer is better, in both orders",
     "win_rate": "counts wins, ties and losses",
+    "check": "trains on bins of the ranked pool and measures what each teaches",
     "search": "tries settings of the policy",
 }

@@ -27,14 +27,16 @@ import pyarrow.parquet as pq
 import raysift
 from raysift.draws import uniform_of
 from raysift.jobs.cluster.session import own_session
+from raysift.jobs.gradients.null import found_null
 from raysift.jobs.runs.console import Console
 from raysift.nano.world import examples as nano_examples
 from raysift.nano.world import generate_pool, preference_pairs
 from raysift.pool.row_ids import row_id
+from raysift.reasons.agreement import AGREEMENT
 from raysift.records import Message
 
 SHORTEST, LONGEST = 100, 350
-"""Characters of a pool's rows, question and answer together."""
+"""Size of a pool's rows, question and answer together (see `_size`)."""
 BUDGET = "10%"
 MEMBERS = 24
 
@@ -72,12 +74,15 @@ def main() -> None:
     parser.add_argument("--nano", action="store_true", help="pools and targets of the nano world, on its model")
     parser.add_argument("--pools", nargs="+", default=sorted(POOLS), choices=sorted(POOLS))
     parser.add_argument("--targets", nargs="*", help="only these")
+    parser.add_argument("--share", type=float, default=1.0, help="of each source's rows, for a smaller pool")
     options = parser.parse_args()
     if not options.nano and not options.data:
         parser.error("name the folder of data, or give --nano")
     out, console, lines = Path(options.out), Console("plain"), []
     with own_session():
-        for pool, rows, targets in nano_pools() if options.nano else real_pools(Path(options.data), options.pools):
+        for pool, rows, targets in (
+            nano_pools() if options.nano else real_pools(Path(options.data), options.pools, options.share)
+        ):
             wanted = [target for target in targets if not options.targets or target.name in options.targets]
             lines += list(run_pool(out / pool, rows, wanted, nano=options.nano))
             (out / "lines.json").write_text(json.dumps(lines, indent=1))
@@ -112,13 +117,13 @@ def run_pool(out: Path, rows: Sequence[Record], targets: Sequence[Target], nano:
 
 def line_of(target: Target, selection: raysift.Selection, rows: Sequence[Record]) -> Record:
     """Shares, lift, scores, what was foretold and what the null says."""
-    by_source, stages = selection.by_source, selection.run.stages
+    by_source = selection.by_source
     chosen = sum(by_source[source]["selected"] for source in target.serves if source in by_source)
     there = sum(by_source[source]["pool"] for source in target.serves if source in by_source)
     total = sum(line["pool"] for line in by_source.values())
     scores = selection.scores()["score"].drop_null().to_numpy()
     share, expected = chosen / len(selection), there / total
-    agreement, null = (stages[name].values.get(key) for name, key in (("targets", "agreement"), ("influence", "null")))
+    agreement, null = selection.run.stages["targets"].values[AGREEMENT], found_null(selection.run.opened)
     return {
         "target": target.name,
         "method": target.method,
@@ -129,7 +134,8 @@ def line_of(target: Target, selection: raysift.Selection, rows: Sequence[Record]
         "best": float(scores.max()),
         "median": float(np.median(scores)),
         "agreement": agreement,
-        "null": null,
+        "above": null.above / len(selection) if null and null.above is not None else None,
+        "null": null.sentence if null else None,
         "run": selection.run.name,
     }
 
@@ -170,12 +176,11 @@ def show(lines: Sequence[Record], console: Console) -> None:
 
 
 def told(line: Record) -> list[str]:
-    """Agreement of halves, the sign test, and the share of selected rows above the null."""
-    agreement, null = line["agreement"] or {}, line["null"] or {}
-    return [
-        *("–" if agreement.get(name) is None else f"{agreement[name]:.2f}" for name in ("halves", "sign_p")),
-        "–" if null.get("selected_above") is None else f"{null['selected_above']:.0%}",
-    ]
+    """Agreement of halves, the sign test, the verdict before the pass, and the share of selected rows above the null."""
+    found = line["agreement"]
+    figures = [found["halves"], found["chance"], line["above"]]
+    halves, chance, above = ("–" if figure is None else f"{figure:.2f}" for figure in figures)
+    return [halves, chance, found["level"], above]
 
 
 def rank_correlation(pairs: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
@@ -194,17 +199,23 @@ def rank_correlation(pairs: np.ndarray, draws: int = 2000) -> tuple[float, float
 # --- real rows -----------------------------------------------------------------------------------------------------------
 
 
-def real_pools(data: Path, names: Sequence[str]) -> Iterator[tuple[str, list[Record], list[Target]]]:
+def real_pools(
+    data: Path, names: Sequence[str], share: float = 1.0
+) -> Iterator[tuple[str, list[Record], list[Target]]]:
     """Name, rows and targets of each pool. Pools share no row."""
     by_source: dict[str, list[Record]] = {}
     for row in pq.read_table(data / "pool/pool_public.parquet", columns=["source", "messages"]).to_pylist():
-        size = sum(len(message["content"]) for message in row["messages"])
+        size = sum(map(_size, row["messages"]))
         if len(row["messages"]) == 2 and SHORTEST < size <= LONGEST and all(m["content"] for m in row["messages"]):
             by_source.setdefault(row["source"], []).append(row)
     drawn = {source: draw(rows, _text_of_row) for source, rows in by_source.items()}
     for name in names:
         place = sorted(POOLS).index(name)
-        rows = [row for source, count in POOLS[name].items() for row in drawn[source][place :: len(POOLS)][:count]]
+        rows = [
+            row
+            for source, count in POOLS[name].items()
+            for row in drawn[source][place :: len(POOLS)][: round(share * count)]
+        ]
         yield name, rows, real_targets(data, drawn)
 
 
@@ -289,6 +300,11 @@ def write(place: Path, records: Sequence[Record]) -> Path:
     """The records as JSON lines."""
     place.write_bytes(b"".join(orjson.dumps(record, option=orjson.OPT_APPEND_NEWLINE) for record in records))
     return place
+
+
+def _size(message: Record) -> int:
+    """Characters; one that is not ASCII counts three, as it is about as many tokens."""
+    return sum(1 if letter.isascii() else 3 for letter in message["content"])
 
 
 def _text_of_row(row: Record) -> str:

@@ -67,8 +67,19 @@ FILES = {
     "targets": "targets",
 }
 COUNTS: dict[str, dict[str, int]] = {"seeds": {"kept": 1}}
+ONE_PAIR = {
+    "kind": "pairs",
+    "count": 1,
+    "members": 1,
+    "left_out": 0,
+    "halves": None,
+    "mean_cosine": None,
+    "level": "unknown",
+}
+ONE_PAIR |= {"between": None, "subtasks": {"a": {}}, "against": {"count": 0, "first": []}}
 VALUES = {
-    "targets": {"subtasks": ["a"], "target_of": [0], "layout": "l", "projection": "p", "parameters": 64},
+    "targets": {"subtasks": ["a"], "target_of": [0], "layout": "l", "projection": "p", "parameters": 64}
+    | {"agreement": ONE_PAIR},
     "likeness": {"likeness": {}},
 }
 

@@ -128,6 +128,25 @@ def test_targets_are_autograds_gradients_of_the_preference_loss(
         assert np.linalg.norm(vector - expected) < 1e-4 * np.linalg.norm(expected)
 
 
+def test_the_chosen_answers_own_gradient_is_added_in_lengths_of_the_contrast(model: Any) -> None:
+    pairs, weight = make_pairs(), 0.7
+    found = preference_targets(make_gradients(model), pairs, PreferenceSettings(answer_weight=weight), UNITS)
+    parameters = [p for p in model.parameters() if p.requires_grad]
+
+    def slope(row: TokenRow) -> np.ndarray:
+        gradient = torch.autograd.grad(-log_probability(model, row, "sum"), parameters)
+        return torch.cat([part.flatten() for part in gradient]).numpy()
+
+    for name, vector in zip(found.subtasks, found.vectors, strict=True):
+        units = []
+        for pair in (pair for pair in pairs if pair.subtask == name):
+            answer, other = slope(pair.chosen), slope(pair.rejected)
+            contrast = answer - other
+            whole = contrast / np.linalg.norm(contrast) + weight * answer / np.linalg.norm(answer)
+            units.append(whole / np.linalg.norm(whole))
+        assert np.linalg.norm(vector - np.mean(units, axis=0)) < 1e-4 * np.linalg.norm(vector)
+
+
 def test_beta_and_reference_cancel_in_mean_of_units_and_only_there(model: Any) -> None:
     gradients, pairs = make_gradients(model), make_pairs()
     official = [

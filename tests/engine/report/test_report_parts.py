@@ -120,6 +120,16 @@ def test_texts_that_differ_in_case_spaces_quotes_and_stops_are_twins():
     assert twins_of(keys, range(10, 18)) == {11: 10, 17: 16}
 
 
+PART = {"halves": 0.8, "level": "clear"}
+CLEAR = PART | {"kind": "pairs", "count": 22, "members": 22, "left_out": 0, "low": 0.7, "high": 0.9, "chance": 0.001}
+CLEAR |= {
+    "mean_cosine": 0.2,
+    "needed": 20,
+    "between": 0.5,
+    "against": {"count": 0, "first": []},
+    "subtasks": {"all": PART},
+}
+WEAK_PART = {"a": PART, "b": {"halves": 0.1, "level": "noise"}}
 FIRES = [
     (alerts.length_by_rank, (0.6,), (0.4,)),
     (alerts.length_by_rank, (-0.6,), (None,)),
@@ -136,6 +146,8 @@ FIRES = [
     (alerts.tied, (1, 3, 10, None), (4, 0, 10, None)),
     (alerts.checkpoint_weights, ([1.0, 0.01], ["epoch-1", "epoch-2"]), ([0.7, 0.3], ["epoch-1", "epoch-2"])),
     (alerts.checkpoint_weights, ([0.0, 1.0], ["epoch-1", "epoch-2"]), ([1.0], ["epoch-1"])),
+    (alerts.target_agreement, (CLEAR | {"level": "noise"},), (CLEAR,)),
+    (alerts.target_agreement, (CLEAR | {"subtasks": WEAK_PART},), (CLEAR | {"subtasks": {"a": PART, "b": PART}},)),
     (alerts.collapsed, (20, 100, 1000), (25, 100, 1000)),
     (alerts.collapsed, (2, 100, 10), (3, 100, 10)),
     (alerts.learned_nothing, (-1.0, -1.0), (-1.0, -0.9)),
