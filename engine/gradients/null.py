@@ -247,7 +247,7 @@ NO_NULL = {
         "targets are short, has room for them"
     ),
     NO_ROWS: "no row that could be a null target has a gradient",
-    NO_KIND: "the method has no null",
+    NO_KIND: "the method has no null with these settings",
 }
 FROM_BEFORE = "its targets were made before runs had a null; `raysift rescore` or a new run has one"
 

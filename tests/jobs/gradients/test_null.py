@@ -7,10 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from laid_runs import lay_gradient
+from laid_runs import begin, id_of, lay_choice, lay_gradient, lay_pool
 from rich.console import Console as RichConsole
 
 from raysift.actors.row_gradients import MATCHES
+from raysift.config import make_selector
 from raysift.evaluation.entries import UNIFORM
 from raysift.gradients.null import WHOLE
 from raysift.gradients.null_columns import NO_ROOM, OLD, TOO_FEW, NullColumns, mixes
@@ -19,13 +20,16 @@ from raysift.jobs.compare import rendering
 from raysift.jobs.compare.compare import tell_null
 from raysift.jobs.compare.selections import Chosen
 from raysift.jobs.explaining.explain import explain
+from raysift.jobs.gradients import stages as gradients
 from raysift.jobs.gradients import targeting
-from raysift.jobs.gradients.null import FoundNull, found_null, null_rows
+from raysift.jobs.gradients.null import FoundNull, found_null, null_rows, save_null_rows
+from raysift.jobs.gradients.store_match import MATCH_COLUMNS, match_table
+from raysift.jobs.report.alerts import alerts_section
 from raysift.jobs.report.gather import Gathered
 from raysift.jobs.report.scores import scores_section
 from raysift.jobs.report.writing import record_of
 from raysift.jobs.runs.console import Console
-from raysift.jobs.runs.run import open_run
+from raysift.jobs.runs.run import StageResult, open_run
 from raysift.nano.world import examples
 
 from ..conftest import PAIRS, nano_pairs, write_lines  # noqa: TID252
@@ -155,6 +159,72 @@ def test_random_rows_are_a_null_of_less_and_do_not_count_against_themselves(repe
     )  # fmt: skip
     assert [rows.tolist() for rows in null_rows(again, again.manifest("targets"), 2)] == [o.tolist() for o in own]
     assert table(again)["above_null"].equals(table(run)["above_null"])
+
+
+def lay_matched(path, real, nulls, kind="signs", members=()):
+    """A run whose store was matched at two checkpoints, in two shards and a file of failed rows; row 0 failed."""
+    run, config = begin(path, method="less", budget="20", target=["target.jsonl"])
+    count, subtasks = real.shape
+    rows, ids = lay_pool(run, count), np.array([id_of(k) for k in range(count)])
+    given = [
+        {"name": f"epoch-{n}", "adapter": "a", "moments": None, "learning_rate": rate} for n, rate in ((1, 3), (2, 1))
+    ]
+    warm = run.stage("warmup", {}, {}, lambda _: StageResult(values={"source": str(path), "given": given}))
+    told = {"kind": kind, "columns": nulls.shape[2], "why": "", "members": [9] * subtasks}
+    names = [f"task {i}" for i in range(subtasks)]
+
+    def targets(folder):
+        save_null_rows(folder / "null_rows.parquet", members)
+        files = {"null": ["null_rows.parquet"]} if members else {}
+        values = {"subtasks": names, "target_of": [0] * subtasks, "parameters": 9, "null": told}
+        return StageResult(files=files, counts={"rows_in": 9}, values=values)
+
+    cells = np.float32(np.concatenate([real[:, :, None], nulls], axis=2).reshape(count, 1, -1)).repeat(2, axis=1)
+
+    def matched(folder):
+        for number, part in enumerate(np.array_split(np.arange(1, count), 2)):
+            pq.write_table(match_table(ids[part], cells[part]), f"{folder.path}/part-{number}.parquet")
+        failed = pa.table([ids[:1], pa.nulls(1, MATCH_COLUMNS.field(1).type), ["ill"]], schema=MATCH_COLUMNS)
+        pq.write_table(failed, f"{folder.path}/failed.parquet")
+        return StageResult(files={"answers": ["part-0.parquet", "failed.parquet", "part-1.parquet"]})
+
+    target, match = run.stage("targets", {}, {}, targets), run.stage("match", {}, {}, matched)
+    selector = make_selector(config)
+    scores = gradients.influence(run, config, selector.config, selector, rows, warm, target, match)
+    lay_choice(run, config, rows, scores)
+    return run, ids
+
+
+@pytest.mark.parametrize("kind", ["signs", "rows"])
+def test_scores_of_a_store_are_held_against_the_null_and_joined_with_the_selection(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    real, nulls = 0.05 * rng.standard_normal((400, 3)), 0.05 * rng.standard_normal((400, 3, 2))
+    real[1:41, 1] += 0.5
+    nulls[50:60, :, 0] = nulls[60:70, :, 1] = 0.9
+    ids = np.array([id_of(k) for k in range(400)])
+    members = [ids[50:60].tolist(), ids[60:70].tolist()] if kind == "rows" else ()
+    if kind == "signs":
+        nulls[50:70] = 0
+    run, _ = lay_matched(tmp_path / "run", real, nulls, kind, members)
+    scores = pq.read_table(f"{run.folder.path}/scores.parquet")
+    above = dict(zip(scores["id"].to_pylist(), scores["above_null"].to_pylist(), strict=True))
+    assert above[ids[0]] is None and scores["above_null"].null_count == 1
+    assert all(above[row] for row in ids[1:41])
+    assert sum(value is True for value in above.values()) <= 48
+    found = found_null(run)
+    assert (found.selected, found.above, found.rows) == (20, 20, 399) and found.excess > 3
+    assert [part.selected for part in found.parts] == [0, 20, 0]
+    assert found.parts[0].pool == found.parts[2].pool == 0 and found.parts[1].above == 20
+    assert f"null: {found.sentence}" in " ".join(shown(run).split())
+    assert found.sentence.startswith("of 20 selected rows 20 stand above what random")
+
+
+def test_a_selection_of_noise_is_called_noise(tmp_path):
+    rng = np.random.default_rng(1)
+    run, _ = lay_matched(tmp_path / "run", rng.standard_normal((400, 1)) / 9, rng.standard_normal((400, 1, 4)) / 9)
+    assert found_null(run).sentence.endswith("this selection is noise")
+    (alert,) = [item for item in alerts_section(Gathered(run)).blocks[0].items if item.key == "noise"]
+    assert alert.level == "warning" and alert.count == 0
 
 
 def test_a_run_from_before_there_was_a_null_is_shown_as_ever(tmp_path):
