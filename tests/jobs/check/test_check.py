@@ -132,7 +132,6 @@ def test_a_model_is_named_by_what_decides_its_figures_and_by_nothing_else(home):
     assert len({*usual}) == 4
     other = [
         named(home, "check.rows=5"),
-        named(home, "check.quantiles=4"),
         named(home, "train.learning_rate=0.001"),
     ]
     assert all(not {*names[1:]} & {*usual[1:]} for names in other)
