@@ -12,9 +12,9 @@ import raysift
 from raysift.config import make_config
 from raysift.errors import ConfigError, DataError
 from raysift.jobs import stages
-from raysift.jobs.check.cells import finish, plan_cells, write_taught
+from raysift.jobs.check.cells import plan_cells
 from raysift.jobs.check.check import check
-from raysift.jobs.check.draws import draw, write_drawn
+from raysift.jobs.check.draws import draw
 from raysift.jobs.check.plan import make_plan
 from raysift.jobs.check.result import read_result
 from raysift.jobs.commands import cli, guard
@@ -132,43 +132,12 @@ def test_a_model_is_named_by_what_decides_its_figures_and_by_nothing_else(home):
     assert len({*usual}) == 4
     other = [
         named(home, "check.rows=5"),
-        named(home, "check.quantiles=4"),
         named(home, "train.learning_rate=0.001"),
     ]
     assert all(not {*names[1:]} & {*usual[1:]} for names in other)
     for change in ("check.taught=1", "check.taught_steps=2", "evaluate.max_new_tokens=4"):
         assert not {*named(home, change)} & {*usual}, change
     assert not {*named(home, held="pairs.jsonl")} & {*usual}
-
-
-def test_weights_that_are_trained_whole_are_taught_from_where_they_stand(home, tmp_path):
-    plan = plan_of(home, "train.method=full", "train.learning_rate=0.001")
-    run = Run(str(tmp_path / "whole"))
-    drawn = draw(run, plan, 0)
-    write_drawn(plan, drawn)
-    base, cell, *_ = plan_cells(run, plan, [drawn])
-    write_taught(plan.held.taught, cell.taught)
-    for one in (base, cell):
-        finish(one, plan.held.measured)
-    (plain, taught), (own, own_taught) = (
-        [sum(loss for loss, _ in state["losses"].values()) for state in one.figures().values()] for one in (base, cell)
-    )
-    assert len({plain, taught, own, own_taught}) == 4
-    assert abs(own_taught - own) < abs(
-        own_taught - taught
-    )  # it went on from the bin's weights, not from the base model's
-    assert {place.name for place in (tmp_path / "whole" / "cells").glob("*/*")} == {"manifest.json"}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_trainings_with_workers_of_their_own_give_the_same_figures(done, home, tmp_path):
-    folder, *_ = done
-    found = check(Run(str(tmp_path / "workers")), plan_of(home, "resources.train=2", "check.quantiles=3"))
-    usual = read_result(Run(folder).folder)
-    for state in usual["states"]:
-        mine, its = (np.array(one["states"][state]["loss"]["seeds"][0]) for one in (found, usual))
-        assert mine == pytest.approx(its, rel=1e-3)
 
 
 def test_a_draw_holds_equally_many_rows_of_each_bin_and_none_twice(home):
