@@ -287,7 +287,8 @@ def adapted(arguments: list[str]) -> list[str]:
     name = arguments[0]
     if name == "submit":
         return ["submit", "--dry-run", *arguments[1:]]
-    arguments = TAKES_ROWS.sub(f"--rows {POOL_ROWS}", shlex.join(arguments))
+    line = shlex.join(arguments)
+    arguments = line if arguments[0] == "check" else TAKES_ROWS.sub(f"--rows {POOL_ROWS}", line)
     quick = ["resources.train=0"] if name in METHODS or name in TRAINING else []
     return [*shlex.split(arguments), *quick, *SMALL.get(name, [])]
 
