@@ -223,15 +223,15 @@ def test_a_run_without_scores_is_refused(home, tmp_path):
 @pytest.mark.timeout(900)
 def test_the_order_of_less_is_told_and_that_of_uniform_is_none(tmp_path):
     """On nano, where a row in a dozen practises the target's skill."""
-    pool = lines(tmp_path / "pool.jsonl", generate_pool(400, 11))
-    target = lines(tmp_path / "target.jsonl", examples(16, 7, ["last_letters"]))
-    test = lines(tmp_path / "test.jsonl", examples(48, 7, ["last_letters"], "test"))
+    pool = lines(tmp_path / "pool.jsonl", generate_pool(1000, 1000))
+    target = lines(tmp_path / "target.jsonl", examples(24, 1, ["last_letters"]))
+    test = lines(tmp_path / "test.jsonl", examples(100, 1, ["last_letters"], "test"))
     quick = {"train": 0, "threads": 1}
-    less = raysift.less(pool, target, budget="40", run=tmp_path / "less", checkpoints=1, resources=quick, log="quiet")
-    uniform = raysift.uniform(pool, budget="40", run=tmp_path / "uniform", log="quiet")
-    small = {"quantiles": 6, "rows": 40, "seeds": 1, "taught": 4, "train": {"epochs": 6}, "resources": quick}
-    small |= {"check": {"taught_steps": 2}, "evaluate": {"max_new_tokens": 6}, "log": "quiet"}
-    ordered, none = (raysift.check(run, held_out=test, **small) for run in (less, uniform))
+    less = raysift.less(pool, target, budget="50", run=tmp_path / "less", checkpoints=2, resources=quick, log="quiet")
+    uniform = raysift.uniform(pool, budget="50", run=tmp_path / "uniform", log="quiet")
+    alike = {"held_out": test, "quantiles": 10, "rows": 50, "taught": 0, "resources": quick, "log": "quiet"}
+    alike |= {"evaluate": {"max_new_tokens": 4}}
+    ordered, none = raysift.check(less, seeds=2, **alike), raysift.check(uniform, seeds=1, **alike)
     assert ordered.result["states"]["as it answers"]["loss"]["order"]["kind"] == 1
     assert "rows that score higher teach more" in ordered.verdicts[0]
     assert none.result["states"]["as it answers"]["loss"]["order"]["kind"] == 0
