@@ -51,7 +51,7 @@ def _halves(found: Found) -> str:
             "with different texts."
         )
     only = "only " if found["level"] == "noise" and h < CLEAR_HALVES else ""
-    worked = f"; {WORKED:g} in targets that worked" if found["level"] != "clear" else ""
+    worked = f"; {WORKED} in targets that worked" if found["level"] != "clear" else ""
     told = f"{told} {only}{h:.2f} ({low:.2f} to {high:.2f}{worked})"
     chance = found["chance"]
     if _is_few(found):
@@ -100,7 +100,10 @@ def _advice(found: Found) -> str:
     if level == "weak":
         return f"What helps: {more}."
     if kind == "pairs":
-        return f"Use pairs whose answers differ in more than a word or a number, {more}, or `less` with the chosen answers."
+        wider = "Use pairs whose answers differ in more than a word or a number"
+        if found["chance"] is None:  # the chosen answers count by themselves already
+            return f"{wider}, or {more}."
+        return f"{wider}, {more}, or `rose.preset=anchored`, which adds the chosen answers' own gradients."
     return f"Use examples whose answers are of one kind, or {more}."
 
 

@@ -19,10 +19,11 @@ def test_a_clear_target_is_told_in_one_sentence():
 
 def test_noise_is_told_with_what_would_help():
     assert tell_agreement(found(**NOISE)) == (
-        "halves of these 22 pairs agree at only 0.20 (-0.05 to 0.45; 0.9 in targets that worked): what follows may be noise. Use "
-        "pairs whose answers differ in more than a word or a number, more pairs (about 140 for 0.7), or `less` with the chosen "
-        "answers."
+        "halves of these 22 pairs agree at only 0.20 (-0.05 to 0.45; 0.3 to 0.9 in targets that worked): what follows may be "
+        "noise. Use pairs whose answers differ in more than a word or a number, more pairs (about 140 for 0.7), or "
+        "`rose.preset=anchored`, which adds the chosen answers' own gradients."
     )
+    assert "number, or more pairs" in tell_agreement(found(**NOISE | {"chance": None}))
     told = tell_agreement(found("examples", left_out=172, **NOISE))
     assert "examples whose answers are of one kind" in told and "less" not in told and "chosen" not in told
     assert "more examples (about 140 for 0.7; the files have 172 more, see targets.limit)" in told
@@ -31,13 +32,15 @@ def test_noise_is_told_with_what_would_help():
 
 def test_chance_is_told_where_it_decides():
     told = tell_agreement(found(**NOISE | {"halves": 0.64, "low": 0.1, "chance": 0.31}))
-    assert "agree at 0.64 (0.10 to 0.45; 0.9 in targets that worked), and with sides swapped at random" in told
+    assert "agree at 0.64 (0.10 to 0.45; 0.3 to 0.9 in targets that worked), and with sides swapped at random" in told
     assert "as much in 31 % of draws: what follows may be noise." in told
 
 
 def test_few_say_that_they_are_few():
     told = tell_agreement(found(count=3, members=3, **NOISE | {"chance": 0.25, "low": -0.9, "high": 1.0}))
-    assert "agree at only 0.20 (-0.90 to 1.00; 0.9 in targets that worked); 3 pairs are too few to be sure" in told
+    assert (
+        "agree at only 0.20 (-0.90 to 1.00; 0.3 to 0.9 in targets that worked); 3 pairs are too few to be sure" in told
+    )
     assert "sides" not in told
     weak = tell_agreement(found(count=5, members=5, **NOISE | {"level": "weak", "halves": 0.9, "needed": 2}))
     assert weak.endswith(

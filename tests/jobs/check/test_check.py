@@ -12,9 +12,9 @@ import raysift
 from raysift.config import make_config
 from raysift.errors import ConfigError, DataError
 from raysift.jobs import stages
-from raysift.jobs.check.cells import plan_cells
+from raysift.jobs.check.cells import finish, plan_cells, write_taught
 from raysift.jobs.check.check import check
-from raysift.jobs.check.draws import draw
+from raysift.jobs.check.draws import draw, write_drawn
 from raysift.jobs.check.plan import make_plan
 from raysift.jobs.check.result import read_result
 from raysift.jobs.commands import cli, guard
@@ -217,6 +217,33 @@ def test_a_run_without_scores_is_refused(home, tmp_path):
     shutil.copytree(home / "run", tmp_path / "half", ignore=shutil.ignore_patterns("choose", "check"))
     with pytest.raises(ConfigError, match="no finished selection"):
         make_plan(open_run(str(tmp_path / "half")), {}, [])
+
+
+def test_weights_that_are_trained_whole_are_taught_from_where_they_stand(home, tmp_path):
+    plan = plan_of(home, "train.method=full", "train.learning_rate=0.001")
+    run = Run(str(tmp_path / "whole"))
+    drawn = draw(run, plan, 0)
+    write_drawn(plan, drawn)
+    base, cell, *_ = plan_cells(run, plan, [drawn])
+    write_taught(plan.held.taught, cell.taught)
+    for one in (base, cell):
+        finish(one, plan.held.measured)
+    losses = [
+        sum(loss for loss, _ in state["losses"].values()) for one in (base, cell) for state in one.figures().values()
+    ]
+    assert len({*losses}) == 4  # taught from the base model's weights, the two would be one model
+    assert {place.name for place in (tmp_path / "whole" / "cells").glob("*/*")} == {"manifest.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_trainings_with_workers_of_their_own_give_the_same_figures(done, home, tmp_path):
+    folder, *_ = done
+    found = check(Run(str(tmp_path / "workers")), plan_of(home, "resources.train=2", "check.quantiles=3"))
+    usual = read_result(Run(folder).folder)
+    for state in usual["states"]:
+        mine, its = (np.array(one["states"][state]["loss"]["seeds"][0]) for one in (found, usual))
+        assert mine == pytest.approx(its, rel=1e-3)
 
 
 @pytest.mark.slow
