@@ -66,7 +66,7 @@ class TargetFiles:
     def account(self, checkpoint: Checkpoint, targets: Targets) -> None:
         """Write what else there is to know; the checkpoint is then done."""
         told = {name: [asdict(entry) for entry in getattr(targets, name)] for name in ("members", "set_aside")}
-        own = {"subtasks": targets.subtasks, "nulls": [self.nulls, targets.empty_nulls]}
+        own = {"subtasks": targets.subtasks, "nulls": [self.nulls, targets.empty_nulls], "toward": targets.toward}
         metadata = {name: json.dumps(value) for name, value in {**own, **told}.items()}
         save_tensors(self._account(checkpoint), {"sketches": np.asarray(targets.sketches, np.float32)}, metadata)
 
@@ -87,6 +87,7 @@ class TargetFiles:
             members=[Member(**entry) for entry in json.loads(told["members"])],
             set_aside=[SetAside(**entry) for entry in json.loads(told["set_aside"])],
             sketches=tensors["sketches"],
+            toward=tuple(json.loads(told.get("toward", "[]"))),
             empty_nulls=empty,
         )
 

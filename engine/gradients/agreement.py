@@ -47,6 +47,8 @@ FEWEST = 8  # different members of one subtask; fewer are never clear: of 7 pair
 WORKED = "0.3 to 0.9"  # agreement of halves in targets whose selection served them
 WANTED_HALVES = 0.7  # agreement for which the members needed are counted: clear, and not just so
 ALIKE = 0.98  # mean cosine between members from which they are one member, as repeats are
+LEAST_TOWARD = 0.05  # cosine of a target with what chosen and rejected share; below, it points away from rows like them
+SERVED = "0.2"  # the same in targets whose selection served them
 CANCELS = 0.9  # mean cosine of the gradients of chosen and rejected from which most of both cancels
 CONFIDENCE = 0.95
 DRAWS = 1000
@@ -116,6 +118,9 @@ class Agreement:
     """Content keys and subtasks of members whose cosine with the rest of their subtask is below 0, lowest first."""
     between: float | None
     """Mean cosine of the gradients of chosen and rejected; pairs only."""
+    toward: float | None
+    """Cosine of the target with what chosen and rejected share (see `Targets.toward`), over subtasks by their members; pairs
+    only."""
 
 
 def agreement(
@@ -144,6 +149,7 @@ def agreement(
         checkpoints={name: compare_halves(at) for name, at in zip(names, by_checkpoint, strict=True)},
         against=_against(members, by_subtask),
         between=_mean_between(targets, members.shares),
+        toward=_mean_toward(targets, members.shares),
     )
 
 
@@ -155,6 +161,7 @@ def as_values(found: Agreement, places: Mapping[int, tuple[str, int | str]], lef
         "count": found.count,
         "left_out": left_out,
         "between": _short(found.between),
+        "toward": _short(found.toward),
         **_rounded(found.whole),
         "against": {"count": len(found.against), "first": [{"file": file, "record": record} for file, record in first]},
         "subtasks": {name: _rounded(own) for name, own in found.subtasks.items()},
@@ -321,6 +328,17 @@ def _against(members: Members, by_subtask: Sequence[Sums]) -> list[tuple[int, st
             if cosine < 0
         ]
     return [(key, subtask) for _, key, subtask in sorted(found)]
+
+
+def _mean_toward(targets: Sequence[Targets], shares: Floats) -> float | None:
+    if not all(target.toward for target in targets):
+        return None
+    means = []
+    for target in targets:
+        own = [member.subtask for member in target.members]
+        counts = [own.count(name) for name in target.subtasks]
+        means.append(math.fsum(n * cosine for n, cosine in zip(counts, target.toward, strict=True)) / sum(counts))
+    return float(math.fsum(share * mean for share, mean in zip(shares, means, strict=True)))
 
 
 def _mean_between(targets: Sequence[Targets], shares: Floats) -> float | None:

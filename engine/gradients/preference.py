@@ -87,7 +87,6 @@ class Targets:
     """One vector per subtask, (subtasks, width), sorted by subtask name, and the pairs or examples that contributed.
 
     With null columns, each subtask's vector is followed by its null ones: (subtasks x (1 + columns), width).
-
     `set_aside` lists pairs and examples without a gradient. Pairs with equal answers count as zero in a mean, as in the
     official code; the others are left out of it. `vectors` has no rows if they were written instead. `units` holds each
     member's normalised gradient, if requested; if not, `sketches` holds small projections of them (see `sketches.py`).
@@ -99,6 +98,8 @@ class Targets:
     set_aside: list[SetAside]
     units: NDArray[np.floating] | None = None
     sketches: Sketches | None = None
+    toward: tuple[float, ...] = ()
+    """Of pairs, each subtask's cosine of its target with what both answers share, the sum of their unit gradients."""
     empty_nulls: int = 0
     """Null columns that no row contributed to; they are zero."""
 
@@ -208,22 +209,22 @@ def _add_pairs(
         chosen, rejected = where[2 * i], where[2 * i + 1]
         # Losses are -log p, so the signs are the opposite of those in the module's formulas.
         gain = (result.losses[rejected] - reference[2 * i + 1]) - (result.losses[chosen] - reference[2 * i])
-        vector, member = _pair_gradient(pair, result, chosen, rejected, float(gain), settings)
+        vector, member, shared = _pair_gradient(pair, result, chosen, rejected, float(gain), settings)
         if not (np.isfinite(member.norm) and np.isfinite(member.loss)):
             set_aside.append(SetAside(pair.id, NOT_FINITE, f"loss {member.loss}, gradient norm {member.norm}"))
         elif member.norm == 0:
             set_aside.append(SetAside(pair.id, ZERO, "both answers have the same gradient"))
         else:
-            means.add(vector, member)
+            means.add(vector, member, shared)
     return set_aside
 
 
 def _pair_gradient(
     pair: TokenPair, result: RowVectors, chosen: int, rejected: int, margin: float, settings: PreferenceSettings
-) -> tuple[NDArray[np.floating], Member]:
+) -> tuple[NDArray[np.floating], Member, NDArray[np.floating]]:
     pull, loss = (of(np.array(margin), settings.beta) for of in (preference_pull, preference_loss))
     better, worse = result.vectors[chosen], result.vectors[rejected]
-    contrast = better - worse
+    contrast, shared = better - worse, unit_of(better) + unit_of(worse)
     lengths = float(np.linalg.norm(better)) * float(np.linalg.norm(worse))
     between = float(better @ worse) / lengths if lengths else None
     # The pull underflows if the model clearly prefers `chosen`; the direction is still that of the contrast.
@@ -231,16 +232,21 @@ def _pair_gradient(
     norm = float(np.linalg.norm(vector))
     member = Member(pair.id, pair.subtask, float(loss), norm, margin, pair.truncated, between)
     if norm == 0 or pull > 0:
-        return vector * pull.astype(vector.dtype), replace(member, norm=norm * float(pull))
-    return vector, member
+        return vector * pull.astype(vector.dtype), replace(member, norm=norm * float(pull)), shared
+    return vector, member, shared
+
+
+def unit_of(vector: NDArray[np.floating]) -> NDArray[np.floating]:
+    """The vector at length 1; zeros stay."""
+    length = np.linalg.norm(vector)
+    return vector / length if length else vector
 
 
 def with_answer(contrast: NDArray[np.floating], answer: NDArray[np.floating], weight: float) -> NDArray[np.floating]:
     """The contrast, with `weight` times its length added in the direction of the chosen answer's own gradient."""
-    length = float(np.linalg.norm(answer))
-    if not weight or not length:
+    if not weight:
         return contrast
-    return contrast + answer * np.asarray(weight * float(np.linalg.norm(contrast)) / length, answer.dtype)
+    return contrast + unit_of(answer) * np.asarray(weight * np.linalg.norm(contrast), answer.dtype)
 
 
 class _SubtaskMeans:
@@ -264,6 +270,7 @@ class _SubtaskMeans:
         self._members: dict[int, tuple[Member, Sketches | NDArray[np.floating]]] = {}
         self._keep_units = keep_units
         self._sketch = Sketcher(len(subtask_of))
+        self._shared: dict[str, NDArray[np.float64]] = {}  # sketches of what chosen and rejected share, by subtask
         self._vectors: list[NDArray[np.floating]] = []
         self._write = write or self._vectors.append
         self._width = 0
@@ -279,7 +286,7 @@ class _SubtaskMeans:
     def count_zero(self, id_: int) -> None:
         self._counts[self._subtask_of[id_]] += 1
 
-    def add(self, vector: NDArray[np.floating], member: Member) -> None:
+    def add(self, vector: NDArray[np.floating], member: Member, shared: NDArray[np.floating] | None = None) -> None:
         unit = vector / np.linalg.norm(vector)
         if member.subtask not in self._sums:
             self._sums[member.subtask] = CompensatedSum(len(vector), vector.dtype)
@@ -288,6 +295,9 @@ class _SubtaskMeans:
         self._counts[member.subtask] += 1
         self._members[member.id] = member, unit if self._keep_units else self._sketch(unit)
         self.nulls.add_signed(member.id, member.subtask, added)
+        if shared is not None and not self._keep_units:
+            own = self._shared.setdefault(member.subtask, np.zeros(self._sketch.width))
+            own += self._sketch(shared)
 
     def add_null(self, vector: NDArray[np.floating], columns: Sequence[tuple[str, int]]) -> None:
         """Adds the gradient of a row to null columns of subtasks."""
@@ -323,19 +333,23 @@ class _SubtaskMeans:
         numbers = np.stack(held)
         if self._keep_units:
             return Targets(self._names, vectors, list(members), set_aside, units=numbers)
-        told = self._compared(members, numbers)
-        return Targets(self._names, vectors, told, set_aside, sketches=numbers, empty_nulls=self.nulls.empty)
+        told, toward = self._compared(members, numbers)
+        return Targets(self._names, vectors, told, set_aside, None, numbers, toward, empty_nulls=self.nulls.empty)
 
-    def _compared(self, members: Sequence[Member], sketches: Sketches) -> list[Member]:
-        """The members with their cosines: a subtask's target is the sum of units, or of whole gradients."""
+    def _compared(self, members: Sequence[Member], sketches: Sketches) -> tuple[list[Member], tuple[float, ...]]:
+        """The members with their cosines, and `toward`: a subtask's target is the sum of units, or of whole gradients."""
         subtasks = np.array([member.subtask for member in members], object)
         by_units = self._settings.aggregation == "mean_of_units"
         weights = np.array([1.0 if by_units else member.norm for member in members])
-        cosines = np.zeros(len(sketches))
+        cosines, toward = np.zeros(len(sketches)), []
         for name in self._names:
             own = subtasks == name
             cosines[own] = cosines_with_sum(sketches[own], weights[own])
-        return [replace(member, cosine=float(c)) for member, c in zip(members, cosines, strict=True)]
+            if name in self._shared:
+                total = weights[own] @ sketches[own].astype(np.float64)
+                toward.append(float(unit_of(total) @ unit_of(self._shared[name])))
+        told = [replace(member, cosine=float(c)) for member, c in zip(members, cosines, strict=True)]
+        return told, tuple(toward)
 
 
 def _checked_pairs(gradients: RowGradients, pairs: Sequence[TokenPair]) -> tuple[list[TokenPair], list[SetAside]]:

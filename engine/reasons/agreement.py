@@ -10,7 +10,9 @@ from raysift.gradients.agreement import (
     CANCELS,
     CLEAR_HALVES,
     FEWEST,
+    LEAST_TOWARD,
     MOST_CHANCE,
+    SERVED,
     WANTED_HALVES,
     WORKED,
 )
@@ -24,7 +26,7 @@ Found = Mapping[str, Any]
 
 def tell_agreement(found: Found) -> str:
     """A few sentences: how far halves agree, what follows from it, what would help, and which parts are to blame."""
-    said = [_halves(found), _advice(found), _cancels(found), _weak_subtasks(found), _against(found)]
+    said = [_halves(found), _advice(found), _away(found), _cancels(found), _weak_subtasks(found), _against(found)]
     return " ".join(sentence for sentence in said if sentence)
 
 
@@ -103,8 +105,24 @@ def _advice(found: Found) -> str:
         wider = "Use pairs whose answers differ in more than a word or a number"
         if found["chance"] is None:  # the chosen answers count by themselves already
             return f"{wider}, or {more}."
-        return f"{wider}, {more}, or `rose.preset=anchored`, which adds the chosen answers' own gradients."
+        anchored = "" if points_away(found) else ", which adds the chosen answers' own gradients"
+        return f"{wider}, {more}, or `rose.preset=anchored`{anchored}."
     return f"Use examples whose answers are of one kind, or {more}."
+
+
+def points_away(found: Found) -> bool:
+    """Whether the contrast of pairs does not point to what chosen and rejected share."""
+    toward = found.get("toward")
+    return toward is not None and toward < LEAST_TOWARD
+
+
+def _away(found: Found) -> str:
+    if not points_away(found):
+        return ""
+    return (
+        f"What sets chosen apart does not point to what both share (cosine {found['toward']:.2f}; {SERVED} in targets that "
+        "worked), so rows of their kind may rank last: if these are what you want, use `rose.preset=anchored`."
+    )
 
 
 def _cancels(found: Found) -> str:

@@ -12,7 +12,7 @@ from raysift.gradients.influence import checkpoint_weights
 from raysift.jobs.runs.run import Run
 from raysift.manifest import Manifest
 from raysift.methods.gradient import GradientSelector
-from raysift.reasons.agreement import AGREEMENT, tell_agreement, tell_refusal
+from raysift.reasons.agreement import AGREEMENT, points_away, tell_agreement, tell_refusal
 
 if TYPE_CHECKING:
     from raysift.gradients.preference import Targets
@@ -43,5 +43,5 @@ def require_agreement(run: Run, selector: GradientSelector, target: Manifest) ->
         error = DataError(tell_refusal(found, least, f"{selector.name}.targets.least_agreement"))
         run.record("failed", target.stage, error=str(error))
         raise error
-    say = run.console.warn if found["level"] == "noise" else run.console.note
+    say = run.console.warn if found["level"] == "noise" or points_away(found) else run.console.note
     say(f"{target.stage}: {tell_agreement(found)}")

@@ -169,6 +169,7 @@ def show(lines: Sequence[Record], console: Console) -> None:
         "best",
         "median",
         "halves",
+        "toward",
         "sign p",
         "before",
         "above",
@@ -194,11 +195,12 @@ def show(lines: Sequence[Record], console: Console) -> None:
 
 
 def told(line: Record) -> list[str]:
-    """Agreement of halves, the sign test, the verdict before the pass, and the share of selected rows above the null."""
+    """Agreement of halves, where a contrast points, the sign test, the verdict before the pass, and the share of selected rows above
+    the null."""
     found = line["agreement"]
-    figures = [found["halves"], found["chance"], line["above"]]
-    halves, chance, above = ("–" if figure is None else f"{figure:.2f}" for figure in figures)
-    return [halves, chance, found["level"], above]
+    figures = [found["halves"], found["toward"], found["chance"], line["above"]]
+    halves, toward, chance, above = ("–" if figure is None else f"{figure:.2f}" for figure in figures)
+    return [halves, toward, chance, found["level"], above]
 
 
 def with_interval(pairs: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:

@@ -147,6 +147,20 @@ def test_the_chosen_answers_own_gradient_is_added_in_lengths_of_the_contrast(mod
         assert np.linalg.norm(vector - np.mean(units, axis=0)) < 1e-4 * np.linalg.norm(vector)
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0])
+def test_toward_is_the_cosine_of_a_target_with_what_both_answers_share(model: Any, weight: float) -> None:
+    pairs, gradients = make_pairs(), make_gradients(model)
+    found = preference_targets(gradients, pairs, PreferenceSettings(answer_weight=weight), UNITS)
+    rows = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    sides = gradients.run([TokenRow(i, row.input_ids, row.labels) for i, row in enumerate(rows)])
+    unit = {i: v / np.linalg.norm(v) for i, v in zip(sides.ids.tolist(), sides.vectors, strict=True)}
+    for name, vector, toward in zip(found.subtasks, found.vectors, found.toward, strict=True):
+        own = [i for i, pair in enumerate(pairs) if pair.subtask == name]
+        shared = np.sum([unit[2 * i] + unit[2 * i + 1] for i in own], axis=0)
+        cosine = vector @ shared / (np.linalg.norm(vector) * np.linalg.norm(shared))
+        assert toward == pytest.approx(cosine, abs=0.1)  # sketches of 1,024 numbers: three standard deviations
+
+
 def test_beta_and_reference_cancel_in_mean_of_units_and_only_there(model: Any) -> None:
     gradients, pairs = make_gradients(model), make_pairs()
     official = [

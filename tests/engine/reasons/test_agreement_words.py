@@ -30,6 +30,15 @@ def test_noise_is_told_with_what_would_help():
     assert "more pairs, or" in tell_agreement(found(**NOISE | {"needed": None}))
 
 
+def test_a_contrast_that_points_away_is_told_whatever_the_halves_say():
+    told = tell_agreement(found(toward=-0.23))
+    assert "does not point to what both share (cosine -0.23; 0.2 in targets that worked)" in told
+    assert "`rose.preset=anchored`" in told
+    assert "both share" not in tell_agreement(found(toward=0.2)) and "both share" not in tell_agreement(
+        found(toward=None)
+    )
+
+
 def test_chance_is_told_where_it_decides():
     told = tell_agreement(found(**NOISE | {"halves": 0.64, "low": 0.1, "chance": 0.31}))
     assert "agree at 0.64 (0.10 to 0.45; 0.3 to 0.9 in targets that worked), and with sides swapped at random" in told
