@@ -195,8 +195,7 @@ def show(lines: Sequence[Record], console: Console) -> None:
 
 
 def told(line: Record) -> list[str]:
-    """Agreement of halves, where a contrast points, the sign test, the verdict before the pass, and the share of selected rows above
-    the null."""
+    """What was told before the pass (halves, where a contrast points, the sign test, the level), and the share above the null."""
     found = line["agreement"]
     figures = [found["halves"], found["toward"], found["chance"], line["above"]]
     halves, toward, chance, above = ("–" if figure is None else f"{figure:.2f}" for figure in figures)
