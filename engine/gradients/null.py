@@ -31,6 +31,7 @@ from raysift.gradients.null_columns import (
     NO_ROWS,
     ROWS,
     SIGNS,
+    SMALL_POOL,
     TOO_FEW,
     Kind,
     NullColumns,
@@ -245,6 +246,10 @@ NO_NULL = {
     NO_ROOM: (
         "there was no memory or disk for null targets beside those of the run; matching=store in the method's section, whose "
         "targets are short, has room for them"
+    ),
+    SMALL_POOL: (
+        "targets of random rows of the pool, at most one row in 50, would have fewer rows than the real one has examples, and so "
+        "another spread; give a larger pool or fewer examples"
     ),
     NO_ROWS: "no row that could be a null target has a gradient",
     NO_KIND: "the method has no null with these settings",

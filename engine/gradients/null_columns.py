@@ -34,7 +34,7 @@ ROWS_SHARE, FEWEST_ROWS = 0.02, 8
 SEED = 0
 """Of all draws. Not the run's own: a null is no choice of the selection, so runs of several seeds share what they can."""
 
-TOO_FEW, NO_ROOM, NO_ROWS, OLD, NO_KIND = "too_few", "no_room", "no_rows", "old", "no_kind"
+TOO_FEW, NO_ROOM, NO_ROWS, OLD, NO_KIND, SMALL_POOL = "too_few", "no_room", "no_rows", "old", "no_kind", "small_pool"
 """Why a run has no null."""
 
 
