@@ -103,10 +103,10 @@ def _advice(found: Found) -> str:
         return f"What helps: {more}."
     if kind == "pairs":
         wider = "Use pairs whose answers differ in more than a word or a number"
-        if found["chance"] is None:  # the chosen answers count by themselves already
+        # Without a sign test, the chosen answers count by themselves already; `_away` names the preset itself.
+        if found["chance"] is None or points_away(found):
             return f"{wider}, or {more}."
-        anchored = "" if points_away(found) else ", which adds the chosen answers' own gradients"
-        return f"{wider}, {more}, or `rose.preset=anchored`{anchored}."
+        return f"{wider}, {more}, or `rose.preset=anchored`, which adds the chosen answers' own gradients."
     return f"Use examples whose answers are of one kind, or {more}."
 
 

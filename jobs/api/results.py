@@ -160,27 +160,39 @@ class Search(Result):
         return pa.Table.from_pylist(self.manifest.values["trials"])
 
 
-class Comparison:
-    """How methods stand to each other: trained and tested under one recipe."""
+class Judgement:
+    """Figures of many trainings, and what they say in words."""
 
     def __init__(self, opened: OpenRun, result: Mapping[str, Any]) -> None:
         self.opened = opened
         self.result = dict(result)
-        """All figures, as in `compare.json`."""
-
-    def __repr__(self) -> str:
-        names = ", ".join(f"{line['name']} {line['score']:.3f}" for line in self.result["methods"])
-        return f"Comparison({names}; {near(self.folder)})"
+        """All figures, as in the folder's JSON file."""
 
     def _repr_html_(self) -> str:
-        title, heads, rows = rendering.tables(self.result)[0]
+        title, heads, rows = self._first_table()
         said = "".join(as_html("", {"": verdict}) for verdict in self.verdicts)
         return as_html(title, {"run": near(self.folder)}, heads, rows) + said
 
     @property
     def folder(self) -> str:
-        """The folder or URI of the comparison."""
+        """The folder or URI of the results."""
         return str(self.opened.name)
+
+    @property
+    def verdicts(self) -> list[str]:
+        """Sentences, the one that matters most first."""
+        raise NotImplementedError
+
+    def _first_table(self) -> rendering.Table:
+        raise NotImplementedError
+
+
+class Comparison(Judgement):
+    """How methods stand to each other: trained and tested under one recipe."""
+
+    def __repr__(self) -> str:
+        names = ", ".join(f"{line['name']} {line['score']:.3f}" for line in self.result["methods"])
+        return f"Comparison({names}; {near(self.folder)})"
 
     @property
     def verdicts(self) -> list[str]:
@@ -197,27 +209,15 @@ class Comparison:
         """All tables and verdicts as a page."""
         return rendering.as_markdown(self.result)
 
+    def _first_table(self) -> rendering.Table:
+        return rendering.tables(self.result)[0]
 
-class Check:
+
+class Check(Judgement):
     """Whether the order of a run's scores says how much its rows teach."""
-
-    def __init__(self, opened: OpenRun, result: Mapping[str, Any]) -> None:
-        self.opened = opened
-        self.result = dict(result)
-        """All figures, as in `check.json`."""
 
     def __repr__(self) -> str:
         return f"Check({self.verdicts[0]} {near(self.folder)})"
-
-    def _repr_html_(self) -> str:
-        said = "".join(as_html("", {"": verdict}) for verdict in self.verdicts)
-        title, heads, rows = check_rendering.tables(self.result)[0]
-        return as_html(title, {"run": near(self.folder)}, heads, rows) + said
-
-    @property
-    def folder(self) -> str:
-        """The folder or URI of the check."""
-        return str(self.opened.name)
 
     @property
     def verdicts(self) -> list[str]:
@@ -237,6 +237,9 @@ class Check:
     def markdown(self) -> str:
         """All tables and sentences as a page."""
         return check_rendering.as_markdown(self.result)
+
+    def _first_table(self) -> rendering.Table:
+        return check_rendering.tables(self.result)[0]
 
 
 def _lines(table: pa.Table) -> list[list[Any]]:

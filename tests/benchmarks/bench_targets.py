@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench_targets.py ../shared/data --out runs/targets [--pools everyday rare] [--variants]
     python tests/benchmarks/bench_targets.py --nano --variants --out runs/targets-nano   # the same path in two minutes
+    ... --draws 100     # also: how often are shuffled sides called noise, and parts of targets that work?
 
 Pools are short real rows of sources that are known. One run of LESS per pool keeps its gradients in a store; each other target
 reuses them and costs its own gradients alone. A target *serves* the sources of its own kind: lift is their share of the
@@ -23,6 +24,7 @@ import numpy as np
 import orjson
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import target_draws
 
 import raysift
 from raysift.draws import uniform_of
@@ -46,6 +48,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Settings of ROSE by name; the first is the paper's."""
 MEMBERS = 24
+WORKS = 4.0
+"""Lift from which a target works."""
 
 Record = dict[str, Any]
 
@@ -83,6 +87,9 @@ def main() -> None:
     parser.add_argument("--targets", nargs="*", help="only these")
     parser.add_argument("--variants", action="store_true", help="also what departs from the paper's ROSE")
     parser.add_argument("--share", type=float, default=1.0, help="of each source's rows, for a smaller pool")
+    parser.add_argument(
+        "--draws", type=int, default=0, help="seeded draws of each target of the papers (see target_draws.py)"
+    )
     options = parser.parse_args()
     if not options.nano and not options.data:
         parser.error("name the folder of data, or give --nano")
@@ -92,15 +99,14 @@ def main() -> None:
             nano_pools() if options.nano else real_pools(Path(options.data), options.pools, options.share)
         ):
             wanted = [target for target in targets if not options.targets or target.name in options.targets]
-            lines += list(
-                run_pool(out / pool, rows, wanted, options.nano, list(VARIANTS) if options.variants else [""])
-            )
+            variants = list(VARIANTS) if options.variants else [""]
+            lines += list(run_pool(out / pool, rows, wanted, options.nano, variants, options.draws))
             (out / "lines.json").write_text(json.dumps(lines, indent=1))
     show(lines, console)
 
 
 def run_pool(
-    out: Path, rows: Sequence[Record], targets: Sequence[Target], nano: bool, variants: Sequence[str]
+    out: Path, rows: Sequence[Record], targets: Sequence[Target], nano: bool, variants: Sequence[str], draws: int = 0
 ) -> Iterator[Record]:
     """A line per target and variant; the first run makes the store that all share."""
     out.mkdir(parents=True, exist_ok=True)
@@ -128,7 +134,8 @@ def run_pool(
                 **VARIANTS[variant],
             )
             first = first or str(out / name)
-            yield {"pool": out.name, **line_of(target, selection, rows), "variant": variant}
+            line = {"pool": out.name, **line_of(target, selection, rows), "variant": variant}
+            yield line | ({} if variant or not draws else {"draws": draws_of(target, selection, rows, draws)})
 
 
 def line_of(target: Target, selection: raysift.Selection, rows: Sequence[Record]) -> Record:
@@ -154,6 +161,26 @@ def line_of(target: Target, selection: raysift.Selection, rows: Sequence[Record]
         "null": null.sentence if null else None,
         "run": selection.run.name,
     }
+
+
+def draws_of(target: Target, selection: raysift.Selection, rows: Sequence[Record], draws: int) -> Record:
+    """Of seeded draws: how many shuffled ones are called noise, and how many of those with a lift above 4 are."""
+    serving = {row_id(_messages(row)) for row in rows if row["source"] in target.serves}
+    found = target_draws.open_target(selection.run.opened, serving, len(selection))
+    told: Record = {}
+    if found.are_pairs:
+        told["shuffled"] = counts_of([target_draws.shuffled(found, seed) for seed in range(draws)])
+    parts = [target_draws.part(found, seed) for seed in range(draws)]
+    told["parts"] = counts_of(parts)
+    told["working"] = counts_of([one for one in parts if one.lift is not None and one.lift > WORKS])
+    return told
+
+
+def counts_of(judged: Sequence[target_draws.Judged]) -> Record:
+    """How many are called noise before the pass, after it, and at either time."""
+    before, after = [one.before == "noise" for one in judged], [one.noise_after for one in judged]
+    either = sum(b or a for b, a in zip(before, after, strict=True))
+    return {"draws": len(judged), "before": sum(before), "after": sum(after), "either": either}
 
 
 def show(lines: Sequence[Record], console: Console) -> None:
@@ -184,6 +211,7 @@ def show(lines: Sequence[Record], console: Console) -> None:
         for line in lines
     ]  # fmt: skip
     console.table("targets", columns, table)
+    show_draws([line for line in lines if "draws" in line], console)
     pairs = [
         (line["agreement"]["halves"], line["lift"]) for line in lines if line["agreement"] and line["lift"] is not None
     ]
@@ -192,6 +220,18 @@ def show(lines: Sequence[Record], console: Console) -> None:
         console.note(
             f"rank correlation of agreement and lift over {len(pairs)} targets: {found:.2f} ({low:.2f} to {high:.2f})"
         )
+
+
+def show_draws(lines: Sequence[Record], console: Console) -> None:
+    """The table of seeded draws, if there are any."""
+    table = [
+        [line["pool"], line["target"], kind, *map(str, own.values())]
+        for line in lines
+        for kind, own in line["draws"].items()
+    ]
+    if table:
+        columns = ["pool", "target", "draws of", "draws", "noise before", "noise after", "at either time"]
+        console.table("called noise", columns, table)
 
 
 def told(line: Record) -> list[str]:
@@ -321,6 +361,10 @@ def write(place: Path, records: Sequence[Record]) -> Path:
 def _size(message: Record) -> int:
     """Characters; one that is not ASCII counts three, as it is about as many tokens."""
     return sum(1 if letter.isascii() else 3 for letter in message["content"])
+
+
+def _messages(row: Record) -> list[Message]:
+    return [Message(message["role"], message["content"]) for message in row["messages"]]
 
 
 def _text_of_row(row: Record) -> str:
