@@ -31,7 +31,8 @@ TOLERANCES = {4: 0.01, 2: 0.2}  # relative, by bytes of the narrowest weight
 class TargetGradients:
     """Turns preference pairs (ROSE) or examples (LESS) into one vector per subtask and checkpoint.
 
-    Targets' gradients are plain: the optimizer's moments (`adam`) apply only to the direction of a training row. With `files`,
+    Targets' gradients are plain: the optimizer's moments (`adam`) apply only to the direction of a training row, or of one that
+    is a null target. With `files`,
     a folder, vectors go there and are not kept, and checkpoints that are done there are not computed again.
     """
 

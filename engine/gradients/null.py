@@ -26,6 +26,7 @@ from raysift.gradients.influence import TargetColumns, aggregate_subtasks
 from raysift.gradients.null_columns import (
     FEWEST_OF_SUBTASK,
     FEWEST_PAIRS,
+    FEWEST_ROWS,
     NO_KIND,
     NO_ROOM,
     NO_ROWS,
@@ -248,8 +249,8 @@ NO_NULL = {
         "targets are short, has room for them"
     ),
     SMALL_POOL: (
-        "targets of random rows of the pool, at most one row in 50, would have fewer rows than the real one has examples, and so "
-        "another spread; give a larger pool or fewer examples"
+        f"of targets of random rows, at most one row of the pool in 25, each would have fewer than {FEWEST_ROWS} rows, too few to "
+        "compare with; give a larger pool or fewer examples"
     ),
     NO_ROWS: "no row that could be a null target has a gradient",
     NO_KIND: "the method has no null with these settings",
@@ -261,7 +262,8 @@ def verdict(kind: Kind, selected: int, above: int) -> str:
     """Whether a selection stands above the null, in one sentence; the only place that words it."""
     given = GIVEN_BY[kind]
     if not above:
-        return f"no selected row stands above {given}: this selection is noise"
+        noise = "is noise" if kind == SIGNS else "may be noise"  # a null of rows hides a few targets that work
+        return f"no selected row stands above {given}: this selection {noise}"
     rows = "row" if selected == 1 else "rows"
     told = f"of {selected:,} selected {rows} {above:,} {'stands' if above == 1 else 'stand'} above {given}"
     return told if above >= CLEAR_SHARE * selected else f"{told}: most of this selection may be noise"

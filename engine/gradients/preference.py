@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from raysift.errors import DataError
+from raysift.gradients.adam import AdamDirection
 from raysift.gradients.adapter import adapter_off
 from raysift.gradients.collect import RowGradients, RowVectors
 from raysift.gradients.null_sums import NullRows, NullSigns, NullSums
@@ -44,8 +45,7 @@ _HELD_NUMBERS = ACCUMULATED_BYTES // 4  # numbers of unaggregated gradients in m
 
 @dataclass(frozen=True)
 class TokenPair:
-    """A preference as the model sees it: both rows hold the prompt and have labels on the answer only; their ids are
-    unused."""
+    """A preference as the model sees it: both rows hold the prompt, with labels on the answer only; their ids are unused."""
 
     id: int
     chosen: TokenRow
@@ -138,7 +138,7 @@ def preference_targets(
     for why in set_aside:
         if why.reason in (SAME_ANSWERS, SAME_UNTIL_CUT):
             means.count_zero(why.id)
-    with _plain(gradients):
+    with _directed(gradients, None):
         for names in means.groups(_width(gradients)):
             for chunk in _chunks([pair for pair in kept if pair.subtask in names], gradients, per_item=2):
                 set_aside += _add_pairs(gradients, chunk, settings, means)
@@ -159,7 +159,7 @@ def cross_entropy_targets(
     subtask_of = {example.row.id: example.subtask for example in examples}
     means = _SubtaskMeans(targets, subtask_of, keep_units, write, null.columns if null else 0)
     set_aside: list[SetAside] = []
-    with _plain(gradients):
+    with _directed(gradients, None) as of_rows:
         for names in means.groups(_width(gradients)):
             own = [example for example in examples if example.subtask in names]
             for chunk in _chunks(own, gradients, per_item=1):
@@ -170,7 +170,8 @@ def cross_entropy_targets(
                     means.add(vector, Member(id_, by_id[id_].subtask, float(loss), norm, truncated=cut))
                 set_aside += result.set_aside
             if null:
-                _add_null_rows(gradients, names, null, means)
+                with _directed(gradients, of_rows):
+                    _add_null_rows(gradients, names, null, means)
             means.close(names, set_aside)
     return means.finish(set_aside)
 
@@ -390,10 +391,10 @@ def _width(gradients: RowGradients) -> int:
 
 
 @contextmanager
-def _plain(gradients: RowGradients) -> Iterator[None]:
-    """Turns the Adam direction off inside the block: targets are plain gradients, whatever direction the rows get."""
-    direction, gradients.direction = gradients.direction, None
+def _directed(gradients: RowGradients, direction: AdamDirection | None) -> Iterator[AdamDirection | None]:
+    """Another direction inside the block, which gets the one before. Targets are plain (None), whatever the rows are."""
+    own, gradients.direction = gradients.direction, direction
     try:
-        yield
+        yield own
     finally:
-        gradients.direction = direction
+        gradients.direction = own

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 from raysift.config import CommonConfig
 from raysift.errors import StageError
+from raysift.gradients.null_columns import ROWS, NullPlan
 from raysift.methods.gradient import GradientConfig
 from raysift.settings.memory import GIB, Fit, Need, row_gradients
 from raysift.settings.training import TrainConfig
@@ -76,12 +77,14 @@ def targets_room(
     points: int,
     width: int | None,
     longest: int,
-    nulls: int = 0,
+    null: NullPlan | None = None,
 ) -> Need | None:
     """Memory the task needs that computes targets: sums of one subtask and its null columns at a time, and the vectors of one of
-    its members."""
-    need = room_needed(config, settings, model, points, 0, width, longest)
-    return need and replace(need, rows=(MEMBER_VECTORS + nulls) * (need.accumulators // 3))
+    its members; for null columns of rows also the moments."""
+    each = moments_of(settings) if null and null.kind == ROWS else 0
+    need = room_needed(config, settings, model, points, each, width, longest)
+    columns = null.columns if null else 0
+    return need and replace(need, rows=(MEMBER_VECTORS + columns) * (need.accumulators // 3))
 
 
 def null_fits(without: Need, whole: Need, fit: Callable[[Need], Fit | None], points: int, folder: Location) -> bool:

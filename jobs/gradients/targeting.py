@@ -251,8 +251,7 @@ def targets(
 
         width = None if projection.kind == "none" else projection.dimension
         longest = max(map(most_tokens_of, members))
-        nulls = null.columns if null else 0
-        need = targets_room(config, settings, model.name, len(points), width, longest, nulls)
+        need = targets_room(config, settings, model.name, len(points), width, longest, null)
         values = with_room(run, "targets", config, need, compute, "gradients", most=1)
         values[AGREEMENT]["left_out"] = found.left_out
         if (missing := values["null"]["why"]) and missing != NO_KIND:
@@ -300,8 +299,8 @@ def targets(
     if selector.null_kind == ROWS:
         inputs["rows"] = rows.fingerprint
     decides |= {name: getattr(settings, name) for name in selector.of_target}
-    # 2: shows inputs apart, as rows do; 3: tells how far its members agree, and has a null
-    manifest = run.stage("targets", decides, inputs, body, version=3)
+    # 2: shows inputs apart, as rows do; 3: tells how far its members agree, and has a null; 4: null rows have their direction
+    manifest = run.stage("targets", decides, inputs, body, version=4 if selector.null_kind == ROWS else 3)
     require_agreement(run, selector, manifest)
     return manifest
 
@@ -320,9 +319,11 @@ def _compute_targets(
 ) -> dict[str, Any]:
     """Runs in its own task because it needs the model: writes the vectors, returns the manifest's values."""
     from raysift.actors.target_files import TargetFiles, save_examples
-    from raysift.actors.target_gradients import TargetGradients
+    from raysift.actors.target_gradients import PLAIN, TargetGradients
 
-    actor = TargetGradients(model, points, projection, files=folder, **gradient_loading(config, selector.config))
+    settings = selector.config
+    adam = settings.adam if null and null.kind == ROWS else PLAIN
+    actor = TargetGradients(model, points, projection, adam, files=folder, **gradient_loading(config, settings))
     more: dict[str, Any] = {"null": null} if null else {}
     found = selector.target_gradients(actor, members, **more)
     account = {

@@ -30,4 +30,6 @@ def test_targets_of_the_nano_world_are_told_apart(tmp_path):
     draws = lines["rose_last_letters", ""]["draws"]
     assert draws["shuffled"]["draws"] == draws["parts"]["draws"] == 10
     assert draws["shuffled"]["before"] >= 9
-    assert "shuffled" not in lines["less_last_letters", ""]["draws"] and "draws" not in lines["rose_shuffled", "anchored"]
+    assert (
+        "shuffled" not in lines["less_last_letters", ""]["draws"] and "draws" not in lines["rose_shuffled", "anchored"]
+    )

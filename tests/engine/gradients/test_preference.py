@@ -388,3 +388,22 @@ def test_null_columns_of_examples_are_means_of_rows_and_cost_a_pass_for_each_row
             assert np.allclose(found.vectors[3 * number + 1 + column], expected, atol=1e-5)
     plain = cross_entropy_targets(make_gradients(model), examples, targets)
     assert np.allclose(found.vectors[::3], plain.vectors, atol=1e-6)
+
+
+def test_rows_of_a_null_take_the_direction_of_the_pools_rows_and_examples_stay_plain(model: Any) -> None:
+    """Plain gradients of random rows vary so much that they hid selections that served their target."""
+    gradients = make_gradients(model)
+    rows = [TokenRow(100 + i, pair.chosen.input_ids, pair.chosen.labels) for i, pair in enumerate(make_pairs(5))]
+    examples, null = [TokenExample(row) for row in rows[:2]], NullRows(1, {"all": [rows[2:]]})
+    plain = cross_entropy_targets(gradients, examples, UNITS, null=null)
+    sizes = [int(np.prod(shape)) for shape in gradients.adapter.layout.shapes]
+    first, second = (tuple(torch.rand(size) for size in sizes) for _ in range(2))
+    moments = FlatMoments(first, second, 3)
+    gradients.direction = own = AdamDirection(AdamSettings(), moments)
+    found = cross_entropy_targets(gradients, examples, UNITS, null=null)
+    assert gradients.direction is own
+    assert np.allclose(found.vectors[0], plain.vectors[0], atol=1e-6)
+    directed = gradients.run(rows[2:]).vectors
+    expected = np.mean([vector / np.linalg.norm(vector) for vector in directed], axis=0)
+    assert np.allclose(found.vectors[1], expected, atol=1e-5)
+    assert not np.allclose(found.vectors[1], plain.vectors[1], atol=1e-2)
