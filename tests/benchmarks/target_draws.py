@@ -6,8 +6,8 @@ For `bench_targets.py --draws`.
     parts       two thirds of the members: a target as good as the whole, nearly
 
 Scores and null scores are sums over members, so the members' cosines with all rows are computed once, and a draw costs no
-pass. A draw is judged as a run judges its target: before the pass by the agreement of its members, after it (pairs) by its
-null. Targets of one subtask only.
+pass. A draw is judged as a run judges its target: before the pass by the agreement of its members, after it by its null: random
+signs of the draw's pairs, or the random rows of the run. Targets of one subtask only.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from raysift.actors.target_files import load_targets
 from raysift.config import make_selector
 from raysift.gradients.agreement import agreement
 from raysift.gradients.influence import TargetColumns, checkpoint_weights, match_rows, weigh_checkpoints
-from raysift.gradients.null import CLEAR_SHARE, WHOLE, NullReduce, stands_above
-from raysift.gradients.null_columns import SIGNS, NullColumns, random_signs, replicates
+from raysift.gradients.null import WHOLE, NullReduce, stands_above
+from raysift.gradients.null_columns import ROWS, SIGNS, NullColumns, random_signs, replicates
 from raysift.gradients.preference import Targets
 from raysift.gradients.sketches import Sketcher
 from raysift.jobs.cluster.machines import for_role
+from raysift.jobs.gradients.null import null_rows
 from raysift.jobs.gradients.stages import checkpoints_of, gradient_loading
 from raysift.jobs.gradients.store import as_filled, store_of
 from raysift.jobs.gradients.targeting import content_key, read_targets
@@ -50,7 +52,8 @@ class Judged(NamedTuple):
 
     @property
     def noise_after(self) -> bool:
-        return self.above is not None and self.above < CLEAR_SHARE
+        """No row above: where the pool has few rows of a kind, even a perfect selection has few."""
+        return self.above == 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,9 @@ class Drawable:
     serving: NDArray[np.bool_]
     """Which rows are of a source that serves the target."""
     selected: int
+    nulls: Floats | None
+    """Of examples: scores of all rows with the run's null columns, (rows, columns), if it has them."""
+    null_members: Sequence[NDArray[np.int64]] = ()
 
     @property
     def are_pairs(self) -> bool:
@@ -89,23 +95,30 @@ def open_target(run: Run, serving: set[int], selected: int) -> Drawable:
     targets = selector.target_gradients(actor, found.members, keep_units=True)
     store = as_filled(run, store_of(run, config, settings, warm, target), stored)
     shares = checkpoint_weights([point.learning_rate for point in points])
+    null = NullColumns.of(target.values)
+    own_nulls = null.columns if null.usable and null.kind == ROWS else 0
+    vectors = load_targets(run.files(target, "targets")[0].parent, points, null=True)
+    columns = [np.concatenate([t.units, v.numpy()[1 : 1 + own_nulls]]) for t, v in zip(targets, vectors, strict=True)]
+    count = len(targets[0].members)
     ids, blocks = [], []
     for segment, _ in store.held():
         for shard in segment.shards:
             for own, rows in read_shard(store.folder(segment.name) / shard, list(store.points)):
-                matched = [match_rows(part, np.asarray(t.units)) for part, t in zip(rows, targets, strict=True)]
+                matched = [match_rows(part, every) for part, every in zip(rows, columns, strict=True)]
                 ids.append(np.array(own))
                 blocks.append(weigh_checkpoints(np.stack(matched, axis=1), shares))
-    every = np.concatenate(ids)
+    every, cosines = np.concatenate(ids), np.concatenate(blocks)
     sketch = Sketcher(len(found.members))
     return Drawable(
         [found.members[member.id] for member in targets[0].members],
         [replace(t, units=None, sketches=np.stack([sketch(unit) for unit in t.units])) for t in targets],
         shares,
-        np.concatenate(blocks),
+        cosines[:, :count],
         every,
         np.isin(every, list(serving)),
         selected,
+        cosines[:, count:] if own_nulls else None,
+        null_rows(run, target, own_nulls) if own_nulls else (),
     )
 
 
@@ -141,19 +154,24 @@ def judge(target: Drawable, kept: NDArray[np.signedinteger], signs: Floats) -> J
     level = agreement(drawn, names, target.shares.tolist(), keys, "mean_of_units").whole.level
     of_members = target.cosines[:, kept] * signs
     scores = of_members.mean(axis=1)
+    above = _above(target, of_members, scores, keys)
     chosen = np.lexsort((target.ids, -scores))[: target.selected]
     share = target.serving.mean()
     return Judged(
         level,
-        float(_above(target, of_members, scores, keys)[chosen].mean()) if target.are_pairs else None,
+        None if above is None else float(above[chosen].mean()),
         float(target.serving[chosen].mean() / share) if share else None,
     )
 
 
-def _above(target: Drawable, of_members: Floats, scores: Floats, keys: Sequence[int]) -> NDArray[np.bool_]:
-    columns = replicates(1)
-    nulls = of_members @ random_signs(keys, columns) / len(keys)
-    reduce = NullReduce(NullColumns(SIGNS, columns, members=(len(keys),)), TargetColumns.single(["all"]), "max")
+def _above(target: Drawable, of_members: Floats, scores: Floats, keys: Sequence[int]) -> NDArray[np.bool_] | None:
+    nulls, kind = target.nulls, ROWS
+    if target.are_pairs:
+        nulls, kind = of_members @ random_signs(keys, replicates(1)) / len(keys), SIGNS
+    if nulls is None:
+        return None
+    null = NullColumns(kind, nulls.shape[1], members=(len(keys),))
+    reduce = NullReduce(null, TargetColumns.single(["all"]), "max", target.null_members)
     reduce.add(target.ids, scores[:, None], nulls[:, None, :])
     return stands_above(reduce.result()[WHOLE], scores)
 
