@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 Floats = NDArray[np.float64]
 Level = Literal["clear", "weak", "noise", "unknown"]
 
-# Of 12 targets on 600 real rows (tests/benchmarks/RESULTS.md): the sources that serve a target had five times their share and more
-# where halves agreed at .27 and above, and p was .001; those with p above .02 had at most 2.4 times.
+# Of 12 sets of real pairs on two pools (tests/benchmarks/RESULTS.md): the sources that serve a target had five times their share
+# and more where halves agreed at .25 and above, and p was .001; those with p above .02 had at most 2.8 times.
 CLEAR_HALVES = 0.5  # agreement of halves from which a target is clear
 LEAST_HALVES = 0.1  # below: noise
 MOST_CHANCE = 0.02  # p of the sign test; above: noise. Below .05, so that 95 of 100 swapped targets are surely found

@@ -266,7 +266,9 @@ def verdict(kind: Kind, selected: int, above: int) -> str:
         return f"no selected row stands above {given}: this selection {noise}"
     rows = "row" if selected == 1 else "rows"
     told = f"of {selected:,} selected {rows} {above:,} {'stands' if above == 1 else 'stand'} above {given}"
-    return told if above >= CLEAR_SHARE * selected else f"{told}: most of this selection may be noise"
+    if above >= CLEAR_SHARE * selected:
+        return told
+    return f"{told}: most of this selection may be noise, and a budget of {above:,} would leave that out"
 
 
 def without_null(why: str) -> str:

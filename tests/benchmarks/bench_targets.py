@@ -166,7 +166,7 @@ def line_of(target: Target, selection: raysift.Selection, rows: Sequence[Record]
 def draws_of(target: Target, selection: raysift.Selection, rows: Sequence[Record], draws: int) -> Record:
     """Of seeded draws: how many shuffled ones are called noise, and how many of those with a lift above 4 are."""
     serving = {row_id(_messages(row)) for row in rows if row["source"] in target.serves}
-    found = target_draws.open_target(selection.run.opened, serving, len(selection))
+    found = target_draws.open_target(str(selection.run.opened.name), serving, len(selection))
     told: Record = {}
     if found.are_pairs:
         told["shuffled"] = counts_of([target_draws.shuffled(found, seed) for seed in range(draws)])

@@ -33,7 +33,7 @@ from raysift.jobs.gradients.stages import checkpoints_of, gradient_loading
 from raysift.jobs.gradients.store import as_filled, store_of
 from raysift.jobs.gradients.targeting import content_key, read_targets
 from raysift.jobs.runs.models import find_model
-from raysift.jobs.runs.run import Run
+from raysift.jobs.runs.run import open_run
 from raysift.records import Pair
 from raysift.store.gradient_store import read_shard
 
@@ -79,10 +79,19 @@ class Drawable:
         return isinstance(self.members[0], Pair)
 
 
-def open_target(run: Run, serving: set[int], selected: int) -> Drawable:
-    """Computes the members' gradients again, and matches each with all rows of the run's store."""
+def open_target(run: str, serving: set[int], selected: int) -> Drawable:
+    """Computes the members' gradients again, and matches each with all rows of the run's store. Needs a running Ray: the
+    task's end frees the model."""
+    import ray
+
+    found: Drawable = ray.get(ray.remote(_open_in_task).remote(run, serving, selected))
+    return found
+
+
+def _open_in_task(name: str, serving: set[int], selected: int) -> Drawable:
     from raysift.actors.target_gradients import TargetGradients
 
+    run = open_run(name)
     config = run.config()
     selector = make_selector(config)
     settings, found = selector.config, read_targets(config, selector)
