@@ -293,7 +293,8 @@ def test_a_sentence_says_what_stands_above_and_never_more_than_is_known():
     )
     assert verdict(SIGNS, 81, 0).endswith("this selection is noise")
     assert verdict(SIGNS, 81, 1).endswith(
-        "1 stands above what random signs of the same pairs give: most of this selection may be noise, and a budget of 1 would leave that out"
+        "1 stands above what random signs of the same pairs give: most of this selection may be noise, and a budget of 1 would "
+        "leave that out"
     )
     assert NullColumns.of({}).why == OLD and not NullColumns.of({}).usable
     assert "rescore" in without_null(OLD) and "6 different pairs" in without_null(TOO_FEW)
