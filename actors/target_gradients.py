@@ -31,9 +31,8 @@ TOLERANCES = {4: 0.01, 2: 0.2}  # relative, by bytes of the narrowest weight
 class TargetGradients:
     """Turns preference pairs (ROSE) or examples (LESS) into one vector per subtask and checkpoint.
 
-    Targets' gradients are plain: the optimizer's moments (`adam`) apply only to the direction of a training row, or of one that
-    is a null target. With `files`,
-    a folder, vectors go there and are not kept, and checkpoints that are done there are not computed again.
+    Targets' gradients are plain: the optimizer's moments (`adam`) apply only to rows of the pool, here those of null targets.
+    With `files`, a folder, vectors go there and are not kept, and checkpoints that are done there are not computed again.
     """
 
     def __init__(
@@ -94,15 +93,18 @@ class TargetGradients:
         null: NullPlan | None = None,
     ) -> list[Targets]:
         """The `raysift.gradients.preference.Targets` at each checkpoint, from preference pairs; with `null` also null columns."""
+        from raysift.gradients.null_columns import ROWS, SIGNS
         from raysift.gradients.null_sums import NullSigns
         from raysift.gradients.preference import preference_targets
 
         tokens = [self.model.encode_pair(number, pair, end_prompt) for number, pair in enumerate(pairs)]
         self.deviation = self.check([pair.chosen for pair in tokens])
-        signs = NullSigns(null.columns, dict(enumerate(null.keys))) if null else None
+        nulls: NullSigns | NullRows | None = self._null_rows(null) if null and null.kind == ROWS else None
+        if null and null.kind == SIGNS:
+            nulls = NullSigns(null.columns, dict(enumerate(null.keys)))
 
         def at(gradients: RowGradients, write: Write | None) -> Targets:
-            return preference_targets(gradients, tokens, preference, targets, keep_units, write, signs)
+            return preference_targets(gradients, tokens, preference, targets, keep_units, write, nulls)
 
         return self._at_each([pair.subtask for pair in tokens], at, null)
 

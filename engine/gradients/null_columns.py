@@ -1,7 +1,7 @@
 """Targets that mean nothing, computed beside the real ones: what random signs of the same pairs, or random rows, give.
 
     signs   v_r = aggregate of e_ri g_i         g_i: what pair i adds to the real target; e_ri: 1 or -1 at random, half of each
-    rows    v_r = aggregate of the directions of random rows of the pool, as many as the subtask has examples
+    rows    v_r = aggregate of the directions of random rows of the pool, as many as the subtask has members
 
 Random rows take the direction that the pool's rows are matched with (Adam's, for LESS). Plain gradients of a few rows vary more
 from draw to draw, and hid selections that did serve their target; see tests/benchmarks/RESULTS.md.
@@ -33,7 +33,7 @@ FEWEST_PAIRS, FEWEST_OF_SUBTASK = 6, 2
 """With fewer pairs in all, or of a subtask, random signs are too often the target itself, or all of it turned round."""
 ROWS_SHARE, FEWEST_ROWS = 0.04, 8
 """Random rows of all null columns together: at most this share of the pool, as each costs a pass. And of one column: so many, or as
-many as the subtask has examples, or there is no null."""
+many as the subtask has members, or there is no null."""
 
 SEED = 0
 """Of all draws. Not the run's own: a null is no choice of the selection, so runs of several seeds share what they can."""

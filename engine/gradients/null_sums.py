@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysift.gradients.null_columns import random_signs
 from raysift.gradients.rows import TokenRow
+
+if TYPE_CHECKING:
+    from raysift.gradients.preference import TokenPair
 
 
 @dataclass(frozen=True)
@@ -19,6 +23,10 @@ class NullSigns:
     columns: int
     keys: Mapping[int, int]
     """Content key of each pair, by its id."""
+
+    def place(self, pair: TokenPair) -> tuple[int, int]:
+        """Pairs come in this order, whatever that of the files."""
+        return self.keys[pair.id], pair.id
 
     def of(self, subtask_of: Mapping[int, str]) -> dict[int, list[int]]:
         """The signs of these pairs, by id."""
@@ -36,6 +44,17 @@ class NullRows:
 
     columns: int
     rows: Mapping[str, Sequence[Sequence[TokenRow]]]
+
+    def of(self, subtasks: Iterable[str]) -> tuple[list[TokenRow], dict[int, list[tuple[str, int]]]]:
+        """The rows of these subtasks, each once and by id, and for each id its subtasks and columns."""
+        columns_of: dict[int, list[tuple[str, int]]] = {}
+        rows: dict[int, TokenRow] = {}
+        for name in sorted(subtasks):
+            for column, own in enumerate(self.rows[name]):
+                for row in own:
+                    rows[row.id] = row
+                    columns_of.setdefault(row.id, []).append((name, column))
+        return [rows[id_] for id_ in sorted(rows)], columns_of
 
 
 class NullSums:

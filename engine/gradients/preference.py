@@ -37,8 +37,7 @@ T = TypeVar("T")
 Write = Callable[[NDArray[np.floating]], None]
 """Takes a subtask's complete vector."""
 
-SAME_ANSWERS = "chosen_equals_rejected"
-SAME_UNTIL_CUT = "equal_up_to_the_cut"
+SAME_ANSWERS, SAME_UNTIL_CUT = "chosen_equals_rejected", "equal_up_to_the_cut"
 
 _HELD_NUMBERS = ACCUMULATED_BYTES // 4  # numbers of unaggregated gradients in memory at once, in float32
 
@@ -121,7 +120,7 @@ def preference_targets(
     targets: TargetSettings,
     keep_units: bool = False,
     write: Write | None = None,
-    null: NullSigns | None = None,
+    null: NullSigns | NullRows | None = None,
 ) -> Targets:
     """Targets of ROSE, computed with the sink of `gradients`: a projection, of kind none for exact matching.
 
@@ -130,18 +129,19 @@ def preference_targets(
     kept, set_aside = _checked_pairs(gradients, pairs)
     subtask_of = {pair.id: pair.subtask for pair in pairs}
     means = _SubtaskMeans(targets, subtask_of, keep_units, write, null.columns if null else 0)
-    if null:
+    if isinstance(null, NullSigns):
         # Null columns are plain sums: taken in the order of content, they do not depend on that of the files.
-        keys = null.keys
-        kept.sort(key=lambda pair: (keys[pair.id], pair.id))
+        kept.sort(key=null.place)
         means.nulls.signs = null.of({pair.id: pair.subtask for pair in kept})
     for why in set_aside:
         if why.reason in (SAME_ANSWERS, SAME_UNTIL_CUT):
             means.count_zero(why.id)
-    with _directed(gradients, None):
+    with _directed(gradients, None) as of_rows:
         for names in means.groups(_width(gradients)):
             for chunk in _chunks([pair for pair in kept if pair.subtask in names], gradients, per_item=2):
                 set_aside += _add_pairs(gradients, chunk, settings, means)
+            if isinstance(null, NullRows):
+                _add_null_rows(gradients, of_rows, names, null, means)
             means.close(names, set_aside)
     return means.finish(set_aside)
 
@@ -170,25 +170,25 @@ def cross_entropy_targets(
                     means.add(vector, Member(id_, by_id[id_].subtask, float(loss), norm, truncated=cut))
                 set_aside += result.set_aside
             if null:
-                with _directed(gradients, of_rows):
-                    _add_null_rows(gradients, names, null, means)
+                _add_null_rows(gradients, of_rows, names, null, means)
             means.close(names, set_aside)
     return means.finish(set_aside)
 
 
-def _add_null_rows(gradients: RowGradients, names: frozenset[str], null: NullRows, means: _SubtaskMeans) -> None:
+def _add_null_rows(
+    gradients: RowGradients,
+    direction: AdamDirection | None,
+    names: frozenset[str],
+    null: NullRows,
+    means: _SubtaskMeans,
+) -> None:
     """Adds rows to the null columns of these subtasks; a row of several columns is passed once for all of them."""
-    columns_of: dict[int, list[tuple[str, int]]] = {}
-    rows: dict[int, TokenRow] = {}
-    for name in sorted(names):
-        for column, own in enumerate(null.rows[name]):
-            for row in own:
-                rows[row.id] = row
-                columns_of.setdefault(row.id, []).append((name, column))
-    for chunk in _chunks([rows[id_] for id_ in sorted(rows)], gradients, per_item=1):
-        result = gradients.run(chunk)
-        for id_, vector in zip(result.ids.tolist(), result.vectors, strict=True):
-            means.add_null(vector, columns_of[id_])
+    rows, columns_of = null.of(names)
+    with _directed(gradients, direction):
+        for chunk in _chunks(rows, gradients, per_item=1):
+            result = gradients.run(chunk)
+            for id_, vector in zip(result.ids.tolist(), result.vectors, strict=True):
+                means.add_null(vector, columns_of[id_])
 
 
 def _add_pairs(
@@ -239,8 +239,7 @@ def _pair_gradient(
 
 def unit_of(vector: NDArray[np.floating]) -> NDArray[np.floating]:
     """The vector at length 1; zeros stay."""
-    length = np.linalg.norm(vector)
-    return vector / length if length else vector
+    return vector / (np.linalg.norm(vector) or 1)
 
 
 def with_answer(contrast: NDArray[np.floating], answer: NDArray[np.floating], weight: float) -> NDArray[np.floating]:
@@ -274,7 +273,6 @@ class _SubtaskMeans:
         self._shared: dict[str, NDArray[np.float64]] = {}  # sketches of what chosen and rejected share, by subtask
         self._vectors: list[NDArray[np.floating]] = []
         self._write = write or self._vectors.append
-        self._width = 0
         self.nulls = NullSums(nulls)
 
     def groups(self, width: int) -> Iterator[frozenset[str]]:

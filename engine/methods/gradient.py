@@ -97,9 +97,6 @@ class GradientSelector(BySubtask):
     )
     """The subtask that a row helps most, the row's score for each subtask, and whether its score stands above what targets
     without meaning give; null where there is no such null."""
-    null_kind: ClassVar[Kind | None] = None
-    """What its null targets are made of (see `raysift.gradients.null_columns`); None: it has none, and `target_gradients` is
-    not asked for any."""
     target_kind: ClassVar[str]
     """Content of a target file, in words for messages: a name, a colon, its fields."""
     unread: ClassVar[tuple[str, ...]]
@@ -107,6 +104,12 @@ class GradientSelector(BySubtask):
     of_target: ClassVar[tuple[str, ...]] = ()
     """The method's own settings that affect only the gradients of its target."""
     config: GradientConfig
+
+    @property
+    def null_kind(self) -> Kind | None:
+        """What its null targets are made of (see `raysift.gradients.null_columns`); None: it has none, and `target_gradients` is
+        not asked for any."""
+        return None
 
     @property
     def turns_with_sides(self) -> bool:

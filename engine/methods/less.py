@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from raysift.errors import DataError
 from raysift.evaluation.examples import read_examples, reference_answer
-from raysift.gradients.null_columns import ROWS
+from raysift.gradients.null_columns import ROWS, Kind
 from raysift.methods.gradient import GradientConfig, GradientSelector, TargetFile
 
 if TYPE_CHECKING:
@@ -46,8 +46,11 @@ class Less(GradientSelector):
         "examples with a right answer: prompt and reference, or choices and answer_index, or records of a pool's layout"
     )
     unread = ("columns", "subtask")
-    null_kind = ROWS
     config: LessConfig
+
+    @property
+    def null_kind(self) -> Kind:
+        return ROWS
 
     def read_target(self, path: str) -> TargetFile:
         return read_answered(path, self.config.targets.split)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from raysift.gradients.null_columns import SIGNS
+from raysift.gradients.null_columns import ROWS, SIGNS, Kind
 from raysift.methods.gradient import GradientConfig, GradientSelector, TargetFile
 from raysift.methods.less import PAPER
 from raysift.pool.files import find_files
@@ -57,13 +57,17 @@ class Rose(GradientSelector):
     )
     unread = ("split",)
     of_target = ("preference", "end_prompt")
-    null_kind = SIGNS
     config: RoseConfig
 
     @property
     def turns_with_sides(self) -> bool:
         """Not where the chosen answer's own gradient is added: it stays as it is."""
         return self.config.preference.answer_weight == 0
+
+    @property
+    def null_kind(self) -> Kind:
+        """Where the chosen answer counts by itself, random signs would cancel it and leave no target at all."""
+        return SIGNS if self.turns_with_sides else ROWS
 
     def read_target(self, path: str) -> TargetFile:
         found, wanted, problems = TargetFile(), self.config.targets, []

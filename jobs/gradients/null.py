@@ -67,8 +67,6 @@ def plan_null(
     """The null columns to compute for members of these content keys and subtasks, or why there are none."""
     counts = Counter(subtasks)
     columns = replicates(len(counts))
-    if selector.null_kind == SIGNS and not selector.turns_with_sides:
-        return None, NO_KIND  # a member that keeps its side would be cancelled by signs, not made meaningless
     if selector.null_kind == SIGNS:
         different = Counter(subtask for subtask, _ in set(zip(subtasks, keys, strict=True)))
         if not enough_pairs(list(different.values())):

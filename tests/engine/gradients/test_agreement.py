@@ -236,6 +236,8 @@ def test_pairs_that_do_not_turn_with_their_sides_are_not_judged_by_signs():
     assert told.kind == "pairs" and told.whole.chance is None and told.whole.level == "clear"
     assert Rose(RoseConfig(), 0).turns_with_sides
     assert not Rose(RoseConfig(preference={"answer_weight": 1.0}), 0).turns_with_sides
+    kinds = [Rose(RoseConfig(preference={"answer_weight": weight}), 0).null_kind for weight in (0.0, 1.0)]
+    assert kinds == ["signs", "rows"]
 
 
 def test_few_pairs_are_never_clear_because_chance_does_as_well():

@@ -407,3 +407,8 @@ def test_rows_of_a_null_take_the_direction_of_the_pools_rows_and_examples_stay_p
     expected = np.mean([vector / np.linalg.norm(vector) for vector in directed], axis=0)
     assert np.allclose(found.vectors[1], expected, atol=1e-5)
     assert not np.allclose(found.vectors[1], plain.vectors[1], atol=1e-2)
+    pairs, anchored = make_pairs(4, subtasks=("all",)), PreferenceSettings(answer_weight=1.0)
+    alone = preference_targets(gradients, pairs, anchored, UNITS).vectors
+    of_pairs = preference_targets(gradients, pairs, anchored, UNITS, null=null)
+    assert np.allclose(of_pairs.vectors[0], alone[0], atol=1e-6)
+    assert np.allclose(of_pairs.vectors[1], expected, atol=1e-5) and of_pairs.empty_nulls == 0
