@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from raysift.gradients.null_columns import random_signs
 from raysift.gradients.rows import TokenRow
-
-if TYPE_CHECKING:
-    from raysift.gradients.preference import TokenPair
 
 
 @dataclass(frozen=True)
@@ -23,10 +19,6 @@ class NullSigns:
     columns: int
     keys: Mapping[int, int]
     """Content key of each pair, by its id."""
-
-    def place(self, pair: TokenPair) -> tuple[int, int]:
-        """Pairs come in this order, whatever that of the files."""
-        return self.keys[pair.id], pair.id
 
     def of(self, subtask_of: Mapping[int, str]) -> dict[int, list[int]]:
         """The signs of these pairs, by id."""

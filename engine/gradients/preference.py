@@ -131,7 +131,7 @@ def preference_targets(
     means = _SubtaskMeans(targets, subtask_of, keep_units, write, null.columns if null else 0)
     if isinstance(null, NullSigns):
         # Null columns are plain sums: taken in the order of content, they do not depend on that of the files.
-        kept.sort(key=null.place)
+        kept.sort(key=lambda pair: (null.keys[pair.id], pair.id))
         means.nulls.signs = null.of({pair.id: pair.subtask for pair in kept})
     for why in set_aside:
         if why.reason in (SAME_ANSWERS, SAME_UNTIL_CUT):
