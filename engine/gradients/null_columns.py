@@ -1,7 +1,7 @@
 """Targets that mean nothing, computed beside the real ones: what random signs of the same pairs, or random rows, give.
 
     signs   v_r = aggregate of e_ri g_i         g_i: what pair i adds to the real target; e_ri: 1 or -1 at random, half of each
-    rows    v_r = aggregate of the directions of random rows of the pool, as many as the subtask has members
+    rows    v_r = aggregate of the directions of random rows of the pool, as many as the subtask has members, or twelve
 
 Random rows take the direction that the pool's rows are matched with (Adam's, for LESS). Plain gradients of a few rows vary more
 from draw to draw, and hid selections that did serve their target; see tests/benchmarks/RESULTS.md.
@@ -31,9 +31,11 @@ FEWEST_REPLICATES = 4
 """Null columns of all subtasks together, at least."""
 FEWEST_PAIRS, FEWEST_OF_SUBTASK = 6, 2
 """With fewer pairs in all, or of a subtask, random signs are too often the target itself, or all of it turned round."""
-ROWS_SHARE, FEWEST_ROWS = 0.04, 8
-"""Random rows of all null columns together: at most this share of the pool, as each costs a pass. And of one column: so many, or as
-many as the subtask has members, or there is no null."""
+ROWS_SHARE = 0.04
+"""Random rows of all null columns together: at most this share of the pool, as each costs a pass."""
+FEWEST_ROWS, MOST_ROWS = 8, 12
+"""Random rows of one column: as many as the subtask has members, if these are fewer. With less there is no null; more change
+nothing."""
 
 SEED = 0
 """Of all draws. Not the run's own: a null is no choice of the selection, so runs of several seeds share what they can."""
@@ -119,9 +121,15 @@ def most_rows(pool_rows: int) -> int:
 
 
 def sizes_for(counts: Mapping[str, int], columns: int, most: int) -> dict[str, int]:
-    """Rows of a null column by subtask: as many as it has members, scaled down where all would be more than `most`."""
-    asked = columns * sum(counts.values())
-    return {name: min(count, max(1, count * most // asked)) for name, count in counts.items()}
+    """Rows of a null column by subtask: as many as members, `MOST_ROWS` at most, scaled down if all would be more than `most`."""
+    wanted = {name: min(count, MOST_ROWS) for name, count in counts.items()}
+    asked = columns * sum(wanted.values())
+    return {name: min(count, max(1, count * most // asked)) for name, count in wanted.items()}
+
+
+def enough_rows(counts: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
+    """Whether columns of these sizes say anything of subtasks with so many members: fewer rows make a noisier target."""
+    return all(sizes[name] >= min(count, FEWEST_ROWS) for name, count in counts.items())
 
 
 def deal(ids: Sequence[int], sizes: Mapping[str, int], columns: int) -> list[dict[str, list[int]]]:

@@ -20,7 +20,6 @@ from raysift.draws import seed_for, uniform_of
 from raysift.gradients.influence import TargetColumns, weigh_checkpoints
 from raysift.gradients.null import WHOLE, NullReduce, excess, stands_above, verdict, without_null
 from raysift.gradients.null_columns import (
-    FEWEST_ROWS,
     NO_KIND,
     NO_ROWS,
     ROWS,
@@ -32,6 +31,7 @@ from raysift.gradients.null_columns import (
     NullColumns,
     NullPlan,
     enough_pairs,
+    enough_rows,
     most_rows,
     replicates,
     sizes_for,
@@ -75,6 +75,8 @@ def plan_null(
     if selector.null_kind == ROWS:
         most = most_rows(rows.counts["kept"])
         sizes = sizes_for(counts, columns, most)
+        if not enough_rows(counts, sizes):
+            return None, SMALL_POOL
         wanted = min(most, columns * sum(sizes.values()))
         drawn = _draw_rows(run.files(rows, "rows"), wanted + max(SPARE, wanted // 4))
         return NullPlan(ROWS, columns, candidates=drawn, sizes=sizes, most=most), ""
@@ -99,9 +101,6 @@ def null_values(kind: Kind | None, plan: NullPlan | None, why: str, found: Seque
     members = [counts[name] for name in found[0].subtasks]
     if plan and plan.kind == SIGNS and not enough_pairs(members):
         why = TOO_FEW
-    # Fewer rows make a noisier target: on real rows, nulls of 3 rows hid a third of what LESS had selected well.
-    if plan and plan.kind == ROWS and any(plan.sizes.get(name, 0) < min(n, FEWEST_ROWS) for name, n in counts.items()):
-        why = SMALL_POOL
     if any(target.empty_nulls for target in found):
         why = NO_ROWS
     return {"kind": kind or SIGNS, "columns": plan.columns if plan else 0, "why": why, "members": members}

@@ -29,6 +29,7 @@ from raysift.gradients.null_columns import (
     NullColumns,
     deal,
     enough_pairs,
+    enough_rows,
     mixes,
     most_rows,
     random_signs,
@@ -213,11 +214,16 @@ def test_combinations_of_null_columns_are_as_long_as_they_and_balanced():
 def test_random_rows_are_few_of_the_pool_each_in_one_column_if_there_are_enough():
     assert [most_rows(rows) for rows in (3, 100, 1000, 10**6)] == [3, 8, 40, 40000]
     counts = {"a": 24, "b": 6}
-    assert sizes_for(counts, 2, 1000) == counts
+    assert sizes_for(counts, 2, 1000) == {"a": 12, "b": 6}  # more than 12 rows change nothing
     small = sizes_for(counts, 2, 20)
-    assert small == {"a": 8, "b": 2}
-    dealt = deal(list(range(20)), small, 2)
-    assert sorted(row for own in dealt for rows in own.values() for row in rows) == list(range(20))
+    assert small == {"a": 6, "b": 3}
+    assert [enough_rows(counts, sizes) for sizes in (small, {"a": 8, "b": 6}, {"a": 12, "b": 5})] == [
+        False,
+        True,
+        False,
+    ]
+    dealt = deal(list(range(18)), small, 2)
+    assert sorted(row for own in dealt for rows in own.values() for row in rows) == list(range(18))
     assert sizes_for(dict.fromkeys("abc", 1), 2, 3) == dict.fromkeys("abc", 1)
     assert deal([1, 2], {"a": 3}, 2) == [{"a": [1, 2]}, {"a": [1, 2]}]
     assert deal([], {"a": 3}, 1) == [{"a": []}]

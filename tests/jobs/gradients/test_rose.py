@@ -158,7 +158,11 @@ def test_less_takes_examples_and_its_rows_get_their_own_directions(repeat, tmp_p
     path = write_lines(tmp_path / "examples.jsonl", list(examples(6, 0, ["add", "subtract"])))
     run = repeat(tmp_path / "run", method="less", target=[path], less__warmup={"recipe": "nano"})
     assert len(selected(run)) == 12
-    assert read_manifest(run.folder / "targets").values["subtasks"] == ["add", "subtract"]
+    target = read_manifest(run.folder / "targets")
+    assert target.values["subtasks"] == ["add", "subtract"]
+    # Two random rows for three examples would be too few, and no pass is spent on them.
+    assert target.values["null"] == {"kind": "rows", "columns": 0, "why": "small_pool", "members": [3, 3]}
+    assert "null" not in target.files
     monkeypatch.setattr(room, "shutil", SimpleNamespace(disk_usage=lambda _path: SimpleNamespace(free=1)))
     with pytest.raises(StageError, match=r"targets: .* GiB on disk \(2 subtasks at .*less\.matching=store"):
         repeat(tmp_path / "full", method="less", target=[path], less__warmup={"recipe": "nano"})
