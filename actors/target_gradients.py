@@ -93,15 +93,15 @@ class TargetGradients:
         null: NullPlan | None = None,
     ) -> list[Targets]:
         """The `raysift.gradients.preference.Targets` at each checkpoint, from preference pairs; with `null` also null columns."""
-        from raysift.gradients.null_columns import ROWS, SIGNS
+        from raysift.gradients.null_columns import ROWS
         from raysift.gradients.null_sums import NullSigns
         from raysift.gradients.preference import preference_targets
 
         tokens = [self.model.encode_pair(number, pair, end_prompt) for number, pair in enumerate(pairs)]
         self.deviation = self.check([pair.chosen for pair in tokens])
-        nulls: NullSigns | NullRows | None = self._null_rows(null) if null and null.kind == ROWS else None
-        if null and null.kind == SIGNS:
-            nulls = NullSigns(null.columns, dict(enumerate(null.keys)))
+        nulls: NullSigns | NullRows | None = None
+        if null:
+            nulls = self._null_rows(null) if null.kind == ROWS else NullSigns(null.columns, dict(enumerate(null.keys)))
 
         def at(gradients: RowGradients, write: Write | None) -> Targets:
             return preference_targets(gradients, tokens, preference, targets, keep_units, write, nulls)
@@ -133,10 +133,9 @@ class TargetGradients:
         from raysift.gradients.null_columns import deal
         from raysift.gradients.null_sums import NullRows
 
-        wanted = min(null.most, null.columns * sum(null.sizes.values()))
         usable: dict[int, TokenRow] = {}
         for row in null.candidates:
-            if len(usable) == wanted:
+            if len(usable) == null.most:
                 break
             with contextlib.suppress(DataError):  # the template refuses it, as it will where the pool is passed
                 tokens = self.model.encode(row[ID], conversation_of(row))

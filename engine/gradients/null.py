@@ -268,7 +268,7 @@ def verdict(kind: Kind, selected: int, above: int) -> str:
     told = f"of {selected:,} selected {rows} {above:,} {'stands' if above == 1 else 'stand'} above {given}"
     if above >= CLEAR_SHARE * selected:
         return told
-    return f"{told}: most of this selection may be noise, and a budget of {above:,} would leave that out"
+    return f"{told}: most of this selection may be noise, and a smaller budget would hold less of it"
 
 
 def without_null(why: str) -> str:

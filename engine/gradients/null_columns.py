@@ -115,21 +115,18 @@ def enough_pairs(counts: Sequence[int]) -> bool:
     return sum(counts) >= FEWEST_PAIRS and min(counts) >= FEWEST_OF_SUBTASK
 
 
-def most_rows(pool_rows: int) -> int:
-    """Random rows that all null columns may take together."""
-    return min(pool_rows, max(FEWEST_ROWS, int(ROWS_SHARE * pool_rows)))
+def plan_rows(counts: Mapping[str, int], columns: int, pool_rows: int) -> tuple[dict[str, int], int] | None:
+    """Rows of each null column by subtask, and how many different ones in all; None where a pool is too small for a null.
 
-
-def sizes_for(counts: Mapping[str, int], columns: int, most: int) -> dict[str, int]:
-    """Rows of a null column by subtask: as many as members, `MOST_ROWS` at most, scaled down if all would be more than `most`."""
+    As many as a subtask has members, `MOST_ROWS` at most, scaled down if all would be more than the pool's share.
+    """
+    most = min(pool_rows, max(FEWEST_ROWS, int(ROWS_SHARE * pool_rows)))
     wanted = {name: min(count, MOST_ROWS) for name, count in counts.items()}
     asked = columns * sum(wanted.values())
-    return {name: min(count, max(1, count * most // asked)) for name, count in wanted.items()}
-
-
-def enough_rows(counts: Mapping[str, int], sizes: Mapping[str, int]) -> bool:
-    """Whether columns of these sizes say anything of subtasks with so many members: fewer rows make a noisier target."""
-    return all(sizes[name] >= min(count, FEWEST_ROWS) for name, count in counts.items())
+    sizes = {name: min(count, max(1, count * most // asked)) for name, count in wanted.items()}
+    if any(sizes[name] < min(count, FEWEST_ROWS) for name, count in counts.items()):
+        return None
+    return sizes, min(most, columns * sum(sizes.values()))
 
 
 def deal(ids: Sequence[int], sizes: Mapping[str, int], columns: int) -> list[dict[str, list[int]]]:

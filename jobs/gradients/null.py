@@ -31,10 +31,8 @@ from raysift.gradients.null_columns import (
     NullColumns,
     NullPlan,
     enough_pairs,
-    enough_rows,
-    most_rows,
+    plan_rows,
     replicates,
-    sizes_for,
     split,
 )
 from raysift.jobs.runs.chosen_rows import chosen_chunks
@@ -73,12 +71,11 @@ def plan_null(
             return None, TOO_FEW
         return NullPlan(SIGNS, columns, keys=tuple(keys)), ""
     if selector.null_kind == ROWS:
-        most = most_rows(rows.counts["kept"])
-        sizes = sizes_for(counts, columns, most)
-        if not enough_rows(counts, sizes):
+        planned = plan_rows(counts, columns, rows.counts["kept"])
+        if planned is None:
             return None, SMALL_POOL
-        wanted = min(most, columns * sum(sizes.values()))
-        drawn = _draw_rows(run.files(rows, "rows"), wanted + max(SPARE, wanted // 4))
+        sizes, most = planned
+        drawn = _draw_rows(run.files(rows, "rows"), most + max(SPARE, most // 4))
         return NullPlan(ROWS, columns, candidates=drawn, sizes=sizes, most=most), ""
     return None, NO_KIND
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from raysift.actors.state_match import StateMatch
 from raysift.config import CommonConfig
 from raysift.evaluation.examples import reference_answer
-from raysift.gradients.null_columns import ROWS, most_rows, replicates
+from raysift.gradients.null_columns import ROWS, plan_rows, replicates
 from raysift.jobs.gradients.room import SIGNS, exact_room, moments_of, room_needed, warmup_recipe
 from raysift.jobs.gradients.stages import WHOLE, gradient_loading
 from raysift.jobs.on_ray.fitting import need_to_answer, need_to_train
@@ -61,9 +62,8 @@ def _gradient(selector: GradientSelector, facts: Facts) -> list[Work]:
         [] if settings.warmup_from else [facts.train("warmup", warm, train, "warmup", need_to_train(own, config.model))]
     )
     exact, need = settings.matching == "exact", gradient_need(config, settings, facts.subtasks)
-    nulls = replicates(facts.subtasks) if selector.null_kind else 0
+    nulls, drawn = _null(selector, facts)
     columns = facts.subtasks * (1 + nulls)
-    drawn = min(nulls * len(facts.members), most_rows(int(rows))) if selector.null_kind == ROWS else 0
     width = (
         4.0 * columns if exact else settings.projection.dimension / (8 if settings.projection.kind == "signs" else 0.5)
     )
@@ -95,6 +95,17 @@ def _gradient(selector: GradientSelector, facts: Facts) -> list[Work]:
         *score_and_choose(facts, "influence"),
         *facts.after(),
     ]
+
+
+def _null(selector: GradientSelector, facts: Facts) -> tuple[int, int]:
+    """Null columns of each subtask, and the rows that are passed for them."""
+    from raysift.jobs.gradients.targeting import subtask_of
+
+    columns = replicates(facts.subtasks)
+    if selector.null_kind != ROWS:
+        return (columns if selector.null_kind else 0), 0
+    planned = plan_rows(Counter(map(subtask_of, facts.members)), columns, int(facts.rows))
+    return (columns, planned[1]) if planned else (0, 0)
 
 
 @orders.register

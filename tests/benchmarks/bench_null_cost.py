@@ -28,7 +28,7 @@ from raysift.actors.target_files import TargetFiles
 from raysift.actors.target_gradients import PLAIN, TargetGradients
 from raysift.gradients import preference
 from raysift.gradients.moments import Moments, save_moments
-from raysift.gradients.null_columns import ROWS, SIGNS, Kind, NullPlan, enough_rows, most_rows, replicates, sizes_for
+from raysift.gradients.null_columns import ROWS, SIGNS, Kind, NullPlan, plan_rows, replicates
 from raysift.jobs.gradients.targeting import content_key
 from raysift.jobs.runs.console import Console
 from raysift.nano.world import generate_pool, preference_pairs
@@ -156,10 +156,9 @@ def null_plan(world: World, kind: Kind) -> NullPlan:
     columns = replicates(1)
     if kind == SIGNS:
         return NullPlan(SIGNS, columns, keys=tuple(content_key(pair) for pair in world.pairs))
-    most = most_rows(len(world.rows))
-    counts = {"t": len(world.pairs)}
-    sizes = sizes_for(counts, columns, most)
-    assert enough_rows(counts, sizes), "a pool so small has no null: ask for more --rows"
+    planned = plan_rows({"t": len(world.pairs)}, columns, len(world.rows))
+    assert planned, "a pool so small has no null: ask for more --rows"
+    sizes, most = planned
     return NullPlan(ROWS, columns, candidates=tuple(world.rows[: most + 16]), sizes=sizes, most=most)
 
 

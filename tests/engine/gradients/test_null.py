@@ -29,12 +29,10 @@ from raysift.gradients.null_columns import (
     NullColumns,
     deal,
     enough_pairs,
-    enough_rows,
     mixes,
-    most_rows,
+    plan_rows,
     random_signs,
     replicates,
-    sizes_for,
     split,
 )
 
@@ -212,19 +210,14 @@ def test_combinations_of_null_columns_are_as_long_as_they_and_balanced():
 
 
 def test_random_rows_are_few_of_the_pool_each_in_one_column_if_there_are_enough():
-    assert [most_rows(rows) for rows in (3, 100, 1000, 10**6)] == [3, 8, 40, 40000]
     counts = {"a": 24, "b": 6}
-    assert sizes_for(counts, 2, 1000) == {"a": 12, "b": 6}  # more than 12 rows change nothing
-    small = sizes_for(counts, 2, 20)
-    assert small == {"a": 6, "b": 3}
-    assert [enough_rows(counts, sizes) for sizes in (small, {"a": 8, "b": 6}, {"a": 12, "b": 5})] == [
-        False,
-        True,
-        False,
-    ]
-    dealt = deal(list(range(18)), small, 2)
-    assert sorted(row for own in dealt for rows in own.values() for row in rows) == list(range(18))
-    assert sizes_for(dict.fromkeys("abc", 1), 2, 3) == dict.fromkeys("abc", 1)
+    assert plan_rows(counts, 2, 25_000) == ({"a": 12, "b": 6}, 36)  # more than 12 rows change nothing
+    assert plan_rows(counts, 2, 900) == ({"a": 12, "b": 6}, 36)
+    assert plan_rows(counts, 2, 800) is None  # would be 5 for the 6 of b
+    assert plan_rows({"a": 24}, 4, 800) == ({"a": 8}, 32) and plan_rows({"a": 24}, 4, 799) is None
+    assert plan_rows(dict.fromkeys("abc", 1), 2, 3) == (dict.fromkeys("abc", 1), 3)
+    dealt = deal(list(range(36)), counts | {"a": 12}, 2)
+    assert sorted(row for own in dealt for rows in own.values() for row in rows) == list(range(36))
     assert deal([1, 2], {"a": 3}, 2) == [{"a": [1, 2]}, {"a": [1, 2]}]
     assert deal([], {"a": 3}, 1) == [{"a": []}]
 
@@ -299,8 +292,8 @@ def test_a_sentence_says_what_stands_above_and_never_more_than_is_known():
     )
     assert verdict(SIGNS, 81, 0).endswith("this selection is noise")
     assert verdict(SIGNS, 81, 1).endswith(
-        "1 stands above what random signs of the same pairs give: most of this selection may be noise, and a budget of 1 would "
-        "leave that out"
+        "1 stands above what random signs of the same pairs give: most of this selection may be noise, and a smaller budget "
+        "would hold less of it"
     )
     assert NullColumns.of({}).why == OLD and not NullColumns.of({}).usable
     assert "rescore" in without_null(OLD) and "6 different pairs" in without_null(TOO_FEW)
