@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from types import ModuleType
+from typing import Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from raysift.jobs.api.showing import as_html, near
 from raysift.jobs.check import rendering as check_rendering
-from raysift.jobs.compare import rendering
+from raysift.jobs.compare import rendering as compare_rendering
 from raysift.jobs.pairwise.judging import RESULT_FILE
 from raysift.jobs.runs.run import Run as OpenRun
 from raysift.manifest import Manifest
@@ -160,8 +161,11 @@ class Search(Result):
         return pa.Table.from_pylist(self.manifest.values["trials"])
 
 
-class Judgement:
+class Verdicts:
     """Figures of many trainings, and what they say in words."""
+
+    shown: ClassVar[ModuleType]
+    """How they are shown."""
 
     def __init__(self, opened: OpenRun, result: Mapping[str, Any]) -> None:
         self.opened = opened
@@ -169,7 +173,7 @@ class Judgement:
         """All figures, as in the folder's JSON file."""
 
     def _repr_html_(self) -> str:
-        title, heads, rows = self._first_table()
+        title, heads, rows = self.shown.tables(self.result)[0]
         said = "".join(as_html("", {"": verdict}) for verdict in self.verdicts)
         return as_html(title, {"run": near(self.folder)}, heads, rows) + said
 
@@ -180,49 +184,36 @@ class Judgement:
 
     @property
     def verdicts(self) -> list[str]:
-        """Sentences, the one that matters most first."""
-        raise NotImplementedError
+        """What the figures say, sentence by sentence."""
+        return list(self.shown.sentences(self.result))
 
-    def _first_table(self) -> rendering.Table:
-        raise NotImplementedError
+    def markdown(self) -> str:
+        """All tables and sentences as a page."""
+        return str(self.shown.as_markdown(self.result))
 
 
-class Comparison(Judgement):
+class Comparison(Verdicts):
     """How methods stand to each other: trained and tested under one recipe."""
+
+    shown: ClassVar[ModuleType] = compare_rendering
 
     def __repr__(self) -> str:
         names = ", ".join(f"{line['name']} {line['score']:.3f}" for line in self.result["methods"])
         return f"Comparison({names}; {near(self.folder)})"
 
-    @property
-    def verdicts(self) -> list[str]:
-        """A sentence for each method, and a caveat if there are few seeds."""
-        return rendering.sentences(self.result)
-
     def table(self) -> pa.Table:
         """A line for each method: score, difference to uniform with its interval, cost, overlap, verdict."""
-        return pa.Table.from_pylist(
-            [{name: line[name] for name in rendering.COLUMNS} for line in self.result["methods"]]
-        )
-
-    def markdown(self) -> str:
-        """All tables and verdicts as a page."""
-        return rendering.as_markdown(self.result)
-
-    def _first_table(self) -> rendering.Table:
-        return rendering.tables(self.result)[0]
+        columns = compare_rendering.COLUMNS
+        return pa.Table.from_pylist([{name: line[name] for name in columns} for line in self.result["methods"]])
 
 
-class Check(Judgement):
+class Check(Verdicts):
     """Whether the order of a run's scores says how much its rows teach."""
+
+    shown: ClassVar[ModuleType] = check_rendering
 
     def __repr__(self) -> str:
         return f"Check({self.verdicts[0]} {near(self.folder)})"
-
-    @property
-    def verdicts(self) -> list[str]:
-        """What the check says, the sentence that matters most first."""
-        return list(self.result["verdicts"])
 
     @property
     def correlations(self) -> dict[str, float | None]:
@@ -233,13 +224,6 @@ class Check(Judgement):
     def table(self) -> pa.Table:
         """A line for the base model (bin 0) and for each bin: bounds of the scores, and the mean of each measurement."""
         return pa.Table.from_pylist(check_rendering.bin_lines(self.result))
-
-    def markdown(self) -> str:
-        """All tables and sentences as a page."""
-        return check_rendering.as_markdown(self.result)
-
-    def _first_table(self) -> rendering.Table:
-        return check_rendering.tables(self.result)[0]
 
 
 def _lines(table: pa.Table) -> list[list[Any]]:

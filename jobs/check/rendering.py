@@ -20,6 +20,11 @@ def tables(found: Found) -> list[Table]:
     return [_bins(found), _orders(found)]
 
 
+def sentences(found: Found) -> list[str]:
+    """What the check says, the sentence that matters most first."""
+    return list(found["verdicts"])
+
+
 def bin_lines(found: Found) -> list[dict[str, Any]]:
     """A line for the base model, as bin 0, and for each bin: bounds of the scores, and the mean of each measurement."""
     scores = [{"high": None, "low": None}, *found["scores"]]
@@ -81,13 +86,13 @@ def show(found: Found, console: Console) -> None:
     """Print tables and sentences."""
     for table in tables(found):
         console.table(*table)
-    for sentence in found["verdicts"]:
+    for sentence in sentences(found):
         console.note(sentence)
 
 
 def as_markdown(found: Found) -> str:
     """Sentences and tables as a Markdown page."""
-    parts = ["\n".join(f"- {_cell(sentence)}" for sentence in found["verdicts"])]
+    parts = ["\n".join(f"- {_cell(sentence)}" for sentence in sentences(found))]
     for title, heads, lines in tables(found):
         rows: Sequence[Sequence[str]] = [heads, ["---"] * len(heads), *lines]
         parts.append(f"**{_cell(title)}**\n\n" + "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in rows))
@@ -98,4 +103,4 @@ def _cell(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-__all__ = ["as_markdown", "bin_lines", "show", "tables"]
+__all__ = ["as_markdown", "bin_lines", "sentences", "show", "tables"]
